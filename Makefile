@@ -1,0 +1,22 @@
+# make test   install into .venv and run the linter and the tests
+# make demo   install into .venv, make the demo data, train, evaluate, show
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: test demo clean
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+demo: $(VENV)/installed
+	$(BIN)/python tools/demo.py
+
+$(VENV)/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo
