@@ -1,0 +1,190 @@
+"""Encoders, the loss, and GSMN as a whole.  Knows no file, no optimiser and no device number.
+
+Letters for shapes as in graph.py, and B images or captions of a batch.  See docs/method.md, section 2.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import graph
+
+
+def l2norm(x, dim=-1, eps=1e-8):
+    """x / (‖x‖₂ + eps) along `dim`; zero stays zero, with a finite gradient."""
+    return x / (graph.safe_norm(x, dim) + eps)
+
+
+class EncoderImage(nn.Module):
+    """Region features (B, R, img_dim) -> unit vectors (B, R, D)  (docs/method.md, section 2.1)."""
+
+    def __init__(self, img_dim, embed_size, no_imgnorm=False):
+        super().__init__()
+        self.no_imgnorm = no_imgnorm
+        self.fc = nn.Linear(img_dim, embed_size)
+        bound = math.sqrt(6.0 / (img_dim + embed_size))
+        nn.init.uniform_(self.fc.weight, -bound, bound)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images):
+        features = self.fc(images)
+        return features if self.no_imgnorm else l2norm(features)
+
+
+class EncoderText(nn.Module):
+    """Word ids (B, n) -> unit vectors (B, n, D), one for each word  (docs/method.md, section 2.2)."""
+
+    def __init__(self, vocab_size, word_dim, embed_size, num_layers=1, bi_gru=False, no_txtnorm=False):
+        super().__init__()
+        self.no_txtnorm = no_txtnorm
+        self.embed = nn.Embedding(vocab_size, word_dim)
+        self.rnn = nn.GRU(word_dim, embed_size, num_layers, batch_first=True, bidirectional=bi_gru)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+
+    def forward(self, captions, lengths):
+        """Positions from a caption's length on come out as zeros."""
+        lengths = torch.as_tensor(lengths).cpu()
+        packed = pack_padded_sequence(self.embed(captions), lengths, batch_first=True, enforce_sorted=False)
+        words, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)  # (B, n, D or 2·D)
+        if self.rnn.bidirectional:
+            words = sum(words.chunk(2, dim=-1)) / 2
+        return words if self.no_txtnorm else l2norm(words)
+
+
+class ContrastiveLoss(nn.Module):
+    """Hinge over a batch's score matrix, both ways, summed; the diagonal holds the true pairs.
+
+    With max_violation only the hardest negative of each row and column counts (VSE++; docs/method.md,
+    section 2.5).
+    """
+
+    def __init__(self, margin=0.2, max_violation=False):
+        super().__init__()
+        self.margin = margin
+        self.max_violation = max_violation
+
+    def forward(self, scores):
+        """scores (B, B), images down, captions across -> the loss, a scalar."""
+        true = scores.diagonal()
+        cost_s = (self.margin + scores - true.unsqueeze(1)).clamp(min=0)  # captions of an image
+        cost_im = (self.margin + scores - true.unsqueeze(0)).clamp(min=0)  # images of a caption
+        itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        cost_s, cost_im = cost_s.masked_fill(itself, 0), cost_im.masked_fill(itself, 0)
+        if self.max_violation:
+            cost_s, cost_im = cost_s.amax(1), cost_im.amax(0)
+        return cost_s.sum() + cost_im.sum()
+
+
+class ListedModel(nn.Module):
+    """A model whose released checkpoints hold a list of state dicts, one for each of `parts`."""
+
+    parts = ()
+
+    def state_list(self):
+        """State dicts of the parts, in the order of the released checkpoints."""
+        return [getattr(self, part).state_dict() for part in self.parts]
+
+    def load_state_dict(self, state, strict=True):
+        """Takes the released list of state dicts as well as a plain state dict."""
+        if not isinstance(state, (list, tuple)):
+            return super().load_state_dict(state, strict)
+        if len(state) != len(self.parts):
+            raise ValueError(f"{len(state)} state dicts found, {type(self).__name__} has {len(self.parts)}")
+        for part, entry in zip(self.parts, state):
+            getattr(self, part).load_state_dict(entry, strict)
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
+
+
+class GSMN(ListedModel):
+    """Graph Structured Network for image-text matching (arXiv 2004.00277).
+
+    `opt` needs img_dim, vocab_size, word_dim, embed_size, num_layers, bi_gru, no_imgnorm, no_txtnorm,
+    num_block, feat_dim, hid_dim, out_dim, lambda_softmax, is_sparse, margin, max_violation; `propagation`
+    is 'self' where it is missing.  ValueError for widths that do not divide.
+    """
+
+    parts = ("img_enc", "txt_enc", "i2t_match_G", "t2i_match_G")
+
+    def __init__(self, opt):
+        super().__init__()
+        check_widths(opt)
+        self.is_sparse = opt.is_sparse
+        self.blocks, self.smooth = opt.num_block, opt.lambda_softmax
+        propagation = getattr(opt, "propagation", "self")
+        self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
+        self.txt_enc = EncoderText(
+            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
+        )
+        self.i2t_match_G = graph.VisualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, propagation)
+        self.t2i_match_G = graph.TextualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, propagation)
+        self.criterion = ContrastiveLoss(opt.margin, opt.max_violation)
+
+    def forward_emb(self, images, captions, lengths):
+        """Features (B, R, img_dim), ids (B, n) padded with 0, lengths -> (B, R, D), (B, n, D), lengths."""
+        img_emb = self.img_enc(images.to(self.device))
+        cap_emb = self.txt_enc(captions.to(self.device), lengths)
+        return img_emb, cap_emb, lengths
+
+    def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
+        """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
+
+        img_emb (I, R, D); cap_emb (C, n, D) padded, or a list of (n_c, D); bboxes (I, R, 4) normalised,
+        or None for no geometry; depends: for each caption its [governor, dependent] pairs, ROOT first
+        (sparse models only); cap_lens: words of each caption.  Padding takes no part, so a pair's score
+        does not depend on what it is computed with.
+        """
+        if bboxes is None:
+            bboxes = img_emb.new_zeros(*img_emb.shape[:2], 4)
+        edges = self.i2t_match_G.edges(bboxes.to(img_emb))
+        visual, textual, order = [], [], []
+        for length, members in by_length(cap_lens):
+            words = torch.stack([cap_emb[c][:length] for c in members])  # (C, n, D), no padding
+            pairs = [depends[c] for c in members] if self.is_sparse else None
+            v, t = self.group_scores(img_emb, words, edges, pairs)
+            visual.append(v)
+            textual.append(t)
+            order.extend(members)
+        back = torch.tensor(order, device=img_emb.device).argsort()
+        return torch.cat(visual, 1)[:, back], torch.cat(textual, 1)[:, back]
+
+    def group_scores(self, img_emb, words, edges, pairs):
+        """Scores (I, C), (I, C) of captions of one length, words (C, n, D)."""
+        adjacency = None if pairs is None else graph.adjacency(pairs, words.shape[1]).to(words)
+        text_edges = self.t2i_match_G.edges(words, adjacency, self.smooth)
+        visual, textual = graph.node_matching(img_emb, words, self.blocks, self.smooth)
+        visual = self.i2t_match_G(visual, edges)
+        return visual, self.t2i_match_G(textual.transpose(0, 1), text_edges).t()
+
+    def forward_sim(self, img_emb, cap_emb, bboxes, depends, cap_lens):
+        """Similarity (I, C) of all pairs: visual plus textual score; arguments as forward_scores."""
+        visual, textual = self.forward_scores(img_emb, cap_emb, bboxes, depends, cap_lens)
+        return visual + textual
+
+    def forward_loss(self, scores):
+        """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
+        return self.criterion(scores)
+
+
+def check_widths(opt):
+    """ValueError where block, feature and kernel widths of GSMN do not fit together."""
+    if opt.embed_size % opt.num_block:
+        raise ValueError(f"--embed_size {opt.embed_size} is not divisible by --num_block {opt.num_block}")
+    if opt.feat_dim != opt.num_block:
+        raise ValueError(f"--feat_dim {opt.feat_dim} must equal --num_block {opt.num_block}")
+    if opt.hid_dim % graph.KERNELS:
+        raise ValueError(f"--hid_dim {opt.hid_dim} is not divisible by the {graph.KERNELS} kernels")
+    if opt.out_dim != 1:
+        raise ValueError(f"--out_dim {opt.out_dim}: a node has one score, only 1 is defined")
+
+
+def by_length(lengths):
+    """(length, numbers of the captions that have it), shortest first."""
+    groups = {}
+    for caption, length in enumerate(lengths):
+        groups.setdefault(int(length), []).append(caption)
+    return sorted(groups.items())
