@@ -1,0 +1,356 @@
+"""Files -> batches: precomputed region features with their captions (docs/method.md, section 1)."""
+from array import array
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from boxes import read_boxes, released_boxes
+from files import InputError, open_array, read_captions, read_ids, read_pairs, read_sizes, warn
+from vocab import END, PAD, UNK, encode
+
+CAPTIONS_PER_IMAGE = 5
+DEV_CAPTIONS = 5000  # a longer dev split is cut to these
+
+
+class Item(NamedTuple):
+    """One caption with its image; what does not apply is None."""
+    image: torch.Tensor  # (R, F) float32
+    caption: list        # n word ids, <start> ... <end>
+    id: int              # number of the caption
+    boxes: torch.Tensor  # (R, 4) x1 y1 x2 y2 as parts of the image's width and height
+    depends: list        # [governor, dependent] pairs, ROOT's first
+    label: np.ndarray    # (max_len + 1,) int64
+    mask: np.ndarray     # (max_len + 1,) float32
+
+
+class Batch(NamedTuple):
+    """B captions with their images, longest caption first; what does not apply is None."""
+    images: torch.Tensor    # (B, R, F) float32
+    captions: torch.Tensor  # (B, n) int64, padded with 0
+    lengths: list           # B numbers of ids
+    ids: list               # B numbers of captions
+    bboxes: torch.Tensor    # (B, R, 4) float32
+    depends: list           # B lists of pairs
+    labels: torch.Tensor    # (B, max_len + 1) int64, VSRN's caption model
+    masks: torch.Tensor     # (B, max_len + 1) float32
+
+
+class Ragged:
+    """Lists of numbers (or of pairs) of different lengths in one array: 145,000 captions take 8 MB.
+
+    Ragged[i] is list i; lengths: all their lengths (N,); flat: all numbers, (sum,) or (sum, 2) int32.
+    """
+
+    def __init__(self, lists, pairs=False):
+        flat, ends = array('i'), [0]
+        for one in lists:
+            flat.extend(chain.from_iterable(one) if pairs else one)
+            ends.append(len(flat))
+        self.flat = np.array(flat, np.int32).reshape(-1, 2) if pairs else np.array(flat, np.int32)
+        self.starts = np.array(ends) // (2 if pairs else 1)
+        self.lengths = np.diff(self.starts)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.flat[self.starts[i]:self.starts[i + 1]].tolist()
+
+
+# ---- the files of one split ----
+
+def data_folder(data_path, data_name):
+    """The folder of a data set; InputError listing those there are."""
+    folder = Path(data_path) / data_name
+    if folder.is_dir():
+        return folder
+    there = ', '.join(sorted(p.parent.name for p in Path(data_path).glob('*/*_ims.npy'))) or 'none'
+    raise InputError(f'{folder}: no such folder; data sets in {data_path}: {there} '
+                     '(--data_path, --data_name)')
+
+
+def label_and_mask(ids, max_len):
+    """What VSRN's caption model has to say: (max_len + 1,) ids and weights (docs/method.md, section 3)."""
+    if len(ids) > max_len - 1:
+        ids = [*ids[:max_len - 1], END]
+    label = np.full(max_len + 1, PAD, np.int64)
+    mask = np.zeros(max_len + 1, np.float32)
+    label[:len(ids)] = ids
+    mask[:len(ids) + 1] = 1  # the first pad after <end> counts
+    return label, mask
+
+
+# ---- data set ----
+
+class PrecompDataset(Dataset):
+    """Captions of one split with their images' precomputed region features; len is the number of captions.
+
+    images: memory map (rows, R, F); n_images; tokens[i]: ids of caption i; boxes (n_images, R, 4) or None;
+    sizes (n_images, 2) or None; depends[i]: pairs of caption i, or depends is None; captions: texts or None.
+    Raises InputError for any file that is missing, damaged or does not fit the others.
+    """
+
+    def __init__(self, split, data_name, vocab, opt):
+        self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
+        self.vsrn = getattr(opt, 'model', 'gsmn') == 'vsrn'
+        self.max_len = getattr(opt, 'max_len', 60)
+        self.images = _open_features(self._path('ims.npy'), opt.img_dim)
+        self.tokens = self._read_tokens()
+        self._count()
+        self.sizes, self.boxes = self._read_boxes(getattr(opt, 'boxes', 'normalized'))
+        sparse = getattr(opt, 'is_sparse', False) and not self.vsrn
+        self.depends = self._read_depends() if sparse else None
+
+    def _read_depends(self):
+        path = self._path('caps.json')
+        pairs = read_pairs(path)
+        if len(pairs) != len(self.tokens):
+            raise InputError(f'{path}: dependencies of {len(pairs)} captions, but there are '
+                             f'{len(self.tokens)} captions; make them from the same captions')
+        return Ragged(pairs, pairs=True)
+
+    def _path(self, ending):
+        return self.folder / f'{self.split}_{ending}'
+
+    def _read_tokens(self):
+        ready = self._path('precaps_stan.txt')
+        if ready.exists() and not self.vsrn:
+            tokens, source = Ragged(read_ids(ready, len(self.vocab))), ready
+        else:
+            source = self._path('caps.txt')
+            if not self.vsrn:
+                warn(f'{ready} is missing: making the word ids from {source.name} with the vocabulary')
+            captions = tqdm(read_captions(source), desc=f'{self.split} captions', unit='', mininterval=0.5)
+            tokens = Ragged(encode(text, self.vocab) for text in captions)
+        unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
+        if unknown > 0.05 * words:
+            warn(f'{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?')
+        return tokens
+
+    def _count(self):
+        """How many images there are, and how many captions share a row of features."""
+        rows, captions = len(self.images), len(self.tokens)
+        five = CAPTIONS_PER_IMAGE
+        if captions % five or captions not in (rows, five * rows):
+            raise InputError(f'{self._path("ims.npy")}: {rows} rows of features for {captions} captions; '
+                             f'need {five} captions for each image, and a row for each image or each caption')
+        self.im_div = captions // rows
+        self.length = min(captions, DEV_CAPTIONS) if self.split == 'dev' else captions
+        self.n_images = self.length // CAPTIONS_PER_IMAGE
+
+    def _read_boxes(self, kind):
+        if self.vsrn or kind == 'none':
+            return None, None
+        sizes = read_sizes(self._need('ims_size.npy'))
+        boxes = read_boxes(self._need('ims_bbx.npy'), sizes)
+        if boxes.shape[:2] != self.images.shape[:2]:
+            raise InputError(f'{self._path("ims_bbx.npy")}: {boxes.shape[:2]} images and regions, but '
+                             f'{self._path("ims.npy").name} has {self.images.shape[:2]}; need the same')
+        return self._per_image(sizes), self._per_image(boxes)
+
+    def _need(self, ending):
+        if not self._path(ending).exists():
+            raise InputError(f'{self._path(ending)}: no such file; GSMN without boxes needs --boxes none')
+        return self._path(ending)
+
+    def _per_image(self, rows):
+        return rows[::CAPTIONS_PER_IMAGE // self.im_div][:self.n_images]
+
+    @property
+    def raw_boxes(self):
+        """Boxes in pixels, (n_images, R, 4), as in the file."""
+        return self._per_image(open_array(self._need('ims_bbx.npy')))
+
+    def released_boxes(self, batch_size, fold5=False):
+        """The boxes (n_images, R, 4) that the released evaluation would use: see boxes.released_boxes."""
+        return released_boxes(self.raw_boxes, self.sizes, len(self), batch_size, fold5)
+
+    @property
+    def captions(self):
+        """The texts, or None without {split}_caps.txt; read when asked for."""
+        if not self._path('caps.txt').exists():
+            return None
+        captions = read_captions(self._path('caps.txt'))
+        if len(captions) != len(self.tokens):
+            raise InputError(f'{self._path("caps.txt")}: {len(captions)} captions, but '
+                             f'{self._path("precaps_stan.txt").name} has {len(self.tokens)}')
+        return captions[:self.length]
+
+    def __getstate__(self):
+        # a worker that is not forked opens the features again; they would be copied otherwise
+        return {**self.__dict__, 'images': None}
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        self.images = open_array(self._path('ims.npy'))
+
+    def __len__(self):
+        return self.length
+
+    def image_of(self, i):
+        """Number of caption i's image."""
+        return i // CAPTIONS_PER_IMAGE
+
+    def image(self, g):
+        """Features of image g: (R, F) float32."""
+        return self._features(g * CAPTIONS_PER_IMAGE // self.im_div)
+
+    def _features(self, row):
+        features = np.array(self.images[row], np.float32, order='C')
+        if not np.isfinite(features).all():
+            raise InputError(f'{self._path("ims.npy")}, row {row}: NaN or infinity among the features; '
+                             'extract the features of this image again')
+        return torch.from_numpy(features)
+
+    def __getitem__(self, i):
+        caption = self.tokens[i]
+        boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
+        depends = None if self.depends is None else self.depends[i]
+        label, mask = label_and_mask(caption, self.max_len) if self.vsrn else (None, None)
+        return Item(self._features(i // self.im_div), caption, i, boxes, depends, label, mask)
+
+
+def _open_features(path, img_dim):
+    images = open_array(path)
+    if images.dtype.kind != 'f':
+        raise InputError(f'{path}: features of type {images.dtype}; need float32 or float16')
+    if images.ndim != 3 or not images.size:
+        raise InputError(f'{path}: shape {images.shape}; need (images, regions, numbers)')
+    if images.shape[2] != img_dim:
+        raise InputError(f'{path}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; '
+                         'they must be equal')
+    if not images.flags.c_contiguous:
+        warn(f'{path}: stored in Fortran order, which is slow to read; rewrite it in C order')
+    return images
+
+
+# ---- batches ----
+
+def collate(items):
+    """Items -> Batch, sorted by caption length, longest first; equal lengths keep their order."""
+    items = sorted(items, key=lambda item: -len(item.caption))
+    images, captions, ids, boxes, depends, labels, masks = zip(*items)
+    lengths = [len(caption) for caption in captions]
+    padded = torch.full((len(items), lengths[0]), PAD)  # (B, n)
+    for row, caption in zip(padded, captions):
+        row[:len(caption)] = torch.tensor(caption)
+    return Batch(_stack(images), padded, lengths, list(ids), _stack(boxes),
+                 None if depends[0] is None else list(depends), _stack(labels), _stack(masks))
+
+
+def _stack(parts):
+    return None if parts[0] is None else torch.stack([torch.as_tensor(part) for part in parts])
+
+
+class EpochSampler:
+    """Batches of caption numbers in an order that depends on seed and epoch alone.
+
+    n: number of captions. With several processes (replicas) each gets a contiguous share of every global
+    batch, the shares differing by one caption at most; when the last batch has fewer captions than there are
+    processes, some shares are empty. The global batches are the same for every number of processes.
+    len is the number of steps of a whole epoch.
+    """
+
+    def __init__(self, n, batch_size, seed=0, replicas=1, rank=0):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.replicas, self.rank = replicas, rank
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch, start_step=0):
+        """Choose the epoch; the next iteration skips its first start_step batches (resumed runs)."""
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self):
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self):
+        key = np.random.SeedSequence([self.seed % 2 ** 64, self.epoch]).generate_state(1, np.uint64)
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
+        for step in range(self.start_step, len(self)):
+            batch = order[step * self.batch_size:(step + 1) * self.batch_size]
+            first, end = (len(batch) * r // self.replicas for r in (self.rank, self.rank + 1))
+            yield batch[first:end]
+
+
+class _Collate:
+    """collate that also knows what an empty share of a batch looks like."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __call__(self, items):
+        if items:
+            return collate(items)
+        return Batch(*(None if part is None else part[:0]
+                       for part in collate([self.dataset[0]])))
+
+
+def make_loader(dataset, batches, workers, collate_fn=None):
+    """A DataLoader over batches (lists of indices) that leaves torch's global random state alone."""
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      collate_fn=collate_fn or _Collate(dataset),
+                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+
+
+def in_order(n, batch_size):
+    """0 ... n-1 in batches."""
+    return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
+
+
+def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
+    """Loaders of Batch for train (.batch_sampler is an EpochSampler) and dev (in order)."""
+    train = PrecompDataset('train', data_name, vocab, opt)
+    sampler = EpochSampler(len(train), batch_size, getattr(opt, 'seed', 0) or 0, replicas, rank)
+    dev = get_test_loader('dev', data_name, vocab, batch_size, workers, opt)
+    return make_loader(train, sampler, workers), dev
+
+
+def get_test_loader(split, data_name, vocab, batch_size, workers, opt):
+    """A loader of Batch over a split, in order."""
+    dataset = PrecompDataset(split, data_name, vocab, opt)
+    return make_loader(dataset, in_order(len(dataset), batch_size), workers)
+
+
+class _Images(Dataset):
+    """The images of a data set, each once."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return self.dataset.n_images
+
+    def __getitem__(self, g):
+        boxes = self.dataset.boxes
+        return self.dataset.image(g), None if boxes is None else torch.from_numpy(boxes[g])
+
+
+def image_loader(dataset, batch_size=128, workers=0):
+    """Every image once, in order: batches of images (B, R, F) and boxes (B, R, 4) or None."""
+    return make_loader(_Images(dataset), in_order(dataset.n_images, batch_size), workers,
+                       lambda items: tuple(map(_stack, zip(*items))))
+
+
+class _Captions(Dataset):
+    """The captions of a data set without images."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, i):
+        depends = None if self.dataset.depends is None else self.dataset.depends[i]
+        return Item(None, self.dataset.tokens[i], i, None, depends, None, None)
+
+
+def caption_loader(dataset, batch_size=128):
+    """Every caption once, longest first: Batch without images, boxes and labels; ids say which captions."""
+    order = np.argsort(-dataset.tokens.lengths[:len(dataset)], kind='stable').tolist()
+    batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    return make_loader(_Captions(dataset), batches, 0, collate)
