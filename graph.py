@@ -220,7 +220,7 @@ class TextualGraph(StructureMatching):
         return self.graph_convolution_3
 
     def edges(self, words, adjacency, smooth):
-        """Words (C, n, D), adjacency (C, n, n) or None when dense -> edges as StructureMatching takes them."""
+        """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them."""
         if self.propagation == "self" and adjacency is None:
             return None
         weight = self.graph_convolution_3.edge_weights(words, adjacency, smooth)
