@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-PAD, START, END = 0, 1, 2  # word ids, the same in every vocabulary
+from vocab import END, PAD, START
+
 RNNS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 

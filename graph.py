@@ -1,7 +1,8 @@
-"""The graphs of GSMN: which word answers which region, and how a node's neighbours change its match.
+"""The graphs: which word answers which region, how a node's neighbours change its match (GSMN), and how
+regions change one another (VSRN).
 
 Letters used for shapes: I images, C captions of one length, R regions, n words, K blocks, D embedding
-width, d = D/K, N nodes (R or n), H hidden width, 8 kernels.  See docs/method.md, sections 2 and 7.
+width, d = D/K, N nodes (R or n), H hidden width, 8 kernels.  See docs/method.md, sections 2, 3.1 and 7.
 """
 
 import math
@@ -241,3 +242,39 @@ def adjacency(depends, length):
             if 0 <= governor < length and 0 <= dependent < length:
                 matrix[c, governor, dependent] = matrix[c, dependent, governor] = 1
     return matrix + torch.eye(length)
+
+
+class RegionRelations(nn.Module):
+    """VSRN's relation layer: every region takes in the regions it is related to  (VSRN paper, eqs. 2-3).
+
+    W ends in a BatchNorm that starts at 0, so an untrained layer hands its input on unchanged.
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        self.g = nn.Conv1d(dim, dim, 1)
+        self.W = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.BatchNorm1d(dim))
+        self.theta = nn.Conv1d(dim, dim, 1)
+        self.phi = nn.Conv1d(dim, dim, 1)
+        nn.init.zeros_(self.W[1].weight)
+        nn.init.zeros_(self.W[1].bias)
+
+    def forward(self, regions):
+        """Regions (B, R, D) -> related regions (B, R, D)."""
+        query, key, value = (pointwise(layer, regions) for layer in (self.theta, self.phi, self.g))
+        relation = query @ key.transpose(1, 2) / regions.shape[1]  # (B, R, R), no softmax
+        update = pointwise(self.W[0], relation @ value).transpose(1, 2)  # (B, D, R)
+        # channels first in memory: torch's statistics are ten times less exact in the other layout
+        return regions + batch_norm(self.W[1], update.contiguous()).transpose(1, 2)
+
+
+def pointwise(convolution, x):
+    """A 1x1 convolution, read from its layer, of (B, R, D): one product, no axis moved."""
+    return F.linear(x, convolution.weight.squeeze(-1), convolution.bias)
+
+
+def batch_norm(layer, x):
+    """layer(x), x (B, D) or (B, D, R).  One value alone has no variance; running statistics then stand in."""
+    if x.numel() > x.shape[1] or not layer.training:
+        return layer(x)
+    return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)

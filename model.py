@@ -1,6 +1,6 @@
-"""Encoders, the loss, and GSMN as a whole.  Knows no file, no optimiser and no device number.
+"""Encoders, the loss, and GSMN and VSRN as a whole.  Knows no file, no optimiser and no device number.
 
-Letters for shapes as in graph.py, and B images or captions of a batch.  See docs/method.md, section 2.
+Letters for shapes as in graph.py, and B images or captions of a batch.  See docs/method.md, sections 2 and 3.
 """
 
 import math
@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graph
+import vsrn
+from caption import CaptionModel
 
 
 def l2norm(x, dim=-1, eps=1e-8):
@@ -170,6 +172,66 @@ class GSMN(ListedModel):
         return self.criterion(scores)
 
 
+class VSRN(ListedModel):
+    """Visual Semantic Reasoning Network (arXiv 1909.02701).
+
+    `opt` needs data_name, vocab_size, word_dim, embed_size, num_layers, use_abs, no_imgnorm, measure, margin,
+    max_violation; for region features img_dim, dim_hidden, dim_word, max_len, rnn_type, bidirectional,
+    input_dropout_p; for pictures (data_name coco, f8k, f30k) cnn_type, finetune, perhaps no_pretrained.
+    Enhanced regions are embed_size wide, so dim_vid is not read.  Pictures have no regions to caption:
+    caption_model is then None.
+    """
+
+    parts = ("img_enc", "txt_enc")
+
+    def __init__(self, opt):
+        super().__init__()
+        if opt.measure not in ("cosine", "order"):
+            raise ValueError(f"--measure {opt.measure}: it can be cosine or order")
+        self.measure = opt.measure
+        if opt.data_name in vsrn.PICTURES:
+            pretrained = not getattr(opt, "no_pretrained", False)
+            self.img_enc = vsrn.EncoderImageFull(
+                opt.cnn_type, opt.embed_size, pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
+            )
+            self.caption_model = None
+        else:
+            self.img_enc = vsrn.EncoderRegions(
+                opt.img_dim, opt.embed_size, opt.data_name, opt.use_abs, opt.no_imgnorm
+            )
+            self.caption_model = CaptionModel(
+                opt.vocab_size, opt.embed_size, opt.dim_hidden, opt.dim_word, opt.max_len,
+                opt.rnn_type, opt.bidirectional, opt.input_dropout_p,
+            )
+        self.txt_enc = vsrn.EncoderCaption(
+            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs
+        )
+        self.criterion = ContrastiveLoss(opt.margin, opt.max_violation)
+
+    def forward_emb(self, images, captions, lengths):
+        """Features (B, R, img_dim) or pictures (B, 3, height, width), ids (B, n) padded with 0, lengths
+        -> image and caption embeddings (B, D) each, enhanced regions (B, R, D), None for pictures.
+        """
+        img_emb, regions = self.img_enc(images.to(self.device))
+        return img_emb, self.txt_enc(captions.to(self.device), lengths), regions
+
+    def forward_sim(self, img_emb, cap_emb, bboxes=None, depends=None, cap_lens=None):
+        """Similarity (I, C) of all pairs by --measure; the other arguments, GSMN's, are not used."""
+        if self.measure == "order":
+            return vsrn.order_similarity(img_emb, cap_emb)
+        return img_emb @ cap_emb.t()
+
+    def forward_loss(self, scores):
+        """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
+        return self.criterion(scores)
+
+    def caption_loss(self, regions, labels, masks):
+        """Regions (B, R, D), labels and masks (B, max_len + 1) -> the caption loss; 0 for pictures."""
+        if self.caption_model is None:
+            return torch.zeros((), device=self.device)
+        return self.caption_model(regions, labels.to(self.device), masks.to(self.device))
+
+
 def check_widths(opt):
     """ValueError where block, feature and kernel widths of GSMN do not fit together."""
     if opt.embed_size % opt.num_block:
@@ -188,3 +250,8 @@ def by_length(lengths):
     for caption, length in enumerate(lengths):
         groups.setdefault(int(length), []).append(caption)
     return sorted(groups.items())
+
+
+def build(opt):
+    """The model that opt.model names, gsmn or vsrn."""
+    return {"gsmn": GSMN, "vsrn": VSRN}[opt.model](opt)
