@@ -93,9 +93,9 @@ def inspect_zip(file, path, sums):
             for record in pickles:  # by record, since a name can stand in the archive twice
                 refuse_code(archive.open(record), path)
             broken = archive.testzip() if sums else None
-    except (InputError, OSError):
+    except InputError:
         raise
-    except Exception as error:  # a damaged archive fails in many ways
+    except Exception as error:  # a damaged archive fails in many ways, also by seeking to nowhere
         raise InputError(f"{path}: {DAMAGED}") from error
     if not pickles:
         raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")

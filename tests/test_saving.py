@@ -239,19 +239,19 @@ def test_prune(tmp_path):
 
 
 def test_killed_writer(tmp_path):
-    """A writer killed at 50 random moments: the newest complete checkpoint is always there, loads, and is no
-    older than the last save that returned.  Many of the kills must fall into a write."""
+    """A writer killed at 50 random moments: the newest checkpoint and the best are always there, load, and
+    are no older than the last ones whose saving had returned.  Several kills must fall into a write."""
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
         [sys.executable, __file__, tmp_path], capture_output=True, text=True, timeout=120, env=paths
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) >= 10
+    assert int(run.stdout) >= 3
 
 
 def kill_writers(folder, times=50):
     """Fork a writer and kill it, `times` times; prints how many died within a write."""
-    rng, step, torn = random.Random(7), 0, 0
+    rng, step, returned, torn = random.Random(7), 0, 0, 0
     write_next(folder, step)
     for _ in range(times):
         done, report = os.pipe()
@@ -263,11 +263,11 @@ def kill_writers(folder, times=50):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with open(done) as lines:
-            returned = max([step, *map(int, lines.read().split("\n")[:-1])])
+            returned = max([returned, *map(int, lines.read().split("\n")[:-1])])
         said = []
         step = load_checkpoint(newest(folder, said.append))["Eiters"]
         best = load_checkpoint(folder)["Eiters"]
-        assert not said and step >= returned and best >= step - 1, (said, step, returned, best)
+        assert not said and step >= returned and best >= returned, (said, step, best, returned)
         torn += bool(list(folder.glob(".*.tmp")))
     print(torn)
 
