@@ -1,4 +1,6 @@
 """Files -> batches: precomputed region features with their captions (docs/method.md, section 1)."""
+import os
+import signal
 from array import array
 from itertools import chain
 from pathlib import Path
@@ -294,9 +296,15 @@ class _Collate:
 
 def make_loader(dataset, batches, workers, collate_fn=None):
     """A DataLoader over batches (lists of indices) that leaves torch's global random state alone."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+    workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=_ignore_interrupt,
                       collate_fn=collate_fn or _Collate(dataset),
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+
+
+def _ignore_interrupt(worker):
+    """Ctrl-C reaches every process of a terminal; the main one decides when the workers stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_order(n, batch_size):

@@ -22,7 +22,7 @@ def safe_norm(x, dim):
 
 
 def attention(affinity, norm_dim, dim, smooth):
-    """Softmax over `dim` of smooth · (affinity / its norm along `norm_dim`)  (GSMN paper, eq. 2)."""
+    """Softmax over `dim` of smooth · (affinity / its norm along `norm_dim`)  (docs/method.md, section 2.3)."""
     return torch.softmax(smooth * affinity / (safe_norm(affinity, norm_dim) + EPS), dim)
 
 
@@ -52,7 +52,7 @@ def node_matching(regions, words, blocks, smooth):
 
     regions (I, R, D), words (C, n, D) -> matching vectors (I, C, R, K) of the visual nodes and
     (I, C, n, K) of the textual ones: the cosine of each block of a node with the same block of what it
-    attends to in the other graph (GSMN paper, eqs. 1-4; docs/method.md, sections 2.3 and 7).
+    attends to in the other graph (docs/method.md, sections 2.3 and 7).
     """
     (I, R, D), (C, n, _) = regions.shape, words.shape
     v = regions.reshape(I * R, blocks, D // blocks).transpose(0, 1)  # (K, I·R, d)
@@ -160,7 +160,7 @@ class StructureMatching(nn.Module):
 
     edges  `self`: (X, N, 8), the factor Σ_j w_ijk of the node's own vector, or None where it is 1;
            `neighbors`: (X, 8 or 1, N, N), the weight of neighbour j (last) for node i.
-    Source: GSMN paper, eqs. 6-9; docs/method.md, section 2.4.
+    Source: docs/method.md, section 2.4.
     """
 
     def __init__(self, propagation):

@@ -128,9 +128,13 @@ class GSMN(ListedModel):
 
     def forward_emb(self, images, captions, lengths):
         """Features (B, R, img_dim), ids (B, n) padded with 0, lengths -> (B, R, D), (B, n, D), lengths."""
-        img_emb = self.img_enc(images.to(self.device))
-        cap_emb = self.txt_enc(captions.to(self.device), lengths)
-        return img_emb, cap_emb, lengths
+        return self.encode_images(images), self.encode_captions(captions, lengths), lengths
+
+    def encode_images(self, images):
+        return self.img_enc(images.to(self.device))
+
+    def encode_captions(self, captions, lengths):
+        return self.txt_enc(captions.to(self.device), lengths)
 
     def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
         """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
@@ -170,6 +174,12 @@ class GSMN(ListedModel):
     def forward_loss(self, scores):
         """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
         return self.criterion(scores)
+
+    def batch_losses(self, batch):
+        """data.Batch -> {name: loss}, to be added up."""
+        emb = self.forward_emb(batch.images, batch.captions, batch.lengths)
+        scores = self.forward_sim(*emb[:2], batch.bboxes, batch.depends, batch.lengths)
+        return {"Le": self.forward_loss(scores)}
 
 
 class VSRN(ListedModel):
@@ -213,7 +223,21 @@ class VSRN(ListedModel):
         -> image and caption embeddings (B, D) each, enhanced regions (B, R, D), None for pictures.
         """
         img_emb, regions = self.img_enc(images.to(self.device))
-        return img_emb, self.txt_enc(captions.to(self.device), lengths), regions
+        return img_emb, self.encode_captions(captions, lengths), regions
+
+    def encode_images(self, images):
+        return self.img_enc(images.to(self.device))[0]
+
+    def encode_captions(self, captions, lengths):
+        return self.txt_enc(captions.to(self.device), lengths)
+
+    def batch_losses(self, batch):
+        """data.Batch -> {name: loss}, to be added up; the caption loss reaches the image encoder."""
+        img_emb, cap_emb, regions = self.forward_emb(batch.images, batch.captions, batch.lengths)
+        losses = {"Le_retrieval": self.forward_loss(self.forward_sim(img_emb, cap_emb))}
+        if self.caption_model is not None:
+            losses["Le_caption"] = self.caption_loss(regions, batch.labels, batch.masks)
+        return losses
 
     def forward_sim(self, img_emb, cap_emb, bboxes=None, depends=None, cap_lens=None):
         """Similarity (I, C) of all pairs by --measure; the other arguments, GSMN's, are not used."""

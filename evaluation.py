@@ -1,0 +1,347 @@
+"""Evaluation: encode a split, similarity of all pairs, ranks, the printed block.  docs/method.md, section 4."""
+
+import argparse
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import data
+from files import InputError, atomic_write
+from model import build
+from vocab import load_vocab
+
+RECALLS = ("r1", "r5", "r10", "medr", "meanr")
+
+
+class Encoded(NamedTuple):
+    """A split after the encoders.  N images, M captions."""
+
+    img_embs: torch.Tensor  # GSMN (N, R, D), VSRN (N, D)
+    cap_embs: list | torch.Tensor  # GSMN: for each caption (n, D), views of one buffer; VSRN (M, D)
+    bboxes: torch.Tensor | None  # (N, R, 4), normalised
+    depends: list | None
+    cap_lens: list
+
+
+@torch.no_grad()
+def encode_data(model, data_loader, log_step=10, logging=print):
+    """Embeddings of a loader's split, each image and each caption encoded once -> Encoded.
+
+    Captions are encoded in batches of similar length, whatever the loader's order, and come back in file
+    order.  InputError where an embedding is not finite.
+    """
+    dataset, workers = data_loader.dataset, data_loader.num_workers
+    model.eval()
+    images = [
+        finite(model.encode_images(batch), "image embeddings").cpu()
+        for batch, _ in progress(data.image_loader(dataset, workers=workers), "images")
+    ]
+    lengths = dataset.tokens.lengths[: len(dataset)].tolist()
+    captions = [None] * len(lengths)
+    for batch in progress(data.caption_loader(dataset), "captions"):
+        emb = finite(model.encode_captions(batch.captions, batch.lengths), "caption embeddings").cpu()
+        for row, (i, n) in zip(emb, zip(batch.ids, batch.lengths)):
+            captions[i] = row if emb.dim() == 2 else row[:n]
+    words = torch.stack(captions) if captions[0].dim() == 1 else captions
+    boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes)
+    depends = None if dataset.depends is None else [dataset.depends[i] for i in range(len(dataset))]
+    return Encoded(torch.cat(images), words, boxes, depends, lengths)
+
+
+def progress(batches, what):
+    return tqdm(batches, desc=what, disable=None, leave=False)
+
+
+def finite(tensor, what):
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{what}: not finite (NaN or infinity); the checkpoint or the features are broken")
+    return tensor
+
+
+@torch.no_grad()
+def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128):
+    """Similarity of all images with all captions, in blocks -> float32 (N, M).
+
+    Arguments as GSMN.forward_sim; InputError where a similarity is not finite.
+    """
+    n_images, n_captions = len(img_embs), len(cap_lens)
+    sims = np.empty((n_images, n_captions), np.float32)
+    order = np.argsort(np.asarray(cap_lens), kind="stable")  # neighbours have one length: large groups
+    blocks = [order[i : i + 8 * shard_size] for i in range(0, n_captions, 8 * shard_size)]
+    bar = tqdm(total=n_images * n_captions, desc="similarity", unit="pair", unit_scale=True, disable=None, leave=False)
+    for i in range(0, n_images, shard_size):
+        images = img_embs[i : i + shard_size].to(model.device)
+        boxes = None if bboxes is None else bboxes[i : i + shard_size]
+        for block in blocks:
+            words = [cap_embs[c].to(model.device) for c in block]
+            pairs = None if depends is None else [depends[c] for c in block]
+            part = model.forward_sim(images, words, boxes, pairs, [cap_lens[c] for c in block])
+            sims[i : i + shard_size, block] = part.float().cpu().numpy()
+            bar.update(len(images) * len(block))
+    bar.close()
+    check_finite(sims)
+    return sims
+
+
+def check_finite(sims):
+    """InputError naming the first image and caption whose similarity is not finite."""
+    for i, row in enumerate(sims):
+        if not np.isfinite(row).all():
+            c = int(np.flatnonzero(~np.isfinite(row))[0])
+            raise InputError(f"similarity of image {i} and caption {c} is {row[c]}, not a finite number")
+
+
+def captions_per_image(sims):
+    n_images, n_captions = sims.shape
+    if n_captions % n_images:
+        raise InputError(f"{n_captions} captions do not divide evenly among {n_images} images")
+    return n_captions // n_images
+
+
+def i2t(sims, npts=None, return_ranks=False):
+    """Image to text.  sims (N, 5N) -> (r1, r5, r10, medr, meanr), recalls in percent, ranks from 1.
+
+    An image's rank is the best of its own captions' (captions 5i … 5i + 4); a caption that ties with it counts
+    as before it.  With return_ranks also (ranks from 0, best caption).  InputError when sims is not finite.
+    """
+    per = captions_per_image(sims)
+    npts = len(sims) if npts is None else npts
+    sims = sims[:npts, : npts * per]
+    check_finite(sims)
+    ranks, top1 = np.empty(npts, np.int64), np.empty(npts, np.int64)
+    for i, row in enumerate(sims):  # counting, not sorting: one pass over the row
+        own = row[i * per : (i + 1) * per]
+        ranks[i] = np.count_nonzero(row >= own.max()) - np.count_nonzero(own >= own.max())
+        top1[i] = row.argmax()
+    return (recalls(ranks), (ranks, top1)) if return_ranks else recalls(ranks)
+
+
+def t2i(sims, npts=None, return_ranks=False):
+    """Text to image.  sims (N, 5N) -> as i2t, with one rank for each caption: that of its own image."""
+    per = captions_per_image(sims)
+    npts = len(sims) if npts is None else npts
+    sims = sims[:npts, : npts * per]
+    check_finite(sims)
+    own = sims[np.arange(npts * per) // per, np.arange(npts * per)]  # (5N,)
+    ranks = np.full(npts * per, -1, np.int64)  # the true image is no rival of its own
+    for row in sims:
+        ranks += row >= own
+    return (recalls(ranks), (ranks, sims.argmax(0))) if return_ranks else recalls(ranks)
+
+
+def recalls(ranks):
+    """Ranks from 0 -> (R@1, R@5, R@10 in percent, median rank, mean rank from 1)."""
+    at = [100.0 * np.count_nonzero(ranks < k) / len(ranks) for k in (1, 5, 10)]
+    return (*at, float(np.floor(np.median(ranks)) + 1), float(ranks.mean() + 1))
+
+
+def metrics(sims):
+    """Both directions of one similarity matrix -> dict of the metrics and, under 'ranks', rt and rti."""
+    r, rt = i2t(sims, return_ranks=True)
+    ri, rti = t2i(sims, return_ranks=True)
+    return {
+        **{name: r[k] for k, name in enumerate(RECALLS)},
+        **{name + "i": ri[k] for k, name in enumerate(RECALLS)},
+        "ar": sum(r[:3]) / 3,
+        "ari": sum(ri[:3]) / 3,
+        "rsum": sum(r[:3]) + sum(ri[:3]),
+        "r1r5": sum(r[:2]) + sum(ri[:2]),
+        "ranks": (rt, rti),
+    }
+
+
+def print_metrics(m):
+    """The block of lines that the field's tables are read from."""
+    print(f"rsum: {m['rsum']:.1f}")
+    print(f"Average i2t Recall: {m['ar']:.1f}")
+    print("Image to text: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(m[k] for k in RECALLS)))
+    print(f"Average t2i Recall: {m['ari']:.1f}")
+    print("Text to image: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(m[k + "i"] for k in RECALLS)))
+
+
+def print_fold(m):
+    print("Image to text: {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*(m[k] for k in RECALLS)))
+    print("Text to image: {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*(m[k + "i"] for k in RECALLS)))
+    print(f"rsum: {m['rsum']:.1f} ar: {m['ar']:.1f} ari: {m['ari']:.1f}")
+
+
+def five_folds(sims):
+    """sims (N, M) -> the five blocks (N/5, M/5) of its diagonal."""
+    n, m = (size // 5 for size in sims.shape)
+    return [sims[k * n : (k + 1) * n, k * m : (k + 1) * m] for k in range(5)]
+
+
+def score_folds(sims):
+    """Print the metrics of each fold and of their mean; the mean, with the folds' own under 'folds'."""
+    folds = []
+    for fold in sims:
+        folds.append(metrics(fold))
+        print_fold(folds[-1])
+    mean = {k: float(np.mean([f[k] for f in folds])) for k in folds[0] if k != "ranks"}
+    print("-----------------------------------")
+    print("Mean metrics: ")
+    print_metrics(mean)
+    return {**mean, "ranks": [f["ranks"] for f in folds], "folds": folds}
+
+
+def load_model(model_path, **overrides):
+    """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
+
+    overrides replace what the checkpoint's opt says, None leaves it.  InputError when the checkpoint does
+    not fit the vocabulary or the model.
+    """
+    loaded = checkpoint.load_checkpoint(model_path)
+    opt = argparse.Namespace(**vars(loaded["opt"]))
+    for name, value in overrides.items():
+        if value is not None:
+            setattr(opt, name, value)
+    opt.device = getattr(opt, "device", None) or "cpu"
+    vocab = vocab_of(loaded, opt, overrides, model_path)
+    try:
+        model = build(opt)
+        model.load_state_dict(loaded["model"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{model_path}: does not fit the {opt.model} model its options describe: {reason}") from None
+    return model.to(opt.device).eval(), opt, vocab
+
+
+def vocab_of(loaded, opt, overrides, path):
+    """The vocabulary inside the checkpoint, or for released ones the file with the embedding's size."""
+    vocab = checkpoint.vocabulary(loaded)
+    if vocab is None:
+        return load_vocab(opt.vocab_path, opt.data_name, size=opt.vocab_size)
+    if overrides.get("vocab_path") is not None:
+        checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), path)
+    return vocab
+
+
+def model_sims(model_path, split, fold5, full, overrides):
+    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options)."""
+    model, opt, vocab = load_model(model_path, **overrides)
+    print("Loading dataset")
+    loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
+    dataset = loader.dataset
+    if fold5 and (dataset.n_images % 5 or len(dataset) % 5):
+        raise InputError(f"{opt.data_name}/{split}: {dataset.n_images} images do not divide into five folds")
+    print("Computing results...")
+    encoded = encode_data(model, loader)
+    print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
+    sims = {}
+    if full:
+        sims["full"] = [shard_xattn(model, *with_boxes(encoded, dataset, opt, False))]
+    if fold5 and full and opt.boxes != "released":
+        sims["fold5"] = five_folds(sims["full"][0])
+    elif fold5:
+        encoded = with_boxes(encoded, dataset, opt, True)
+        sims["fold5"] = [shard_xattn(model, *fold_of(encoded, k)) for k in range(5)]
+    return sims, opt
+
+
+def with_boxes(encoded, dataset, opt, fold5):
+    """With --boxes released: the boxes that the released evaluation had reached (method.md, section 6)."""
+    if opt.model != "gsmn" or opt.boxes != "released":
+        return encoded
+    return encoded._replace(bboxes=torch.from_numpy(dataset.released_boxes(opt.batch_size, fold5)))
+
+
+def fold_of(encoded, k):
+    """Fold k of five: N/5 images and their captions."""
+    n, m = len(encoded.img_embs) // 5, len(encoded.cap_lens) // 5
+    images, captions = slice(k * n, (k + 1) * n), slice(k * m, (k + 1) * m)
+    cut = (images, captions, images, captions, captions)
+    return Encoded(*(None if part is None else part[where] for part, where in zip(encoded, cut)))
+
+
+def evaluate(model_paths, split="dev", fold5=False, full=True, **overrides):
+    """Evaluate checkpoints one by one and, when there are several, the mean of their similarities.
+
+    Prints each one's block.  Returns (results, sims): results has, for each checkpoint and then for the
+    ensemble, its name and the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
+    """
+    results, total, names = [], None, set()
+    for path in model_paths:
+        if len(model_paths) > 1:
+            print(f"Model {path}")
+        sims, opt = model_sims(path, split, fold5, full, overrides)
+        results.append({"model": str(path), **score_all(sims)})
+        names.add(opt.data_name)
+        if len(names) > 1:
+            raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set: {names}")
+        total = sims if total is None else {kind: add(total[kind], sims[kind], path) for kind in total}
+    if len(model_paths) > 1:
+        print(f"Ensemble of {len(model_paths)} models")
+        total = {kind: [part / len(model_paths) for part in total[kind]] for kind in total}
+        results.append({"model": "ensemble", **score_all(total)})
+    return results, total
+
+
+def add(total, sims, path):
+    for a, b in zip(total, sims):
+        if a.shape != b.shape:
+            raise InputError(f"{path}: similarities {b.shape}, those of the model before {a.shape}")
+    return [a + b for a, b in zip(total, sims)]
+
+
+def score_all(sims):
+    """{'full': [sims], 'fold5': five of them} -> the metrics of each, printed."""
+    result = {}
+    if "full" in sims:
+        result["full"] = metrics(sims["full"][0])
+        print_metrics(result["full"])
+    if "fold5" in sims:
+        result["fold5"] = score_folds(sims["fold5"])
+    return result
+
+
+def evalrank(model_path, data_path=None, split="dev", fold5=False, ranks="ranks.pth.tar", **overrides):
+    """Evaluate one checkpoint, or the ensemble of a list of them, and print the block of metrics.
+
+    fold5 evaluates five folds of the split and prints each and their means.  ranks names the file for the
+    ranks (None for no file).  overrides are options of the checkpoint, as boxes='released' or device='cuda'.
+    Returns the dict of metrics (of the ensemble, for a list).
+    """
+    paths = [model_path] if isinstance(model_path, (str, os.PathLike)) else list(model_path)
+    overrides.setdefault("workers", 0)
+    results, _ = evaluate(paths, split, fold5, not fold5, data_path=data_path, **overrides)
+    result = results[-1]["fold5" if fold5 else "full"]
+    if ranks:
+        save_ranks(result, ranks)
+    return result
+
+
+def save_ranks(result, path):
+    """Ranks from 0 and best matches, image to text as rt and text to image as rti, to a torch file."""
+    pairs = result["ranks"] if isinstance(result["ranks"], list) else [result["ranks"]]
+    rt, rti = ([tuple(map(torch.from_numpy, pair[k])) for pair in pairs] for k in (0, 1))
+    single = len(pairs) == 1
+    atomic_write(path, lambda f: torch.save({"rt": rt[0] if single else rt, "rti": rti[0] if single else rti}, f))
+
+
+def main(opt, fold5=False, full=True):
+    """What test.py, testall.py and test_stack.py do after reading their flags."""
+    paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
+    names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device")
+    results, sims = evaluate(paths, opt.split, fold5, full, **{name: getattr(opt, name) for name in names})
+    if opt.ranks:
+        last = results[-1]
+        save_ranks(last["full"] if full else last["fold5"], opt.ranks)
+    if opt.save_sims:
+        array = sims["full"][0] if full else np.stack(sims["fold5"])
+        atomic_write(opt.save_sims, lambda f: np.save(f, array))
+    if opt.json:
+        text = json.dumps([printable(r) for r in results], indent=1)
+        atomic_write(opt.json, lambda f: f.write(text.encode()))
+    return results
+
+
+def printable(value):
+    """Metrics without the arrays of ranks."""
+    if isinstance(value, dict):
+        return {k: printable(v) for k, v in value.items() if k != "ranks"}
+    return [printable(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,183 @@
+"""Every flag of the scripts, declared once.  `--model` chooses which flags and defaults train.py has."""
+
+import argparse
+
+import torch
+
+GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
+STACK_CHECKPOINTS = ["./runs/dense/checkpoint/model_best.pth.tar", "./runs/sparse/checkpoint/model_best.pth.tar"]
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each flag's default; for an unset path there is none to show."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, "", False) else super()._get_help_string(action)
+
+
+def default_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device(text):
+    try:
+        return str(torch.device(text))
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; say cpu, cuda or cuda:1") from None
+
+
+# What a resumed run takes from its checkpoint: the weights have this shape and meaning.
+OF_THE_WEIGHTS = {
+    "model", "data_name", "img_dim", "word_dim", "embed_size", "num_layers", "bi_gru", "no_imgnorm", "no_txtnorm",
+    "feat_dim", "num_block", "hid_dim", "out_dim", "is_sparse", "propagation", "lambda_softmax", "measure", "use_abs",
+    "cnn_type", "finetune", "dim_vid", "dim_hidden", "bidirectional", "rnn_type", "dim_word", "max_len", "vocab_size",
+}
+
+
+def train_options(argv=None):
+    """Flags of train.py -> (Namespace, names of those given on the command line).
+
+    `--model` is read first, since it chooses the other flags.
+    """
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--model", default="gsmn", choices=["gsmn", "vsrn"])
+    parser = train_parser(first.parse_known_args(argv)[0].model)
+    opt = parser.parse_args(argv)
+    if not opt.model_name:
+        opt.model_name = opt.logger_name
+    silent = argparse.Namespace(**{action.dest: None for action in parser._actions})
+    given = {name for name, value in vars(parser.parse_args(argv, silent)).items() if value is not None}
+    return opt, given
+
+
+def resume_options(opt, given, saved, say):
+    """Flags of a resumed run: the checkpoint's, but for those given on the command line.
+
+    What shapes the weights stays as in the checkpoint even then; every contradiction is said.
+    """
+    merged = argparse.Namespace(**{**vars(opt), **vars(saved), "resume": opt.resume})
+    for name in sorted(given & set(vars(saved)) - {"resume"}):
+        old, new = getattr(saved, name), getattr(opt, name)
+        if old == new:
+            continue
+        wins = "the checkpoint's" if name in OF_THE_WEIGHTS else "the command line's"
+        say(f"--{name}: {old} in the checkpoint, {new} on the command line; {wins} is used")
+        if name not in OF_THE_WEIGHTS:
+            setattr(merged, name, new)
+    return merged
+
+
+def train_parser(model="gsmn"):
+    """The parser of train.py for one of the two models."""
+    parser = argparse.ArgumentParser(
+        description=f"Train {model.upper()}. `--model vsrn --help` and `--model gsmn --help` list each one's flags.",
+        formatter_class=Formatter,
+    )
+    add = parser.add_argument
+    add("--model", default=model, choices=["gsmn", "vsrn"], help="which system to train")
+    add_data_flags(parser)
+    add_training_flags(parser, model)
+    if model == "gsmn":
+        add_gsmn_flags(parser)
+    else:
+        add_vsrn_flags(parser)
+    return parser
+
+
+def add_data_flags(parser):
+    add = parser.add_argument
+    add("--data_path", default="./data/", help="folder that holds the data sets")
+    add("--data_name", default="precomp", help="data set: the folder's name under --data_path, as f30k_precomp")
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
+    add("--workers", default=10, type=int, help="processes that read data; results do not depend on it")
+    add("--img_dim", default=2048, type=int, help="width of a region's feature vector")
+
+
+def add_training_flags(parser, model):
+    gsmn = model == "gsmn"
+    add = parser.add_argument
+    add("--margin", default=0.2, type=float, help="margin of the triplet loss")
+    add("--max_violation", action="store_true", help="count the hardest negative only, not the sum of all")
+    add("--warmup_sum", default=0, type=int, metavar="N", help="with --max_violation: epochs of summed loss first")
+    add("--num_epochs", default=30, type=int, help="epochs to train")
+    add("--batch_size", default=128, type=int, help="pairs in a batch")
+    add("--word_dim", default=300, type=int, help="width of the word embedding")
+    add("--embed_size", default=1024 if gsmn else 2048, type=int, help="width of the joint embedding")
+    add("--num_layers", default=1, type=int, help="layers of the text GRU")
+    add("--grad_clip", default=2.0, type=float, help="clip the gradient's norm at this; 0 for no clipping")
+    add("--learning_rate", default=0.0002, type=float, help="initial learning rate of Adam")
+    add("--lr_update", default=15, type=int, help="epochs after which the learning rate is divided by 10")
+    add("--no_imgnorm", action="store_true", help="do not normalise the image embeddings")
+    add("--log_step", default=100 if gsmn else 10, type=int, help="steps between two lines of log")
+    add("--val_step", default=15000 if gsmn else 500, type=int, help="steps between two validations")
+    add("--logger_name", default="./runs/runX/log" if gsmn else "runs/runX", help="folder for TensorBoard's files")
+    add("--model_name", default="./runs/runX/checkpoint" if gsmn else "",
+        help="folder for checkpoints" + ("" if gsmn else " (default: that of --logger_name)"))
+    add("--resume", default="", metavar="PATH", help="checkpoint, or folder of checkpoints, to go on from")
+    add("--save_every", default=0, type=int, metavar="N",
+        help="steps between two checkpoints, beside those after each epoch; 0 for none")
+    add("--keep", default=0, type=int, metavar="N", help="keep the newest N checkpoints and the best; 0 keeps all")
+    add("--select", default="rsum" if gsmn else "r1r5", choices=["rsum", "r1r5"],
+        help="what makes a model the best on dev: all six recalls, or R@1 + R@5 of both directions")
+    add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
+    add("--seed", default=0, type=int, help="fixes weights, order and dropout of the run")
+
+
+def add_gsmn_flags(parser):
+    add = parser.add_argument
+    add("--bi_gru", action="store_true", help="read captions in both directions, averaged")
+    add("--no_txtnorm", action="store_true", help="do not normalise the word embeddings")
+    add("--lambda_softmax", default=9.0, type=float, help="sharpness of attention")
+    add("--feat_dim", default=16, type=int, help="width of a matching vector; equals --num_block")
+    add("--num_block", default=16, type=int, help="blocks an embedding is split into")
+    add("--hid_dim", default=32, type=int, help="hidden width of the graph convolutions, divisible by 8")
+    add("--out_dim", default=1, type=int, help="scores of a node; only 1 is defined")
+    add("--is_sparse", action="store_true", help="join words along dependencies, not all with all")
+    add("--propagation", default="self", choices=["self", "neighbors"],
+        help="what a node receives: its own vector, as released, or its neighbours', as in the paper")
+    add("--boxes", default="normalized", choices=["normalized", "none"],
+        help="box coordinates divided by the image size, or no geometry (needs no box files)")
+
+
+def add_vsrn_flags(parser):
+    add = parser.add_argument
+    add("--measure", default="cosine", choices=["cosine", "order"], help="similarity of two embeddings")
+    add("--use_abs", action="store_true", help="take the absolute value of embeddings")
+    add("--reset_train", action="store_true", help="accepted and without effect: training mode is always restored")
+    add("--crop_size", default=224, type=int, help="raw images: size of the crop")
+    add("--cnn_type", default="vgg19", help="raw images: torchvision classifier, as vgg19 or resnet152")
+    add("--finetune", action="store_true", help="raw images: train the CNN too")
+    add("--use_restval", action="store_true", help="raw COCO images: train on restval too")
+    add("--no_pretrained", action="store_true", help="raw images: start the CNN from random weights")
+    add("--dim_vid", default=2048, type=int, help="caption model: width of a region; equals --embed_size")
+    add("--dim_hidden", default=512, type=int, help="caption model: width of the recurrent state")
+    add("--bidirectional", default=0, type=int, help="caption model: 1 for an encoder in both directions")
+    add("--input_dropout_p", default=0.2, type=float, help="caption model: dropout of the inputs")
+    add("--rnn_type", default="gru", choices=["gru", "lstm"], help="caption model: recurrent unit")
+    add("--rnn_dropout_p", default=0.5, type=float, help="caption model: dropout between recurrent layers")
+    add("--dim_word", default=300, type=int, help="caption model: width of the word embedding")
+    add("--max_len", default=60, type=int, help="caption model: longest caption")
+
+
+def eval_parser(description, split="test", stack=False, fold5=False):
+    """The flags that test.py, testall.py and test_stack.py share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=Formatter)
+    add = parser.add_argument
+    if stack:
+        add("--model_path", nargs="+", default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
+    else:
+        add("--model_path", default=GSMN_CHECKPOINT, help="checkpoint to evaluate")
+    add("--data_path", help="folder that holds the data sets (default: the checkpoint's)")
+    add("--data_name", help="data set (default: the checkpoint's)")
+    add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
+    add("--split", default=split, help="split to evaluate: dev, test or testall")
+    add("--fold5", action="store_true", default=fold5, help="evaluate five folds and print their means")
+    add("--boxes", choices=["normalized", "none", "released"],
+        help="GSMN's boxes: right, none, or as the released evaluation had them (default: the checkpoint's)")
+    add("--batch_size", type=int, help="captions in a batch (default: the checkpoint's)")
+    add("--workers", default=0, type=int, help="processes that read data")
+    add("--save_sims", metavar="FILE.npy", help="write the similarity matrix, images down, captions across")
+    add("--ranks", metavar="FILE", default="ranks.pth.tar", help="write the ranks; '' for no file")
+    add("--json", metavar="FILE", help="write the metrics")
+    add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
+    return parser

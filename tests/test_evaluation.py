@@ -1,0 +1,149 @@
+"""Ranks, printed lines and the evaluation scripts, against released numbers and sorted definitions."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_gsmn import golden
+
+import evaluation
+import testall
+from files import InputError
+
+ROOT = Path(__file__).parents[1]
+KINDS = ("dense", "sparse")
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """The released data and checkpoints in a folder of their own, as their options' relative paths want."""
+    for name in ("f30k_precomp", "model_dense", "model_sparse"):
+        shutil.copytree(golden(name), tmp_path / name)
+    shutil.copy(golden("f30k_precomp_vocab.json"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sorted_ranks(sims):
+    """The released definition: sort, then look where the true ones stand."""
+    per = sims.shape[1] // sims.shape[0]
+    i2t = [min(np.where(np.argsort(-row)[None] == np.arange(i * per, i * per + per)[:, None])[1])
+           for i, row in enumerate(sims)]
+    t2i = [np.where(np.argsort(-column) == c // per)[0][0] for c, column in enumerate(sims.T)]
+    return i2t, t2i
+
+
+@pytest.mark.parametrize("images, per", [(1, 5), (7, 5), (30, 5), (11, 1)])
+def test_counted_ranks_are_sorted_ranks(images, per):
+    sims = np.random.default_rng(images).normal(size=(images, images * per)).astype(np.float32)
+    i2t, t2i = sorted_ranks(sims)
+    metrics, (ranks, top1) = evaluation.i2t(sims, return_ranks=True)
+    assert ranks.tolist() == i2t and top1.tolist() == sims.argmax(1).tolist()
+    assert metrics == evaluation.i2t(sims) == evaluation.recalls(np.array(i2t))
+    _, (ranks, top1) = evaluation.t2i(sims, return_ranks=True)
+    assert ranks.tolist() == t2i and top1.tolist() == sims.argmax(0).tolist()
+
+
+def test_ties_count_against():
+    sims = np.zeros((4, 20), np.float32)
+    assert evaluation.i2t(sims)[:3] == (0, 0, 0) and evaluation.t2i(sims)[0] == 0
+    assert evaluation.i2t(sims, return_ranks=True)[1][0].tolist() == [15] * 4
+    assert evaluation.t2i(sims, return_ranks=True)[1][0].tolist() == [3] * 20
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_never_scores(bad):
+    sims = np.zeros((2, 10), np.float32)
+    sims[1, 7] = bad
+    for function in (evaluation.i2t, evaluation.t2i):
+        with pytest.raises(InputError, match=f"image 1 and caption 7 is {bad}"):
+            function(sims)
+
+
+def test_npts_and_uneven_captions():
+    sims = np.random.default_rng(0).normal(size=(6, 30)).astype(np.float32)
+    assert evaluation.i2t(sims, npts=3) == evaluation.i2t(sims[:3, :15])
+    with pytest.raises(InputError, match="31 captions do not divide evenly among 6 images"):
+        evaluation.t2i(np.zeros((6, 31), np.float32))
+
+
+def test_recalls_by_hand():
+    assert evaluation.recalls(np.array([0, 4, 9, 20])) == (25, 50, 75, 7, 9.25)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("boxes", ["released", "normalized"])
+def test_evalrank_repeats_released_metrics(released, kind, boxes, capsys):
+    name = {"released": "quirk", "normalized": "correct"}[boxes]
+    expected = np.load(golden(f"expected_{kind}.npz"))
+    result = evaluation.evalrank(f"model_{kind}/model_best.pth.tar", data_path=".", split="test", boxes=boxes)
+    for way, end in (("i2t", ""), ("t2i", "i")):
+        assert [result[k + end] for k in evaluation.RECALLS] == expected[f"{name}_{way}_metrics"].tolist()
+    stored = torch.load("ranks.pth.tar", weights_only=True)
+    for key, way in (("rt", "i2t"), ("rti", "t2i")):
+        ranks, top1 = stored[key]
+        assert ranks.tolist() == expected[f"{name}_{way}_ranks"].tolist()
+        assert top1.tolist() == expected[f"{name}_{way}_top1"].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_printed_block_is_the_released_one(released, kind, capsys):
+    path = f"model_{kind}/model_best.pth.tar"
+    evaluation.evalrank(path, split="test", boxes="released")
+    lines = golden(f"expected_{kind}_evalrank.txt").read_text().splitlines()
+    assert capsys.readouterr().out.splitlines()[-5:] == lines[-5:]
+
+
+def test_five_folds(released, capsys):
+    """Folds as printed by the released code; the means under their right labels."""
+    result = evaluation.evalrank("model_dense/model_best.pth.tar", split="test", fold5=True, boxes="released")
+    expected = np.load(golden("expected_dense.npz"))["fold5_mean"]
+    keys = [*evaluation.RECALLS, *(k + "i" for k in evaluation.RECALLS), "ar", "ari", "rsum"]
+    np.testing.assert_allclose([result[k] for k in keys], expected)
+    printed = capsys.readouterr().out.splitlines()
+    folds = [line for line in golden("expected_dense_evalrank_fold5.txt").read_text().splitlines() if "," in line]
+    assert [line for line in printed if re.match("(Image|Text) to .*,", line)] == [f for f in folds if "to" in f]
+    assert printed[-5:] == ["rsum: 458.0", "Average i2t Recall: 75.0", "Image to text: 50.0 80.0 95.0 1.6 3.1",
+                            "Average t2i Recall: 77.7", "Text to image: 33.0 100.0 100.0 2.0 2.1"]
+
+
+def test_stack(released):
+    paths = [f"model_{kind}/model_best.pth.tar" for kind in KINDS]
+    expected = np.load(golden("expected_stack.npz"))
+    result = evaluation.evalrank(paths, split="test", boxes="released")
+    assert [result[k] for k in evaluation.RECALLS] == expected["quirk_i2t_metrics"].tolist()
+    assert [result[k + "i"] for k in evaluation.RECALLS] == expected["quirk_t2i_metrics"].tolist()
+    folds = evaluation.evalrank(paths, split="test", fold5=True, boxes="released")
+    np.testing.assert_allclose(folds["rsum"], expected["fold5_mean"][-1])
+
+
+def script(name, *args, code=0):
+    done = subprocess.run([sys.executable, ROOT / name, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_scripts(released):
+    expected = np.load(golden("expected_stack.npz"))
+    script("test_stack.py", "--model_path", *(f"model_{k}/model_best.pth.tar" for k in KINDS), "--split", "test",
+           "--save_sims", "sims.npy", "--json", "m.json")
+    np.testing.assert_allclose(np.load("sims.npy"), expected["correct_sims"], atol=2e-6)
+    metrics = json.loads(Path("m.json").read_text())
+    assert [m["model"] for m in metrics] == [*(f"model_{k}/model_best.pth.tar" for k in KINDS), "ensemble"]
+    assert [metrics[2]["full"][k] for k in evaluation.RECALLS] == expected["correct_i2t_metrics"].tolist()
+    assert "Traceback" not in script("test.py", "--model_path", "missing.pth.tar", code=2).stderr
+
+
+def test_testall_gives_folds_and_all(released, capsys):
+    testall.main(["--model_path", "model_dense/model_best.pth.tar", "--split", "test", "--json", "m.json"])
+    metrics = json.loads(Path("m.json").read_text())[0]
+    expected = np.load(golden("expected_dense.npz"))
+    assert [metrics["full"][k] for k in evaluation.RECALLS] == expected["correct_i2t_metrics"].tolist()
+    assert len(metrics["fold5"]["folds"]) == 5
+    assert "Mean metrics: " in capsys.readouterr().out

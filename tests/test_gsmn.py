@@ -1,0 +1,290 @@
+"""GSMN against numbers of the released code and against the literal definition."""
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import literal
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, shared
+
+import boxes as boxes_module
+import data
+import graph
+import model
+import train
+from checkpoint import load_checkpoint
+from vocab import deserialize_vocab
+
+OWN = Path(__file__).parent / "golden" / "gsmn"
+
+
+def golden(name):
+    """Numbers of the released code: the full set where it is, else the part kept in tests/golden."""
+    return SHARED / "golden/gsmn" / name if (SHARED / "golden/gsmn").exists() else OWN / name
+
+
+def golden_or_skip(name):
+    return golden(name) if golden(name).exists() else shared(f"golden/gsmn/{name}")
+
+
+def dataset(split, is_sparse=True):
+    opt = SimpleNamespace(data_path=golden("."), img_dim=64, is_sparse=is_sparse)
+    return data.PrecompDataset(split, "f30k_precomp", deserialize_vocab(golden("f30k_precomp_vocab.json")), opt)
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"])
+def tested(request):
+    """A trained model, its test split encoded, and what the released code computed from it."""
+    saved = load_checkpoint(golden(f"model_{request.param}/model_best.pth.tar"))
+    net = model.GSMN(saved["opt"])
+    net.load_state_dict(saved["model"])
+    batch = data.collate([dataset("test")[i] for i in range(100)])
+    with torch.no_grad():
+        images, captions, lengths = net.forward_emb(batch.images, batch.captions, batch.lengths)
+    order = np.argsort(batch.ids)
+    embedded = SimpleNamespace(
+        images=images[order[::5]], captions=captions[order], lengths=np.array(lengths)[order].tolist(),
+        depends=[batch.depends[i] for i in order], boxes=batch.bboxes[order[::5]],
+    )
+    return net, embedded, np.load(golden(f"expected_{request.param}.npz")), request.param
+
+
+def test_embeddings(tested):
+    _, e, _, kind = tested
+    full = np.load(golden_or_skip(f"expected_{kind}.npz"))
+    if "img_emb" not in full:
+        shared("golden/gsmn")
+    assert e.lengths == full["cap_lens"].tolist()
+    np.testing.assert_allclose(e.images, full["img_emb"], atol=2e-7)
+    np.testing.assert_allclose(e.captions, full["cap_emb"], atol=2e-7)
+
+
+def test_similarities_with_right_boxes(tested):
+    net, e, expected, _ = tested
+    np.testing.assert_array_equal(e.boxes, expected["boxes_correct"])
+    with torch.no_grad():
+        visual, textual = net.forward_scores(e.images, e.captions, e.boxes, e.depends, e.lengths)
+    np.testing.assert_allclose(visual, expected["correct_i2t_sims"], atol=2e-6)
+    np.testing.assert_allclose(textual, expected["correct_t2i_sims"], atol=2e-6)
+    np.testing.assert_allclose(visual + textual, expected["correct_sims"], atol=2e-6)
+
+
+def test_similarities_with_released_boxes(tested):
+    net, e, expected, _ = tested
+    split = dataset("test")
+    quirk = split.released_boxes(16)
+    np.testing.assert_array_equal(quirk, expected["quirk_bbox"][:20])
+    with torch.no_grad():
+        sims = net.forward_sim(e.images, e.captions, torch.from_numpy(quirk), e.depends, e.lengths)
+    np.testing.assert_allclose(sims, expected["quirk_sims"], atol=2e-6)
+    folds = boxes_module.released_boxes(split.raw_boxes, split.sizes, 100, 16, fold5=True)
+    np.testing.assert_array_equal(folds.reshape(5, 4, 36, 4), expected["fold5_bbox"])
+
+
+def trained_from_golden(kind, loss):
+    options = json.loads(golden("opt_train.json").read_text())[kind][loss]
+    net = model.GSMN(argparse.Namespace(**options))
+    net.load_state_dict(torch.load(golden_or_skip(f"init_{kind}.pth"), weights_only=True))
+    return net, options, np.load(golden_or_skip(f"train_{kind}.npz"))
+
+
+# true gradient 0: what the released code stored is rounding noise
+NOISE = ("3.graph_convolution_3.params", "2.out_2.bias", "3.out_2.bias")
+
+
+def named(net):
+    return {
+        f"{k}.{name}": p
+        for k, part in enumerate(net.parts)
+        for name, p in getattr(net, part).named_parameters()
+        if f"{k}.{name}" not in NOISE
+    }
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("loss", ["sum", "max"])
+def test_first_batch(kind, loss):
+    net, _, expected = trained_from_golden(kind, loss)
+    split = dataset("train")
+    batch = data.collate([split[int(i)] for i in expected["order"][0]])
+    np.testing.assert_array_equal(batch.captions, expected["batch0_targets"])
+    np.testing.assert_array_equal(batch.bboxes, expected["batch0_bboxes"])
+    images, captions, lengths = net.forward_emb(batch.images, batch.captions, batch.lengths)
+    scores = net.forward_sim(images, captions, batch.bboxes, batch.depends, lengths)
+    np.testing.assert_allclose(scores.detach(), expected["batch0_scores"], atol=2e-6)
+    value = net.forward_loss(scores)
+    np.testing.assert_allclose(value.item(), expected[f"loss_{loss}"], rtol=1e-5)
+    value.backward()
+    norms = dict(zip(expected["grad_names"], expected[f"grad_norms_{loss}"]))
+    for name, p in named(net).items():
+        np.testing.assert_allclose(p.grad.norm(), norms[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_full_gradients(kind):
+    net, _, expected = trained_from_golden(kind, "max")
+    full = np.load(golden_or_skip(f"train_{kind}_grads.npz"))
+    split = dataset("train")
+    batch = data.collate([split[int(i)] for i in expected["order"][0]])
+    net.batch_losses(batch)["Le"].backward()
+    for name, p in named(net).items():
+        scale = np.abs(full[name]).max()
+        np.testing.assert_allclose(p.grad, full[name], atol=1e-4 * scale + 1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("loss", ["sum", "max"])
+def test_ten_steps(kind, loss):
+    net, options, expected = trained_from_golden(kind, loss)
+    split = dataset("train")
+    optimizer = torch.optim.Adam(net.parameters(), lr=options["learning_rate"])
+    losses = []
+    for step, order in enumerate(expected["order"]):
+        batch = data.collate([split[int(i)] for i in order])
+        losses.append(train.train_step(net, optimizer, batch, options["grad_clip"], step)["Le"])
+    np.testing.assert_allclose(losses, expected[f"step_losses_{loss}"], rtol=2e-3)
+    norms = dict(zip(expected["grad_names"], expected[f"final_norms_{loss}"]))
+    for name, p in named(net).items():
+        np.testing.assert_allclose(p.detach().norm(), norms[name], rtol=2e-3, atol=5e-5, err_msg=name)
+
+
+# ---- against the literal definition
+
+
+def small_opt(**changes):
+    opt = SimpleNamespace(
+        img_dim=12, vocab_size=20, word_dim=6, embed_size=24, num_layers=1, bi_gru=True, no_imgnorm=False,
+        no_txtnorm=False, num_block=4, feat_dim=4, hid_dim=16, out_dim=1, lambda_softmax=9.0, is_sparse=False,
+        margin=0.2, max_violation=False, propagation="self",
+    )
+    vars(opt).update(changes)
+    return opt
+
+
+def random_case(regions=5, lengths=(3, 1, 7, 3, 2), images=4, width=24, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    unit = lambda *shape: model.l2norm(torch.randn(*shape, generator=rng))  # noqa: E731
+    corners = torch.rand(images, regions, 4, generator=rng)
+    words = [unit(n, width) for n in lengths]
+    depends = [[[0, 1]] + [[j, (j * 2 + 1) % (n + 1)] for j in range(n)] + [[0, 0]] for n in lengths]
+    return unit(images, regions, width), words, corners, depends, list(lengths)
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("case", [{}, {"regions": 1}, {"images": 1}, {"lengths": (1,)}, {"lengths": (40, 1)}])
+def test_fast_is_literal(propagation, is_sparse, case):
+    torch.manual_seed(1)
+    net = model.GSMN(small_opt(propagation=propagation, is_sparse=is_sparse)).double()
+    images, words, boxes, depends, lengths = random_case(**case)
+    images, words, boxes = images.double(), [w.double() for w in words], boxes.double()
+    inputs = [images, *words]
+    for x in inputs:
+        x.requires_grad_()
+    fast = net.forward_scores(images, words, boxes, depends, lengths)
+    with default_double():
+        plain = literal.similarity(net, images, words, boxes, depends)
+    weight = torch.randn(fast[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    wanted = inputs + [p for name, p in net.named_parameters() if "match_G" in name and "params" not in name]
+    for a, b in zip(fast, plain):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    grads = [torch.autograd.grad((s[0] * weight + s[1] * weight.sin()).sum(), wanted) for s in (fast, plain)]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+class default_double:
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *_):
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_score_does_not_depend_on_its_batch():
+    net = model.GSMN(small_opt())
+    images, words, boxes, depends, lengths = random_case(lengths=(3, 1, 7, 3, 2, 3))
+    with torch.no_grad():
+        whole = net.forward_sim(images, words, boxes, depends, lengths)
+        alone = torch.cat([
+            net.forward_sim(images, [w], boxes, [d], [n]) for w, d, n in zip(words, depends, lengths)
+        ], 1)
+        padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=7.0)
+        torch.testing.assert_close(net.forward_sim(images, padded, boxes, depends, lengths), whole, rtol=0, atol=0)
+    torch.testing.assert_close(alone, whole, rtol=0, atol=5e-7)
+
+
+def test_captions_of_any_order_and_length_encode_alike():
+    net = model.GSMN(small_opt())
+    ids = [torch.randint(4, 20, (n,), generator=torch.Generator().manual_seed(n)) for n in (2, 9, 4, 1)]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    with torch.no_grad():
+        together = net.encode_captions(padded, [2, 9, 4, 1])
+        for row, one in zip(together, ids):
+            alone = net.encode_captions(one[None], [len(one)])[0]
+            torch.testing.assert_close(row[: len(one)], alone, rtol=0, atol=2e-7)
+            assert not row[len(one):].any()
+
+
+def test_without_boxes_all_centres_are_one():
+    net = model.GSMN(small_opt())
+    images, words, boxes, depends, lengths = random_case()
+    with torch.no_grad():
+        none = net.forward_sim(images, words, None, depends, lengths)
+        zero = net.forward_sim(images, words, torch.zeros_like(boxes), depends, lengths)
+        some = net.forward_sim(images, words, boxes, depends, lengths)
+    assert torch.equal(none, zero) and not torch.equal(none, some)
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+def test_degenerate_values_stay_finite(propagation):
+    net = model.GSMN(small_opt(propagation=propagation, is_sparse=True))
+    with torch.no_grad():
+        conv = net.i2t_match_G.graph_convolution_1
+        for p in (conv.precision_rho, conv.precision_theta):
+            p.fill_(1e-20)  # every kernel underflows but where distance and angle are its own
+        net.t2i_match_G.graph_convolution_3.params.zero_()
+        weights = conv.edge_weights(torch.rand(2, 5, 4))
+        assert torch.isfinite(weights).all() and not weights[0, :, 0, 1].any()
+    images, words, boxes, depends, lengths = random_case()
+    images[0] = 0
+    images.requires_grad_()
+    words[1] = torch.zeros_like(words[1])
+    net.forward_sim(images, words, boxes, depends, lengths).sum().backward()
+    assert torch.isfinite(images.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+
+def test_kernel_weights_add_up_to_one():
+    conv = model.GSMN(small_opt()).i2t_match_G.graph_convolution_1
+    weights = conv.edge_weights(torch.rand(3, 6, 4))
+    torch.testing.assert_close(weights.sum(1), torch.ones(3, 6, 6))
+
+
+def test_adjacency():
+    pairs = [[0, 2], [2, 1], [2, 2], [9, 1], [1, -1], [0, 1], [0, 1]]
+    expected = [[1.0, 1, 0], [1, 1, 1], [0, 1, 2]]
+    assert graph.adjacency([pairs], 3)[0].tolist() == expected
+    assert graph.adjacency([[]], 1)[0].tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"embed_size": 25}, "embed_size 25"), ({"feat_dim": 8}, "feat_dim 8"),
+    ({"hid_dim": 12}, "hid_dim 12"), ({"out_dim": 2}, "out_dim 2"),
+])
+def test_widths_that_do_not_divide(changes, says):
+    with pytest.raises(ValueError, match=says):
+        model.GSMN(small_opt(**changes))
+
+
+def test_loss_by_hand():
+    scores = torch.tensor([[0.5, 0.6], [0.1, 0.4]])
+    # captions of an image: 0.2+0.6-0.5, 0.2+0.1-0.4 -> 0; images of a caption: 0.2+0.1-0.5 -> 0, 0.2+0.6-0.4
+    assert model.ContrastiveLoss(0.2)(scores).item() == pytest.approx(0.7)
+    assert model.ContrastiveLoss(0.2, True)(scores).item() == pytest.approx(0.7)
+    three = torch.tensor([[0.5, 0.6, 0.55], [0.1, 0.4, 0.3], [0.0, 0.0, 0.9]])
+    assert model.ContrastiveLoss(0.2, True)(three).item() == pytest.approx(0.3 + 0.1 + 0.4)

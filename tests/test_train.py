@@ -1,0 +1,179 @@
+"""train.py end to end on a tiny data set: it learns, stops, goes on, and says what is wrong."""
+
+import json
+import logging
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluation
+import train
+from checkpoint import load_checkpoint
+from files import InputError
+from logger import event_records, tensorboard
+
+SMALL = (
+    "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --lambda_softmax 9 --bi_gru "
+    "--batch_size 32 --learning_rate 0.01 --workers 0 --log_step 5 --device cpu"
+).split()
+
+
+def run(tiny, folder, *more, epochs=2):
+    folder = Path(folder)
+    train.main([*tiny.args, *SMALL, "--num_epochs", str(epochs), "--logger_name", str(folder / "log"),
+                "--model_name", str(folder / "ck"), *map(str, more)])
+    return folder / "ck"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same_weights(a, b):
+    a, b = (load_checkpoint(path)["model"] for path in (a, b))
+    return all(torch.equal(x[name], y[name]) for x, y in zip(a, b) for name in x)
+
+
+def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path / "run", epochs=5)
+    assert names(folder) == [*(f"checkpoint_{e}.pth.tar" for e in range(5)), "model_best.pth.tar"]
+    log = [json.loads(line) for line in (tmp_path / "run/log/log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log] == list(range(5))
+    assert log[-1]["r10i"] > 70 > 10  # 10 images; by chance R@10 is 100, so look at the harder ones too
+    assert max(entry["r1i"] for entry in log) > 3 * 10
+    result = evaluation.evalrank(folder / "model_best.pth.tar", split="dev", ranks=None, device="cpu")
+    best = max(log, key=lambda entry: entry["rsum"])
+    assert result["rsum"] == best["rsum"] == load_checkpoint(folder / "model_best.pth.tar")["best_rsum"]
+    config = json.loads((tmp_path / "run/log/config.json").read_text())
+    assert config["opt"]["num_epochs"] == 5 and config["versions"]["torch"] == str(torch.__version__)
+    features = tiny_data.folder / "train_ims.npy"
+    assert config["data"][str(features)] == features.stat().st_size
+
+
+def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
+    a = run(tiny_data, tmp_path / "a", epochs=1)
+    b = run(tiny_data, tmp_path / "b", "--workers", 2, epochs=1)
+    c = run(tiny_data, tmp_path / "c", "--seed", 1, epochs=1)
+    assert same_weights(a / "checkpoint_0.pth.tar", b / "checkpoint_0.pth.tar")
+    assert not same_weights(a / "checkpoint_0.pth.tar", c / "checkpoint_0.pth.tar")
+
+
+def points(folder):
+    """(tag, step) of all points of a run's event files, and their values but for times."""
+    event = tensorboard().event_pb2.Event
+    found = []
+    for path in sorted(Path(folder).glob("events*")):
+        for record in event_records(path):
+            one = event.FromString(record[12:-4])
+            found += [(v.tag, one.step, v.simple_value) for v in one.summary.value if "time" not in v.tag]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [[], ["--is_sparse", "--propagation", "neighbors", "--max_violation"]])
+def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, workers, kind):
+    more = [*kind, "--workers", workers, "--val_step", 4]
+    whole = run(tiny_data, tmp_path / "whole", *more, epochs=3)
+    stop_after(monkeypatch, steps=10)
+    with pytest.raises(SystemExit) as stopped:
+        run(tiny_data, tmp_path / "parts", *more, epochs=3)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    parts = run(tiny_data, tmp_path / "parts", *more, "--resume", tmp_path / "parts/ck", epochs=3)
+    for name in ("checkpoint_2.pth.tar", "model_best.pth.tar"):
+        assert same_weights(whole / name, parts / name)
+    assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
+    logs = [[{**json.loads(line), "time": 0} for line in (tmp_path / name / "log/log.jsonl").read_text().splitlines()]
+            for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+def stop_after(monkeypatch, steps):
+    """SIGTERM arrives during the given step."""
+    step = train.train_step
+
+    def counted(model, optimizer, batch, grad_clip, Eiters):
+        if Eiters == steps - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(model, optimizer, batch, grad_clip, Eiters)
+
+    monkeypatch.setattr(train, "train_step", counted)
+
+
+def test_a_stop_during_validation_is_made_up_for(tiny_data, tmp_path, monkeypatch):
+    whole = run(tiny_data, tmp_path / "whole", "--val_step", 4)
+    shard, calls = train.shard_xattn, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return shard(*args)
+
+    monkeypatch.setattr(train, "shard_xattn", interrupted)
+    with pytest.raises(SystemExit):
+        run(tiny_data, tmp_path / "parts", "--val_step", 4)
+    monkeypatch.undo()
+    parts = run(tiny_data, tmp_path / "parts", "--val_step", 4, "--resume", tmp_path / "parts/ck")
+    assert same_weights(whole / "checkpoint_1.pth.tar", parts / "checkpoint_1.pth.tar")
+    assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
+
+
+def test_save_every_and_keep(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path / "run", "--save_every", 3, "--keep", 2)
+    assert names(folder) == ["checkpoint_1.pth.tar", "checkpoint_1_5.pth.tar", "model_best.pth.tar"]
+
+
+def test_flags_that_contradict_the_checkpoint(tiny_data, tmp_path, caplog):
+    folder = run(tiny_data, tmp_path / "run", epochs=1)
+    with caplog.at_level(logging.WARNING):
+        run(tiny_data, tmp_path / "run", "--resume", folder / "checkpoint_0.pth.tar", "--embed_size", 32,
+            "--learning_rate", "0.5", epochs=2)
+    said = caplog.text
+    assert "--embed_size: 16 in the checkpoint, 32 on the command line; the checkpoint's is used" in said
+    assert "--learning_rate: 0.01 in the checkpoint, 0.5 on the command line; the command line's is used" in said
+    opt = load_checkpoint(folder / "checkpoint_1.pth.tar")["opt"]
+    assert (opt.embed_size, opt.learning_rate, opt.num_epochs) == (16, 0.5, 2)
+
+
+def test_warmup_sum_then_hardest(tiny_data, tmp_path, monkeypatch):
+    seen, step = [], train.train_step
+
+    def watched(model, *args):
+        seen.append(model.criterion.max_violation)
+        return step(model, *args)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    run(tiny_data, tmp_path, "--max_violation", "--warmup_sum", 1)
+    assert seen == [False] * 7 + [True] * 7
+
+
+def test_collapse_is_said(caplog):
+    watch = train.CollapseWatch(type("opt", (), {"margin": 0.2}), window=3)
+    with caplog.at_level(logging.WARNING):
+        for loss in (25.61, 25.5):
+            watch.step(loss, True, 64)
+        watch.step(25.6, False, 64)
+        assert not caplog.text
+        watch.step(25.6, True, 64)
+    assert "25.6 = 2 x margin x batch" in caplog.text and "--warmup_sum 1" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_stops(tiny_data, tmp_path):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+: training stopped"):
+        run(tiny_data, tmp_path, "--learning_rate", "1e30", "--no_imgnorm", "--no_txtnorm")
+
+
+def test_released_checkpoint_can_be_gone_on_from(tiny_data, tmp_path, caplog):
+    folder = run(tiny_data, tmp_path / "run", epochs=1)
+    saved = torch.load(folder / "checkpoint_0.pth.tar", weights_only=False)
+    released = {key: saved[key] for key in ("epoch", "model", "best_rsum", "opt", "Eiters")}
+    shutil.rmtree(tmp_path / "run")
+    torch.save(released, tmp_path / "released.pth.tar")
+    with caplog.at_level(logging.WARNING):
+        folder = run(tiny_data, tmp_path / "run", "--resume", tmp_path / "released.pth.tar")
+    assert "without the optimiser's state" in caplog.text
+    assert load_checkpoint(folder / "checkpoint_1.pth.tar")["Eiters"] == 14

@@ -1,0 +1,257 @@
+"""Train GSMN or VSRN on precomputed region features.  README.md has the published recipes."""
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import data
+from evaluation import RECALLS, encode_data, metrics, shard_xattn
+from files import InputError, run
+from logger import RunLog
+from model import build
+from options import resume_options, train_options
+from vocab import load_vocab
+
+BEST = checkpoint.BEST
+
+
+def main(argv=None):
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    opt, given = train_options(argv)
+    saved = load_resumed(opt.resume) if opt.resume else None
+    if saved:
+        opt = resume_options(opt, given, saved["opt"], logging.warning)
+    seed_everything(opt.seed)
+    vocab = load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(vocab)
+    train_loader, val_loader = data.get_loaders(opt.data_name, vocab, opt.batch_size, opt.workers, opt)
+    model = build(opt).to(opt.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
+    at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
+    if saved:
+        restore(saved, model, optimizer, vocab, at)
+    make_folder(opt.model_name)
+    log = RunLog(opt.logger_name, at.Eiters if saved else None)
+    log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
+    stop, watch = Stop(), CollapseWatch(opt)
+    steps = len(train_loader)
+
+    def save(name):
+        state = training_state(model, optimizer, opt, vocab, at)
+        checkpoint.save_checkpoint(state, Path(opt.model_name) / name)
+        if name != BEST:
+            checkpoint.prune(opt.model_name, opt.keep)
+
+    def leave_if_asked():
+        if stop.signal:
+            save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
+            logging.info("Stopped in epoch %d after step %d; --resume %s goes on", at.epoch, at.step, opt.model_name)
+            sys.exit(128 + stop.signal)
+
+    def validate_and_keep(end_of_epoch):
+        result = validate(val_loader, model, stop)
+        at.validate_due = result is None and not end_of_epoch  # interrupted: to be made up for
+        if result is None:
+            return
+        log.validation(result, at.Eiters, at.epoch)
+        if end_of_epoch:
+            at.epoch, at.step = at.epoch + 1, 0
+        if result[opt.select] > at.best_rsum or not (Path(opt.model_name) / BEST).exists():
+            at.best_rsum = result[opt.select]
+            save(BEST)
+
+    if at.validate_due:
+        validate_and_keep(end_of_epoch=False)
+        leave_if_asked()
+    while at.epoch < opt.num_epochs:
+        set_learning_rate(optimizer, opt, at.epoch)
+        model.criterion.max_violation = opt.max_violation and at.epoch >= opt.warmup_sum
+        train_loader.batch_sampler.set_epoch(at.epoch, at.step)
+        bar = tqdm(train_loader, f"epoch {at.epoch}", initial=at.step, total=steps, disable=None)
+        end = time.time()
+        for batch in bar:
+            data_time = time.time() - end
+            losses = train_step(model, optimizer, batch, opt.grad_clip, at.Eiters)
+            at.step, at.Eiters = at.step + 1, at.Eiters + 1
+            batch_time = time.time() - end
+            bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
+            rate = optimizer.param_groups[0]["lr"]
+            log.scalars({"epoch": at.epoch, "step": at.step - 1, "batch_time": batch_time,
+                         "data_time": data_time, "Eit": at.Eiters, "lr": rate, **losses}, at.Eiters)
+            if at.Eiters % opt.log_step == 0:
+                parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                logging.info("Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
+                             at.epoch, at.step, steps, at.Eiters, rate, parts, batch_time, data_time)
+            watch.step(losses["Le"], model.criterion.max_violation, len(batch.ids))
+            if at.step < steps:  # at the epoch's end both follow anyway
+                if at.Eiters % opt.val_step == 0:
+                    validate_and_keep(end_of_epoch=False)
+                if opt.save_every and at.Eiters % opt.save_every == 0:
+                    save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
+            leave_if_asked()
+            end = time.time()
+        validate_and_keep(end_of_epoch=True)
+        if at.step == 0:
+            save(f"checkpoint_{at.epoch - 1}.pth.tar")
+        leave_if_asked()
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_folder(path):
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot make this folder for checkpoints ({error.strerror})") from None
+
+
+def load_resumed(path):
+    """The checkpoint of a file, or the newest complete one of a folder."""
+    if os.path.isdir(path):
+        path = checkpoint.newest(path, logging.warning)
+    saved = checkpoint.load_checkpoint(path)
+    if "optimizer" not in saved:
+        logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
+    logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
+    return saved
+
+
+def restore(saved, model, optimizer, vocab, at):
+    """Bring model, optimiser, random states and counters to where a checkpoint left them."""
+    checkpoint.check_vocab(saved, vocab)
+    load_weights(model, saved)
+    if "optimizer" in saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        checkpoint.restore_rng(saved["rng"])
+    for name in vars(at):
+        setattr(at, name, saved.get(name, getattr(at, name)))
+
+
+def load_weights(model, saved):
+    try:
+        model.load_state_dict(saved["model"])
+        if saved.get("caption_model"):
+            model.caption_model.load_state_dict(saved["caption_model"])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--resume: the checkpoint does not fit this model: {error}") from None
+
+
+def training_state(model, optimizer, opt, vocab, at):
+    """All that a run needs to go on (docs/method.md, section 5)."""
+    caption_model = getattr(model, "caption_model", None)
+    return {
+        **vars(at),
+        "model": model.state_list(),
+        "opt": opt,
+        "optimizer": optimizer.state_dict(),
+        "caption_model": caption_model.state_dict() if caption_model else None,
+        "vocab": checkpoint.words(vocab),
+        "rng": checkpoint.capture_rng(),
+    }
+
+
+def set_learning_rate(optimizer, opt, epoch):
+    """The initial rate, divided by 10 every lr_update epochs."""
+    for group in optimizer.param_groups:
+        group["lr"] = opt.learning_rate * 0.1 ** (epoch // opt.lr_update)
+
+
+def train_step(model, optimizer, batch, grad_clip, Eiters):
+    """One update -> {'Le': total loss, …: its parts}; InputError where the loss is not finite."""
+    model.train()
+    losses = model.batch_losses(batch)
+    total = sum(losses.values())
+    if not torch.isfinite(total):
+        raise InputError(
+            f"the loss is {total.item()} at step {Eiters}: training stopped. Lower --learning_rate, or look for "
+            "broken features; the checkpoints written before are good"
+        )
+    optimizer.zero_grad()
+    total.backward()
+    if grad_clip > 0:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.step()
+    return {"Le": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+
+
+def validate(val_loader, model, stop):
+    """Metrics of the dev split, printed to the log; None when a signal came meanwhile."""
+    try:
+        with stop.at_once():
+            result = metrics(shard_xattn(model, *encode_data(model, val_loader)))
+    except Interrupted:
+        return None
+    del result["ranks"]
+    for title, end in (("Image to text", ""), ("Text to image", "i")):
+        logging.info("%s: %s", title, ", ".join(f"{result[name + end]:.1f}" for name in RECALLS))
+    logging.info("rsum: %.1f  r1 + r5: %.1f", result["rsum"], result["r1r5"])
+    return result
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM where nothing is lost by leaving at once."""
+
+
+class Stop:
+    """Ctrl-C and SIGTERM: the first is remembered until the step is done, a second one leaves at once."""
+
+    def __init__(self):
+        self.signal, self.immediate = None, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number, frame):
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        logging.warning("Stopping: a checkpoint is written first; once more to leave at once")
+        if self.immediate:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def at_once(self):
+        self.immediate = True
+        try:
+            yield
+        finally:
+            self.immediate = False
+
+
+class CollapseWatch:
+    """Says when the hardest-negative loss sits where all similarities are equal: 2 · margin · batch."""
+
+    def __init__(self, opt, window=50):
+        self.margin = opt.margin
+        self.recent = deque(maxlen=window)
+
+    def step(self, loss, max_violation, batch_size):
+        if not max_violation:
+            return
+        self.recent.append(loss / (2 * self.margin * batch_size))
+        if len(self.recent) == self.recent.maxlen and all(abs(x - 1) < 0.01 for x in self.recent):
+            logging.warning(
+                "The loss has stayed at %.1f = 2 x margin x batch for %d steps: all similarities are equal, the "
+                "model has collapsed. Start with the summed loss (--warmup_sum 1) or lower --learning_rate.",
+                loss, len(self.recent),
+            )
+            self.recent.clear()
+
+
+if __name__ == "__main__":
+    run(main)
