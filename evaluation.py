@@ -78,7 +78,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
         images = img_embs[i : i + shard_size].to(model.device)
         boxes = None if bboxes is None else bboxes[i : i + shard_size]
         for block in blocks:
-            words = [cap_embs[c].to(model.device) for c in block]
+            words = take(cap_embs, block, model.device)
             pairs = None if depends is None else [depends[c] for c in block]
             part = model.forward_sim(images, words, boxes, pairs, [cap_lens[c] for c in block])
             sims[i : i + shard_size, block] = part.float().cpu().numpy()
@@ -86,6 +86,13 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     bar.close()
     check_finite(sims)
     return sims
+
+
+def take(cap_embs, captions, device):
+    """Some captions' embeddings: rows of a matrix (VSRN), or a list of matrices of words (GSMN)."""
+    if torch.is_tensor(cap_embs):
+        return cap_embs[captions].to(device)
+    return [cap_embs[c].to(device) for c in captions]
 
 
 def check_finite(sims):
