@@ -32,7 +32,7 @@ def test_our_checkpoint(tmp_path):
     groups = [{"betas": (0.9, 0.999), "params": [0]}]
     more = {
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": groups},
-        "extra": {"$odd": 1, "inf": float("inf"), "nan": float("nan"), "no": None},
+        "extra": {"$tensor": "x", "inf": float("inf"), "nan": float("nan"), "no": None},
         "half": torch.ones(3).half(),
         "turned": torch.arange(6).view(2, 3).t(),
         "vocab": ["\xe9", "a"],

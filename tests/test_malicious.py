@@ -139,6 +139,15 @@ def test_allowed_class_called_with_an_attack(tmp_path, marker):
     refused(checkpoint.load_checkpoint, path, "os.system")
 
 
+@pytest.mark.parametrize(
+    "name", ["collections.OrderedDict.fromkeys", "argparse.Namespaces", "xtorch.FloatStorage"]
+)
+def test_names_that_resemble_allowed_ones(name, tmp_path):
+    path = tmp_path / "x.pth.tar"
+    pickles.torch_save(state(extra=Raw(pickles.name(*name.split(".", 1)))), path)
+    refused(checkpoint.load_checkpoint, path, name)
+
+
 def test_attack_after_the_end(tmp_path, marker):
     """What follows a pickle's end is never read as one."""
     path = tmp_path / "x.pth.tar"
