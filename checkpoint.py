@@ -106,6 +106,8 @@ def complete(opt, model, path):
     embedding = model[1].get("embed.weight")
     if embedding is not None:
         flags.setdefault("vocab_size", len(embedding))
+    if any(name.startswith("cnn.") for name in model[0]):
+        flags["no_pretrained"] = True  # the CNN's weights are in the file
     return argparse.Namespace(**flags)
 
 
@@ -113,11 +115,11 @@ def model_of(model, path):
     """'gsmn' or 'vsrn', by the state dicts of a checkpoint."""
     if len(model) == 4:
         return "gsmn"
-    if len(model) == 2 and any(name.startswith("Rs_GCN") for name in model[0]):
+    if len(model) == 2 and any(name.startswith(("Rs_GCN", "cnn.")) for name in model[0]):
         return "vsrn"
     raise InputError(
-        f"{path}: {len(model)} state dicts; GSMN has 4, VSRN has 2 with region relations (Rs_GCN); "
-        "a SCAN or VSE++ file can only be converted (tools/convert.py)"
+        f"{path}: {len(model)} state dicts; GSMN has 4, VSRN has 2 with region relations (Rs_GCN) "
+        "or a CNN; a SCAN or VSE++ file can only be converted (tools/convert.py)"
     )
 
 

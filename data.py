@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from boxes import read_boxes, released_boxes
 from files import InputError, open_array, read_captions, read_ids, read_pairs, read_sizes, warn
-from vocab import END, PAD, UNK, encode
+from vocab import END, PAD, PICTURES, UNK, encode
 
 CAPTIONS_PER_IMAGE = 5
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
@@ -89,6 +89,21 @@ def label_and_mask(ids, max_len):
     return label, mask
 
 
+def encode_captions(captions, vocab, source):
+    """Captions -> their ids, Ragged, with a progress bar."""
+    bar = tqdm(captions, desc=f'{Path(source).name}: words to ids', unit='', mininterval=0.5)
+    tokens = Ragged(encode(text, vocab) for text in bar)
+    warn_unknown(tokens, source)
+    return tokens
+
+
+def warn_unknown(tokens, source):
+    """Warn when more than 5 % of the words are unknown: most likely another data set's vocabulary."""
+    unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
+    if unknown > 0.05 * words:
+        warn(f'{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?')
+
+
 # ---- data set ----
 
 class PrecompDataset(Dataset):
@@ -129,11 +144,8 @@ class PrecompDataset(Dataset):
             source = self._path('caps.txt')
             if not self.vsrn:
                 warn(f'{ready} is missing: making the word ids from {source.name} with the vocabulary')
-            captions = tqdm(read_captions(source), desc=f'{self.split} captions', unit='', mininterval=0.5)
-            tokens = Ragged(encode(text, self.vocab) for text in captions)
-        unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
-        if unknown > 0.05 * words:
-            warn(f'{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?')
+            return encode_captions(read_captions(source), self.vocab, source)
+        warn_unknown(tokens, source)
         return tokens
 
     def _count(self):
@@ -312,17 +324,26 @@ def in_order(n, batch_size):
     return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
 
 
+def open_split(split, data_name, vocab, opt):
+    """The data set of one split: region features, or pictures when data_name is coco, f8k or f30k."""
+    if data_name in PICTURES:
+        from images import PictureDataset  # stands below this module
+        return PictureDataset(split, data_name, vocab, opt)
+    return PrecompDataset(split, data_name, vocab, opt)
+
+
 def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     """Loaders of Batch for train (.batch_sampler is an EpochSampler) and dev (in order)."""
-    train = PrecompDataset('train', data_name, vocab, opt)
+    train = open_split('train', data_name, vocab, opt)
     sampler = EpochSampler(len(train), batch_size, getattr(opt, 'seed', 0) or 0, replicas, rank)
+    train.sampler = sampler  # pictures are cropped by (seed, epoch, caption)
     dev = get_test_loader('dev', data_name, vocab, batch_size, workers, opt)
     return make_loader(train, sampler, workers), dev
 
 
 def get_test_loader(split, data_name, vocab, batch_size, workers, opt):
     """A loader of Batch over a split, in order."""
-    dataset = PrecompDataset(split, data_name, vocab, opt)
+    dataset = open_split(split, data_name, vocab, opt)
     return make_loader(dataset, in_order(len(dataset), batch_size), workers)
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import graph
 import vsrn
 from caption import CaptionModel
+from vocab import PICTURES
 
 
 def l2norm(x, dim=-1, eps=1e-8):
@@ -199,7 +200,7 @@ class VSRN(ListedModel):
         if opt.measure not in ("cosine", "order"):
             raise ValueError(f"--measure {opt.measure}: it can be cosine or order")
         self.measure = opt.measure
-        if opt.data_name in vsrn.PICTURES:
+        if opt.data_name in PICTURES:
             pretrained = not getattr(opt, "no_pretrained", False)
             self.img_enc = vsrn.EncoderImageFull(
                 opt.cnn_type, opt.embed_size, pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm

@@ -14,6 +14,7 @@ from files import InputError, atomic_write, read_json, read_lines, restricted_lo
 
 SPECIAL = ('<pad>', '<start>', '<end>', '<unk>')
 PAD, START, END, UNK = range(4)
+PICTURES = ('coco', 'f8k', 'f30k')  # data sets of pictures with annotations; all others have region features
 
 
 class Vocabulary:
@@ -142,7 +143,10 @@ def vocab_of_captions(captions, threshold=4):
 
 
 def build_vocab(data_path, data_name, threshold=4):
-    """The vocabulary of train_caps.txt and dev_caps.txt in data_path/data_name."""
+    """The vocabulary of train_caps.txt and dev_caps.txt in data_path/data_name, or of a picture data set."""
+    if data_name in PICTURES:
+        from images import training_captions  # stands below this module
+        return vocab_of_captions(training_captions(data_path, data_name), threshold)
     folder = Path(data_path) / data_name
     captions = read_lines(folder / 'train_caps.txt') + read_lines(folder / 'dev_caps.txt')
     return vocab_of_captions(captions, threshold)

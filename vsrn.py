@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import graph
 from files import InputError
 
-PICTURES = ("coco", "f8k", "f30k")  # data sets of raw images; all others have region features
 RELATION_LAYERS = 4
 TILE = 1 << 20  # numbers in one temporary of the order similarity: 4 MB, which caches hold
 

@@ -1,0 +1,195 @@
+"""Pictures -> batches: COCO and Flickr as image files with annotations (docs/method.md, section 3.5).
+
+Needs torchvision, and pycocotools for COCO; nothing else imports this module unless --data_name asks for
+pictures.
+"""
+import contextlib
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from data import CAPTIONS_PER_IMAGE, DEV_CAPTIONS, Item, data_folder, encode_captions
+from files import InputError, open_array, read_json
+
+KARPATHY = {'f8k': 'dataset_flickr8k.json', 'f30k': 'dataset_flickr30k.json'}
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+class PictureDataset(Dataset):
+    """Captions of one split with their pictures: the face of data.PrecompDataset, images (3, crop, crop).
+
+    The train split has every caption; the others five captions for each image, as evaluation counts them,
+    and dev is cut to 5,000 captions. Training crops and flips depend on (seed, epoch, caption) alone, the
+    epoch being that of `sampler`. InputError for a file that is missing, damaged or does not fit the others.
+    """
+
+    boxes = depends = sizes = None
+    sampler = None  # the EpochSampler in use
+
+    def __init__(self, split, data_name, vocab, opt):
+        folder = data_folder(opt.data_path, data_name)
+        self.train, self.seed = split == 'train', getattr(opt, 'seed', 0) or 0
+        pairs = read_pairs(folder, data_name, split, getattr(opt, 'use_restval', False))
+        if not self.train:
+            pairs = five_each(pairs, folder, split)
+        pairs = pairs[:DEV_CAPTIONS] if split == 'dev' else pairs
+        number = {path: g for g, path in enumerate(dict.fromkeys(path for path, _ in pairs))}
+        self.pictures = list(number)
+        self.owner = np.array([number[path] for path, _ in pairs], np.int32)
+        self.captions = [text for _, text in pairs]
+        self.tokens = encode_captions(self.captions, vocab, f'{folder}, {split}')
+        self.n_images = len(self.pictures)
+        self.transform, self.random_transform = make_transforms(getattr(opt, 'crop_size', 224))
+
+    def __len__(self):
+        return len(self.owner)
+
+    def image_of(self, i):
+        """Number of caption i's image."""
+        return int(self.owner[i])
+
+    def image(self, g):
+        """Image g as evaluation sees it: (3, crop, crop) float32."""
+        return self.transform(read_picture(self.pictures[g]))
+
+    def __getitem__(self, i):
+        if self.train:
+            epoch = self.sampler.epoch if self.sampler else 0
+            with seeded(self.seed % 2 ** 64, epoch, i):
+                image = self.random_transform(read_picture(self.pictures[self.owner[i]]))
+        else:
+            image = self.image(self.owner[i])
+        return Item(image, self.tokens[i], i, None, None, None, None)
+
+
+# ---- which picture has which captions ----
+
+def read_pairs(folder, data_name, split, use_restval=False):
+    """[(path of the picture, caption)] of a split, in the files' order. 'testall' is the test split."""
+    split = 'test' if split == 'testall' else split
+    splits = ['train', 'restval'] if split == 'train' and use_restval else [split]
+    if data_name in KARPATHY:
+        pairs = flickr_pairs(folder, KARPATHY[data_name], splits)
+    else:
+        pairs = [pair for one in splits for pair in coco_pairs(folder, one)]
+    if not pairs:
+        raise InputError(f'{folder}: no captions in the split {split}')
+    check_pictures({path for path, _ in pairs})
+    return pairs
+
+
+def training_captions(data_path, data_name):
+    """The captions a vocabulary is built from: those of train and dev."""
+    folder = data_folder(data_path, data_name)
+    return [text for split in ('train', 'dev') for _, text in read_pairs(folder, data_name, split)]
+
+
+def coco_pairs(folder, split):
+    """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
+    year = 'train2014' if split == 'train' else 'val2014'
+    path = folder / 'annotations' / f'captions_{year}.json'
+    ids_path = folder / 'annotations' / f'coco_{split}_ids.npy'
+    ids = open_array(ids_path)
+    coco = read_coco(path)
+    pairs = []
+    for number in ids.ravel().tolist():
+        try:
+            annotation = coco.anns[number]
+            name = coco.imgs[annotation['image_id']]['file_name']
+            pairs.append((folder / 'images' / year / name, annotation['caption']))
+        except (KeyError, TypeError):
+            raise InputError(f'{ids_path}: annotation {number} is not complete in {path}; '
+                             'take both files from the same release') from None
+    return pairs
+
+
+def read_coco(path):
+    """pycocotools' index of an annotation file, without its progress lines."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = read_json(path)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        if not coco.anns or not coco.imgs:
+            raise KeyError
+    except (KeyError, TypeError):
+        raise InputError(f'{path}: not a COCO annotation file, or an empty one') from None
+    return coco
+
+
+def flickr_pairs(folder, name, splits):
+    """Karpathy's JSON for Flickr, which calls the dev split 'val'."""
+    wanted = ['val' if split == 'dev' else split for split in splits]
+    try:
+        return [(folder / 'images' / image['filename'], sentence['raw'])
+                for image in read_json(folder / name)['images'] if image['split'] in wanted
+                for sentence in image['sentences']]
+    except (KeyError, TypeError) as error:
+        raise InputError(f'{folder / name}: not in the form of Karpathy\'s splits ({error} is missing); '
+                         'need images[*].split, filename, sentences[*].raw') from None
+
+
+def check_pictures(paths):
+    """InputError for the first picture that is not there: one look at each folder, not one at each file."""
+    there = {}
+    for folder in {path.parent for path in paths}:
+        if not folder.is_dir():
+            raise InputError(f'{folder}: no such folder of pictures')
+        there[folder] = {path.name for path in folder.iterdir()}
+    missing = sorted(path for path in paths if path.name not in there[path.parent])
+    if missing:
+        raise InputError(f'{missing[0]}: no such picture; {len(missing)} of {len(paths)} are missing')
+
+
+def five_each(pairs, folder, split):
+    """The first five captions of each image, images in the order they first appear."""
+    groups = {}
+    for path, text in pairs:
+        groups.setdefault(path, []).append(text)
+    few = sum(len(texts) < CAPTIONS_PER_IMAGE for texts in groups.values())
+    if few:
+        raise InputError(f'{folder}: {few} images of the split {split} have fewer than '
+                         f'{CAPTIONS_PER_IMAGE} captions; evaluation needs {CAPTIONS_PER_IMAGE} for each')
+    return [(path, text) for path, texts in groups.items() for text in texts[:CAPTIONS_PER_IMAGE]]
+
+
+# ---- one picture ----
+
+def read_picture(path):
+    """An RGB picture the right way up, whatever its mode and orientation; InputError where it is damaged."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert('RGB')
+    except FileNotFoundError:
+        raise InputError(f'{path}: no such picture') from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path}: not a readable picture ({error}); get this file again') from None
+
+
+def make_transforms(crop_size):
+    """(evaluation, training): PIL image -> (3, crop_size, crop_size), normalised as ImageNet is.
+
+    Evaluation takes the centre of a picture whose shorter side is 256 for 224, in proportion for other sizes.
+    """
+    end = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
+    centre = [transforms.Resize(round(crop_size * 256 / 224)), transforms.CenterCrop(crop_size)]
+    chance = [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
+    return transforms.Compose([*centre, *end]), transforms.Compose([*chance, *end])
+
+
+@contextlib.contextmanager
+def seeded(*key):
+    """Inside, torch's random numbers depend on `key` alone; afterwards they go on as if none was drawn."""
+    state = torch.get_rng_state()
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    torch.default_generator.manual_seed(int(seed[0]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
