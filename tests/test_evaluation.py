@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import shared
 from test_gsmn import golden
 
 import evaluation
+import test_stack
 import testall
+import train
 from files import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +116,7 @@ def test_five_folds(released, capsys):
                             "Average t2i Recall: 77.7", "Text to image: 33.0 100.0 100.0 2.0 2.1"]
 
 
-def test_stack(released):
+def test_ensemble(released):
     paths = [f"model_{kind}/model_best.pth.tar" for kind in KINDS]
     expected = np.load(golden("expected_stack.npz"))
     result = evaluation.evalrank(paths, split="test", boxes="released")
@@ -147,3 +150,48 @@ def test_testall_gives_folds_and_all(released, capsys):
     assert [metrics["full"][k] for k in evaluation.RECALLS] == expected["correct_i2t_metrics"].tolist()
     assert len(metrics["fold5"]["folds"]) == 5
     assert "Mean metrics: " in capsys.readouterr().out
+
+
+# ---- VSRN through the same scripts
+
+
+@pytest.fixture
+def released_vsrn(tmp_path, monkeypatch):
+    """VSRN's released data and checkpoints, in a folder as their options' relative paths want."""
+    shutil.copytree(shared("golden/vsrn"), tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["f30k_precomp", "coco_precomp"])
+def test_vsrn_prints_the_released_blocks(released_vsrn, name, capsys):
+    expected = json.loads(Path(name, "metrics.json").read_text())
+    evaluation.evalrank(f"{name}/checkpoint1.pth.tar", split="test")
+    single = capsys.readouterr().out.splitlines()
+    evaluation.evalrank([f"{name}/checkpoint{n}.pth.tar" for n in (1, 2)], split="test")
+    ensemble = capsys.readouterr().out.splitlines()
+    assert single[-5:] == expected["stdout_evaluation.evalrank(checkpoint1,test)"].splitlines()[-5:]
+    assert ensemble[-5:] == expected["stdout_evaluation_models.evalrank(1,2,test)"].splitlines()[-5:]
+
+
+@pytest.mark.parametrize("name", ["f30k_precomp", "coco_precomp"])
+def test_vsrn_order_ensemble_is_the_mean(released_vsrn, name):
+    """Under --measure order too, where the released ensemble ignores the second model."""
+    paths, expected = [f"{name}/checkpoint{n}.pth.tar" for n in (1, 2)], np.load(f"{name}/expected_test.npz")
+    flags = {"measure": "order", "use_abs": True}
+    _, sims = evaluation.evaluate(paths, "test", **flags)
+    np.testing.assert_allclose(sims["full"][0], (expected["order_sims_1"] + expected["order_sims_2"]) / 2, atol=1e-5)
+
+
+def test_gsmn_and_vsrn_ensemble(tiny_data, tmp_path):
+    small = [*tiny_data.args, *"--embed_size 16 --word_dim 8 --num_epochs 1 --workers 0 --device cpu".split()]
+    train.main([*small, *"--num_block 4 --feat_dim 4 --hid_dim 8".split(), "--logger_name", str(tmp_path / "g/log"),
+                "--model_name", str(tmp_path / "g")])
+    train.main([*small, *"--model vsrn --dim_hidden 8 --dim_word 8 --max_len 12".split(),
+                "--logger_name", str(tmp_path / "v")])
+    singles = []
+    for name in "gv":
+        _, sims = evaluation.evaluate([tmp_path / name / "model_best.pth.tar"], "test", device="cpu")
+        singles.append(sims["full"][0])
+    paths = [str(tmp_path / name / "model_best.pth.tar") for name in "gv"]
+    test_stack.main(["--model_path", *paths, "--save_sims", str(tmp_path / "s.npy"), "--device", "cpu", "--ranks", ""])
+    np.testing.assert_allclose(np.load(tmp_path / "s.npy"), sum(singles) / 2, atol=1e-6)
