@@ -2,8 +2,8 @@
 import os
 import signal
 from array import array
+from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from boxes import read_boxes, released_boxes
-from files import InputError, open_array, read_captions, read_ids, read_pairs, read_sizes, warn
+from files import InputError, data_folder, open_array, read_captions, read_ids, read_pairs, read_sizes, warn
 from vocab import END, PAD, PICTURES, UNK, encode
 
 CAPTIONS_PER_IMAGE = 5
@@ -66,18 +66,6 @@ class Ragged:
         return self.flat[self.starts[i]:self.starts[i + 1]].tolist()
 
 
-# ---- the files of one split ----
-
-def data_folder(data_path, data_name):
-    """The folder of a data set; InputError listing those there are."""
-    folder = Path(data_path) / data_name
-    if folder.is_dir():
-        return folder
-    there = ', '.join(sorted(p.parent.name for p in Path(data_path).glob('*/*_ims.npy'))) or 'none'
-    raise InputError(f'{folder}: no such folder; data sets in {data_path}: {there} '
-                     '(--data_path, --data_name)')
-
-
 def label_and_mask(ids, max_len):
     """What VSRN's caption model has to say: (max_len + 1,) ids and weights (docs/method.md, section 3)."""
     if len(ids) > max_len - 1:
@@ -118,7 +106,7 @@ class PrecompDataset(Dataset):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
         self.vsrn = getattr(opt, 'model', 'gsmn') == 'vsrn'
         self.max_len = getattr(opt, 'max_len', 60)
-        self.images = _open_features(self._path('ims.npy'), opt.img_dim)
+        self.images = _open_features(self._need('ims.npy'), opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes(getattr(opt, 'boxes', 'normalized'))
@@ -126,7 +114,7 @@ class PrecompDataset(Dataset):
         self.depends = self._read_depends() if sparse else None
 
     def _read_depends(self):
-        path = self._path('caps.json')
+        path = self._need('caps.json', 'only --is_sparse needs it')
         pairs = read_pairs(path)
         if len(pairs) != len(self.tokens):
             raise InputError(f'{path}: dependencies of {len(pairs)} captions, but there are '
@@ -136,12 +124,17 @@ class PrecompDataset(Dataset):
     def _path(self, ending):
         return self.folder / f'{self.split}_{ending}'
 
+    def _need(self, ending, advice='check --data_path, --data_name and the split'):
+        if not self._path(ending).exists():
+            raise InputError(f'{self._path(ending)}: no such file; {advice}')
+        return self._path(ending)
+
     def _read_tokens(self):
         ready = self._path('precaps_stan.txt')
         if ready.exists() and not self.vsrn:
             tokens, source = Ragged(read_ids(ready, len(self.vocab))), ready
         else:
-            source = self._path('caps.txt')
+            source = self._need('caps.txt')
             if not self.vsrn:
                 warn(f'{ready} is missing: making the word ids from {source.name} with the vocabulary')
             return encode_captions(read_captions(source), self.vocab, source)
@@ -162,17 +155,13 @@ class PrecompDataset(Dataset):
     def _read_boxes(self, kind):
         if self.vsrn or kind == 'none':
             return None, None
-        sizes = read_sizes(self._need('ims_size.npy'))
-        boxes = read_boxes(self._need('ims_bbx.npy'), sizes)
+        advice = 'GSMN without boxes needs --boxes none'
+        sizes = read_sizes(self._need('ims_size.npy', advice))
+        boxes = read_boxes(self._need('ims_bbx.npy', advice), sizes)
         if boxes.shape[:2] != self.images.shape[:2]:
             raise InputError(f'{self._path("ims_bbx.npy")}: {boxes.shape[:2]} images and regions, but '
                              f'{self._path("ims.npy").name} has {self.images.shape[:2]}; need the same')
         return self._per_image(sizes), self._per_image(boxes)
-
-    def _need(self, ending):
-        if not self._path(ending).exists():
-            raise InputError(f'{self._path(ending)}: no such file; GSMN without boxes needs --boxes none')
-        return self._path(ending)
 
     def _per_image(self, rows):
         return rows[::CAPTIONS_PER_IMAGE // self.im_div][:self.n_images]
@@ -186,7 +175,7 @@ class PrecompDataset(Dataset):
         """The boxes (n_images, R, 4) that the released evaluation would use: see boxes.released_boxes."""
         return released_boxes(self.raw_boxes, self.sizes, len(self), batch_size, fold5)
 
-    @property
+    @cached_property
     def captions(self):
         """The texts, or None without {split}_caps.txt; read when asked for."""
         if not self._path('caps.txt').exists():
@@ -217,7 +206,8 @@ class PrecompDataset(Dataset):
         return self._features(g * CAPTIONS_PER_IMAGE // self.im_div)
 
     def _features(self, row):
-        features = np.array(self.images[row], np.float32, order='C')
+        with np.errstate(over='ignore'):  # float64 beyond float32: infinity, which is refused
+            features = np.array(self.images[row], np.float32, order='C')
         if not np.isfinite(features).all():
             raise InputError(f'{self._path("ims.npy")}, row {row}: NaN or infinity among the features; '
                              'extract the features of this image again')
@@ -363,8 +353,11 @@ class _Images(Dataset):
 
 def image_loader(dataset, batch_size=128, workers=0):
     """Every image once, in order: batches of images (B, R, F) and boxes (B, R, 4) or None."""
-    return make_loader(_Images(dataset), in_order(dataset.n_images, batch_size), workers,
-                       lambda items: tuple(map(_stack, zip(*items))))
+    return make_loader(_Images(dataset), in_order(dataset.n_images, batch_size), workers, _collate_images)
+
+
+def _collate_images(items):
+    return tuple(_stack(parts) for parts in zip(*items))
 
 
 class _Captions(Dataset):

@@ -38,6 +38,26 @@ def run(main):
         sys.exit(130)
 
 
+# ---- folders ----
+
+def data_folder(data_path, data_name):
+    """The folder of a data set; InputError listing those there are."""
+    folder = Path(data_path) / data_name
+    if folder.is_dir():
+        return folder
+    there = sorted(p.name for p in Path(data_path).glob('*') if p.is_dir())
+    raise InputError(f'{folder}: no such folder; {data_path} has: {", ".join(there) or "nothing"}; '
+                     'check --data_path and --data_name')
+
+
+def make_folder(path):
+    """Make a folder, and those above it, where missing; InputError when the system refuses."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be made ({error.strerror})') from error
+
+
 # ---- text and JSON ----
 
 def _read_bytes(path):
@@ -195,10 +215,10 @@ def _sizes_of_fields(path):
     if array.ndim != 1 or 'image_w' not in names or 'image_h' not in names:
         raise InputError(f'{path}: shape {array.shape}, type {array.dtype}; '
                          'need one item per image with the fields image_w and image_h')
-    try:
+    if not all(array.dtype[name].kind in 'iuf' for name in ('image_w', 'image_h')):
+        raise InputError(f'{path}: image_w and image_h must be numbers, not {array.dtype}')
+    with np.errstate(over='ignore'):
         return np.stack([array['image_w'], array['image_h']], axis=1).astype(np.float32)
-    except (TypeError, ValueError):
-        raise InputError(f'{path}: image_w and image_h must be numbers, not {array.dtype}') from None
 
 
 def _sizes_of_dicts(path):
@@ -208,7 +228,7 @@ def _sizes_of_dicts(path):
     try:
         items = array.state[4]
         sizes = [(float(item['image_w']), float(item['image_h'])) for item in items]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path}: not an array of dicts with the numbers image_w and image_h') from None
     with np.errstate(over='ignore'):
         return np.array(sizes, np.float32).reshape(-1, 2)
@@ -234,10 +254,11 @@ def _read_header(file):
 # ---- pickles ----
 
 class _Restricted(pickle._Unpickler):
-    """The unpickler in Python (a small file cannot make it take much memory, as it can the one in C)."""
+    """The unpickler written in Python: unlike the one in C it takes memory only for what the file holds."""
 
     def __init__(self, file, allowed, encoding, what):
         super().__init__(file, encoding=encoding)
+        self.dispatch = {code: do for code, do in self.dispatch.items() if code != pickle.BYTEARRAY8[0]}
         self.allowed, self.what = allowed, what
 
     def find_class(self, module, name):

@@ -2,7 +2,6 @@
 import argparse
 import functools
 import json
-import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import punkt
 from tqdm import tqdm
 
-from files import InputError, atomic_write, read_json, read_lines, restricted_load, run
+import files
+from files import InputError
 
 SPECIAL = ('<pad>', '<start>', '<end>', '<unk>')
 PAD, START, END, UNK = range(4)
@@ -63,9 +63,9 @@ def serialize_vocab(vocab, path):
     """Write a vocabulary: JSON, or for a name ending in .pkl a pickle."""
     content = {'word2idx': vocab.word2idx, 'idx2word': vocab.idx2word, 'idx': vocab.idx}
     if str(path).endswith('.pkl'):
-        atomic_write(path, lambda file: pickle.dump(vocab, file, protocol=2))
+        files.atomic_write(path, lambda file: pickle.dump(vocab, file, protocol=2))
     else:
-        atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
+        files.atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
 
 
 def deserialize_vocab(path):
@@ -76,7 +76,7 @@ def deserialize_vocab(path):
     if str(path).endswith('.pkl'):
         content = _unpickle(path)
     else:
-        content = read_json(path)
+        content = files.read_json(path)
     if not isinstance(content, dict) or not {'word2idx', 'idx2word', 'idx'} <= content.keys():
         raise InputError(f'{path}: not a vocabulary; it needs word2idx, idx2word and idx')
     return Vocabulary(_checked_words(content, path))
@@ -89,7 +89,7 @@ def _unpickle(path):
     try:
         with open(path, 'rb') as file:
             allowed = {(module, 'Vocabulary'): Holder for module in ('vocab', '__main__')}
-            loaded = restricted_load(file, allowed, encoding='utf-8', what=path)
+            loaded = files.restricted_load(file, allowed, encoding='utf-8', what=path)
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
     return loaded.__dict__ if type(loaded) is Holder else None
@@ -109,7 +109,7 @@ def _checked_words(content, path):
     if {str(id_): word for id_, word in words.items()} != {str(id_): word for id_, word in idx2word.items()}:
         raise InputError(f'{path}: idx2word does not match word2idx')
     if content['idx'] != len(words):
-        raise InputError(f'{path}: idx is {content["idx"]!r}, but there are {len(words)} words')
+        raise InputError(f'{path}: idx must be {len(words)}, the number of words')
     return [words[id_] for id_ in range(len(words))]
 
 
@@ -147,8 +147,8 @@ def build_vocab(data_path, data_name, threshold=4):
     if data_name in PICTURES:
         from images import training_captions  # stands below this module
         return vocab_of_captions(training_captions(data_path, data_name), threshold)
-    folder = Path(data_path) / data_name
-    captions = read_lines(folder / 'train_caps.txt') + read_lines(folder / 'dev_caps.txt')
+    folder = files.data_folder(data_path, data_name)
+    captions = files.read_captions(folder / 'train_caps.txt') + files.read_captions(folder / 'dev_caps.txt')
     return vocab_of_captions(captions, threshold)
 
 
@@ -160,11 +160,11 @@ def main():
     parser.add_argument('--threshold', type=int, default=4, help='words seen less often become <unk>')
     opt = parser.parse_args()
     vocab = build_vocab(opt.data_path, opt.data_name, opt.threshold)
-    os.makedirs(opt.vocab_path, exist_ok=True)
+    files.make_folder(opt.vocab_path)
     path = Path(opt.vocab_path) / f'{opt.data_name}_vocab.json'
     serialize_vocab(vocab, path)
     print(f'{path}: {len(vocab)} words')
 
 
 if __name__ == '__main__':
-    run(main)
+    files.run(main)
