@@ -19,7 +19,8 @@ class InputError(Exception):
     def __init__(self, message):
         # a DataLoader raises a worker's exception anew, with the worker's whole traceback as its message
         own = str(message).rpartition(f'{__name__}.InputError: ')[2]
-        super().__init__(' '.join(own.split('\n')).strip())
+        # text from a file may hold anything: nothing that ends the line or steers the terminal gets through
+        super().__init__(''.join(c if c.isprintable() else ' ' for c in own).strip())
 
 
 def warn(message):
