@@ -4,6 +4,7 @@ import signal
 from array import array
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -158,13 +159,15 @@ class PrecompDataset(Dataset):
         advice = 'GSMN without boxes needs --boxes none'
         sizes = read_sizes(self._need('ims_size.npy', advice))
         boxes = read_boxes(self._need('ims_bbx.npy', advice), sizes)
-        if boxes.shape[:2] != self.images.shape[:2]:
-            raise InputError(f'{self._path("ims_bbx.npy")}: {boxes.shape[:2]} images and regions, but '
-                             f'{self._path("ims.npy").name} has {self.images.shape[:2]}; need the same')
+        images, regions = len(self.tokens) // CAPTIONS_PER_IMAGE, self.images.shape[1]
+        if len(boxes) not in (images, len(self.tokens)) or boxes.shape[1] != regions:
+            raise InputError(f'{self._path("ims_bbx.npy")}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; '
+                             f'need {regions} regions in {images} images, as the features and captions have')
         return self._per_image(sizes), self._per_image(boxes)
 
     def _per_image(self, rows):
-        return rows[::CAPTIONS_PER_IMAGE // self.im_div][:self.n_images]
+        step = CAPTIONS_PER_IMAGE if len(rows) == len(self.tokens) else 1  # a row for each caption, or each image
+        return rows[::step][:self.n_images]
 
     @property
     def raw_boxes(self):
