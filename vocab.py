@@ -46,10 +46,15 @@ def _word_tokenizer():
     return NLTKWordTokenizer()
 
 
+def split_words(text):
+    """The words of a caption as they are spelt, a list for each sentence (docs/method.md, section 1)."""
+    words = _word_tokenizer()
+    return [words.tokenize(sentence) for sentence in punkt.sent_tokenize(text)]
+
+
 def tokenize(text):
     """The words of a caption, lower-cased, as nltk.word_tokenize gives them (docs/method.md, section 1)."""
-    words = _word_tokenizer()
-    return [word for sentence in punkt.sent_tokenize(text.lower()) for word in words.tokenize(sentence)]
+    return [word for sentence in split_words(text.lower()) for word in sentence]
 
 
 def encode(text, vocab):
