@@ -4,6 +4,9 @@ import argparse
 
 import torch
 
+from files import InputError
+from flags import Parser, number, positive, whole
+
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
 STACK_CHECKPOINTS = ["./runs/dense/checkpoint/model_best.pth.tar", "./runs/sparse/checkpoint/model_best.pth.tar"]
 
@@ -20,10 +23,19 @@ def default_device():
 
 
 def device(text):
+    """The type of --device: a device that can be used here and now."""
+    if not usable(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be used here, {default_device()} can; devices are cpu, cuda, cuda:1, ..."
+        )
+    return str(torch.device(text))
+
+
+def usable(name):
     try:
-        return str(torch.device(text))
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; say cpu, cuda or cuda:1") from None
+        return torch.zeros(1, device=name).item() == 0
+    except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own way to be missing
+        return False
 
 
 # What a resumed run takes from its checkpoint: the weights have this shape and meaning.
@@ -39,7 +51,7 @@ def train_options(argv=None):
 
     `--model` is read first, since it chooses the other flags.
     """
-    first = argparse.ArgumentParser(add_help=False)
+    first = Parser(add_help=False)
     first.add_argument("--model", default="gsmn", choices=["gsmn", "vsrn"])
     parser = train_parser(first.parse_known_args(argv)[0].model)
     opt = parser.parse_args(argv)
@@ -55,7 +67,12 @@ def resume_options(opt, given, saved, say):
 
     What shapes the weights stays as in the checkpoint even then; every contradiction is said.
     """
+    if "model" in given and opt.model != saved.model:
+        raise InputError(f"{opt.resume}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
     merged = argparse.Namespace(**{**vars(opt), **vars(saved), "resume": opt.resume})
+    if "device" not in given and not usable(merged.device):
+        say(f"--device: {merged.device} in the checkpoint, which this machine lacks; {opt.device} is used")
+        merged.device = opt.device
     for name in sorted(given & set(vars(saved)) - {"resume"}):
         old, new = getattr(saved, name), getattr(opt, name)
         if old == new:
@@ -69,7 +86,7 @@ def resume_options(opt, given, saved, say):
 
 def train_parser(model="gsmn"):
     """The parser of train.py for one of the two models."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=f"Train {model.upper()}. `--model vsrn --help` and `--model gsmn --help` list each one's flags.",
         formatter_class=Formatter,
     )
@@ -89,49 +106,49 @@ def add_data_flags(parser):
     add("--data_path", default="./data/", help="folder that holds the data sets")
     add("--data_name", default="precomp", help="data set: the folder's name under --data_path, as f30k_precomp")
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
-    add("--workers", default=10, type=int, help="processes that read data; results do not depend on it")
-    add("--img_dim", default=2048, type=int, help="width of a region's feature vector")
+    add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
+    add("--img_dim", default=2048, type=whole(), help="width of a region's feature vector")
 
 
 def add_training_flags(parser, model):
     gsmn = model == "gsmn"
     add = parser.add_argument
-    add("--margin", default=0.2, type=float, help="margin of the triplet loss")
+    add("--margin", default=0.2, type=number(), help="margin of the triplet loss")
     add("--max_violation", action="store_true", help="count the hardest negative only, not the sum of all")
-    add("--warmup_sum", default=0, type=int, metavar="N", help="with --max_violation: epochs of summed loss first")
-    add("--num_epochs", default=30, type=int, help="epochs to train")
-    add("--batch_size", default=128, type=int, help="pairs in a batch")
-    add("--word_dim", default=300, type=int, help="width of the word embedding")
-    add("--embed_size", default=1024 if gsmn else 2048, type=int, help="width of the joint embedding")
-    add("--num_layers", default=1, type=int, help="layers of the text GRU")
-    add("--grad_clip", default=2.0, type=float, help="clip the gradient's norm at this; 0 for no clipping")
-    add("--learning_rate", default=0.0002, type=float, help="initial learning rate of Adam")
-    add("--lr_update", default=15, type=int, help="epochs after which the learning rate is divided by 10")
+    add("--warmup_sum", default=0, type=whole(0), metavar="N", help="with --max_violation: epochs of summed loss first")
+    add("--num_epochs", default=30, type=whole(), help="epochs to train")
+    add("--batch_size", default=128, type=whole(), help="pairs in a batch")
+    add("--word_dim", default=300, type=whole(), help="width of the word embedding")
+    add("--embed_size", default=1024 if gsmn else 2048, type=whole(), help="width of the joint embedding")
+    add("--num_layers", default=1, type=whole(), help="layers of the text GRU")
+    add("--grad_clip", default=2.0, type=number(), help="clip the gradient's norm at this; 0 for no clipping")
+    add("--learning_rate", default=0.0002, type=positive, help="initial learning rate of Adam")
+    add("--lr_update", default=15, type=whole(), help="epochs after which the learning rate is divided by 10")
     add("--no_imgnorm", action="store_true", help="do not normalise the image embeddings")
-    add("--log_step", default=100 if gsmn else 10, type=int, help="steps between two lines of log")
-    add("--val_step", default=15000 if gsmn else 500, type=int, help="steps between two validations")
+    add("--log_step", default=100 if gsmn else 10, type=whole(), help="steps between two lines of log")
+    add("--val_step", default=15000 if gsmn else 500, type=whole(), help="steps between two validations")
     add("--logger_name", default="./runs/runX/log" if gsmn else "runs/runX", help="folder for TensorBoard's files")
     add("--model_name", default="./runs/runX/checkpoint" if gsmn else "",
         help="folder for checkpoints" + ("" if gsmn else " (default: that of --logger_name)"))
     add("--resume", default="", metavar="PATH", help="checkpoint, or folder of checkpoints, to go on from")
-    add("--save_every", default=0, type=int, metavar="N",
+    add("--save_every", default=0, type=whole(0), metavar="N",
         help="steps between two checkpoints, beside those after each epoch; 0 for none")
-    add("--keep", default=0, type=int, metavar="N", help="keep the newest N checkpoints and the best; 0 keeps all")
+    add("--keep", default=0, type=whole(0), metavar="N", help="keep the newest N checkpoints and the best; 0 keeps all")
     add("--select", default="rsum" if gsmn else "r1r5", choices=["rsum", "r1r5"],
         help="what makes a model the best on dev: all six recalls, or R@1 + R@5 of both directions")
     add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
-    add("--seed", default=0, type=int, help="fixes weights, order and dropout of the run")
+    add("--seed", default=0, type=whole(0), help="fixes weights, order and dropout of the run")
 
 
 def add_gsmn_flags(parser):
     add = parser.add_argument
     add("--bi_gru", action="store_true", help="read captions in both directions, averaged")
     add("--no_txtnorm", action="store_true", help="do not normalise the word embeddings")
-    add("--lambda_softmax", default=9.0, type=float, help="sharpness of attention")
-    add("--feat_dim", default=16, type=int, help="width of a matching vector; equals --num_block")
-    add("--num_block", default=16, type=int, help="blocks an embedding is split into")
-    add("--hid_dim", default=32, type=int, help="hidden width of the graph convolutions, divisible by 8")
-    add("--out_dim", default=1, type=int, help="scores of a node; only 1 is defined")
+    add("--lambda_softmax", default=9.0, type=positive, help="sharpness of attention")
+    add("--feat_dim", default=16, type=whole(), help="width of a matching vector; equals --num_block")
+    add("--num_block", default=16, type=whole(), help="blocks an embedding is split into")
+    add("--hid_dim", default=32, type=whole(), help="hidden width of the graph convolutions, divisible by 8")
+    add("--out_dim", default=1, type=whole(), help="scores of a node; only 1 is defined")
     add("--is_sparse", action="store_true", help="join words along dependencies, not all with all")
     add("--propagation", default="self", choices=["self", "neighbors"],
         help="what a node receives: its own vector, as released, or its neighbours', as in the paper")
@@ -144,24 +161,25 @@ def add_vsrn_flags(parser):
     add("--measure", default="cosine", choices=["cosine", "order"], help="similarity of two embeddings")
     add("--use_abs", action="store_true", help="take the absolute value of embeddings")
     add("--reset_train", action="store_true", help="accepted and without effect: training mode is always restored")
-    add("--crop_size", default=224, type=int, help="raw images: size of the crop")
+    add("--crop_size", default=224, type=whole(), help="raw images: size of the crop")
     add("--cnn_type", default="vgg19", help="raw images: torchvision classifier, as vgg19 or resnet152")
     add("--finetune", action="store_true", help="raw images: train the CNN too")
     add("--use_restval", action="store_true", help="raw COCO images: train on restval too")
     add("--no_pretrained", action="store_true", help="raw images: start the CNN from random weights")
-    add("--dim_vid", default=2048, type=int, help="caption model: width of a region; equals --embed_size")
-    add("--dim_hidden", default=512, type=int, help="caption model: width of the recurrent state")
-    add("--bidirectional", default=0, type=int, help="caption model: 1 for an encoder in both directions")
-    add("--input_dropout_p", default=0.2, type=float, help="caption model: dropout of the inputs")
+    add("--dim_vid", default=2048, type=whole(), help="caption model: width of a region; equals --embed_size")
+    add("--dim_hidden", default=512, type=whole(), help="caption model: width of the recurrent state")
+    add("--bidirectional", default=0, type=whole(0), choices=[0, 1],
+        help="caption model: 1 for an encoder in both directions")
+    add("--input_dropout_p", default=0.2, type=number(1), help="caption model: dropout of the inputs")
     add("--rnn_type", default="gru", choices=["gru", "lstm"], help="caption model: recurrent unit")
-    add("--rnn_dropout_p", default=0.5, type=float, help="caption model: dropout between recurrent layers")
-    add("--dim_word", default=300, type=int, help="caption model: width of the word embedding")
-    add("--max_len", default=60, type=int, help="caption model: longest caption")
+    add("--rnn_dropout_p", default=0.5, type=number(1), help="caption model: dropout between recurrent layers")
+    add("--dim_word", default=300, type=whole(), help="caption model: width of the word embedding")
+    add("--max_len", default=60, type=whole(2), help="caption model: longest caption")
 
 
 def eval_parser(description, split="test", stack=False, fold5=False):
     """The flags that test.py, testall.py and test_stack.py share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Formatter)
+    parser = Parser(description=description, formatter_class=Formatter)
     add = parser.add_argument
     if stack:
         add("--model_path", nargs="+", default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
@@ -174,8 +192,8 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add("--fold5", action="store_true", default=fold5, help="evaluate five folds and print their means")
     add("--boxes", choices=["normalized", "none", "released"],
         help="GSMN's boxes: right, none, or as the released evaluation had them (default: the checkpoint's)")
-    add("--batch_size", type=int, help="captions in a batch (default: the checkpoint's)")
-    add("--workers", default=0, type=int, help="processes that read data")
+    add("--batch_size", type=whole(), help="captions in a batch (default: the checkpoint's)")
+    add("--workers", default=0, type=whole(0), help="processes that read data")
     add("--save_sims", metavar="FILE.npy", help="write the similarity matrix, images down, captions across")
     add("--ranks", metavar="FILE", default="ranks.pth.tar", help="write the ranks; '' for no file")
     add("--json", metavar="FILE", help="write the metrics")

@@ -1,5 +1,4 @@
 """Words and ids. `python vocab.py --data_path ./data/ --data_name f30k_precomp` builds a vocabulary."""
-import argparse
 import functools
 import json
 import pickle
@@ -10,6 +9,7 @@ import punkt
 from tqdm import tqdm
 
 import files
+import flags
 from files import InputError
 
 SPECIAL = ('<pad>', '<start>', '<end>', '<unk>')
@@ -158,11 +158,11 @@ def build_vocab(data_path, data_name, threshold=4):
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Build a vocabulary from train_caps.txt and dev_caps.txt.')
+    parser = flags.Parser(description='Build a vocabulary from train_caps.txt and dev_caps.txt.')
     parser.add_argument('--data_path', default='./data/', help='folder of the data sets')
     parser.add_argument('--data_name', required=True, help='data set: a folder in data_path')
     parser.add_argument('--vocab_path', default='./vocab/', help='folder to write {data_name}_vocab.json to')
-    parser.add_argument('--threshold', type=int, default=4, help='words seen less often become <unk>')
+    parser.add_argument('--threshold', type=flags.whole(), default=4, help='words seen less often become <unk>')
     opt = parser.parse_args()
     vocab = build_vocab(opt.data_path, opt.data_name, opt.threshold)
     files.make_folder(opt.vocab_path)

@@ -1,0 +1,43 @@
+"""What the scripts' flags have in common: complaints in one line, and types that check their values."""
+import argparse
+import math
+import re
+
+from files import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is an InputError: one line, without the list of all flags."""
+
+    def error(self, message):
+        raise InputError(f'{message.removeprefix("argument ")}; {self.prog} --help lists the flags')
+
+
+def whole(least=1):
+    """The type of a flag that takes whole numbers from `least` on."""
+    def read(text):
+        if not re.fullmatch(r'-?\d{1,18}', text, re.ASCII) or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text} is not a whole number from {least} on')
+        return int(text)
+    return read
+
+
+def number(most=math.inf):
+    """The type of a flag that takes a number from 0 to most, infinity excluded."""
+    def read(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= most or math.isinf(value):
+            end = 'on' if most == math.inf else f'to {most}'
+            raise argparse.ArgumentTypeError(f'{text} is not a number from 0 {end}')
+        return value
+    return read
+
+
+def positive(text):
+    """A flag's number above 0."""
+    if not (value := number()(text)):
+        raise argparse.ArgumentTypeError('0 is too small, need a number above it')
+    return value
