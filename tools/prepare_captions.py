@@ -1,0 +1,266 @@
+"""Captions -> {split}_caps.txt, {split}_imagename.txt, {split}_precaps_stan.txt and the vocabulary.
+
+    python tools/prepare_captions.py dataset_flickr30k.json --data_name f30k_precomp          (Karpathy's JSON)
+    python tools/prepare_captions.py captions_val2014.json --data_name mine_precomp --split dev      (COCO's)
+    python tools/prepare_captions.py captions.csv --data_name mine_precomp --images photos --dev 500 --test 500
+
+captions.csv has two columns, image and caption (quoted where it has commas), a row for each caption; a line of
+titles is recognised. captions.tsv has a tab between, and no quoting. The same command again changes nothing;
+files with other content are only replaced with --overwrite.
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from files import InputError, atomic_write, make_folder, run
+from tools.caption_sources import READERS, guess_format
+from vocab import END, UNK, deserialize_vocab, encode, load_vocab, serialize_vocab, vocab_of_captions
+
+SPLITS = ("train", "dev", "test", "testall")
+FIVE = 5  # captions of an image
+
+
+class Notes:
+    """What the user should know, each kind once: how often, and where first."""
+
+    def __init__(self):
+        self.kinds = {}
+
+    def add(self, kind, where):
+        self.kinds.setdefault(kind, []).append(where)
+
+    def tell(self):
+        for kind, places in self.kinds.items():
+            print(f"note: {len(places)} {kind} (first: {places[0]})")
+
+
+# ---- images and their captions
+
+
+def clean(pictures, notes):
+    """Every caption on one line; empty ones left out."""
+    kept = []
+    for picture in pictures:
+        if "\n" in picture.name or "\r" in picture.name:
+            raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
+        captions = []
+        for text, where in picture.captions:
+            text = " ".join(text.split())
+            if not text:
+                notes.add("empty captions left out", where)
+                continue
+            if any(ch.isalpha() and not ch.isascii() for ch in text):
+                notes.add("captions with letters beyond a-z, cut into words by the rules for English", where)
+            captions.append((text, where))
+        kept.append(picture._replace(captions=captions))
+    return kept
+
+
+def only_there(pictures, folder, drop, notes):
+    """The pictures whose files are in the folder, by their path inside it; InputError or a note for others."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (--images)")
+    kept = []
+    for picture in pictures:
+        for name in (picture.name, picture.longer_name):
+            if name and (folder / name).is_file():
+                kept.append(picture._replace(name=name))
+                break
+        else:
+            missing = f"{picture.where}: {picture.name}"
+            if not drop:
+                raise InputError(f"{missing} is not in {folder}; --missing drop leaves such images out")
+            notes.add(f"images left out that are not in {folder}", missing)
+    return kept
+
+
+def with_five(pictures, repeat, notes):
+    """Five captions for every picture; those with fewer are left out, or repeat theirs."""
+    kept = []
+    for picture in pictures:
+        captions, n = picture.captions, len(picture.captions)
+        if n > FIVE:
+            notes.add("images with more than five captions, of which the first five are taken", picture.where)
+        elif n < FIVE and repeat and n:
+            notes.add("images with fewer than five captions, which are repeated", f"{picture.where}: {n}")
+        elif n < FIVE:
+            how = "" if repeat else "; --fewer repeat keeps those that have one"
+            notes.add(f"images with fewer than five captions left out{how}", f"{picture.where}: {n}")
+            continue
+        kept.append(picture._replace(captions=[captions[i % n] for i in range(FIVE)]))
+    return kept
+
+
+def divide(pictures, opt):
+    """{split: pictures}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
+    if opt.split:
+        splits = {opt.split: pictures}
+    elif pictures and pictures[0].split:
+        if opt.dev or opt.test:
+            raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
+        splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
+    else:
+        splits = draw(pictures, opt)
+    if opt.testall and "test" in splits:
+        if len(splits["test"]) % FIVE:
+            raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
+        splits["testall"] = splits["test"]
+        splits["test"] = splits["testall"][: len(splits["testall"]) // FIVE]
+    splits = {split: some for split, some in splits.items() if some}
+    if not splits:
+        raise InputError(f"{opt.source}: no image with captions is left")
+    return splits
+
+
+def draw(pictures, opt):
+    if not opt.dev:
+        raise InputError(f"{opt.source}: has no splits; say --dev N --test N, or which one it is with --split")
+    wanted, n = opt.dev + opt.test, len(pictures)
+    if wanted >= n:
+        raise InputError(f"{opt.source}: --dev {opt.dev} and --test {opt.test} leave no image of {n} for train")
+    drawn = random.Random(opt.seed).sample(range(n), wanted)
+    dev, test = set(drawn[: opt.dev]), set(drawn[opt.dev :])
+    return {
+        "train": [p for i, p in enumerate(pictures) if i not in dev and i not in test],
+        "dev": [pictures[i] for i in sorted(dev)],
+        "test": [pictures[i] for i in sorted(test)],
+    }
+
+
+# ---- vocabulary and files
+
+
+def choose_vocab(texts, opt):
+    """--vocab; or one of this run's train and dev captions; or, without train, the one that is there."""
+    if opt.vocab:
+        return deserialize_vocab(opt.vocab)
+    if "train" in texts:
+        return vocab_of_captions([*texts["train"], *texts.get("dev", [])], opt.threshold)
+    try:
+        return load_vocab(opt.vocab_path, opt.data_name)
+    except InputError as error:
+        raise InputError(f"{error}; prepare train first, or give --vocab") from None
+
+
+def contents(splits, texts, vocab, opt):
+    """{path: bytes} of all files but the vocabulary; prints a line about each split."""
+    folder, files = Path(opt.data_path) / opt.data_name, {}
+    for split, pictures in splits.items():
+        bar = tqdm(texts[split], desc=split, unit=" captions", disable=None)
+        ids = [encode(text, vocab) for text in bar]
+        words = [word for one in ids for word in one if word > END]
+        unknown = 100 * words.count(UNK) / len(words)
+        print(f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
+              f"{unknown:.1f} % <unk>")
+        lines = {
+            "caps": texts[split],
+            "imagename": [picture.name for picture in pictures],
+            "precaps_stan": [",".join(map(str, one)) for one in ids],
+        }
+        for name, some in lines.items():
+            files[folder / f"{split}_{name}.txt"] = "".join(f"{line}\n" for line in some).encode()
+    return files
+
+
+def put(files, vocab, opt):
+    """Write what is new; returns the paths whose content was replaced.
+
+    InputError, before anything is written, where something else is there and --overwrite is not given.
+    """
+    table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
+    same = [path for path, content in files.items() if holds(path, content)]
+    if table.exists() and deserialize_vocab(table).word2idx == vocab.word2idx:
+        same.append(table)
+    other = [path for path in [table, *files] if path.exists() and path not in same]
+    if other and not opt.overwrite:
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        raise InputError(f"{other[0]}{more}: there already, with other content; --overwrite replaces it")
+    for path in same:
+        print(f"{path}: unchanged")
+    if table not in same:
+        make_folder(table.parent)
+        serialize_vocab(vocab, table)
+        print(f"{table}: {len(vocab)} words")
+    for path in [path for path in files if path not in same]:
+        make_folder(path.parent)
+        atomic_write(path, lambda file, path=path: file.write(files[path]))
+        print(f"{path}: written")
+    return other
+
+
+def holds(path, content):
+    try:
+        return path.read_bytes() == content
+    except OSError:  # not there; or not a file, which writing will say
+        return False
+
+
+MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
+
+
+def note_stale(replaced, notes):
+    """Note the files that were made from what has just been replaced."""
+    for path in replaced:
+        split, _, ending = path.name.partition("_")
+        for name in MADE_FROM.get(ending, []):
+            if (stale := path.with_name(f"{split}_{name}")).exists():
+                notes.add("files made from what was there before, which must be made again", stale)
+
+
+# ---- command line
+
+
+def options(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, or a two-column file")
+    add("--format", default="auto", choices=["auto", *READERS], help="what the source is (default: auto, seen from it)")
+    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
+    add("--data_name", required=True, help="data set: the folder under --data_path that is written to")
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json (default: ./vocab/)")
+    add("--vocab", type=Path, metavar="FILE",
+        help="use this vocabulary, .json or .pkl (default: made of train and dev, or, without train, the one there)")
+    add("--threshold", default=4, type=int, help="words seen less often become <unk> (default: 4)")
+    add("--split", choices=SPLITS, help="the whole source is this split (default: Karpathy's own, or --dev, --test)")
+    add("--dev", default=0, type=int, metavar="N", help="images drawn for dev; the rest is train (default: 0)")
+    add("--test", default=0, type=int, metavar="N", help="images drawn for test (default: 0)")
+    add("--seed", default=0, type=int, help="fixes the draw (default: 0)")
+    add("--restval", default="train", choices=["train", "drop"],
+        help="Karpathy's COCO: where its restval images go (default: train)")
+    add("--testall", action="store_true",
+        help="as for COCO, call the test images testall (five folds), and the first fifth of them test")
+    add("--images", type=Path, metavar="DIR", help="folder of the images: check that each is there (default: no check)")
+    add("--missing", default="stop", choices=["stop", "drop"],
+        help="with --images, captions whose image is not there: an error, or left out (default: stop)")
+    add("--fewer", default="drop", choices=["drop", "repeat"],
+        help="images with fewer than five captions: leave out, or repeat their captions (default: drop)")
+    add("--overwrite", action="store_true", help="replace files that are there with other content")
+    opt = parser.parse_args(argv)
+    for name in ("dev", "test"):
+        if getattr(opt, name) < 0:
+            parser.error(f"--{name}: cannot be negative")
+    return opt
+
+
+def main(argv=None):
+    opt = options(argv)
+    notes = Notes()
+    form = guess_format(opt.source) if opt.format == "auto" else opt.format
+    pictures = clean(READERS[form](opt.source, opt.restval), notes)
+    if opt.images:
+        pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
+    splits = divide(with_five(pictures, opt.fewer == "repeat", notes), opt)
+    texts = {split: [text for p in some for text, _ in p.captions] for split, some in splits.items()}
+    vocab = choose_vocab(texts, opt)
+    note_stale(put(contents(splits, texts, vocab, opt), vocab, opt), notes)
+    notes.tell()
+
+
+if __name__ == "__main__":
+    run(main)
