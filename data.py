@@ -122,6 +122,11 @@ class PrecompDataset(Dataset):
                              f'{len(self.tokens)} captions; make them from the same captions')
         return Ragged(pairs, pairs=True)
 
+    @property
+    def files(self):
+        """The split's files, those there are."""
+        return sorted(self.folder.glob(f'{self.split}_*'))
+
     def _path(self, ending):
         return self.folder / f'{self.split}_{ending}'
 

@@ -31,7 +31,8 @@ class PictureDataset(Dataset):
     sampler = None  # the EpochSampler in use
 
     def __init__(self, split, data_name, vocab, opt):
-        folder = data_folder(opt.data_path, data_name)
+        folder = self.folder = data_folder(opt.data_path, data_name)
+        self.split = split
         self.train, self.seed = split == 'train', getattr(opt, 'seed', 0) or 0
         pairs = read_pairs(folder, data_name, split, getattr(opt, 'use_restval', False))
         if not self.train:
@@ -47,6 +48,11 @@ class PictureDataset(Dataset):
 
     def __len__(self):
         return len(self.owner)
+
+    @property
+    def files(self):
+        """The files that say which picture has which captions."""
+        return sorted([*self.folder.glob('annotations/*'), *self.folder.glob('dataset_*.json')])
 
     def image_of(self, i):
         """Number of caption i's image."""

@@ -53,7 +53,7 @@ class RunLog:
 
     def config(self, opt, versions, datasets):
         """config.json: every flag, the command line, versions (commit included), data files and their bytes."""
-        data_files = [path for d in datasets for path in sorted(d.folder.glob(f"{d.split}_*"))]
+        data_files = [path for d in datasets for path in d.files]
         content = {
             "opt": vars(opt),
             "command": shlex.join([sys.executable, *sys.argv]),

@@ -10,9 +10,12 @@ from conftest import shared
 from PIL import Image
 
 import data
+import evaluation
 import images
 import model
+import train
 import vocab
+import vsrn
 from files import InputError
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
@@ -280,3 +283,26 @@ def test_real_coco_pictures_train(tmp_path):
     with torch.no_grad():
         encoded = [net.eval().forward_emb(*batch[:3])[0] for batch in dev]
     assert torch.cat(encoded).isfinite().all()
+
+
+def test_pictures_through_the_scripts(tmp_path, monkeypatch):
+    """Train, evaluate and resume; pretrained weights are asked for at the start of a run only."""
+    make_flickr(tmp_path)
+    vocab.serialize_vocab(WORDS, tmp_path / "f8k_vocab.json")
+    asked, classifier = [], vsrn.classifier
+
+    def offline(name, pretrained):
+        asked.append(pretrained)
+        return classifier(name, pretrained=False)
+
+    monkeypatch.setattr(vsrn, "classifier", offline)
+    flags = ["--model", "vsrn", "--num_epochs", "1", "--device", "cpu", "--workers", "0", "--data_name", "f8k",
+             "--data_path", str(tmp_path), "--vocab_path", str(tmp_path), "--cnn_type", "shufflenet_v2_x0_5",
+             "--crop_size", "32", "--embed_size", "8", "--word_dim", "8", "--batch_size", "4"]
+    train.main([*flags, "--logger_name", str(tmp_path / "run")])
+    result = evaluation.evalrank(tmp_path / "run/model_best.pth.tar", split="testall", ranks=None, device="cpu")
+    assert result["rsum"] == 600  # a single image cannot be missed
+    train.main([*flags[:3], "2", *flags[4:], "--resume", str(tmp_path / "run")])
+    assert asked == [True, False, False]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert list(config["data"]) == [str(tmp_path / "f8k/dataset_flickr8k.json")]

@@ -25,8 +25,8 @@ def captioner(path, **overrides):
     saved = checkpoint.load_checkpoint(path)
     if not saved.get("caption_model"):
         raise InputError(
-            f"{path}: a checkpoint of {saved['opt'].model} without a caption model; train one on region features "
-            "with train.py --model vsrn (released checkpoints have none)"
+            f"{path}: a checkpoint of {saved['opt'].model} without a caption model; train one on region "
+            "features with train.py --model vsrn (released checkpoints have none)"
         )
     model, opt, vocab = load_model(path, **overrides)
     model.caption_model.load_state_dict(saved["caption_model"])
