@@ -240,6 +240,41 @@ def versions():
 # ---- the checkpoints of a folder
 
 
+class Keeper:
+    """Writes a run's checkpoints into its folder, `keep` of them beside the best (0 for all).
+
+    A write that fails (full disk, folder gone) is said and the run goes on: the next one may succeed.
+    InputError at the start for a folder that cannot be written to.
+    """
+
+    def __init__(self, folder, keep, say):
+        self.folder, self.keep, self.say = Path(folder), keep, say
+        self.failed = {}  # {is it the best: error}, of what could not be written since
+        files.make_folder(self.folder)
+        files.check_writable(self.folder / BEST)
+
+    def save(self, state, name):
+        """True when written."""
+        try:
+            files.make_folder(self.folder)
+            save_checkpoint(state, self.folder / name)
+        except InputError as error:
+            self.failed[name == BEST] = error
+            self.say(f"{error}; training goes on, the next checkpoint is tried as usual")
+            return False
+        self.failed.pop(name == BEST, None)
+        try:
+            prune(self.folder, self.keep if name != BEST else 0)
+        except CheckpointError as error:
+            self.say(str(error))
+        return True
+
+    def check(self):
+        """CheckpointError when the newest checkpoint, or the best, is not on the disk."""
+        for error in self.failed.values():
+            raise CheckpointError(f"{error}: this checkpoint is lost, those written before are good")
+
+
 def newest(folder, say=files.warn):
     """Path of the newest complete checkpoint of a folder, to resume from; `say` hears of files passed over.
 

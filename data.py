@@ -18,6 +18,7 @@ from vocab import END, PAD, PICTURES, UNK, encode
 
 CAPTIONS_PER_IMAGE = 5
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
+CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
 
 
 class Item(NamedTuple):
@@ -80,7 +81,7 @@ def label_and_mask(ids, max_len):
 
 def encode_captions(captions, vocab, source):
     """Captions -> their ids, Ragged, with a progress bar."""
-    bar = tqdm(captions, desc=f'{Path(source).name}: words to ids', unit='', mininterval=0.5)
+    bar = tqdm(captions, desc=f'{Path(source).name}: words to ids', unit='', mininterval=0.5, disable=None)
     tokens = Ragged(encode(text, vocab) for text in bar)
     warn_unknown(tokens, source)
     return tokens
@@ -221,6 +222,11 @@ class PrecompDataset(Dataset):
                              'extract the features of this image again')
         return torch.from_numpy(features)
 
+    def check_features(self):
+        """InputError for the first row that holds NaN or infinity."""
+        for row in range(len(self.images)):
+            self._features(row)
+
     def __getitem__(self, i):
         caption = self.tokens[i]
         boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
@@ -336,6 +342,9 @@ def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     sampler = EpochSampler(len(train), batch_size, getattr(opt, 'seed', 0) or 0, replicas, rank)
     train.sampler = sampler  # pictures are cropped by (seed, epoch, caption)
     dev = get_test_loader('dev', data_name, vocab, batch_size, workers, opt)
+    for dataset in (train, dev.dataset):
+        if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
+            dataset.check_features()
     return make_loader(train, sampler, workers), dev
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
-from files import InputError, atomic_write
+from files import InputError, atomic_write, check_writable
 from model import build
 from vocab import load_vocab
 
@@ -37,14 +37,14 @@ def encode_data(model, data_loader, log_step=10, logging=print):
     """
     dataset, workers = data_loader.dataset, data_loader.num_workers
     model.eval()
-    images = [
-        finite(model.encode_images(batch), "image embeddings").cpu()
-        for batch, _ in progress(data.image_loader(dataset, workers=workers), "images")
-    ]
+    images = []
+    for batch, _ in progress(data.image_loader(dataset, workers=workers), "images"):
+        first = sum(map(len, images))
+        images.append(finite(model.encode_images(batch), "image", range(first, first + len(batch))).cpu())
     lengths = dataset.tokens.lengths[: len(dataset)].tolist()
     captions = [None] * len(lengths)
     for batch in progress(data.caption_loader(dataset), "captions"):
-        emb = finite(model.encode_captions(batch.captions, batch.lengths), "caption embeddings").cpu()
+        emb = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids).cpu()
         for row, (i, n) in zip(emb, zip(batch.ids, batch.lengths)):
             captions[i] = row if emb.dim() == 2 else row[:n]
     words = torch.stack(captions) if captions[0].dim() == 1 else captions
@@ -57,10 +57,15 @@ def progress(batches, what):
     return tqdm(batches, desc=what, disable=None, leave=False)
 
 
-def finite(tensor, what):
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"{what}: not finite (NaN or infinity); the checkpoint or the features are broken")
-    return tensor
+def finite(embeddings, what, numbers):
+    """The embeddings, one for each of `numbers`; InputError naming the first that holds NaN or infinity."""
+    if not torch.isfinite(embeddings).all():
+        bad = (~torch.isfinite(embeddings)).flatten(1).any(1).tolist().index(True)
+        raise InputError(
+            f"{what} {numbers[bad]}, counted from 0: NaN or infinity in its embedding; look for broken weights "
+            f"in the checkpoint, or a broken {what}"
+        )
+    return embeddings
 
 
 @torch.no_grad()
@@ -207,7 +212,8 @@ def load_model(model_path, **overrides):
     for name, value in overrides.items():
         if value is not None:
             setattr(opt, name, value)
-    opt.device = getattr(opt, "device", None) or "cpu"
+    if not overrides.get("device"):
+        opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the checkpoint's machine had its own
     vocab = vocab_of(loaded, opt, overrides, model_path)
     try:
         model = build(opt)
@@ -333,6 +339,8 @@ def save_ranks(result, path):
 def main(opt, fold5=False, full=True):
     """What test.py, testall.py and test_stack.py do after reading their flags."""
     paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
+    for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
+        check_writable(output)
     names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device")
     results, sims = evaluate(paths, opt.split, fold5, full, **{name: getattr(opt, name) for name in names})
     if opt.ranks:

@@ -59,6 +59,17 @@ def make_folder(path):
         raise InputError(f'{path}: cannot be made ({error.strerror})') from error
 
 
+def check_writable(path):
+    """InputError where a file of this name cannot be written: said before the work instead of after it."""
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise InputError(f'{path}: cannot be written, a folder has this name; give the name of a file')
+    if not folder.is_dir():
+        raise InputError(f'{path}: cannot be written, there is no folder {folder}; make it first')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f'{path}: cannot be written, the folder {folder} is read-only; choose another')
+
+
 # ---- text and JSON ----
 
 def _read_bytes(path):

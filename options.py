@@ -138,6 +138,7 @@ def add_training_flags(parser, model):
         help="what makes a model the best on dev: all six recalls, or R@1 + R@5 of both directions")
     add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
     add("--seed", default=0, type=whole(0), help="fixes weights, order and dropout of the run")
+    add("--deterministic", action="store_true", help="CUDA: algorithms that repeat bit for bit, where there are any")
 
 
 def add_gsmn_flags(parser):

@@ -33,30 +33,28 @@ def main(argv=None):
     saved = load_resumed(opt.resume) if opt.resume else None
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)
-    seed_everything(opt.seed)
+    seed_everything(opt.seed, opt.deterministic)
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
     train_loader, val_loader = data.get_loaders(opt.data_name, vocab, opt.batch_size, opt.workers, opt)
-    model = build(opt).to(opt.device)
+    model = build_model(opt).to(opt.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
     at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
     if saved:
         restore(saved, model, optimizer, vocab, at)
-    make_folder(opt.model_name)
+    keeper = checkpoint.Keeper(opt.model_name, opt.keep, logging.error)
     log = RunLog(opt.logger_name, at.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
     stop, watch = Stop(), CollapseWatch(opt)
     steps = len(train_loader)
 
     def save(name):
-        state = training_state(model, optimizer, opt, vocab, at)
-        checkpoint.save_checkpoint(state, Path(opt.model_name) / name)
-        if name != BEST:
-            checkpoint.prune(opt.model_name, opt.keep)
+        return keeper.save(training_state(model, optimizer, opt, vocab, at), name)
 
     def leave_if_asked():
         if stop.signal:
             save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
+            keeper.check()
             logging.info("Stopped in epoch %d after step %d; --resume %s goes on", at.epoch, at.step, opt.model_name)
             sys.exit(128 + stop.signal)
 
@@ -69,8 +67,9 @@ def main(argv=None):
         if end_of_epoch:
             at.epoch, at.step = at.epoch + 1, 0
         if result[opt.select] > at.best_rsum or not (Path(opt.model_name) / BEST).exists():
-            at.best_rsum = result[opt.select]
-            save(BEST)
+            before, at.best_rsum = at.best_rsum, result[opt.select]
+            if not save(BEST):
+                at.best_rsum = before  # what is not written is not to be beaten
 
     if at.validate_due:
         validate_and_keep(end_of_epoch=False)
@@ -106,19 +105,25 @@ def main(argv=None):
         if at.step == 0:
             save(f"checkpoint_{at.epoch - 1}.pth.tar")
         leave_if_asked()
+    keeper.check()
 
 
-def seed_everything(seed):
+def seed_everything(seed, deterministic=False):
+    """Fix the random generators; deterministic: the algorithms too (docs/method.md, section 5)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)  # torch names what it cannot fix
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def make_folder(path):
+def build_model(opt):
     try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot make this folder for checkpoints ({error.strerror})") from None
+        return build(opt)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def load_resumed(path):
@@ -178,16 +183,32 @@ def train_step(model, optimizer, batch, grad_clip, Eiters):
     losses = model.batch_losses(batch)
     total = sum(losses.values())
     if not torch.isfinite(total):
-        raise InputError(
-            f"the loss is {total.item()} at step {Eiters}: training stopped. Lower --learning_rate, or look for "
-            "broken features; the checkpoints written before are good"
-        )
+        stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(model, batch)}")
     optimizer.zero_grad()
     total.backward()
-    if grad_clip > 0:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+    if not torch.isfinite(norm):
+        stop_training(f"the gradient's norm is {norm.item()} at step {Eiters}")
     optimizer.step()
     return {"Le": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+
+
+def stop_training(why):
+    raise InputError(f"{why}: training stopped. Lower --learning_rate; the checkpoints written before are good")
+
+
+@torch.no_grad()
+def first_not_finite(model, batch):
+    """Where NaN or infinity first appears on a batch's way through the model, in words."""
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            return f"the weights {name}"
+    embeddings = model.forward_emb(batch.images, batch.captions, batch.lengths)
+    for what, rows in zip(("the embedding of the image of caption", "the embedding of caption"), embeddings):
+        bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
+        if len(bad):
+            return f"{what} {batch.ids[bad[0]]}"
+    return "the similarities"
 
 
 def validate(val_loader, model, stop):
