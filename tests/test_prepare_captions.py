@@ -170,8 +170,8 @@ def test_fewer_and_more_than_five(place, capsys):
     assert place.lines("train_imagename") == ["0.jpg", "1.jpg", "9.jpg"]
     assert place.lines("train_caps")[10:] == list("01234")
     said = capsys.readouterr().out
-    assert "1 images with fewer than five captions left out" in said and "line 11: 2" in said
-    assert "1 images with more than five captions, of which the first five are taken (first:" in said
+    assert "images with fewer than five captions left out" in said and "line 11: 2" in said
+    assert "images with more than five captions, of which the first five are taken: 1 (first:" in said
     place.prepare(source, "--split", "train", "--fewer", "repeat", "--overwrite")
     a, b = (f"{text} 2" for text in TEXTS[:2])
     assert place.lines("train_caps")[10:15] == [a, b, a, b, a]
@@ -182,7 +182,7 @@ def test_empty_and_foreign_captions_are_told(place, capsys):
     place.prepare(source, "--split", "train")
     assert place.lines("train_caps")[10:12] == ["ein Hündchen", "一只狗。"]
     said = capsys.readouterr().out
-    assert f"1 empty captions left out (first: {source}, line 11)" in said
+    assert f"empty captions left out: 1 (first: {source}, line 11)" in said
     assert "letters beyond a-z" in said and f"(first: {source}, line 12)" in said
 
 
@@ -196,7 +196,7 @@ def test_images_that_are_not_there(place, capsys):
     assert not place.folder.exists()
     place.prepare(source, "--images", place.root / "photos", "--missing", "drop")
     assert place.lines("train_imagename") == ["0.jpg", "val/1.jpg"]
-    assert "1 images left out that are not in" in capsys.readouterr().out
+    assert "images left out that are not in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text, told", [

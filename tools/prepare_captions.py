@@ -36,7 +36,7 @@ class Notes:
 
     def tell(self):
         for kind, places in self.kinds.items():
-            print(f"note: {len(places)} {kind} (first: {places[0]})")
+            print(f"note: {kind}: {len(places)} (first: {places[0]})")
 
 
 # ---- images and their captions

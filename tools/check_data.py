@@ -1,0 +1,187 @@
+"""Look at a data set, split by split: what is there, what is missing, what is odd; can training start?
+
+    python tools/check_data.py --data_path data --data_name mine_precomp
+    python tools/check_data.py --data_name mine_precomp --model gsmn --is_sparse --no_checksum
+
+A split is ready for a model when the data set that train.py reads opens without complaint; what comes beyond
+that (ranges, repeated regions, boxes, ids against captions, checksums) takes a pass over the files.
+
+Exit code 0: train and dev are ready for the model, or without --model for at least one.  1: not.  2: wrong flags.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import PrecompDataset
+from files import InputError, data_folder, open_array, run
+from tools import data_facts
+from vocab import load_vocab
+
+SPLITS = ("train", "dev", "test", "testall")
+WAYS = {  # in an order in which whatever is ready for the first GSMN is ready for the second
+    "GSMN sparse": {"model": "gsmn", "is_sparse": True},
+    "GSMN dense": {"model": "gsmn", "is_sparse": False},
+    "VSRN": {"model": "vsrn", "is_sparse": False},
+}
+FILES = {  # what each holds, who needs it, what makes it
+    "ims.npy": ("features", "all", "tools/extract_features.py"),
+    "caps.txt": ("captions", "VSRN", "tools/prepare_captions.py"),
+    "precaps_stan.txt": ("word ids", "GSMN, which otherwise makes them from the captions", "tools/prepare_captions.py"),
+    "caps.json": ("dependencies", "GSMN sparse", "tools/parse_dependencies.py"),
+    "ims_bbx.npy": ("boxes", "GSMN, unless --boxes none", "tools/extract_features.py"),
+    "ims_size.npy": ("image sizes", "GSMN, unless --boxes none", "tools/extract_features.py"),
+    "imagename.txt": ("names of the images", "features and pictures of results", "tools/prepare_captions.py"),
+}
+
+
+class Split:
+    """One split: its files, its data set for each model, and what keeps training from starting."""
+
+    def __init__(self, folder, name, vocab, opt):
+        self.folder, self.name, self.vocab, self.opt = folder, name, vocab, opt
+        self.problems, self.data = {}, {}
+        for way in chosen(opt):
+            self.open(way)
+
+    def path(self, ending):
+        return self.folder / f"{self.name}_{ending}"
+
+    def open(self, way):
+        """Let the data set check itself, as at the start of a training."""
+        if way == "GSMN dense" and "GSMN sparse" in self.data:
+            self.data[way] = self.data["GSMN sparse"]
+            return
+        opt = self.opt
+        flags = SimpleNamespace(data_path=opt.data_path, img_dim=opt.img_dim, boxes=opt.boxes, **WAYS[way])
+        try:
+            if self.vocab is None:
+                raise InputError("no vocabulary")
+            self.data[way] = PrecompDataset(self.name, self.opt.data_name, self.vocab, flags)
+        except InputError as error:
+            self.problems[way] = str(error)
+
+    def refuse(self, problem):
+        """A fault that a training would meet later on."""
+        for way in self.data:
+            self.problems.setdefault(way, problem)
+
+    def report(self):
+        """Print what there is to say of each file, then whether each model can use the split."""
+        print(f"\n{self.name}")
+        for ending, (what, needed_by, maker) in FILES.items():
+            path = self.path(ending)
+            if path.exists():
+                print(f"  {ending:18}{self.describe(ending)}")
+                if self.opt.checksum:
+                    print(f"{'':20}sha256 {sha256(path)}")
+            else:
+                print(f"  {ending:18}missing: {what}, for {needed_by} ({maker})")
+        for way in chosen(self.opt):
+            print(f"  {way + ':':13}{self.problems.get(way) or 'ready'}")
+
+    def describe(self, ending):
+        try:
+            facts, faults = data_facts.of_file(ending, self)
+        except InputError as error:
+            return f"not usable: {error}"
+        for fault in faults:
+            self.refuse(fault)
+        return f"\n{'':20}".join([*facts, *faults])
+
+
+def chosen(opt):
+    """The models asked for; --is_sparse goes with gsmn."""
+    if not opt.model:
+        return list(WAYS)
+    return [way for way, flags in WAYS.items() if flags == {"model": opt.model, "is_sparse": opt.is_sparse}]
+
+
+def sha256(path):
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with (
+        open(path, "rb") as file,
+        tqdm(total=size, desc=f"checksum of {path.name}", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+    ):
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+# ---- command line
+
+
+def options(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
+    add("--data_name", required=True, help="data set: the folder's name under --data_path")
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
+    add("--model", choices=["gsmn", "vsrn"], help="the model to be trained (default: any)")
+    add("--is_sparse", action="store_true", help="with --model gsmn: its sparse graph, which needs dependencies")
+    add("--boxes", default="normalized", choices=["normalized", "none"],
+        help="none: GSMN without geometry, which needs no boxes (default: normalized)")
+    add("--img_dim", type=int, help="width of the features (default: as train's)")
+    add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
+    add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
+    opt = parser.parse_args(argv)
+    if opt.is_sparse and opt.model != "gsmn":
+        parser.error("--is_sparse: goes with --model gsmn")
+    opt.checksum = opt.checksum and not opt.quick
+    return opt
+
+
+def main(argv=None):
+    opt = options(argv)
+    folder = data_folder(opt.data_path, opt.data_name)
+    print(f"{folder}")
+    vocab = read_vocab(opt)
+    opt.img_dim = opt.img_dim or width(folder)
+    blocked = {}  # way: why
+    for name in SPLITS:
+        if not any((folder / f"{name}_{ending}").exists() for ending in FILES):
+            if name in ("train", "dev"):
+                print(f"\n{name}\n  nothing here")
+                blocked.update({way: f"there is no {name} split" for way in chosen(opt) if way not in blocked})
+            continue
+        split = Split(folder, name, vocab, opt)
+        split.report()
+        if name in ("train", "dev"):
+            blocked = {**split.problems, **blocked}
+    ready = [way for way in chosen(opt) if way not in blocked]
+    print()
+    for way in chosen(opt):
+        print(f"{way}: training {'can start' if way in ready else f'cannot start: {blocked[way]}'}")
+    if ready:
+        print(f"--img_dim {opt.img_dim}")
+    return 0 if ready else 1
+
+
+def read_vocab(opt):
+    try:
+        vocab = load_vocab(opt.vocab_path, opt.data_name)
+    except InputError as error:
+        print(f"  vocabulary: {error}")
+        return None
+    print(f"  vocabulary: {len(vocab)} words")
+    return vocab
+
+
+def width(folder):
+    """The width of the first features there are, or None."""
+    for name in SPLITS:
+        try:
+            return open_array(folder / f"{name}_ims.npy").shape[2]
+        except (InputError, IndexError):
+            continue
+
+
+if __name__ == "__main__":
+    run(main)
