@@ -147,7 +147,7 @@ def choose_vocab(texts, opt):
         raise InputError(f"{error}; prepare train first, or give --vocab") from None
 
 
-def contents(splits, texts, vocab, opt):
+def contents(splits, texts, vocab, opt, notes):
     """{path: bytes} of all files but the vocabulary; prints a line about each split."""
     folder, files = Path(opt.data_path) / opt.data_name, {}
     for split, pictures in splits.items():
@@ -157,6 +157,9 @@ def contents(splits, texts, vocab, opt):
         unknown = 100 * words.count(UNK) / len(words)
         print(f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
               f"{unknown:.1f} % <unk>")
+        if unknown > 5:
+            how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
+            notes.add(f"splits with many unknown words; {how}", split)
         lines = {
             "caps": texts[split],
             "imagename": [picture.name for picture in pictures],
@@ -258,7 +261,7 @@ def main(argv=None):
     splits = divide(with_five(pictures, opt.fewer == "repeat", notes), opt)
     texts = {split: [text for p in some for text, _ in p.captions] for split, some in splits.items()}
     vocab = choose_vocab(texts, opt)
-    note_stale(put(contents(splits, texts, vocab, opt), vocab, opt), notes)
+    note_stale(put(contents(splits, texts, vocab, opt, notes), vocab, opt), notes)
     notes.tell()
 
 
