@@ -287,7 +287,7 @@ def newest(folder, say=files.warn):
             return path
         except InputError as error:
             say(f"{error} (passed over)")
-    raise InputError(f"{folder}: no complete checkpoint in this folder")
+    raise InputError(f"{folder}: no complete checkpoint in this folder; give another, or a file")
 
 
 def prune(folder, keep):

@@ -331,6 +331,9 @@ def in_order(n, batch_size):
 def open_split(split, data_name, vocab, opt):
     """The data set of one split: region features, or pictures when data_name is coco, f8k or f30k."""
     if data_name in PICTURES:
+        if getattr(opt, 'model', 'vsrn') == 'gsmn':
+            raise InputError(f'--data_name {data_name}: pictures, which GSMN cannot read; extract region features, '
+                             'or give --model vsrn')
         from images import PictureDataset  # stands below this module
         return PictureDataset(split, data_name, vocab, opt)
     return PrecompDataset(split, data_name, vocab, opt)

@@ -57,14 +57,16 @@ def progress(batches, what):
     return tqdm(batches, desc=what, disable=None, leave=False)
 
 
+class NotFiniteError(InputError):
+    """NaN or infinity in what a model computed."""
+
+
 def finite(embeddings, what, numbers):
-    """The embeddings, one for each of `numbers`; InputError naming the first that holds NaN or infinity."""
+    """The embeddings, one for each of `numbers`; NotFiniteError naming the first that holds NaN or infinity."""
     if not torch.isfinite(embeddings).all():
-        bad = (~torch.isfinite(embeddings)).flatten(1).any(1).tolist().index(True)
-        raise InputError(
-            f"{what} {numbers[bad]}, counted from 0: NaN or infinity in its embedding; look for broken weights "
-            f"in the checkpoint, or a broken {what}"
-        )
+        bad = (~torch.isfinite(embeddings)).flatten(1).any(1).tolist()
+        first = min(number for number, is_bad in zip(numbers, bad) if is_bad)
+        raise NotFiniteError(f"NaN or infinity in the embedding of {what} {first} (counted from 0)")
     return embeddings
 
 
@@ -105,7 +107,7 @@ def check_finite(sims):
     for i, row in enumerate(sims):
         if not np.isfinite(row).all():
             c = int(np.flatnonzero(~np.isfinite(row))[0])
-            raise InputError(f"similarity of image {i} and caption {c} is {row[c]}, not a finite number")
+            raise NotFiniteError(f"similarity of image {i} and caption {c} is {row[c]}, not a finite number")
 
 
 def captions_per_image(sims):
@@ -241,7 +243,10 @@ def model_sims(model_path, split, fold5, full, overrides):
     loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
     dataset = loader.dataset
     if fold5 and (dataset.n_images % 5 or len(dataset) % 5):
-        raise InputError(f"{opt.data_name}/{split}: {dataset.n_images} images do not divide into five folds")
+        raise InputError(
+            f"{opt.data_name}/{split}: {dataset.n_images} images do not divide into five folds; "
+            "test.py without --fold5 evaluates them all at once"
+        )
     print("Computing results...")
     encoded = encode_data(model, loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
@@ -281,11 +286,14 @@ def evaluate(model_paths, split="dev", fold5=False, full=True, **overrides):
     for path in model_paths:
         if len(model_paths) > 1:
             print(f"Model {path}")
-        sims, opt = model_sims(path, split, fold5, full, overrides)
+        try:
+            sims, opt = model_sims(path, split, fold5, full, overrides)
+        except NotFiniteError as error:
+            raise InputError(f"{path}: {error}; its weights are broken, evaluate another checkpoint") from None
         results.append({"model": str(path), **score_all(sims)})
         names.add(opt.data_name)
         if len(names) > 1:
-            raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set: {names}")
+            raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set; give --data_name")
         total = sims if total is None else {kind: add(total[kind], sims[kind], path) for kind in total}
     if len(model_paths) > 1:
         print(f"Ensemble of {len(model_paths)} models")
@@ -297,7 +305,7 @@ def evaluate(model_paths, split="dev", fold5=False, full=True, **overrides):
 def add(total, sims, path):
     for a, b in zip(total, sims):
         if a.shape != b.shape:
-            raise InputError(f"{path}: similarities {b.shape}, those of the model before {a.shape}")
+            raise InputError(f"{path}: similarities {b.shape}, those of the model before {a.shape}; give --data_path")
     return [a + b for a, b in zip(total, sims)]
 
 

@@ -56,7 +56,7 @@ def make_folder(path):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise InputError(f'{path}: cannot be made ({error.strerror})') from error
+        raise InputError(f'{path}: cannot be made ({error.strerror}); choose another folder') from error
 
 
 def check_writable(path):
@@ -109,7 +109,7 @@ def read_json(path):
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f'{path}, line {error.lineno}, column {error.colno}'
-        raise InputError(f'{where}: not valid JSON ({error.msg})') from None
+        raise InputError(f'{where}: not valid JSON ({error.msg}); write or copy it again') from None
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not usable JSON ({error})') from None
 
@@ -201,7 +201,7 @@ def open_array(path):
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
     except Exception as error:  # a damaged header can fail anywhere in numpy's parser
-        raise InputError(f'{path}: truncated or not a plain .npy file ({error})') from None
+        raise InputError(f'{path}: truncated or not a plain .npy file ({error}); make or copy it again') from None
 
 
 def read_sizes(path):
@@ -275,7 +275,8 @@ class _Restricted(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.allowed:
-            raise InputError(f'{self.what}: refused, because its pickle wants {module}.{name}')
+            raise InputError(f'{self.what}: refused, because its pickle wants {module}.{name}; '
+                             'get the file from a source you trust')
         return self.allowed[module, name]
 
 

@@ -70,7 +70,7 @@ def inspect(path, sums):
                 inspect_pickles(file, path)
             return is_zip
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
+        raise InputError(f"{path}: no such checkpoint; check the path") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 

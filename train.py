@@ -36,12 +36,14 @@ def main(argv=None):
     seed_everything(opt.seed, opt.deterministic)
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
+    if saved:
+        checkpoint.check_vocab(saved, vocab, opt.resume)
     train_loader, val_loader = data.get_loaders(opt.data_name, vocab, opt.batch_size, opt.workers, opt)
     model = build_model(opt).to(opt.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
     at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
     if saved:
-        restore(saved, model, optimizer, vocab, at)
+        restore(saved, model, optimizer, at)
     keeper = checkpoint.Keeper(opt.model_name, opt.keep, logging.error)
     log = RunLog(opt.logger_name, at.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
@@ -137,9 +139,8 @@ def load_resumed(path):
     return saved
 
 
-def restore(saved, model, optimizer, vocab, at):
+def restore(saved, model, optimizer, at):
     """Bring model, optimiser, random states and counters to where a checkpoint left them."""
-    checkpoint.check_vocab(saved, vocab)
     load_weights(model, saved)
     if "optimizer" in saved:
         optimizer.load_state_dict(saved["optimizer"])

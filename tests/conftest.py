@@ -1,6 +1,7 @@
 """What several tests use: the shared reference data where it is there, and a tiny data set."""
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,3 +71,19 @@ def _write_split(folder, split, n, regions, width, rng):
 @pytest.fixture
 def tiny_data(tmp_path):
     return make_tiny(tmp_path)
+
+
+@pytest.fixture(scope='session')
+def ready(tmp_path_factory):
+    import spoil
+    root = tmp_path_factory.mktemp('ready')
+    spoil.prepare(root)
+    return root
+
+
+@pytest.fixture
+def place(ready, tmp_path, monkeypatch):
+    """The folder of the test, and where it runs: data/tiny_precomp, vocab/ and a checkpoint of either model."""
+    shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
