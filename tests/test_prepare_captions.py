@@ -75,6 +75,17 @@ def test_table_is_divided(place, capsys):
     assert "train: 7 images, 35 captions of" in capsys.readouterr().out
 
 
+def test_many_unknown_words_are_told(place, capsys):
+    source = place.table(rows(6))
+    place.prepare(source, "--dev", 2, "--threshold", 6)  # the images' numbers come five times
+    said = capsys.readouterr().out
+    assert "dev: 2 images, 10 captions of 5.6 words, 17.9 % <unk>" in said
+    assert "a lower --threshold keeps rarer words: 2 (first: train)" in said
+    place.prepare(source, "--dev", 2, "--threshold", 1, "--overwrite")
+    said = capsys.readouterr().out
+    assert "note" not in said and "dev: 2 images, 10 captions of 5.6 words, 0.0 % <unk>" in said
+
+
 def test_draw_depends_on_the_seed_alone(place):
     source = place.table(rows(12))
     place.prepare(source, "--dev", 3)

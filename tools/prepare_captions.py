@@ -157,7 +157,7 @@ def contents(splits, texts, vocab, opt, notes):
         unknown = 100 * words.count(UNK) / len(words)
         print(f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
               f"{unknown:.1f} % <unk>")
-        if unknown > 5:
+        if unknown > 5 and (opt.vocab or opt.threshold > 1):
             how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
             notes.add(f"splits with many unknown words; {how}", split)
         lines = {
