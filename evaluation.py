@@ -13,6 +13,7 @@ import checkpoint
 import data
 from files import InputError, atomic_write, check_writable
 from model import build
+from report import Report
 from vocab import load_vocab
 
 RECALLS = ("r1", "r5", "r10", "medr", "meanr")
@@ -237,7 +238,7 @@ def vocab_of(loaded, opt, overrides, path):
 
 
 def model_sims(model_path, split, fold5, full, overrides):
-    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options)."""
+    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options, the split)."""
     model, opt, vocab = load_model(model_path, **overrides)
     print("Loading dataset")
     loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
@@ -258,7 +259,7 @@ def model_sims(model_path, split, fold5, full, overrides):
     elif fold5:
         encoded = with_boxes(encoded, dataset, opt, True)
         sims["fold5"] = [shard_xattn(model, *fold_of(encoded, k)) for k in range(5)]
-    return sims, opt
+    return sims, opt, dataset
 
 
 def with_boxes(encoded, dataset, opt, fold5):
@@ -276,29 +277,34 @@ def fold_of(encoded, k):
     return Encoded(*(None if part is None else part[where] for part, where in zip(encoded, cut)))
 
 
-def evaluate(model_paths, split="dev", fold5=False, full=True, **overrides):
+def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, **overrides):
     """Evaluate checkpoints one by one and, when there are several, the mean of their similarities.
 
     Prints each one's block.  Returns (results, sims): results has, for each checkpoint and then for the
     ensemble, its name and the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
+    watch, if given, is called with each one's result and similarities, the data set and its name.
     """
     results, total, names = [], None, set()
     for path in model_paths:
         if len(model_paths) > 1:
             print(f"Model {path}")
         try:
-            sims, opt = model_sims(path, split, fold5, full, overrides)
+            sims, opt, dataset = model_sims(path, split, fold5, full, overrides)
         except NotFiniteError as error:
             raise InputError(f"{path}: {error}; its weights are broken, evaluate another checkpoint") from None
         results.append({"model": str(path), **score_all(sims)})
         names.add(opt.data_name)
         if len(names) > 1:
             raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set; give --data_name")
+        if watch:
+            watch(results[-1], sims, dataset, opt.data_name)
         total = sims if total is None else {kind: add(total[kind], sims[kind], path) for kind in total}
     if len(model_paths) > 1:
         print(f"Ensemble of {len(model_paths)} models")
         total = {kind: [part / len(model_paths) for part in total[kind]] for kind in total}
         results.append({"model": "ensemble", **score_all(total)})
+        if watch:
+            watch(results[-1], total, dataset, opt.data_name)
     return results, total
 
 
@@ -350,7 +356,11 @@ def main(opt, fold5=False, full=True):
     for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
         check_writable(output)
     names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device")
-    results, sims = evaluate(paths, opt.split, fold5, full, **{name: getattr(opt, name) for name in names})
+    overrides = {name: getattr(opt, name) for name in names}
+    if opt.images and not opt.report:
+        raise InputError("--images is for --report; say with --report DIR where to write it")
+    site = Report(opt.report, opt.images, opt.split) if opt.report else None
+    results, sims = evaluate(paths, opt.split, fold5, full, site and site.add, **overrides)
     if opt.ranks:
         last = results[-1]
         save_ranks(last["full"] if full else last["fold5"], opt.ranks)
@@ -360,6 +370,8 @@ def main(opt, fold5=False, full=True):
     if opt.json:
         text = json.dumps([printable(r) for r in results], indent=1)
         atomic_write(opt.json, lambda f: f.write(text.encode()))
+    if site:
+        site.write()
     return results
 
 

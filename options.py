@@ -198,5 +198,7 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add("--save_sims", metavar="FILE.npy", help="write the similarity matrix, images down, captions across")
     add("--ranks", metavar="FILE", default="ranks.pth.tar", help="write the ranks; '' for no file")
     add("--json", metavar="FILE", help="write the metrics")
+    add("--report", metavar="DIR", help="write pages that show what was found for each image and caption")
+    add("--images", metavar="DIR", help="the image files, for --report; without them regions are drawn")
     add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
     return parser
