@@ -175,7 +175,7 @@ def check(out: Path, opt: argparse.Namespace) -> None:
                          "move it or choose another --out")
 
 
-def make_demo(out="demo", n_train=400, n_dev=100, n_testall=500, regions=36, img_dim=64, twins=0.5, noise=0.3,
+def make_demo(out="demo", n_train=400, n_dev=50, n_testall=250, regions=36, img_dim=64, twins=0.5, noise=0.3,
               seed=0, quiet=False) -> Path:
     """Make the data set in the folder ``out``, replacing one made before; returns its path.
 
@@ -215,8 +215,8 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--out", default="demo", help="folder to make; one made before is replaced")
     add("--n_train", type=int, default=400, help="scenes to train on, five captions each")
-    add("--n_dev", type=int, default=100, help="scenes to validate on")
-    add("--n_testall", type=int, default=500, help="scenes to test on in five folds; test is the first fifth")
+    add("--n_dev", type=int, default=50, help="scenes to validate on")
+    add("--n_testall", type=int, default=250, help="scenes to test on in five folds; test is the first fifth")
     add("--regions", type=int, default=36, help="regions in a scene")
     add("--img_dim", type=int, default=64, help="width of a region's features")
     add("--twins", type=float, default=0.5, help="share of scenes that have a twin with two things exchanged")

@@ -1,0 +1,148 @@
+"""What `make demo` runs: make the demo data, train three small models, evaluate them, show what they learnt.
+
+    python tools/demo.py
+
+Every step is a command as a user would type it, and is printed. GSMN dense as released, GSMN sparse as in
+the paper (--propagation neighbors) and VSRN, about two minutes on two CPU cores. What is in runs/demo from
+before is replaced. Exit code 1 when a model is not far above chance.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from files import run
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = "runs/demo"
+DATA = "--data_path demo/data --vocab_path demo/vocab --data_name demo_precomp --img_dim 64 --workers 0"
+SMALL = f"{DATA} --embed_size 64 --word_dim 32 --learning_rate .002 --log_step 50"
+GSMN = f"{SMALL} --bi_gru --max_violation --warmup_sum 1 --batch_size 16 --num_epochs 3"
+VSRN = f"{SMALL} --model vsrn --dim_vid 64 --dim_hidden 64 --dim_word 32 --max_len 26 --batch_size 64 --num_epochs 8"
+MODELS = {  # name of the run: flags of train.py
+    "dense": GSMN,
+    "sparse": f"{GSMN} --is_sparse --propagation neighbors",
+    "vsrn": VSRN,
+}
+TITLES = {"dense": "GSMN dense", "sparse": "GSMN sparse", "vsrn": "VSRN", "stack": "ensemble of the three"}
+KS = (1, 5, 10)
+RECALLS = [f"r{k}" for k in KS] + [f"r{k}i" for k in KS]  # image to text, text to image; as in --json
+FAR = 4  # every R@1 must be so many times chance
+
+
+def step(title: str, command: str, times: dict[str, float]) -> None:
+    """Print a command, run it in the repository's folder, stop when it fails."""
+    print(f"\n=== {title}\n$ python {command}", flush=True)
+    start = time.time()
+    code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
+    times[title] = time.time() - start
+    if code:
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def checkpoints(name: str) -> str:
+    return f"{RUNS}/{name}/checkpoint"
+
+
+def outputs(name: str) -> str:
+    return f"--json {RUNS}/{name}.json --save_sims {RUNS}/{name}.npy --ranks {RUNS}/{name}_ranks.pth.tar"
+
+
+def run_all() -> dict[str, float]:
+    """Data, training and every evaluation; what they measure goes to RUNS. Returns seconds of each step."""
+    times: dict[str, float] = {}
+    shutil.rmtree(ROOT / RUNS, ignore_errors=True)
+    step("Make the data", "tools/make_demo.py", times)
+    for name, flags in MODELS.items():
+        folders = f"--logger_name {RUNS}/{name}/log --model_name {checkpoints(name)}"
+        step(f"Train {TITLES[name]}", f"train.py {flags} {folders}", times)
+    best = {name: f"{checkpoints(name)}/model_best.pth.tar" for name in MODELS}
+    for name, path in best.items():
+        step(f"Test {TITLES[name]}", f"test.py --model_path {path} {outputs(name)}", times)
+    step("GSMN dense on the five folds of testall, and on all of it at once",
+         f"testall.py --model_path {best['dense']} {outputs('testall')}", times)
+    step("Each model and their ensemble", f"test_stack.py --model_path {' '.join(best.values())} {outputs('stack')}",
+         times)
+    return times
+
+
+def chance(n_images: int, per_image: int = 5) -> dict[str, float]:
+    """Recalls in percent of a random order, of n images and their captions.
+
+    Text to image: k places of n. Image to text: not all of its captions are beyond the first k places.
+    """
+    n = n_images * per_image
+    found = [1 - math.comb(n - per_image, min(k, n)) / math.comb(n, min(k, n)) for k in KS]
+    return dict(zip(RECALLS, [100 * share for share in (*found, *(min(k / n_images, 1) for k in KS))]))
+
+
+def twin_accuracy(sims: np.ndarray, scenes: list[dict]) -> float:
+    """Percent of the captions true of a scene and false of its twin that score higher with their own scene."""
+    wins = [sims[i, 5 * i + k] > sims[scene["twin"], 5 * i + k]
+            for i, scene in enumerate(scenes) for k, telling in enumerate(scene["telling"]) if telling]
+    return 100 * float(np.mean(wins))
+
+
+def load(name: str):
+    path = ROOT / RUNS / name
+    return np.load(path) if path.suffix == ".npy" else json.loads(path.read_text())
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Rows of recalls, and of twin accuracy where it was measured."""
+    lines = [f"{'':30}{'image to text':^21}   {'text to image':^21}",
+             f"{'':30}" + "   ".join(["".join(f"{f'R@{k}':>7}" for k in KS)] * 2) + f"{'rsum':>9}{'twins':>8}"]
+    for title, row in rows.items():
+        i2t, t2i = (f"{''.join(f'{row[name]:7.1f}' for name in part)}" for part in (RECALLS[:3], RECALLS[3:]))
+        twins = f"{row['twins']:8.1f}" if "twins" in row else ""
+        lines.append(f"{title:30}{i2t}   {t2i}{sum(row[name] for name in RECALLS):9.1f}{twins}")
+    return "\n".join(lines)
+
+
+def summary() -> tuple[str, bool]:
+    """The table of all that was measured, and whether every model is far above chance."""
+    folder = ROOT / "demo" / "data" / "demo_precomp"
+    scenes = json.loads((folder / "test_scenes.json").read_text())
+    n_all = len(json.loads((folder / "testall_scenes.json").read_text()))
+    test = {name: {**load(f"{name}.json")[-1]["full"], "twins": twin_accuracy(load(f"{name}.npy"), scenes)}
+            for name in TITLES}
+    luck, luck_all, whole = chance(len(scenes)), chance(n_all), load("testall.json")[0]
+    rows = {f"chance, {len(scenes)} images": {**luck, "twins": 50.0}}
+    rows.update({title: test[name] for name, title in TITLES.items()})
+    rows["GSMN dense, mean of 5 folds"] = whole["fold5"]
+    rows[f"chance, {n_all} images"] = luck_all
+    rows[f"GSMN dense, {n_all} images"] = whole["full"]
+    pairs = [*((row, luck) for row in (*test.values(), whole["fold5"])), (whole["full"], luck_all)]
+    return table(rows), all(row[name] >= FAR * base[name] for row, base in pairs for name in ("r1", "r1i"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    times = run_all()
+    text, good = summary()
+    print("\n=== Summary: recalls in percent\n")
+    print(text)
+    print("\nChance is a random order: of n images a caption finds its own in the first k with k/n, and an image one"
+          "\nof its five captions in the first k of 5n with 1 - C(5n-5, k) / C(5n, k). Twins are two scenes with two"
+          "\nthings exchanged; given is how often a caption true of only one of them scores higher there.\n")
+    print("  ".join(f"{title.split(',')[0]} {seconds:.0f} s." for title, seconds in times.items()))
+    print(f"All in {sum(times.values()):.0f} s. Pictures: demo/images. Models and figures: {RUNS}.")
+    if not good:
+        print(f"error: a model's R@1 is less than {FAR} times chance", file=sys.stderr)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    run(main)
