@@ -82,9 +82,12 @@ def check_parts(checkpoint, path):
         refuse("holds no flags of a run ('opt')")
     if not isinstance(checkpoint.get("model"), list):
         refuse("holds no list of state dicts ('model')")
-    for part in [*checkpoint["model"], checkpoint.get("caption_model") or {}]:
+    caption_model, known = checkpoint.get("caption_model"), checkpoint.get("vocab")
+    for part in [*checkpoint["model"], {} if caption_model is None else caption_model]:
         if not isinstance(part, dict) or not all(map(torch.is_tensor, part.values())):
             refuse("a state dict holds something other than tensors")
+    if known is not None and (type(known) is not list or not all(type(word) is str for word in known)):
+        refuse("'vocab' is not a list of words")
     for key in ("epoch", "Eiters", "best_rsum", "format", "saved"):
         if not isinstance(checkpoint.get(key, 0), (int, float)):
             refuse(f"'{key}' is not a number")

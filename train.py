@@ -143,8 +143,11 @@ def restore(saved, model, optimizer, at):
     """Bring model, optimiser, random states and counters to where a checkpoint left them."""
     load_weights(model, saved)
     if "optimizer" in saved:
-        optimizer.load_state_dict(saved["optimizer"])
-        checkpoint.restore_rng(saved["rng"])
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+            checkpoint.restore_rng(saved["rng"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"--resume: the state of optimiser or random numbers is broken ({error})") from None
     for name in vars(at):
         setattr(at, name, saved.get(name, getattr(at, name)))
 
