@@ -288,6 +288,10 @@ class EpochSampler:
     def __len__(self):
         return -(-self.n // self.batch_size)
 
+    def pairs(self, step):
+        """Captions in the global batch of a step."""
+        return min(self.batch_size, self.n - step * self.batch_size)
+
     def __iter__(self):
         key = np.random.SeedSequence([self.seed % 2 ** 64, self.epoch]).generate_state(1, np.uint64)
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
@@ -319,8 +323,11 @@ def make_loader(dataset, batches, workers, collate_fn=None):
 
 
 def _ignore_interrupt(worker):
-    """Ctrl-C reaches every process of a terminal; the main one decides when the workers stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of a terminal, torchrun's signals every process it started; the main one
+    decides when the workers stop.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(n, batch_size):

@@ -143,7 +143,8 @@ class SemanticConvolution(Kernels):
 
     def __init__(self, feat_dim, hid_dim):
         super().__init__(feat_dim, hid_dim, bias=True)
-        self.params = nn.Parameter(torch.rand(KERNELS, 1) * 2 - 1)  # cancels; kept for the released files
+        # cancels, so it is never trained; kept for the released files
+        self.params = nn.Parameter(torch.rand(KERNELS, 1) * 2 - 1, requires_grad=False)
 
     def edge_weights(self, words, adjacency, smooth):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> (C, n, n), the same for all kernels."""
@@ -275,6 +276,6 @@ def pointwise(convolution, x):
 
 def batch_norm(layer, x):
     """layer(x), x (B, D) or (B, D, R).  One value alone has no variance; running statistics then stand in."""
-    if x.numel() > x.shape[1] or not layer.training:
+    if x.numel() > x.shape[1] or not layer.training or getattr(layer, "synced", False):
         return layer(x)
     return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)

@@ -84,6 +84,19 @@ class ListedModel(nn.Module):
     """A model whose released checkpoints hold a list of state dicts, one for each of `parts`."""
 
     parts = ()
+    retrieval = "Le"  # the log's name for the triplet loss
+    own = ()  # names of the losses that need no other pair
+    one_vector = False  # a caption is one vector, not one for each word
+
+    def forward(self, batch):
+        """data.Batch -> {name: loss}, to be added up."""
+        images, captions, own = self.embed(batch)
+        scores = self.forward_sim(images, captions, batch.bboxes, batch.depends, batch.lengths)
+        return {self.retrieval: self.forward_loss(scores), **own}
+
+    def batch_losses(self, batch):
+        """The same as calling the model."""
+        return self(batch)
 
     def state_list(self):
         """State dicts of the parts, in the order of the released checkpoints."""
@@ -176,11 +189,9 @@ class GSMN(ListedModel):
         """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
         return self.criterion(scores)
 
-    def batch_losses(self, batch):
-        """data.Batch -> {name: loss}, to be added up."""
-        emb = self.forward_emb(batch.images, batch.captions, batch.lengths)
-        scores = self.forward_sim(*emb[:2], batch.bboxes, batch.depends, batch.lengths)
-        return {"Le": self.forward_loss(scores)}
+    def embed(self, batch):
+        """data.Batch -> embeddings (B, R, D), (B, n, D), and no loss that needs no other pair."""
+        return *self.forward_emb(batch.images, batch.captions, batch.lengths)[:2], {}
 
 
 class VSRN(ListedModel):
@@ -194,6 +205,8 @@ class VSRN(ListedModel):
     """
 
     parts = ("img_enc", "txt_enc")
+    retrieval = "Le_retrieval"
+    one_vector = True
 
     def __init__(self, opt):
         super().__init__()
@@ -214,6 +227,7 @@ class VSRN(ListedModel):
                 opt.vocab_size, opt.embed_size, opt.dim_hidden, opt.dim_word, opt.max_len,
                 opt.rnn_type, opt.bidirectional, opt.input_dropout_p,
             )
+            self.own = ("Le_caption",)
         self.txt_enc = vsrn.EncoderCaption(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs
         )
@@ -232,13 +246,12 @@ class VSRN(ListedModel):
     def encode_captions(self, captions, lengths):
         return self.txt_enc(captions.to(self.device), lengths)
 
-    def batch_losses(self, batch):
-        """data.Batch -> {name: loss}, to be added up; the caption loss reaches the image encoder."""
+    def embed(self, batch):
+        """data.Batch -> embeddings (B, D) each, and the caption loss, which reaches the image encoder."""
         img_emb, cap_emb, regions = self.forward_emb(batch.images, batch.captions, batch.lengths)
-        losses = {"Le_retrieval": self.forward_loss(self.forward_sim(img_emb, cap_emb))}
-        if self.caption_model is not None:
-            losses["Le_caption"] = self.caption_loss(regions, batch.labels, batch.masks)
-        return losses
+        if self.caption_model is None:
+            return img_emb, cap_emb, {}
+        return img_emb, cap_emb, {"Le_caption": self.caption_loss(regions, batch.labels, batch.masks)}
 
     def forward_sim(self, img_emb, cap_emb, bboxes=None, depends=None, cap_lens=None):
         """Similarity (I, C) of all pairs by --measure; the other arguments, GSMN's, are not used."""

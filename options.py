@@ -117,7 +117,9 @@ def add_training_flags(parser, model):
     add("--max_violation", action="store_true", help="count the hardest negative only, not the sum of all")
     add("--warmup_sum", default=0, type=whole(0), metavar="N", help="with --max_violation: epochs of summed loss first")
     add("--num_epochs", default=30, type=whole(), help="epochs to train")
-    add("--batch_size", default=128, type=whole(), help="pairs in a batch")
+    add("--batch_size", default=128, type=whole(), help="pairs in a batch, over all processes")
+    add("--accumulate", default=1, type=whole(), metavar="N",
+        help="encode the batch in N parts to save memory; all its pairs count as ever")
     add("--word_dim", default=300, type=whole(), help="width of the word embedding")
     add("--embed_size", default=1024 if gsmn else 2048, type=whole(), help="width of the joint embedding")
     add("--num_layers", default=1, type=whole(), help="layers of the text GRU")

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import distributed
+import joint
 from evaluation import RECALLS, encode_data, metrics, shard_xattn
 from files import InputError, run
 from logger import RunLog
@@ -30,6 +32,11 @@ BEST = checkpoint.BEST
 def main(argv=None):
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     opt, given = train_options(argv)
+    with distributed.joined():
+        train(opt, given)
+
+
+def train(opt, given):
     saved = load_resumed(opt.resume) if opt.resume else None
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)
@@ -38,14 +45,17 @@ def main(argv=None):
     opt.vocab_size = len(vocab)
     if saved:
         checkpoint.check_vocab(saved, vocab, opt.resume)
-    train_loader, val_loader = data.get_loaders(opt.data_name, vocab, opt.batch_size, opt.workers, opt)
-    model = build_model(opt).to(opt.device)
+    train_loader, val_loader = data.get_loaders(
+        opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
+    )  # fmt: skip
+    model = build_model(opt).to(distributed.own_device(opt.device))
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
     at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
     if saved:
         restore(saved, model, optimizer, at)
-    keeper = checkpoint.Keeper(opt.model_name, opt.keep, logging.error)
-    log = RunLog(opt.logger_name, at.Eiters if saved else None)
+    replica = joint.replicate(model, opt.accumulate)
+    keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
+    log = distributed.on_main(RunLog, opt.logger_name, at.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
     stop, watch = Stop(), CollapseWatch(opt)
     steps = len(train_loader)
@@ -54,6 +64,7 @@ def main(argv=None):
         return keeper.save(training_state(model, optimizer, opt, vocab, at), name)
 
     def leave_if_asked():
+        stop.signal = distributed.agree(stop.signal)
         if stop.signal:
             save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
             keeper.check()
@@ -84,7 +95,8 @@ def main(argv=None):
         end = time.time()
         for batch in bar:
             data_time = time.time() - end
-            losses = train_step(model, optimizer, batch, opt.grad_clip, at.Eiters)
+            distributed.seed_step(opt.seed, at.Eiters)
+            losses = train_step(replica, optimizer, batch, opt.grad_clip, at.Eiters)
             at.step, at.Eiters = at.step + 1, at.Eiters + 1
             batch_time = time.time() - end
             bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
@@ -95,7 +107,8 @@ def main(argv=None):
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 logging.info("Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
                              at.epoch, at.step, steps, at.Eiters, rate, parts, batch_time, data_time)
-            watch.step(losses["Le"], model.criterion.max_violation, len(batch.ids))
+            pairs = train_loader.batch_sampler.pairs(at.step - 1)
+            watch.step(losses["Le"], model.criterion.max_violation, pairs)
             if at.step < steps:  # at the epoch's end both follow anyway
                 if at.Eiters % opt.val_step == 0:
                     validate_and_keep(end_of_epoch=False)
@@ -184,10 +197,10 @@ def set_learning_rate(optimizer, opt, epoch):
 def train_step(model, optimizer, batch, grad_clip, Eiters):
     """One update -> {'Le': total loss, …: its parts}; InputError where the loss is not finite."""
     model.train()
-    losses = model.batch_losses(batch)
+    losses = model(batch)
     total = sum(losses.values())
     if not torch.isfinite(total):
-        stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(model, batch)}")
+        stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(joint.inner(model), batch)}")
     optimizer.zero_grad()
     total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
@@ -207,6 +220,8 @@ def first_not_finite(model, batch):
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             return f"the weights {name}"
+    if not batch.ids:  # this process's share; another one's holds it
+        return "another process's share of the batch"
     embeddings = model.forward_emb(batch.images, batch.captions, batch.lengths)
     for what, rows in zip(("the embedding of the image of caption", "the embedding of caption"), embeddings):
         bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
@@ -234,7 +249,10 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Ctrl-C and SIGTERM: the first is remembered until the step is done, a second one leaves at once."""
+    """Ctrl-C and SIGTERM: the first is remembered until the step is done, a second one leaves at once.
+
+    With several processes all leave after the same step, and a validation is finished first.
+    """
 
     def __init__(self):
         self.signal, self.immediate = None, False
@@ -251,7 +269,7 @@ class Stop:
 
     @contextlib.contextmanager
     def at_once(self):
-        self.immediate = True
+        self.immediate = distributed.size() == 1
         try:
             yield
         finally:

@@ -1,0 +1,148 @@
+"""Several processes, and micro-batches, compute what one process computes with the whole batch.
+
+Training is compared in double precision, where rounding leaves nothing to argue about.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+import torch
+
+import data
+import distributed
+import joint
+import train
+from model import build
+from options import train_options
+from vocab import load_vocab
+
+ROOT = Path(__file__).parents[1]
+SIZES = (2, 4)
+STEPS = 20
+BATCH = 6  # of 20 captions: 6, 6, 6 and 2, so shares differ, and some of four processes have none
+
+GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --lambda_softmax 9 --bi_gru"
+VSRN = "--model vsrn --embed_size 16 --word_dim 8 --dim_hidden 8 --dim_word 8 --max_len 12 --input_dropout_p 0"
+RUNS = {
+    "dense": GSMN,
+    "sparse": f"{GSMN} --is_sparse --max_violation",
+    "neighbors": f"{GSMN} --propagation neighbors --max_violation",
+    "sparse neighbors": f"{GSMN} --is_sparse --propagation neighbors",
+    "vsrn": f"{VSRN} --max_violation",
+}
+
+
+def options(run, folder):
+    tiny = [f"--data_path={folder}/data", f"--vocab_path={folder}/vocab", "--data_name=tiny_precomp", "--img_dim=8"]
+    return train_options([*RUNS[run].split(), *tiny, "--workers=0", "--device=cpu", f"--batch_size={BATCH}"])[0]
+
+
+def trained(run, folder, accumulate=1):
+    """STEPS steps of this process among the others -> (losses, weights and statistics, all flat)."""
+    opt = options(run, folder)
+    vocab = load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(vocab)
+    loader, _ = data.get_loaders(
+        opt.data_name, vocab, BATCH, 0, opt, distributed.size(), distributed.rank()
+    )  # fmt: skip
+    train.seed_everything(3)
+    opt.data_name = "f30k_precomp"  # VSRN's encoder ends in a BatchNorm there
+    model = build(opt).double()
+    for name, weight in model.named_parameters():
+        if name.endswith("W.1.weight"):
+            torch.nn.init.ones_(weight)  # starts at 0, which would hide the relations
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    replica, losses = joint.replicate(model, accumulate), []
+    for epoch in range(STEPS // len(loader)):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            batch = batch._replace(images=batch.images.double())
+            losses.append(train.train_step(replica, optimizer, batch, 2.0, len(losses)))
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    return np.array([list(one.values()) for one in losses]), weights
+
+
+def main(folder):
+    """One of several processes: all runs, then what the main process has seen goes to a file."""
+    with distributed.joined():
+        for run in RUNS:
+            save(run, *trained(run, folder), folder)
+        save("dense accumulated", *trained("dense", folder, accumulate=2), folder)
+
+
+def save(run, losses, weights, folder):
+    for other, _ in distributed.gather_objects((weights, None)):
+        for name in weights:  # every process has the same, to the last bit
+            assert np.array_equal(other[name], weights[name]), name
+    if distributed.is_main():
+        np.savez(f"{folder}/{run}-{distributed.size()}.npz", losses=losses, **weights)
+
+
+def start(size, command, **environment):
+    """size processes on this machine that find one another, as torchrun starts them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {
+        **os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **environment,
+    }  # fmt: skip
+    return [
+        subprocess.Popen([sys.executable, *map(str, command)], text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=300):
+    """[(exit code, what was printed)] of all."""
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, said)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    conftest.make_tiny(folder, splits={"train": 4, "dev": 4})
+    processes = [process for size in SIZES for process in start(size, [__file__, folder])]
+    for code, said in finish(processes):
+        assert code == 0, said
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def expect(losses, weights, file):
+    found = np.load(file)
+    np.testing.assert_allclose(found["losses"], losses, rtol=1e-9)
+    for name, value in weights.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_processes_train_as_one(folder, run):
+    losses, weights = trained(run, folder)
+    assert len(losses) == STEPS and losses[-1, 0] < losses[0, 0]
+    for size in SIZES:
+        expect(losses, weights, folder / f"{run}-{size}.npz")
+
+
+def test_processes_with_micro_batches(folder):
+    losses, weights = trained("dense", folder)
+    for size in SIZES:
+        expect(losses, weights, folder / f"dense accumulated-{size}.npz")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
