@@ -200,7 +200,7 @@ def train_step(model, optimizer, batch, grad_clip, Eiters):
     losses = model(batch)
     total = sum(losses.values())
     if not torch.isfinite(total):
-        stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(joint.inner(model), batch)}")
+        stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(model, batch)}")
     optimizer.zero_grad()
     total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
@@ -217,6 +217,7 @@ def stop_training(why):
 @torch.no_grad()
 def first_not_finite(model, batch):
     """Where NaN or infinity first appears on a batch's way through the model, in words."""
+    model = joint.inner(model)
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             return f"the weights {name}"
