@@ -378,9 +378,14 @@ class _Images(Dataset):
         return self.dataset.image(g), None if boxes is None else torch.from_numpy(boxes[g])
 
 
-def image_loader(dataset, batch_size=128, workers=0):
-    """Every image once, in order: batches of images (B, R, F) and boxes (B, R, 4) or None."""
-    return make_loader(_Images(dataset), in_order(dataset.n_images, batch_size), workers, _collate_images)
+def image_loader(dataset, batch_size=128, workers=0, only=None):
+    """Every image once, in order: batches of images (B, R, F) and boxes (B, R, 4) or None.
+
+    only: a range of images instead of all.
+    """
+    images = range(dataset.n_images) if only is None else only
+    batches = [list(images[i:i + batch_size]) for i in range(0, len(images), batch_size)]
+    return make_loader(_Images(dataset), batches, workers, _collate_images)
 
 
 def _collate_images(items):
@@ -398,8 +403,16 @@ class _Captions(Dataset):
         return Item(None, self.dataset.tokens[i], i, None, depends, None, None)
 
 
-def caption_loader(dataset, batch_size=128):
-    """Every caption once, longest first: Batch without images, boxes and labels; ids say which captions."""
-    order = np.argsort(-dataset.tokens.lengths[:len(dataset)], kind='stable').tolist()
+def longest_first(lengths):
+    """Numbers of captions, longest first; equal lengths keep their order."""
+    return np.argsort(-np.asarray(lengths), kind='stable').tolist()
+
+
+def caption_loader(dataset, batch_size=128, only=None):
+    """Every caption once, longest first: Batch without images, boxes and labels; ids say which captions.
+
+    only: these captions, in this order, instead of all.
+    """
+    order = longest_first(dataset.tokens.lengths[:len(dataset)]) if only is None else only
     batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     return make_loader(_Captions(dataset), batches, 0, collate)

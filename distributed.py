@@ -50,9 +50,10 @@ class Silent:
         return lambda *arguments: True
 
 
-def share(n):
-    """The slice of n things that is this process's; the shares differ by one at most."""
-    return slice(n * rank() // size(), n * (rank() + 1) // size())
+def share(n, of=None):
+    """The slice of n things that is this process's, or another's; the shares differ by one at most."""
+    of = rank() if of is None else of
+    return slice(n * of // size(), n * (of + 1) // size())
 
 
 # ---- beginning and end ----
@@ -222,13 +223,25 @@ def gather_objects(thing):
     return found
 
 
-def share_out(array, part_of):
-    """Completes an array (rows, ...) of which every process filled its slice part_of(rank); in place."""
-    whole = torch.as_tensor(array).flatten(1) if array.ndim > 1 else torch.as_tensor(array).unsqueeze(1)
+def share_out(array):
+    """Completes an array or CPU tensor (rows, ...) of which every process has filled its share; in place."""
+    whole = torch.as_tensor(array)
+    whole = whole.view(len(whole), -1)
     for owner in range(size() if _group else 0):
-        for piece in whole[part_of(owner)].split(max(1, PIECE // max(1, whole.shape[1]))):
+        for piece in whole[share(len(whole), owner)].split(max(1, PIECE // max(1, whole.shape[1]))):
             dist.broadcast(piece, owner, group=_group)
     return array
+
+
+def gather_rows(rows, counts):
+    """CPU rows (n, ...) of this process -> those of all (sum(counts), ...), one process after the other."""
+    if not _group:
+        return rows
+    parts = [rows if owner == rank() else rows.new_empty(n, *rows.shape[1:]) for owner, n in enumerate(counts)]
+    for owner, part in enumerate(parts):
+        for piece in part.split(max(1, PIECE // max(1, part[:1].numel()))):
+            dist.broadcast(piece, owner, group=_group)
+    return torch.cat(parts)
 
 
 # ---- exchanges with gradients ----

@@ -1,8 +1,10 @@
 """Evaluation: encode a split, similarity of all pairs, ranks, the printed block.  docs/method.md, section 4."""
 
 import argparse
+import contextlib
 import json
 import os
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import distributed
+import matrices
 from files import InputError, atomic_write, check_writable
 from model import build
 from report import Report
@@ -38,20 +42,43 @@ def encode_data(model, data_loader, log_step=10, logging=print):
     """
     dataset, workers = data_loader.dataset, data_loader.num_workers
     model.eval()
-    images = []
-    for batch, _ in progress(data.image_loader(dataset, workers=workers), "images"):
-        first = sum(map(len, images))
-        images.append(finite(model.encode_images(batch), "image", range(first, first + len(batch))).cpu())
     lengths = dataset.tokens.lengths[: len(dataset)].tolist()
-    captions = [None] * len(lengths)
-    for batch in progress(data.caption_loader(dataset), "captions"):
-        emb = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids).cpu()
-        for row, (i, n) in zip(emb, zip(batch.ids, batch.lengths)):
-            captions[i] = row if emb.dim() == 2 else row[:n]
-    words = torch.stack(captions) if captions[0].dim() == 1 else captions
     boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes)
     depends = None if dataset.depends is None else [dataset.depends[i] for i in range(len(dataset))]
-    return Encoded(torch.cat(images), words, boxes, depends, lengths)
+    return Encoded(encode_images(model, dataset, workers), encode_captions(model, dataset, lengths),
+                   boxes, depends, lengths)  # fmt: skip
+
+
+def encode_images(model, dataset, workers):
+    """Embeddings of all images, (N, R, D) or (N, D), each process encoding its share."""
+    n = dataset.n_images
+    own = range(n)[distributed.share(n)]
+    images = []
+    for batch, _ in progress(data.image_loader(dataset, workers=workers, only=own or [0]), "images"):
+        first = own.start + sum(map(len, images))
+        images.append(finite(model.encode_images(batch), "image", range(first, first + len(batch))).cpu())
+    counts = [len(range(n)[distributed.share(n, of)]) for of in range(distributed.size())]
+    return distributed.gather_rows(torch.cat(images)[: len(own)], counts)
+
+
+def encode_captions(model, dataset, lengths):
+    """Embeddings of all captions as in Encoded, each process encoding every so-manieth of the sorted ones."""
+    order, size = data.longest_first(lengths), distributed.size()
+    shares = [order[of::size] for of in range(size)]
+    own, rows = shares[distributed.rank()], []
+    for batch in progress(data.caption_loader(dataset, only=own or order[:1]), "captions"):
+        emb = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids).cpu()
+        rows += list(emb) if emb.dim() == 2 else [row[:n].clone() for row, n in zip(emb, batch.lengths)]
+    one_vector = rows[0].dim() == 1
+    rows = rows[: len(own)] if own else [rows[0][:0]]
+    flat = torch.stack(rows) if one_vector else torch.cat(rows)
+    counts = [len(some) if one_vector else sum(lengths[c] for c in some) for some in shares]
+    flat = distributed.gather_rows(flat, counts)
+    flat = flat.split([1 if one_vector else lengths[c] for some in shares for c in some])
+    captions = [None] * len(lengths)
+    for c, words in zip((c for some in shares for c in some), flat):
+        captions[c] = words
+    return torch.cat(captions) if one_vector else captions
 
 
 def progress(batches, what):
@@ -72,27 +99,32 @@ def finite(embeddings, what, numbers):
 
 
 @torch.no_grad()
-def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128):
-    """Similarity of all images with all captions, in blocks -> float32 (N, M).
+def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128, sims=None):
+    """Similarity of all images with all captions, in blocks -> float32 (N, M), written into `sims` where given.
 
-    Arguments as GSMN.forward_sim; InputError where a similarity is not finite.
+    Arguments as GSMN.forward_sim.  Several processes each take a share of the images; afterwards all have the
+    whole matrix.  InputError where a similarity is not finite.
     """
     n_images, n_captions = len(img_embs), len(cap_lens)
-    sims = np.empty((n_images, n_captions), np.float32)
+    own = distributed.share(n_images)
+    sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
     order = np.argsort(np.asarray(cap_lens), kind="stable")  # neighbours have one length: large groups
     blocks = [order[i : i + 8 * shard_size] for i in range(0, n_captions, 8 * shard_size)]
-    bar = tqdm(total=n_images * n_captions, desc="similarity", unit="pair", unit_scale=True, disable=None, leave=False)
-    for i in range(0, n_images, shard_size):
-        images = img_embs[i : i + shard_size].to(model.device)
-        boxes = None if bboxes is None else bboxes[i : i + shard_size]
+    pairs = (own.stop - own.start) * n_captions
+    bar = tqdm(total=pairs, desc="similarity", unit="pair", unit_scale=True, disable=None, leave=False)
+    for i in range(own.start, own.stop, shard_size):
+        rows = slice(i, min(i + shard_size, own.stop))
+        images = img_embs[rows].to(model.device)
+        boxes = None if bboxes is None else bboxes[rows]
         for block in blocks:
             words = take(cap_embs, block, model.device)
             pairs = None if depends is None else [depends[c] for c in block]
             part = model.forward_sim(images, words, boxes, pairs, [cap_lens[c] for c in block])
-            sims[i : i + shard_size, block] = part.float().cpu().numpy()
+            sims[rows, block] = part.float().cpu().numpy()
             bar.update(len(images) * len(block))
     bar.close()
-    check_finite(sims)
+    check_finite(sims[own], own.start)
+    matrices.complete(sims)
     return sims
 
 
@@ -103,9 +135,9 @@ def take(cap_embs, captions, device):
     return [cap_embs[c].to(device) for c in captions]
 
 
-def check_finite(sims):
-    """InputError naming the first image and caption whose similarity is not finite."""
-    for i, row in enumerate(sims):
+def check_finite(sims, first=0):
+    """InputError naming the first image and caption whose similarity is not finite; first: number of row 0."""
+    for i, row in enumerate(sims, first):
         if not np.isfinite(row).all():
             c = int(np.flatnonzero(~np.isfinite(row))[0])
             raise NotFiniteError(f"similarity of image {i} and caption {c} is {row[c]}, not a finite number")
@@ -144,9 +176,12 @@ def t2i(sims, npts=None, return_ranks=False):
     check_finite(sims)
     own = sims[np.arange(npts * per) // per, np.arange(npts * per)]  # (5N,)
     ranks = np.full(npts * per, -1, np.int64)  # the true image is no rival of its own
-    for row in sims:
+    best, top1 = sims[0].copy(), np.zeros(npts * per, np.int64)
+    for i, row in enumerate(sims):  # row by row: the matrix may be a file larger than memory
         ranks += row >= own
-    return (recalls(ranks), (ranks, sims.argmax(0))) if return_ranks else recalls(ranks)
+        top1[row > best] = i
+        np.maximum(best, row, out=best)
+    return (recalls(ranks), (ranks, top1)) if return_ranks else recalls(ranks)
 
 
 def recalls(ranks):
@@ -224,7 +259,7 @@ def load_model(model_path, **overrides):
     except (RuntimeError, ValueError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{model_path}: does not fit the {opt.model} model its options describe: {reason}") from None
-    return model.to(opt.device).eval(), opt, vocab
+    return model.to(distributed.own_device(opt.device)).eval(), opt, vocab
 
 
 def vocab_of(loaded, opt, overrides, path):
@@ -237,8 +272,12 @@ def vocab_of(loaded, opt, overrides, path):
     return vocab
 
 
-def model_sims(model_path, split, fold5, full, overrides):
-    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options, the split)."""
+def model_sims(model_path, split, fold5, full, overrides, store):
+    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options, the split).
+
+    store: matrices.Matrices for what may be saved: the full matrix or, without it, the folds in one array.
+    Folds that are parts of the full matrix are left out.
+    """
     model, opt, vocab = load_model(model_path, **overrides)
     print("Loading dataset")
     loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
@@ -251,15 +290,21 @@ def model_sims(model_path, split, fold5, full, overrides):
     print("Computing results...")
     encoded = encode_data(model, loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
-    sims = {}
+    n, m, sims = dataset.n_images, len(dataset), {}
     if full:
-        sims["full"] = [shard_xattn(model, *with_boxes(encoded, dataset, opt, False))]
-    if fold5 and full and opt.boxes != "released":
-        sims["fold5"] = five_folds(sims["full"][0])
-    elif fold5:
+        sims["full"] = [store.new((n, m))]
+        shard_xattn(model, *with_boxes(encoded, dataset, opt, False), sims=sims["full"][0])
+    if fold5 and (not full or opt.boxes == "released"):
         encoded = with_boxes(encoded, dataset, opt, True)
-        sims["fold5"] = [shard_xattn(model, *fold_of(encoded, k)) for k in range(5)]
+        sims["fold5"] = (matrices.Matrices() if full else store).new((5, n // 5, m // 5))
+        for k in range(5):
+            shard_xattn(model, *fold_of(encoded, k), sims=sims["fold5"][k])
     return sims, opt, dataset
+
+
+def with_folds(sims, fold5):
+    """Adds the folds that are parts of the full matrix."""
+    return {**sims, "fold5": five_folds(sims["full"][0])} if fold5 and "fold5" not in sims else sims
 
 
 def with_boxes(encoded, dataset, opt, fold5):
@@ -277,42 +322,47 @@ def fold_of(encoded, k):
     return Encoded(*(None if part is None else part[where] for part, where in zip(encoded, cut)))
 
 
-def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, **overrides):
+def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, store=None, **overrides):
     """Evaluate checkpoints one by one and, when there are several, the mean of their similarities.
 
     Prints each one's block.  Returns (results, sims): results has, for each checkpoint and then for the
     ensemble, its name and the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
     watch, if given, is called with each one's result and similarities, the data set and its name.
+    store: matrices.Matrices to put the similarities into (default: memory).
     """
+    store = store or matrices.Matrices()
     results, total, names = [], None, set()
     for path in model_paths:
         if len(model_paths) > 1:
             print(f"Model {path}")
         try:
-            sims, opt, dataset = model_sims(path, split, fold5, full, overrides)
+            sims, opt, dataset = model_sims(path, split, fold5, full, overrides, store)
         except NotFiniteError as error:
             raise InputError(f"{path}: {error}; its weights are broken, evaluate another checkpoint") from None
-        results.append({"model": str(path), **score_all(sims)})
+        results.append({"model": str(path), **score_all(with_folds(sims, fold5))})
         names.add(opt.data_name)
         if len(names) > 1:
             raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set; give --data_name")
         if watch:
-            watch(results[-1], sims, dataset, opt.data_name)
-        total = sims if total is None else {kind: add(total[kind], sims[kind], path) for kind in total}
+            watch(results[-1], with_folds(sims, fold5), dataset, opt.data_name)
+        total = sims if total is None else add(total, sims, path)
     if len(model_paths) > 1:
         print(f"Ensemble of {len(model_paths)} models")
-        total = {kind: [part / len(model_paths) for part in total[kind]] for kind in total}
-        results.append({"model": "ensemble", **score_all(total)})
+        for one in chain.from_iterable(total.values()):
+            matrices.divide(one, len(model_paths))
+        results.append({"model": "ensemble", **score_all(with_folds(total, fold5))})
         if watch:
-            watch(results[-1], total, dataset, opt.data_name)
-    return results, total
+            watch(results[-1], with_folds(total, fold5), dataset, opt.data_name)
+    return results, with_folds(total, fold5)
 
 
 def add(total, sims, path):
-    for a, b in zip(total, sims):
+    """total + sims, in the memory or the files of total."""
+    for a, b in zip(chain.from_iterable(total.values()), chain.from_iterable(sims.values())):
         if a.shape != b.shape:
             raise InputError(f"{path}: similarities {b.shape}, those of the model before {a.shape}; give --data_path")
-    return [a + b for a, b in zip(total, sims)]
+        matrices.add(a, b)
+    return total
 
 
 def score_all(sims):
@@ -352,27 +402,33 @@ def save_ranks(result, path):
 
 def main(opt, fold5=False, full=True):
     """What test.py, testall.py and test_stack.py do after reading their flags."""
-    paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
-    for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
-        check_writable(output)
-    names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device")
-    overrides = {name: getattr(opt, name) for name in names}
-    if opt.images and not opt.report:
-        raise InputError("--images is for --report; say with --report DIR where to write it")
-    site = Report(opt.report, opt.images, opt.split) if opt.report else None
-    results, sims = evaluate(paths, opt.split, fold5, full, site and site.add, **overrides)
+    with distributed.joined():
+        paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
+        for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
+            check_writable(output)
+        names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device")
+        overrides = {name: getattr(opt, name) for name in names}
+        if opt.images and not opt.report:
+            raise InputError("--images is for --report; say with --report DIR where to write it")
+        site = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
+        with contextlib.closing(matrices.Matrices(opt.save_sims)) as store:
+            results, _ = evaluate(paths, opt.split, fold5, full, site and site.add, store, **overrides)
+            store.keep()
+        if distributed.is_main():
+            write_results(results, opt, full)
+        if site:
+            site.write()
+        return results
+
+
+def write_results(results, opt, full):
+    """The files of --ranks and --json."""
     if opt.ranks:
         last = results[-1]
         save_ranks(last["full"] if full else last["fold5"], opt.ranks)
-    if opt.save_sims:
-        array = sims["full"][0] if full else np.stack(sims["fold5"])
-        atomic_write(opt.save_sims, lambda f: np.save(f, array))
     if opt.json:
         text = json.dumps([printable(r) for r in results], indent=1)
         atomic_write(opt.json, lambda f: f.write(text.encode()))
-    if site:
-        site.write()
-    return results
 
 
 def printable(value):
