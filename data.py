@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from boxes import read_boxes, released_boxes
 from files import InputError, data_folder, open_array, read_captions, read_ids, read_pairs, read_sizes, warn
+from preload import preloaded
 from vocab import END, PAD, PICTURES, UNK, encode
 
 CAPTIONS_PER_IMAGE = 5
@@ -109,6 +110,9 @@ class PrecompDataset(Dataset):
         self.vsrn = getattr(opt, 'model', 'gsmn') == 'vsrn'
         self.max_len = getattr(opt, 'max_len', 60)
         self.images = _open_features(self._need('ims.npy'), opt.img_dim)
+        if split == 'train' and getattr(opt, 'preload', False):
+            with preloaded(self._need('ims.npy')) as copy:
+                self.images = _open_features(copy, opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes(getattr(opt, 'boxes', 'normalized'))

@@ -40,6 +40,16 @@ def is_main():
     return rank() == 0
 
 
+def machine():
+    """Which machine this is: what torchrun counts its agents by."""
+    return int(os.environ.get("GROUP_RANK", 0)) if _group else 0
+
+
+def is_first_here():
+    """Whether this is the first process of its machine."""
+    return not _group or int(os.environ["LOCAL_RANK"]) == 0
+
+
 def on_main(make, *arguments):
     """make(*arguments) in the main process; in the others something whose methods do nothing and return True."""
     return make(*arguments) if is_main() else Silent()

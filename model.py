@@ -98,6 +98,11 @@ class ListedModel(nn.Module):
         """The same as calling the model."""
         return self(batch)
 
+    def compile_encoders(self, **how):
+        """torch.compile for the encoders, which keep their parameters' names; how: its arguments."""
+        for encoder in (self.img_enc, self.txt_enc):
+            encoder.compile(dynamic=True, **how)
+
     def state_list(self):
         """State dicts of the parts, in the order of the released checkpoints."""
         return [getattr(self, part).state_dict() for part in self.parts]

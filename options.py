@@ -107,6 +107,7 @@ def add_data_flags(parser):
     add("--data_name", default="precomp", help="data set: the folder's name under --data_path, as f30k_precomp")
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
     add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
+    add("--preload", action="store_true", help="slow disk: read the training features into shared memory first")
     add("--img_dim", default=2048, type=whole(), help="width of a region's feature vector")
 
 
@@ -140,6 +141,7 @@ def add_training_flags(parser, model):
         help="what makes a model the best on dev: all six recalls, or R@1 + R@5 of both directions")
     add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
     add("--seed", default=0, type=whole(0), help="fixes weights, order and dropout of the run")
+    add("--compile", action="store_true", help="compile the encoders (torch.compile): the first steps take minutes")
     add("--deterministic", action="store_true", help="CUDA: algorithms that repeat bit for bit, where there are any")
 
 

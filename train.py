@@ -49,6 +49,8 @@ def train(opt, given):
         opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
     )  # fmt: skip
     model = build_model(opt).to(distributed.own_device(opt.device))
+    if opt.compile:
+        model.compile_encoders()
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
     at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
     if saved:
