@@ -131,6 +131,8 @@ def expect(losses, weights, file):
     found = np.load(file)
     np.testing.assert_allclose(found["losses"], losses, rtol=1e-8)
     for name, value in weights.items():
+        if name.endswith("W.0.bias"):  # before a BatchNorm: its gradient is 0 but for rounding, which Adam scales up
+            continue
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-7, err_msg=name)
 
 
