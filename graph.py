@@ -187,10 +187,13 @@ class StructureMatching(nn.Module):
             hidden = hidden + bias
         return torch.tanh(hidden) if self.propagation == "neighbors" else hidden
 
+    def node_scores(self, match, edges):
+        """Matching vectors (X, Y, N, K) of X graphs against Y others -> a score for every node (X, Y, N)."""
+        return self.out_2(torch.tanh(self.out_1(self.convolve(match, edges)))).squeeze(-1)
+
     def forward(self, match, edges):
         """Matching vectors (X, Y, N, K) of X graphs against Y others -> mean of the nodes' scores (X, Y)."""
-        node = self.out_2(torch.tanh(self.out_1(self.convolve(match, edges))))  # (X, Y, N, 1)
-        return node.mean(2).squeeze(-1)
+        return self.node_scores(match, edges).mean(2)
 
 
 class VisualGraph(StructureMatching):

@@ -70,6 +70,7 @@ class ContrastiveLoss(nn.Module):
 
     def forward(self, scores):
         """scores (B, B), images down, captions across -> the loss, a scalar."""
+        self.last_scores = scores.detach()
         true = scores.diagonal()
         cost_s = (self.margin + scores - true.unsqueeze(1)).clamp(min=0)  # captions of an image
         cost_im = (self.margin + scores - true.unsqueeze(0)).clamp(min=0)  # images of a caption
@@ -78,6 +79,16 @@ class ContrastiveLoss(nn.Module):
         if self.max_violation:
             cost_s, cost_im = cost_s.amax(1), cost_im.amax(0)
         return cost_s.sum() + cost_im.sum()
+
+    def observed(self):
+        """Of the batch last seen: mean score of the true pairs, and of each row's and column's hardest negative."""
+        scores = self.last_scores
+        means = {"positive": scores.diagonal().mean().item()}
+        if len(scores) > 1:  # a single pair has no negative
+            itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+            others = scores.masked_fill(itself, -math.inf)
+            means["hardest_negative"] = torch.cat([others.amax(1), others.amax(0)]).mean().item()
+        return means
 
 
 class ListedModel(nn.Module):

@@ -104,7 +104,8 @@ def train(opt, given):
             bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
             rate = optimizer.param_groups[0]["lr"]
             log.scalars({"epoch": at.epoch, "step": at.step - 1, "batch_time": batch_time,
-                         "data_time": data_time, "Eit": at.Eiters, "lr": rate, **losses}, at.Eiters)
+                         "data_time": data_time, "Eit": at.Eiters, "lr": rate, **losses,
+                         **model.criterion.observed(), "pairs_per_second": len(batch.ids) / batch_time}, at.Eiters)
             if at.Eiters % opt.log_step == 0:
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 logging.info("Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
@@ -197,7 +198,7 @@ def set_learning_rate(optimizer, opt, epoch):
 
 
 def train_step(model, optimizer, batch, grad_clip, Eiters):
-    """One update -> {'Le': total loss, …: its parts}; InputError where the loss is not finite."""
+    """One update -> {'Le': total loss, …: its parts, 'grad_norm': before clipping}; InputError where not finite."""
     model.train()
     losses = model(batch)
     total = sum(losses.values())
@@ -209,7 +210,8 @@ def train_step(model, optimizer, batch, grad_clip, Eiters):
     if not torch.isfinite(norm):
         stop_training(f"the gradient's norm is {norm.item()} at step {Eiters}")
     optimizer.step()
-    return {"Le": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+    losses = {"Le": total, **losses, "grad_norm": norm}
+    return {name: value.item() for name, value in losses.items()}
 
 
 def stop_training(why):

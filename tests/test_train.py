@@ -80,7 +80,8 @@ def points(folder):
     for path in sorted(Path(folder).glob("events*")):
         for record in event_records(path):
             one = event.FromString(record[12:-4])
-            found += [(v.tag, one.step, v.simple_value) for v in one.summary.value if "time" not in v.tag]
+            found += [(v.tag, one.step, v.simple_value) for v in one.summary.value
+                      if "time" not in v.tag and v.tag != "pairs_per_second"]
     return sorted(found)
 
 
