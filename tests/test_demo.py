@@ -60,6 +60,7 @@ def test_the_scripts_take_its_commands(monkeypatch, capsys, tmp_path):
             paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
             assert set(paths) <= set(trained) and opt.json and opt.save_sims
     assert len(trained) == 3 and [c[0] for c in commands[-2:]] == ["testall.py", "test_stack.py"]
+    assert opt.report and opt.images.startswith(data.out)
 
 
 def test_a_failing_step_stops_the_demo(monkeypatch):

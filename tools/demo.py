@@ -72,8 +72,9 @@ def run_all() -> dict[str, float]:
         step(f"Test {TITLES[name]}", f"test.py --model_path {path} {outputs(name)}", times)
     step("GSMN dense on the five folds of testall, and on all of it at once",
          f"testall.py --model_path {best['dense']} {outputs('testall')}", times)
-    step("Each model and their ensemble", f"test_stack.py --model_path {' '.join(best.values())} {outputs('stack')}",
-         times)
+    step("Each model and their ensemble, with a report to look at",
+         f"test_stack.py --model_path {' '.join(best.values())} {outputs('stack')} "
+         f"--report {RUNS}/report --images demo/images", times)
     return times
 
 
@@ -138,7 +139,8 @@ def main() -> int:
           "\nof its five captions in the first k of 5n with 1 - C(5n-5, k) / C(5n, k). Twins are two scenes with two"
           "\nthings exchanged; given is how often a caption true of only one of them scores higher there.\n")
     print("  ".join(f"{title.split(',')[0]} {seconds:.0f} s." for title, seconds in times.items()))
-    print(f"All in {sum(times.values()):.0f} s. Pictures: demo/images. Models and figures: {RUNS}.")
+    print(f"All in {sum(times.values()):.0f} s. Models and figures: {RUNS}. Open {RUNS}/report/index.html for what "
+          "was found for each picture and each caption.")
     if not good:
         print(f"error: a model's R@1 is less than {FAR} times chance", file=sys.stderr)
     return 0 if good else 1
