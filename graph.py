@@ -47,17 +47,19 @@ def context_norm(weights, gram):
     return (outer @ gram).clamp_min(TINY).sqrt()
 
 
-def node_matching(regions, words, blocks, smooth):
+def node_matching(regions, words, blocks, smooth, block_dtype=None):
     """Node-level matching of every image with every caption, captions of one length.
 
     regions (I, R, D), words (C, n, D) -> matching vectors (I, C, R, K) of the visual nodes and
     (I, C, n, K) of the textual ones: the cosine of each block of a node with the same block of what it
-    attends to in the other graph (docs/method.md, sections 2.3 and 7).
+    attends to in the other graph (docs/method.md, sections 2.3 and 7).  The block product, and nothing else,
+    is computed in `block_dtype` where that is given.
     """
     (I, R, D), (C, n, _) = regions.shape, words.shape
     v = regions.reshape(I * R, blocks, D // blocks).transpose(0, 1)  # (K, I·R, d)
     t = words.reshape(C * n, blocks, D // blocks).permute(1, 2, 0)  # (K, d, C·n)
-    products = torch.bmm(v, t).view(blocks, I, R, C, n)
+    products = torch.bmm(v.to(block_dtype or v.dtype), t.to(block_dtype or t.dtype)).to(v.dtype)
+    products = products.view(blocks, I, R, C, n)
     affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
 
     to_words = attention(affinity, 1, 3, smooth)  # regions ask, words answer

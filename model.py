@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graph
+import similarity
 import vsrn
 from caption import CaptionModel
 from vocab import PICTURES
@@ -147,6 +148,7 @@ class GSMN(ListedModel):
         check_widths(opt)
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth = opt.num_block, opt.lambda_softmax
+        self.sim_memory = getattr(opt, "sim_memory", similarity.MEMORY)
         propagation = getattr(opt, "propagation", "self")
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
@@ -175,26 +177,12 @@ class GSMN(ListedModel):
         does not depend on what it is computed with.
         """
         if bboxes is None:
-            bboxes = img_emb.new_zeros(*img_emb.shape[:2], 4)
-        edges = self.i2t_match_G.edges(bboxes.to(img_emb))
-        visual, textual, order = [], [], []
-        for length, members in by_length(cap_lens):
-            words = torch.stack([cap_emb[c][:length] for c in members])  # (C, n, D), no padding
-            pairs = [depends[c] for c in members] if self.is_sparse else None
-            v, t = self.group_scores(img_emb, words, edges, pairs)
-            visual.append(v)
-            textual.append(t)
-            order.extend(members)
-        back = torch.tensor(order, device=img_emb.device).argsort()
-        return torch.cat(visual, 1)[:, back], torch.cat(textual, 1)[:, back]
-
-    def group_scores(self, img_emb, words, edges, pairs):
-        """Scores (I, C), (I, C) of captions of one length, words (C, n, D)."""
-        adjacency = None if pairs is None else graph.adjacency(pairs, words.shape[1]).to(words)
-        text_edges = self.t2i_match_G.edges(words, adjacency, self.smooth)
-        visual, textual = graph.node_matching(img_emb, words, self.blocks, self.smooth)
-        visual = self.i2t_match_G(visual, edges)
-        return visual, self.t2i_match_G(textual.transpose(0, 1), text_edges).t()
+            bboxes = torch.zeros(*img_emb.shape[:2], 4)
+        graphs = similarity.Graphs(
+            self.i2t_match_G, self.t2i_match_G, self.blocks, self.smooth, self.sim_memory
+        )
+        depends = depends if self.is_sparse else None
+        return similarity.pair_scores(graphs, img_emb, cap_emb, bboxes, depends, cap_lens)
 
     def forward_sim(self, img_emb, cap_emb, bboxes, depends, cap_lens):
         """Similarity (I, C) of all pairs: visual plus textual score; arguments as forward_scores."""
@@ -296,14 +284,6 @@ def check_widths(opt):
         raise ValueError(f"--hid_dim {opt.hid_dim} is not divisible by the {graph.KERNELS} kernels")
     if opt.out_dim != 1:
         raise ValueError(f"--out_dim {opt.out_dim}: a node has one score, only 1 is defined")
-
-
-def by_length(lengths):
-    """(length, numbers of the captions that have it), shortest first."""
-    groups = {}
-    for caption, length in enumerate(lengths):
-        groups.setdefault(int(length), []).append(caption)
-    return sorted(groups.items())
 
 
 def build(opt):

@@ -1,0 +1,198 @@
+/* All-pairs GSMN similarity on a CPU: what forward.c and backward.c share.
+
+   Compiled with -DK= (blocks) and -DH= (hidden width).  The lanes of a vector are the K blocks of the
+   embedding, so that one multiply-add works on all blocks at once and the K products, attended products and
+   quadratic forms of a pair of nodes come out as one vector (docs/method.md, section 7; docs/performance.md).
+
+   Letters: R regions, n words, d = D / K; W lanes of a vector, NV vectors for K blocks, HV for H hidden units;
+   `nodes` ask, `answers` are the nodes of the other graph.  Hidden unit c of kernel k stands at 8 c + k. */
+#ifndef PAIRS_H
+#define PAIRS_H
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* W lanes; panels of ROWS regions, blocks of up to WORDS words, NODES nodes and LINES rows of a product at
+   once, JOIN Gram entries, steps of DEPTH_V and DEPTH_T along d: as many as the registers hold */
+#if defined(__AVX512F__)
+enum { W = 16, ROWS = 4, WORDS = 6, NODES = 12, LINES = 8, JOIN = 8, DEPTH_V = 4, DEPTH_T = 4 };
+#define EACH_WORDS(F) F(1) F(2) F(3) F(4) F(5) F(6)
+#define EACH_NODES(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12)
+#else
+#if defined(__AVX__)
+enum { W = 8 };
+#else
+enum { W = 4 };
+#endif
+enum { ROWS = 3, WORDS = 4, NODES = 6, LINES = 3, JOIN = 6, DEPTH_V = 4, DEPTH_T = 2 };
+#define EACH_WORDS(F) F(1) F(2) F(3) F(4)
+#define EACH_NODES(F) F(1) F(2) F(3) F(4) F(5) F(6)
+#endif
+
+enum {
+    NV = (K + W - 1) / W, KP = NV * W,            /* blocks, padded */
+    EW = W > 8 ? W : 8, EV = EW / W,              /* an edge's 8 kernels, repeated to fill a vector */
+    HP = (H + EW - 1) / EW * EW, HV = HP / W,     /* hidden units, padded */
+    CONV_B = KP * HP, OUT1_W = CONV_B + HP, OUT1_B = OUT1_W + HP * HP, OUT2_W = OUT1_B + HP,
+    PARAMS = OUT2_W + HP                          /* one side's parameters, one after the other */
+};
+
+typedef float vec __attribute__((vector_size(W * 4)));
+typedef int32_t ivec __attribute__((vector_size(W * 4)));
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+#define FOR(i, count) for (int i = 0; i < (count); i++)
+#define EACH(i, count) UNROLL FOR(i, count)       /* count known to the compiler: kept in registers */
+
+/* One side of all pairs: images with their regions, or captions with their words */
+typedef struct {
+    int64_t count;           /* items */
+    const int64_t *length;   /* nodes of each */
+    const int64_t *first;    /* row of `features` where each begins */
+    const int64_t *packed;   /* row of `data` and `norms` */
+    const int64_t *gram;     /* row of `grams` */
+    const int64_t *edge;     /* row of `edges` */
+    const float *features;   /* rows of D */
+    float *data;             /* the same in panels [vector][d][row][lane] */
+    float *grams;            /* rows of KP: G_ij for j >= i, twice where j > i */
+    float *norms;            /* rows of KP: norms of a node's blocks */
+    const float *edges;      /* rows of EW: one a node ("self"), or one a pair of nodes ("neighbors") */
+    const float *params;
+} Side;
+
+/* The gradient of one side; `params` start at 0, and rows of `features` that are no node's */
+typedef struct {
+    float *data, *grams, *edges;   /* laid out like Side's */
+    float *params;                 /* slots rows of PARAMS, to be added up */
+    float *features;
+} Grad;
+
+typedef struct {
+    Side images, captions;
+    Grad d_images, d_captions;
+    int64_t dim, neighbors;        /* d; 1 for propagation "neighbors" */
+    double smooth;                 /* lambda */
+    float *visual, *textual;       /* scores, images x captions */
+    const float *d_visual, *d_textual;
+    int64_t tile_images, tile_captions, slots;
+    int64_t next, done;            /* counters the threads share */
+} Job;
+
+/* What the structure level holds of one side of one pair, node by node: matching vectors, z = W m, the
+   convolution's output; and for the gradient that of out_1's output, of h and of m */
+typedef struct { vec *m, *z, *h, *u, *dh, *dm; } Layers;
+
+void products(int R, int n, int dim, const vec *regions, const vec *words, vec *S, int stride);
+void affinities(int R, int n, const vec *S, int stride, float *visual, int vs, float *textual, int ts);
+void attend(float *a, int answers, int nodes, int stride, float smooth, float *norms, vec *work);
+float score(const Side *s, int item, int neighbors, const Layers *l);
+void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
+                float *d_edges, float *d);
+
+static inline int parts(int n, int most) { return (n + most - 1) / most; }
+static inline int part(int n, int count, int i) { return n / count + (i < n % count); }   /* even parts */
+static inline int padded(int n, int unit) { return parts(n, unit) * unit; }
+static inline int64_t claim(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+
+/* zeroed memory, aligned; NULL when there is none */
+static inline void *grab(size_t floats) {
+    size_t bytes = (floats * 4 + 63) / 64 * 64;
+    void *p = aligned_alloc(64, bytes);
+    return p ? memset(p, 0, bytes) : p;
+}
+/* one thread's memory: measured by a first pass with base NULL, then handed out piece by piece */
+typedef struct { char *base; size_t used; } Arena;
+static inline void *take(Arena *a, size_t floats) {
+    size_t at = a->used;
+    a->used += (floats * 4 + 63) / 64 * 64;
+    return a->base ? a->base + at : NULL;
+}
+static inline int64_t longest(const Side *s) {
+    int64_t most = 0;
+    FOR(i, s->count) if (s->length[i] > most) most = s->length[i];
+    return most;
+}
+
+/* Numbers below 1e-38 count as 0 while a thread works here: the processor would take a hundred times longer over
+   them, and Gaussian edge weights are full of them.  Returns what `restore` takes. */
+static inline unsigned flush(void) {
+#if defined(__SSE__)
+    unsigned before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(before | 0x8040);
+    return before;
+#else
+    return 0;
+#endif
+}
+static inline void restore(unsigned before) {
+#if defined(__SSE__)
+    __builtin_ia32_ldmxcsr(before);
+#else
+    (void)before;
+#endif
+}
+
+/* ---- vectors ---- */
+
+INLINE vec splat(float x) { return x - (vec){0}; }
+INLINE vec pick(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+INLINE vec only(ivec mask, vec a) { return (vec)(mask & (ivec)a); }
+INLINE vec larger(vec a, vec b) { return pick(b > a, b, a); }   /* a NaN in a stays */
+INLINE vec root(vec x) { vec y; EACH(i, W) y[i] = __builtin_sqrtf(x[i]); return y; }
+INLINE ivec lanes(void) { ivec l; EACH(i, W) l[i] = i; return l; }
+INLINE vec shuffle(vec a, vec b, ivec index) {
+#if defined(__clang__)
+    vec y;
+    EACH(i, W) y[i] = index[i] < W ? a[index[i]] : b[index[i] - W];
+    return y;
+#else
+    return __builtin_shuffle(a, b, index);
+#endif
+}
+INLINE vec fold(vec a, vec b, int step) {
+    ivec low = (lanes() & ~step) + (lanes() & step) / step * W;
+    return shuffle(a, b, low) + shuffle(a, b, low + step);
+}
+/* lane i = sum over the lanes of x[i * NV] ... x[i * NV + NV - 1] */
+INLINE vec lane_sums(const vec *x) {
+    vec t[W];
+    EACH(i, W) { t[i] = x[i * NV]; for (int k = 1; k < NV; k++) t[i] += x[i * NV + k]; }
+    UNROLL for (int step = 1; step < W; step *= 2) EACH(i, W / 2 / step) t[i] = fold(t[2 * i], t[2 * i + 1], step);
+    return t[0];
+}
+INLINE float total(vec x) {
+    UNROLL for (int step = W / 2; step; step /= 2) x += shuffle(x, x, lanes() ^ step);
+    return x[0];
+}
+/* e^x = scale * (1 + result), to float32 rounding; |x| < 87 */
+INLINE vec exp_parts(vec x, vec *scale) {
+    vec n = x * 1.44269504f + 12582912.f;   /* 1.5 * 2^23: the integer nearest x / ln 2 in the low bits */
+    *scale = (vec)(((ivec)n << 23) + 0x3f800000);
+    n -= 12582912.f;
+    vec r = x - n * 0.693145752f - n * 1.42860677e-6f, p = splat(1 / 5040.f);
+    p = p * r + 1 / 720.f;
+    p = p * r + 1 / 120.f;
+    p = p * r + 1 / 24.f;
+    p = p * r + 1 / 6.f;
+    p = p * r + .5f;
+    return p * r * r + r;
+}
+/* e^x for x <= 0; below -60, where nothing is left of it beside the 1 of a softmax, e^-60 */
+INLINE vec exponential(vec x) {
+    vec scale, p = exp_parts(pick(x < -60.f, splat(-60.f), x), &scale);
+    return scale * p + scale;
+}
+/* tanh x = E / (E + 2) with E = e^2x - 1, to float32 rounding also near 0 */
+INLINE vec tangent(vec x) {
+    vec scale;
+    x = pick(x > 9.f, splat(9.f), x);
+    x = pick(x < -9.f, splat(-9.f), x);
+    vec p = exp_parts(x + x, &scale), e = scale * p + (scale - 1.f);
+    return e / (e + 2.f);
+}
+#endif

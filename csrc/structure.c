@@ -1,0 +1,233 @@
+/* The structure level: edge weights of the visual graphs, a pair's scores, and the gradients of both. */
+#include "pairs.h"
+
+/* ---- edge weights of the visual graphs (docs/method.md, section 2.4); lanes: the 8 kernels, repeated ---- */
+
+typedef struct {
+    int64_t count, regions, neighbors;
+    const float *boxes;        /* (count, R, 4), x1 y1 x2 y2 */
+    const float *kernels;      /* (4, EW): mean and -1 / (2 variance) of rho, then of theta */
+    float *rows;               /* (count, R, R, EW), or with propagation "self" their sums (count, R, EW) */
+    const float *d_rows;
+    float *d_kernels;          /* (count, 4, EW) */
+    int64_t next, done;
+} Edges;
+
+static const float TURN = 6.28318531f;
+
+/* what one pair of regions is to one vector of kernels */
+typedef struct { vec near, turn, way; } Place;
+
+static inline void polar(const float *a, const float *b, float *rho, float *theta) {
+    float dx = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2, dy = (a[1] + a[3]) / 2 - (b[1] + b[3]) / 2;
+    *rho = sqrtf(dx * dx + dy * dy);
+    *theta = atan2f(dx, dy);
+}
+INLINE Place place(const vec *kernels, int c, float rho, float theta) {
+    vec delta = theta - kernels[2 * EV + c], one = splat(1);
+    Place p = {.near = rho - kernels[c], .turn = pick(delta < 0, -delta, delta)};
+    p.way = pick(delta < 0, one, -one);                                /* d turn / d mean */
+    vec other = TURN - p.turn, far = pick(other < 0, -other, other);   /* the other way round, if shorter */
+    ivec round = far < p.turn;
+    p.way = pick(round, pick(other < 0, p.way, -p.way), p.way);
+    p.turn = pick(round, far, p.turn);
+    return p;
+}
+INLINE float all_kernels(const vec *x) {
+    vec sum = x[0];
+    for (int c = 1; c < EV; c++) sum += x[c];
+    return total(sum) * 8 / EW;
+}
+/* weights of one pair of regions: they add up to 1, or are all 0 where every kernel underflows */
+INLINE void weigh(const vec *kernels, const Place *p, vec *w) {
+    EACH(c, EV) {
+        vec q = kernels[EV + c] * p[c].near * p[c].near + kernels[3 * EV + c] * p[c].turn * p[c].turn, scale;
+        ivec alive = q > -103.97f;                     /* e^q is 0 in float32 below; a NaN is none either */
+        vec e = exp_parts(only(alive, q) + 40.f, &scale);
+        w[c] = only(alive, scale * e + scale);         /* e^40 too large, to stay clear of denormal numbers */
+    }
+    float sum = all_kernels(w);
+    EACH(c, EV) w[c] = sum > 0 ? w[c] / sum : splat(0);
+}
+int edges(Edges *j) {
+    int R = j->regions;
+    const vec *kernels = (const vec *)j->kernels;
+    unsigned mode = flush();
+    for (int64_t i; (i = claim(&j->next)) < j->count;) {
+        const float *boxes = j->boxes + i * R * 4;
+        vec *out = (vec *)j->rows + i * R * (j->neighbors ? R : 1) * EV;
+        FOR(a, R) {
+            vec sum[EV] = {{0}}, w[EV];
+            FOR(b, R) {
+                float rho, theta;
+                Place p[EV];
+                polar(boxes + 4 * a, boxes + 4 * b, &rho, &theta);
+                EACH(c, EV) p[c] = place(kernels, c, rho, theta);
+                weigh(kernels, p, w);
+                if (j->neighbors) EACH(c, EV) *out++ = w[c];
+                else EACH(c, EV) sum[c] += w[c];
+            }
+            if (!j->neighbors) EACH(c, EV) *out++ = sum[c];
+        }
+    }
+    restore(mode);
+    return 0;
+}
+int edges_back(Edges *j) {
+    int R = j->regions;
+    const vec *kernels = (const vec *)j->kernels;
+    unsigned mode = flush();
+    for (int64_t i; (i = claim(&j->next)) < j->count;) {
+        const float *boxes = j->boxes + i * R * 4;
+        const vec *in = (const vec *)j->d_rows + i * R * (j->neighbors ? R : 1) * EV;
+        vec d[4][EV] = {{{0}}};
+        FOR(a, R) FOR(b, R) {
+            float rho, theta;
+            Place p[EV];
+            vec w[EV], g[EV], gw[EV];
+            polar(boxes + 4 * a, boxes + 4 * b, &rho, &theta);
+            EACH(c, EV) p[c] = place(kernels, c, rho, theta);
+            weigh(kernels, p, w);
+            EACH(c, EV) g[c] = in[(j->neighbors ? a * R + b : a) * EV + c];
+            if (EW > 8) EACH(c, EV) g[c] += shuffle(g[c], g[c], lanes() ^ 8);   /* the repeated kernels' share */
+            EACH(c, EV) gw[c] = g[c] * w[c];
+            float along = all_kernels(gw);
+            EACH(c, EV) {
+                vec dq = w[c] * (g[c] - along);
+                d[0][c] -= 2 * dq * kernels[EV + c] * p[c].near;
+                d[1][c] += dq * p[c].near * p[c].near;
+                d[2][c] += 2 * dq * kernels[3 * EV + c] * p[c].turn * p[c].way;
+                d[3][c] += dq * p[c].turn * p[c].turn;
+            }
+        }
+        FOR(k, 4) EACH(c, EV) ((vec *)j->d_kernels)[(i * 4 + k) * EV + c] = d[k][c];
+    }
+    restore(mode);
+    return 0;
+}
+
+/* ---- scores (docs/method.md, section 2.4) ---- */
+
+INLINE void linear_some(const int nodes, int width, const float *x, const vec *w, vec *out) {
+    vec sum[LINES][HV];
+    EACH(i, nodes) EACH(h, HV) sum[i][h] = (vec){0};
+    for (int k = 0; k < width; k++, w += HV) EACH(i, nodes) EACH(h, HV) sum[i][h] += w[h] * x[i * width + k];
+    EACH(i, nodes) EACH(h, HV) out[i * HV + h] = sum[i][h];
+}
+/* (nodes, width) (width, HP) -> (nodes, HP) */
+static void linear(int nodes, int width, const float *x, const float *w, vec *out) {
+    int i = 0;
+    for (; i + LINES <= nodes; i += LINES) linear_some(LINES, width, x + i * width, (const vec *)w, out + i * HV);
+    for (; i < nodes; i++) linear_some(1, width, x + i * width, (const vec *)w, out + i * HV);
+}
+INLINE void gather_some(const int some, int nodes, const vec *e, const vec *z, vec *out) {
+    vec sum[LINES][HV];
+    EACH(i, some) EACH(h, HV) sum[i][h] = (vec){0};
+    for (int j = 0; j < nodes; j++, z += HV)
+        EACH(i, some) EACH(h, HV) sum[i][h] += e[(i * nodes + j) * EV + h % EV] * z[h];
+    EACH(i, some) EACH(h, HV) out[i * HV + h] = sum[i][h];
+}
+/* matching vectors m -> z = W m and the convolution's output h */
+static void convolve(const Side *s, int item, int neighbors, const vec *m, vec *z, vec *h) {
+    int nodes = s->length[item], i = 0;
+    const vec *e = (const vec *)(s->edges + s->edge[item] * EW), *bias = (const vec *)(s->params + CONV_B);
+    linear(nodes, KP, (const float *)m, s->params, z);
+    if (!neighbors) {
+        FOR(i, nodes) EACH(c, HV) h[i * HV + c] = z[i * HV + c] * e[i * EV + c % EV] + bias[c];
+        return;
+    }
+    for (; i + LINES <= nodes; i += LINES) gather_some(LINES, nodes, e + i * nodes * EV, z, h + i * HV);
+    for (; i < nodes; i++) gather_some(1, nodes, e + i * nodes * EV, z, h + i * HV);
+    FOR(i, nodes) EACH(c, HV) h[i * HV + c] = tangent(h[i * HV + c] + bias[c]);
+}
+/* matching vectors -> the side's score of the pair */
+float score(const Side *s, int item, int neighbors, const Layers *l) {
+    int nodes = s->length[item];
+    vec *z = l->z;
+    const vec *bias = (const vec *)(s->params + OUT1_B), *last = (const vec *)(s->params + OUT2_W);
+    vec sum = {0};
+    convolve(s, item, neighbors, l->m, z, l->h);
+    linear(nodes, HP, (const float *)l->h, s->params + OUT1_W, z);
+    FOR(i, nodes) EACH(c, HV) sum += tangent(z[i * HV + c] + bias[c]) * last[c];
+    return total(sum) / nodes;
+}
+
+/* ---- their gradients ---- */
+
+/* out (width, HP) += x^T y, x (nodes, width), y (nodes, HP) */
+INLINE void outer_some(const int some, int nodes, int width, const float *x, const vec *y, vec *out) {
+    vec sum[LINES][HV];
+    EACH(i, some) EACH(h, HV) sum[i][h] = out[i * HV + h];
+    for (int n = 0; n < nodes; n++, x += width, y += HV) EACH(i, some) EACH(h, HV) sum[i][h] += y[h] * x[i];
+    EACH(i, some) EACH(h, HV) out[i * HV + h] = sum[i][h];
+}
+static void outer(int nodes, int width, const float *x, const vec *y, vec *out) {
+    int i = 0;
+    for (; i + LINES <= width; i += LINES) outer_some(LINES, nodes, width, x + i, y, out + i * HV);
+    for (; i < width; i++) outer_some(1, nodes, width, x + i, y, out + i * HV);
+}
+/* (nodes, HP) (HP, vectors) -> (nodes, vectors); four nodes at once, the last of them repeated */
+INLINE void back(const int vectors, int nodes, const float *x, const vec *w, vec *out) {
+    for (int n = 0; n < nodes; n += 4) {
+        vec sum[4][HV > NV ? HV : NV];
+        const float *row[4];
+        EACH(i, 4) row[i] = x + (n + i < nodes ? n + i : nodes - 1) * HP;
+        EACH(i, 4) EACH(c, vectors) sum[i][c] = (vec){0};
+        FOR(h, HP) EACH(i, 4) EACH(c, vectors) sum[i][c] += w[h * vectors + c] * row[i][h];
+        FOR(i, 4) if (n + i < nodes) EACH(c, vectors) out[(n + i) * vectors + c] = sum[i][c];
+    }
+}
+/* u = transposed edges times dh */
+INLINE void scatter_some(const int some, int nodes, const vec *e, const vec *dh, vec *u) {
+    vec sum[LINES][HV];
+    EACH(j, some) EACH(c, HV) sum[j][c] = (vec){0};
+    for (int i = 0; i < nodes; i++, e += nodes * EV, dh += HV)
+        EACH(j, some) EACH(c, HV) sum[j][c] += e[j * EV + c % EV] * dh[c];
+    EACH(j, some) EACH(c, HV) u[j * HV + c] = sum[j][c];
+}
+/* gradient dh of the convolution's output -> of z = W m, into u */
+static void convolve_back(const Side *s, int item, int neighbors, const Layers *l, vec *d_edges, vec *d_bias) {
+    int nodes = s->length[item], j = 0;
+    const vec *e = (const vec *)(s->edges + s->edge[item] * EW), *z = l->z, *h = l->h;
+    vec *de = d_edges + s->edge[item] * EV, *dh = l->dh, *u = l->u;
+    if (neighbors) FOR(i, nodes * HV) dh[i] *= 1 - h[i] * h[i];
+    FOR(i, nodes) EACH(c, HV) d_bias[c] += dh[i * HV + c];
+    if (!neighbors) {
+        FOR(i, nodes) EACH(c, HV) de[i * EV + c % EV] += dh[i * HV + c] * z[i * HV + c];
+        FOR(i, nodes) EACH(c, HV) u[i * HV + c] = dh[i * HV + c] * e[i * EV + c % EV];
+        return;
+    }
+    FOR(i, nodes) {
+        vec own[HV];
+        EACH(c, HV) own[c] = dh[i * HV + c];
+        FOR(j, nodes) {
+            vec sum[EV];
+            EACH(c, EV) sum[c] = de[(i * nodes + j) * EV + c];
+            EACH(c, HV) sum[c % EV] += own[c] * z[j * HV + c];
+            EACH(c, EV) de[(i * nodes + j) * EV + c] = sum[c];
+        }
+    }
+    for (; j + LINES <= nodes; j += LINES) scatter_some(LINES, nodes, e + j * EV, dh, u + j * HV);
+    for (; j < nodes; j++) scatter_some(1, nodes, e + j * EV, dh, u + j * HV);
+}
+/* gradient g of the side's score -> dm, and added to parameters and edges.  transposed: conv_w and out1_w */
+void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
+                float *d_edges, float *d) {
+    int nodes = s->length[item];
+    const vec *bias = (const vec *)(s->params + OUT1_B), *last = (const vec *)(s->params + OUT2_W);
+    vec *d_bias = (vec *)(d + OUT1_B), *d_last = (vec *)(d + OUT2_W), *u = l->u;
+    convolve(s, item, neighbors, l->m, l->z, l->h);
+    linear(nodes, HP, (const float *)l->h, s->params + OUT1_W, u);
+    g /= nodes;
+    FOR(i, nodes) EACH(c, HV) {
+        vec t = tangent(u[i * HV + c] + bias[c]), du = g * last[c] * (1 - t * t);
+        d_last[c] += g * t;
+        d_bias[c] += du;
+        u[i * HV + c] = du;
+    }
+    outer(nodes, HP, (const float *)l->h, u, (vec *)(d + OUT1_W));
+    back(HV, nodes, (const float *)u, (const vec *)transposed[1], l->dh);
+    convolve_back(s, item, neighbors, l, (vec *)d_edges, (vec *)(d + CONV_B));
+    outer(nodes, KP, (const float *)l->m, u, (vec *)d);
+    back(NV, nodes, (const float *)u, (const vec *)transposed[0], l->dm);
+}
