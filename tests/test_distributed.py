@@ -4,9 +4,11 @@ Training is compared in double precision, where rounding leaves nothing to argue
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import conftest
@@ -16,8 +18,12 @@ import torch
 
 import data
 import distributed
+import evaluation
+import files
 import joint
+import matrices
 import train
+from checkpoint import load_checkpoint
 from model import build
 from options import train_options
 from vocab import load_vocab
@@ -32,7 +38,7 @@ VSRN = "--model vsrn --embed_size 16 --word_dim 8 --dim_hidden 8 --dim_word 8 --
 RUNS = {
     "dense": GSMN,
     "sparse": f"{GSMN} --is_sparse --max_violation",
-    "neighbors": f"{GSMN} --propagation neighbors --max_violation",
+    "neighbors": f"{GSMN} --propagation neighbors --max_violation --preload",
     "vsrn": f"{VSRN} --max_violation",
     "sparse neighbors": f"{GSMN} --is_sparse --propagation neighbors",
 }
@@ -72,12 +78,44 @@ def trained(run, folder, accumulate=1):
 
 
 def main(folder):
-    """One of several processes: all runs, then what the main process has seen goes to a file."""
+    """One of several processes: all runs, evaluation; what the main process has seen goes to files.  Then one dies."""
     with distributed.joined():
         for run in RUNS if distributed.size() == 2 else ALL_SIZES:
             save(run, *trained(run, folder), folder)
         if distributed.size() == 2:
             save("dense accumulated", *trained("dense", folder, accumulate=2), folder)
+        for run in ("sparse", "vsrn"):
+            similarities(run, folder, f"{folder}/sims {run}-{distributed.size()}.npy")
+        die_and_mourn()
+
+
+def similarities(run, folder, path=None):
+    """The matrix of the dev split and an untrained model; of several processes it goes to a file."""
+    opt = options(run, folder)
+    vocab = load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(vocab)
+    train.seed_everything(4)
+    model = build(opt)
+    loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
+    store = matrices.Matrices(path)
+    encoded = evaluation.encode_data(model, loader)
+    sims = store.new((loader.dataset.n_images, len(loader.dataset)))
+    evaluation.shard_xattn(model, *encoded, shard_size=3, sims=sims)
+    in_memory = evaluation.shard_xattn(model, *encoded, shard_size=3)
+    assert np.array_equal(in_memory, sims)  # on every process
+    store.keep()
+    store.close()
+    return in_memory
+
+
+def die_and_mourn():
+    """The last process dies.  Of two, the other waits for its message; of four, the others are busy otherwise."""
+    if distributed.rank() == distributed.size() - 1:
+        os._exit(3)
+    if distributed.size() == 2:
+        distributed.barrier()
+    distributed.SILENCE = 5
+    time.sleep(60)
 
 
 def save(run, losses, weights, folder):
@@ -118,9 +156,12 @@ def finish(processes, timeout=600):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     conftest.make_tiny(folder, splits={"train": 4, "dev": 4})
-    processes = [process for size in SIZES for process in start(size, [__file__, folder])]
-    for code, said in finish(processes):
-        assert code == 0, said
+    groups = [start(size, [__file__, folder]) for size in SIZES]
+    for group in groups:
+        *mourners, dead = finish(group)
+        assert dead[0] == 3, dead[1]
+        assert {code for code, _ in mourners} <= {1, 2}, mourners
+        (folder / f"said-{len(group)}").write_text("".join(text for _, text in mourners))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield folder
@@ -149,5 +190,52 @@ def test_processes_with_micro_batches(folder):
     expect(losses, weights, folder / "dense accumulated-2.npz")
 
 
+@pytest.mark.parametrize("run", ["sparse", "vsrn"])
+def test_processes_evaluate_as_one(folder, run):
+    sims = similarities(run, folder)
+    for size in SIZES:
+        np.testing.assert_allclose(np.load(folder / f"sims {run}-{size}.npy"), sims, atol=1e-6)
+    assert not list(folder.glob(".sims*"))
+
+
+def test_a_death_ends_the_others_with_a_message(folder):
+    assert "error: process 0 of 2 stops: the connection to another one is lost" in (folder / "said-2").read_text()
+    said = (folder / "said-4").read_text()
+    for rank in range(3):
+        assert f"error: process {rank} of 4 stops: process 3 gives no sign of life" in said
+
+
+def stopped(folder):
+    """One of two processes that train; the second one gets SIGTERM during the second step."""
+    step = train.train_step
+
+    def counted(model, optimizer, batch, grad_clip, Eiters):
+        if Eiters == 1 and distributed.rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(model, optimizer, batch, grad_clip, Eiters)
+
+    train.train_step = counted
+    train.main(whole_run(folder, "parts"))
+
+
+def whole_run(folder, name, *more):
+    tiny = [f"--data_path={folder}/data", f"--vocab_path={folder}/vocab", "--data_name=tiny_precomp", "--img_dim=8"]
+    return [*GSMN.split(), *tiny, "--batch_size=6", "--workers=1", "--device=cpu", "--num_epochs=2", "--seed=5",
+            "--learning_rate=0.001", f"--logger_name={folder}/{name}", f"--model_name={folder}/{name}", *more]
+
+
+def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
+    for code, said in finish(start(2, [__file__, folder, "stopped"])):
+        assert code == 128 + signal.SIGTERM, said
+    assert [path.name for path in (folder / "parts").glob("*.pth.tar")] == ["checkpoint_0_2.pth.tar"]
+    train.main(whole_run(folder, "parts", f"--resume={folder}/parts"))
+    train.main(whole_run(folder, "whole"))
+    parts, whole = (load_checkpoint(folder / name / "checkpoint_1.pth.tar") for name in ("parts", "whole"))
+    for a, b in zip(parts["model"], whole["model"]):
+        for name in a:
+            if name != "out_2.bias":  # a constant added to all scores: its gradient is 0 but for rounding
+                torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    files.run(lambda: stopped(sys.argv[1]) if sys.argv[2:] else main(sys.argv[1]))
