@@ -406,7 +406,8 @@ def main(opt, fold5=False, full=True):
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
             check_writable(output)
-        names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device")
+        names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device", "amp", "tf32",
+                 "sim_memory")
         overrides = {name: getattr(opt, name) for name in names}
         if opt.images and not opt.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")

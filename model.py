@@ -17,7 +17,8 @@ from vocab import PICTURES
 
 
 def l2norm(x, dim=-1, eps=1e-8):
-    """x / (‖x‖₂ + eps) along `dim`; zero stays zero, with a finite gradient."""
+    """x / (‖x‖₂ + eps) along `dim`, at least in float32; zero stays zero, with a finite gradient."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     return x / (graph.safe_norm(x, dim) + eps)
 
 
@@ -149,6 +150,7 @@ class GSMN(ListedModel):
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth = opt.num_block, opt.lambda_softmax
         self.sim_memory = getattr(opt, "sim_memory", similarity.MEMORY)
+        self.block_dtype = torch.bfloat16 if getattr(opt, "amp", "off") == "bf16" else None
         propagation = getattr(opt, "propagation", "self")
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
@@ -179,7 +181,7 @@ class GSMN(ListedModel):
         if bboxes is None:
             bboxes = torch.zeros(*img_emb.shape[:2], 4)
         graphs = similarity.Graphs(
-            self.i2t_match_G, self.t2i_match_G, self.blocks, self.smooth, self.sim_memory
+            self.i2t_match_G, self.t2i_match_G, self.blocks, self.smooth, self.sim_memory, self.block_dtype
         )
         depends = depends if self.is_sparse else None
         return similarity.pair_scores(graphs, img_emb, cap_emb, bboxes, depends, cap_lens)
@@ -287,5 +289,22 @@ def check_widths(opt):
 
 
 def build(opt):
-    """The model that opt.model names, gsmn or vsrn."""
-    return {"gsmn": GSMN, "vsrn": VSRN}[opt.model](opt)
+    """The model that opt.model names, gsmn or vsrn, in the precision that opt.amp and opt.tf32 ask for."""
+    model = {"gsmn": GSMN, "vsrn": VSRN}[opt.model](opt)
+    tf32 = bool(getattr(opt, "tf32", False))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if getattr(opt, "amp", "off") == "bf16":
+        for encoder in (model.img_enc, model.txt_enc):
+            encoder.forward = in_bfloat16(encoder, encoder.forward)
+    return model
+
+
+def in_bfloat16(module, forward):
+    """`forward` under autocast on the module's device, its results in float32 again."""
+
+    def wrapped(*args, **kwargs):
+        with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
+            out = forward(*args, **kwargs)
+        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
+
+    return wrapped

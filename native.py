@@ -2,8 +2,8 @@
 
 The kernel is compiled by the system's C compiler when it is first needed and kept in a cache folder, under a
 name that depends on the source, the sizes and the processor: $GSMN_CACHE, or gsmn/ in $XDG_CACHE_HOME or
-~/.cache.  Where there is no compiler or it fails, and with GSMN_NATIVE=0, `kernel` returns None and the
-caller uses graph.py.  What was measured stands in docs/performance.md.
+~/.cache.  Where there is no compiler or it fails (said once), and with GSMN_NATIVE=0, `kernel` returns None and
+the caller uses graph.py.  What was measured stands in docs/performance.md.
 
 Letters for shapes as in graph.py.
 """
@@ -11,6 +11,7 @@ Letters for shapes as in graph.py.
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -121,7 +122,9 @@ def kernel(blocks, hidden):
         return None
     try:
         return Kernel(blocks, hidden)
-    except (OSError, subprocess.SubprocessError, AttributeError):
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        reason = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").split("\n")[0]
+        logging.warning("The similarity kernel cannot be compiled (%s); torch computes the same, slower", reason)
         return None
 
 

@@ -141,12 +141,22 @@ def add_training_flags(parser, model):
         help="what makes a model the best on dev: all six recalls, or R@1 + R@5 of both directions")
     add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
     add("--seed", default=0, type=whole(0), help="fixes weights, order and dropout of the run")
+    add_precision_flags(parser)
     add("--compile", action="store_true", help="compile the encoders (torch.compile): the first steps take minutes")
     add("--deterministic", action="store_true", help="CUDA: algorithms that repeat bit for bit, where there are any")
 
 
+def add_precision_flags(parser, amp="off", tf32=False):
+    add = parser.add_argument
+    add("--amp", default=amp, choices=["off", "bf16"],
+        help="bf16: encoders and GSMN's block product in bfloat16, all else in float32; for GPUs")
+    add("--tf32", action="store_true", default=tf32, help="CUDA: products of float32 matrices in TF32")
+
+
 def add_gsmn_flags(parser):
     add = parser.add_argument
+    add("--sim_memory", default=256, type=positive, metavar="MB",
+        help="memory for the similarity of image-caption pairs; it works in tiles that fit")
     add("--bi_gru", action="store_true", help="read captions in both directions, averaged")
     add("--no_txtnorm", action="store_true", help="do not normalise the word embeddings")
     add("--lambda_softmax", default=9.0, type=positive, help="sharpness of attention")
@@ -199,6 +209,8 @@ def eval_parser(description, split="test", stack=False, fold5=False):
         help="GSMN's boxes: right, none, or as the released evaluation had them (default: the checkpoint's)")
     add("--batch_size", type=whole(), help="captions in a batch (default: the checkpoint's)")
     add("--workers", default=0, type=whole(0), help="processes that read data")
+    add_precision_flags(parser, None, None)
+    add("--sim_memory", type=positive, metavar="MB", help="GSMN: memory for the similarity, done in tiles that fit")
     add("--save_sims", metavar="FILE.npy", help="write the similarity matrix, images down, captions across")
     add("--ranks", metavar="FILE", default="ranks.pth.tar", help="write the ranks; '' for no file")
     add("--json", metavar="FILE", help="write the metrics")

@@ -17,13 +17,17 @@ MEMORY = 256  # default budget, MB
 
 
 class Graphs(NamedTuple):
-    """What scores a pair: the two structure-level modules, number of blocks, lambda, budget in MB."""
+    """What scores a pair: the structure-level modules, number of blocks, lambda, budget in MB.
+
+    block_dtype: precision of the block product in graph.py, None for the modules' own.
+    """
 
     visual: graph.VisualGraph
     textual: graph.TextualGraph
     blocks: int
     smooth: float
     memory: float = MEMORY
+    block_dtype: torch.dtype | None = None
 
 
 class Captions(NamedTuple):
@@ -66,16 +70,14 @@ def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
     A pair's scores do not depend on what they are computed with.
     """
     device = regions.device.type
-    dtype = block_dtype = graphs.visual.out_1.bias.dtype
-    if torch.is_autocast_enabled(device):
-        block_dtype = torch.get_autocast_dtype(device)
+    dtype = graphs.visual.out_1.bias.dtype
     with torch.autocast(device, enabled=False):
         boxes = boxes.to(regions.device, dtype)
         regions, captions = regions.to(dtype), ragged(cap_emb, cap_lens)
         captions = captions._replace(features=captions.features.to(dtype))
         kernel = usable_kernel(graphs, regions, captions)
         if kernel is None:
-            return eager_scores(graphs, regions, captions, boxes, depends, block_dtype)
+            return eager_scores(graphs, regions, captions, boxes, depends)
         return native_scores(kernel, graphs, regions, captions, boxes, depends)
 
 
@@ -103,13 +105,13 @@ def tile_shape(images, captions, pairs):
     return rows, min(captions, max(1, pairs // rows))
 
 
-def tile_scores(graphs, regions, words, edges, text_edges, block_dtype):
+def tile_scores(graphs, regions, words, edges, text_edges):
     """Scores (I, C), (I, C) of captions of one length, words (C, n, D)."""
-    visual, textual = graph.node_matching(regions, words, graphs.blocks, graphs.smooth, block_dtype)
+    visual, textual = graph.node_matching(regions, words, graphs.blocks, graphs.smooth, graphs.block_dtype)
     return graphs.visual(visual, edges), graphs.textual(textual.transpose(0, 1), text_edges).t()
 
 
-def group_scores(graphs, regions, words, edges, text_edges, block_dtype, tile, keep):
+def group_scores(graphs, regions, words, edges, text_edges, tile, keep):
     """tile_scores of any number of pairs; keep: what the gradient needs, instead of computing it again."""
     rows = []
     for i in range(0, len(regions), tile[0]):
@@ -118,7 +120,7 @@ def group_scores(graphs, regions, words, edges, text_edges, block_dtype, tile, k
             some = slice(c, c + tile[1])
             arguments = (
                 graphs, regions[i : i + tile[0]], words[some], edges[i : i + tile[0]],
-                None if text_edges is None else text_edges[some], block_dtype,
+                None if text_edges is None else text_edges[some],
             )  # fmt: skip
             if keep:
                 row.append(tile_scores(*arguments))
@@ -128,7 +130,7 @@ def group_scores(graphs, regions, words, edges, text_edges, block_dtype, tile, k
     return [torch.cat(side) for side in zip(*rows)]
 
 
-def eager_scores(graphs, regions, captions, boxes, depends, block_dtype):
+def eager_scores(graphs, regions, captions, boxes, depends):
     edges, budget = graphs.visual.edges(boxes), graphs.memory * 2**20
     groups = by_length(captions.length.tolist())
     each = {n: pair_bytes(graphs, regions.shape[1], n) for n, _ in groups}
@@ -139,7 +141,7 @@ def eager_scores(graphs, regions, captions, boxes, depends, block_dtype):
     for (n, members), words in zip(groups, captions.words(groups)):
         tile = tile_shape(len(regions), len(members), int(budget / each[n] / (1 if keep else 3)))
         words_edges = text_edges(graphs, words, depends, members)
-        scores = group_scores(graphs, regions, words, edges, words_edges, block_dtype, tile, keep)
+        scores = group_scores(graphs, regions, words, edges, words_edges, tile, keep)
         visual.append(scores[0])
         textual.append(scores[1])
         order.extend(members)
