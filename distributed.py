@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -352,6 +353,7 @@ def replicate(module, model):
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of (8, 1): no cost
     replica = DistributedDataParallel(module)
     replica.broadcast_buffers = False  # statistics are alike on all processes: nothing to send round
     replica.register_comm_hook(None, add_gradients)
