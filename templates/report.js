@@ -68,10 +68,12 @@ function captionsOf(kind, query) {
   return kind === "images" ? texts.slice(query * site.per, (query + 1) * site.per) : [texts[query]];
 }
 
+// Every word must be there; word* stands for whatever begins so.
 function wordTest(words) {
   const escape = word => word.replace(/[.*+?^${}()|[\]\\\/]/g, "\\$&");
   const tests = words.trim().split(/\s+/).filter(Boolean)
-    .map(word => new RegExp("(?<![\\p{L}\\p{N}])" + escape(word), "iu"));
+    .map(word => "(?<![\\p{L}\\p{N}])" + escape(word.replace(/\*+$/, "")) + (word.endsWith("*") ? "" : "(?![\\p{L}\\p{N}])"))
+    .map(pattern => new RegExp(pattern, "iu"));
   return text => tests.every(test => test.test(text));
 }
 
@@ -112,7 +114,7 @@ function mark(isOwn, place) {
   return mark;
 }
 
-const score = value => make("span", { class: "score" }, value.toFixed(3));
+const score = value => make("span", { class: "score" }, value.toFixed(3).replace("-", "−"));
 
 // The image, or its regions as boxes on a blank page.
 function picture(image) {

@@ -116,7 +116,9 @@ def test_filters_filter(browser, site):
     assert shown(browser) == np.flatnonzero(ranks == 1)[:20].tolist()
     change(browser, rank="11-")
     assert shown(browser) == np.flatnonzero(ranks >= 11)[:20].tolist()
-    change(browser, rank="", words="RED do")  # beginnings of words, any case
+    change(browser, rank="", words="RED do")  # whole words, any case: nothing has the word 'do'
+    assert shown(browser) == []
+    change(browser, words="RED do*")
     want = [c for c, text in enumerate(site.texts) if "red" in text.split() and "dog" in text.split()]
     assert want and shown(browser) == want[:20]
     assert browser.run("document.getElementById('count').textContent") == f"{len(want)} of 300 captions"
@@ -212,7 +214,7 @@ def test_real_photographs_and_captions(browser, tmp_path, capsys):
     one.write()
     assert "800 of 1000 images are not there" in capsys.readouterr().err
     site = SimpleNamespace(path=tmp_path / "site")
-    open_page(browser, site, "captions.html#words=two+dogs&sort=best")
+    open_page(browser, site, "captions.html#words=two+dog*&sort=best")
     assert len(shown(browser)) == 20 and browser.errors == []
     start = time.monotonic()
     change(browser, words="dog")
