@@ -117,18 +117,22 @@ def finish(features, use_abs, no_norm=False):
     return features.abs() if use_abs else features
 
 
-def classifier(name, pretrained):
+def classifier(name, pretrained, flag="--cnn_type"):
     """torchvision's classifier of that name, with the weights of the papers' time where `pretrained`."""
     from torchvision import models  # only pictures need it
 
     if name not in models.list_models(module=models):
-        raise InputError(
-            f"--cnn_type {name}: torchvision has no such classifier; vgg19 and resnet152 are usual"
-        )
+        raise InputError(f"{flag} {name}: torchvision has no such classifier; vgg19 and resnet152 are usual")
     if not pretrained:
         return models.get_model(name, weights=None)
     known = models.get_model_weights(name).__members__
-    weights = known.get("IMAGENET1K_V1", known["DEFAULT"])
+    return pretrained_model(name, known.get("IMAGENET1K_V1", known["DEFAULT"]))
+
+
+def pretrained_model(name, weights):
+    """torchvision's model with these of its weights; InputError naming the file where they cannot be had."""
+    from torchvision import models
+
     try:
         return models.get_model(name, weights=weights)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
