@@ -323,6 +323,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """(B, C) or (B, C, ...); a process may have no row."""
         if not self.training:
             return super().forward(x)
+        given, x = x.dtype, x.to(self.running_mean.dtype)  # sums of bfloat16 would not even count rows
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         rows = x.new_tensor([x.numel() // x.shape[1]])
@@ -335,7 +336,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.remember(mean.detach(), variance.detach(), count, alone)
         variance = torch.where(alone, self.running_var, variance)
         scale = (variance + self.eps).rsqrt() * self.weight
-        return centred * scale.view(shape) + self.bias.view(shape)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(given)
 
     @torch.no_grad()
     def remember(self, mean, variance, count, alone):
