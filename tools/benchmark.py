@@ -1,0 +1,208 @@
+"""How fast this machine computes: similarity, training step, encoding, ranking, beside two yardsticks.
+
+    python tools/benchmark.py                     # about a minute on two cores
+    python tools/benchmark.py --images 256 --captions 1280 --rank_images 5000
+
+"bare" is the one matrix product that cannot be avoided, all regions times all words at full width, timed right
+before each measurement; "literal" is the definition in tests/literal.py, caption by caption, as the published
+code goes about it.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import literal  # noqa: E402
+
+import evaluation  # noqa: E402
+import model  # noqa: E402
+import native  # noqa: E402
+
+HEADER = f"{'':44}{'seconds':>10}{'x bare':>9}{'x literal':>11}{'MB':>8}"
+
+
+def options(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--images", default=128, type=int, help="images of the similarity")
+    add("--captions", default=640, type=int, help="captions of the similarity")
+    add("--batch_size", default=64, type=int, help="pairs of the training step")
+    add("--large_batch", default=0, type=int, metavar="B", help="a second, larger training step, as 256")
+    add("--regions", default=36, type=int)
+    add("--embed_size", default=1024, type=int)
+    add("--num_block", default=16, type=int)
+    add("--rank_images", default=1000, type=int, help="images that are ranked, with five captions each")
+    add("--repeat", default=3, type=int, help="measurements of each, of which the median ratio is shown")
+    add("--threads", default=torch.get_num_threads(), type=int)
+    add("--device", default="cpu")
+    add("--sim_memory", default=256, type=float, metavar="MB")
+    return parser.parse_args(argv)
+
+
+def gsmn(opt, **changes):
+    """A model of random weights; width of the features and vocabulary as with Flickr30K."""
+    torch.manual_seed(0)
+    flags = {
+        "img_dim": 2048, "vocab_size": 8481, "word_dim": 300, "embed_size": opt.embed_size, "num_layers": 1,
+        "bi_gru": True, "no_imgnorm": False, "no_txtnorm": False, "num_block": opt.num_block,
+        "feat_dim": opt.num_block, "hid_dim": 32, "out_dim": 1, "lambda_softmax": 20.0, "is_sparse": False,
+        "margin": 0.2, "max_violation": False, "sim_memory": opt.sim_memory,
+    }  # fmt: skip
+    return model.GSMN(SimpleNamespace(**flags | changes)).to(opt.device)
+
+
+def some(opt, images, captions):
+    """Random embeddings: images (I, R, D), captions (C, n, D) padded, boxes (I, R, 4), lengths."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, captions)), 5, 30).astype(int).tolist()
+    regions = model.l2norm(torch.randn(images, opt.regions, opt.embed_size))
+    words = model.l2norm(torch.randn(captions, max(lengths), opt.embed_size))
+    return [x.to(opt.device) for x in (regions, words, torch.rand(images, opt.regions, 4))] + [lengths]
+
+
+def bare_product(regions, words, lengths):
+    words = torch.cat([row[:n] for row, n in zip(words, lengths)]).t()
+    regions = regions.flatten(0, 1)
+    return lambda: regions @ words
+
+
+def seconds(task):
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    task()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def memory(reset=False):
+    """Peak memory of this process in MB, since the last reset (Linux; elsewhere NaN)."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        key = "VmRSS" if reset else "VmHWM"
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+    except (OSError, StopIteration):
+        return float("nan")
+
+
+def measure(name, task, repeat, bare=None, literal_seconds=None):
+    """Time a task, each time beside the bare product, and print a line -> best seconds."""
+    task()  # first calls allocate and compile
+    before, times, ratios = memory(reset=True), [], []
+    for _ in range(repeat):
+        base = seconds(bare) if bare else float("nan")
+        times.append(seconds(task))
+        ratios.append(times[-1] / base)
+    best = min(times)
+    ratio = f"{statistics.median(ratios):9.2f}" if bare else " " * 9
+    faster = f"{literal_seconds / best:10.0f}x" if literal_seconds else " " * 11
+    print(f"{name:44}{best:10.3f}{ratio}{faster}{memory() - before:8.0f}", flush=True)
+    return best
+
+
+def literal_seconds(net, regions, words, boxes, lengths, backward=False):
+    """The literal definition for a few captions, and from that for all."""
+    few = range(0, len(lengths), max(1, len(lengths) // 4))
+    plain = [words[c, : lengths[c]] for c in few]
+
+    def task():
+        scores = sum(literal.similarity(net, regions, plain, boxes, [None] * len(plain)))
+        if backward:
+            scores.sum().backward()
+
+    return seconds(task) * sum(lengths) / sum(map(len, plain))
+
+
+def similarity(opt):
+    regions, words, boxes, lengths = some(opt, opt.images, opt.captions)
+    bare = bare_product(regions, words, lengths)
+    print(f"\nSimilarity without gradients, {opt.images} images x {opt.captions} captions\n{HEADER}")
+    measure("bare product", bare, opt.repeat)
+    each = None
+    for propagation in ("self", "neighbors"):
+        net = gsmn(opt, propagation=propagation)
+        each = each or literal_seconds(net, regions, words, boxes, lengths)
+        measure(propagation, lambda: net.forward_sim(regions, words, boxes, None, lengths), opt.repeat, bare, each)  # noqa: B023
+    few = [regions[:32], words[:64], boxes[:32], None, lengths[:64]]
+    net, bare = gsmn(opt), bare_product(few[0], few[1], few[4])
+    kernel, native.kernel = native.kernel, lambda *_: None
+    measure("self, without the kernel, 32 x 64", lambda: net.forward_sim(*few), 1, bare)
+    native.kernel = kernel
+
+
+def training_step(opt, batch):
+    regions, words, boxes, lengths = some(opt, batch, batch)
+    bare = no_grad(bare_product(regions, words, lengths))
+    print(f"\nTraining step (similarity, loss, backward), batch of {batch}\n{HEADER}")
+    measure("bare product", bare, 5 * opt.repeat)
+    for x in (regions, words):
+        x.requires_grad_()
+    each = None
+    for propagation in ("self", "neighbors"):
+        net = gsmn(opt, propagation=propagation)
+        each = each or literal_seconds(net, regions, words, boxes, lengths, backward=True)
+
+        def step():
+            regions.grad = words.grad = None
+            net.zero_grad()  # noqa: B023
+            net.forward_loss(net.forward_sim(regions, words, boxes, None, lengths)).backward()  # noqa: B023
+
+        for hardest in (False, True):
+            net.criterion.max_violation = hardest
+            name = f"{propagation}, {'hardest' if hardest else 'all'} negatives"
+            measure(name, step, 2 * opt.repeat, bare, each)
+
+
+def no_grad(task):
+    def run():
+        with torch.no_grad():
+            task()
+
+    return run
+
+
+def encoding(opt):
+    net = gsmn(opt).eval()
+    images = torch.randn(100, opt.regions, 2048, device=opt.device)
+    ids = torch.randint(4, 8481, (500, 13), device=opt.device)
+    print(f"\nEncoding, 100 images and 500 captions of 13 words\n{HEADER}")
+    with torch.no_grad():
+        measure("images", lambda: net.img_enc(images), opt.repeat)
+        measure("captions, in batches of 128", lambda: [net.txt_enc(x, [13] * len(x)) for x in ids.split(128)], 1)
+
+
+def ranking(opt):
+    sims = np.random.default_rng(0).normal(size=(opt.rank_images, 5 * opt.rank_images)).astype(np.float32)
+    print(f"\nRanking, {sims.shape[0]} images x {sims.shape[1]} captions\n{HEADER}")
+    measure("image to text", lambda: evaluation.i2t(sims), 1)
+    measure("text to image", lambda: evaluation.t2i(sims), 1)
+
+
+def main(argv=None):
+    opt = options(argv)
+    torch.set_num_threads(opt.threads)
+    kernel = native.kernel(opt.num_block, 32)
+    print(f"torch {torch.__version__}, {opt.device}, {opt.threads} threads, {'compiled' if kernel else 'no'} kernel")
+    with torch.no_grad():
+        similarity(opt)
+    training_step(opt, opt.batch_size)
+    if opt.large_batch:
+        training_step(opt, opt.large_batch)
+    encoding(opt)
+    ranking(opt)
+
+
+if __name__ == "__main__":
+    main()
