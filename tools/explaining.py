@@ -1,0 +1,63 @@
+"""What GSMN's score of one image and one sentence is made of.
+
+Letters for shapes: R regions, n words, K blocks, 8 kernels, as in graph.py.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import graph
+
+
+class Explanation(NamedTuple):
+    """One pair's way to its score, in numpy arrays."""
+
+    score: float  # the sum of all of the next two
+    regions: np.ndarray  # (R,) what each region adds to the score
+    words: np.ndarray  # (n,) what each word adds
+    alpha: np.ndarray  # (R, n) attention of each region to the words; rows add up to 1
+    beta: np.ndarray  # (n, R) attention of each word to the regions; rows add up to 1
+    region_match: np.ndarray  # (R, K) matching vectors of the visual graph
+    word_match: np.ndarray  # (n, K) of the textual graph
+    kernels: np.ndarray  # (8, R, R) weight of neighbour j (last) for region i
+    word_edges: np.ndarray  # (n, n) weight of neighbour j (last) for word i
+    pairs: list  # dependencies (i, j), i < j, of a sparse model, else empty
+    propagation: str  # 'self': a node's neighbours count by their weights' sum alone; 'neighbors'
+
+
+@torch.no_grad()
+def explain(model, regions, words, boxes=None, depends=None):
+    """A GSMN and one pair -> Explanation, from the pieces that compute the score itself.
+
+    regions (R, D) and words (n, D): embeddings of one image and one sentence; boxes (R, 4), normalised, or None
+    for no geometry; depends: the sentence's [governor, dependent] pairs, ROOT first, which a sparse model needs.
+    Source: docs/method.md, sections 2.3 and 2.4.
+    """
+    visual, textual = model.i2t_match_G, model.t2i_match_G
+    regions, words = regions.unsqueeze(0), words.unsqueeze(0)  # (1, R, D), (1, n, D)
+    boxes = regions.new_zeros(1, regions.shape[1], 4) if boxes is None else boxes.to(regions).unsqueeze(0)
+    adjacency = graph.adjacency([depends], words.shape[1]).to(words) if model.is_sparse else None
+
+    affinity = F.leaky_relu(regions @ words.transpose(1, 2), 0.1)  # (1, R, n)
+    region_match, word_match = graph.node_matching(regions, words, model.blocks, model.smooth)  # (1, 1, R or n, K)
+    in_regions = visual.node_scores(region_match, visual.edges(boxes)).flatten()
+    in_words = textual.node_scores(word_match, textual.edges(words, adjacency, model.smooth)).flatten()
+    in_regions, in_words = in_regions / len(in_regions), in_words / len(in_words)  # a score is the mean of its nodes
+    parts = {
+        "regions": in_regions,
+        "words": in_words,
+        "alpha": graph.attention(affinity, 1, 2, model.smooth)[0],
+        "beta": graph.attention(affinity, 2, 1, model.smooth)[0].t(),
+        "region_match": region_match[0, 0],
+        "word_match": word_match[0, 0],
+        "kernels": visual.graph_convolution_1.edge_weights(boxes)[0],
+        "word_edges": textual.graph_convolution_3.edge_weights(words, adjacency, model.smooth)[0],
+    }
+    pairs = [] if adjacency is None else adjacency[0].triu(1).nonzero().tolist()
+    return Explanation(
+        (in_regions.sum() + in_words.sum()).item(), **{name: part.cpu().numpy() for name, part in parts.items()},
+        pairs=pairs, propagation=visual.propagation,
+    )  # fmt: skip
