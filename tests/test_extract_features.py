@@ -2,6 +2,7 @@
 
 import base64
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -317,6 +318,24 @@ def test_files_for_other_images_and_overwrite(place):
     place.name("a.png", "b.png")
     assert "1 rows for 2 images; --overwrite" in place.error("--images", place.photos, *TINY)
     assert len(place.grid("--overwrite")[0]) == 2
+
+
+def test_no_room(place):
+    place.picture("a.png")
+    place.name("a.png")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        said = place.error("--images", place.photos, *TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written (File too large)" in said and "the same command goes on" in said
+    assert len(place.grid()[0]) == 1
+
+
+def test_a_grid_needs_pictures(place):
+    with pytest.raises(SystemExit):
+        place.extract("--tsv", "a.tsv", "--grid", "resnet18")
 
 
 # ---- others' files

@@ -213,7 +213,10 @@ def options(argv=None):
         help="of the features; float16 takes half the room, and training reads either (default: float32)")
     add("--shard", default=500, type=whole(1), metavar="N", help="images that an interruption may cost (default: 500)")
     add("--overwrite", action="store_true", help="extract again where the files are there already")
-    return parser.parse_args(argv)
+    opt = parser.parse_args(argv)
+    if opt.grid and not opt.images:
+        parser.error("--grid: goes with --images; the files of another extractor have their regions")
+    return opt
 
 
 def make_source(opt, notes):
