@@ -75,7 +75,7 @@ def trained(run, folder, accumulate=1):
             batch = batch._replace(images=batch.images.double())
             losses.append(train.train_step(replica, optimizer, batch, 2.0, len(losses)))
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
-    return np.array([list(one.values()) for one in losses]), weights
+    return np.array([[value for name, value in one.items() if name.startswith("Le")] for one in losses]), weights
 
 
 def main(folder):
