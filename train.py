@@ -99,18 +99,18 @@ def train(opt, given):
             data_time = time.time() - end
             distributed.seed_step(opt.seed, at.Eiters)
             losses = train_step(replica, optimizer, batch, opt.grad_clip, at.Eiters)
+            pairs = train_loader.batch_sampler.pairs(at.step)  # of all processes
             at.step, at.Eiters = at.step + 1, at.Eiters + 1
             batch_time = time.time() - end
             bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
             rate = optimizer.param_groups[0]["lr"]
             log.scalars({"epoch": at.epoch, "step": at.step - 1, "batch_time": batch_time,
                          "data_time": data_time, "Eit": at.Eiters, "lr": rate, **losses,
-                         **model.criterion.observed(), "pairs_per_second": len(batch.ids) / batch_time}, at.Eiters)
+                         **model.criterion.observed(), "pairs_per_second": pairs / batch_time}, at.Eiters)
             if at.Eiters % opt.log_step == 0:
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 logging.info("Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
                              at.epoch, at.step, steps, at.Eiters, rate, parts, batch_time, data_time)
-            pairs = train_loader.batch_sampler.pairs(at.step - 1)
             watch.step(losses["Le"], model.criterion.max_violation, pairs)
             if at.step < steps:  # at the epoch's end both follow anyway
                 if at.Eiters % opt.val_step == 0:
