@@ -1,4 +1,6 @@
 """Files -> batches: precomputed region features with their captions (docs/method.md, section 1)."""
+import atexit
+import multiprocessing
 import os
 import signal
 from array import array
@@ -332,6 +334,14 @@ def _ignore_interrupt(worker):
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers():
+    """At its exit Python sends SIGTERM to workers left over by an error, which they ignore, and waits for them."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def in_order(n, batch_size):
