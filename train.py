@@ -103,7 +103,6 @@ def train(opt, given):
             at.step, at.Eiters = at.step + 1, at.Eiters + 1
             batch_time = time.time() - end
             bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
-            pairs = train_loader.batch_sampler.pairs(at.step - 1)
             rate = optimizer.param_groups[0]["lr"]
             log.scalars({"epoch": at.epoch, "step": at.step - 1, "batch_time": batch_time,
                          "data_time": data_time, "Eit": at.Eiters, "lr": rate, **losses,
