@@ -15,9 +15,9 @@ def read_boxes(path, sizes):
         raise InputError(f'{path}: shape {pixels.shape}, type {pixels.dtype}; need (images, regions, 4)')
     if len(pixels) != len(sizes):
         raise InputError(f'{path}: boxes of {len(pixels)} images, but {len(sizes)} image sizes')
-    with np.errstate(over='ignore'):  # infinity, then, which the check finds
+    with np.errstate(over='ignore', invalid='ignore'):  # what becomes infinite or NaN is refused below
         boxes = np.array(pixels, np.float32)
-    boxes /= np.tile(sizes, 2)[:, None]  # (N, 1, 4)
+        boxes /= np.tile(sizes, 2)[:, None]  # (N, 1, 4)
     bad = np.argwhere(~((boxes >= -0.05) & (boxes <= 1.05)).all(axis=2))
     if len(bad):
         i, r = bad[0]
