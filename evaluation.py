@@ -17,6 +17,7 @@ import distributed
 import matrices
 from files import InputError, atomic_write, check_writable
 from model import build
+from options import check_options, defaults
 from report import Report
 from vocab import load_vocab
 
@@ -246,7 +247,8 @@ def load_model(model_path, **overrides):
     not fit the vocabulary or the model.
     """
     loaded = checkpoint.load_checkpoint(model_path)
-    opt = argparse.Namespace(**vars(loaded["opt"]))
+    check_options(loaded["opt"], model_path)
+    opt = argparse.Namespace(**{**defaults(loaded["opt"].model), **vars(loaded["opt"])})
     for name, value in overrides.items():
         if value is not None:
             setattr(opt, name, value)

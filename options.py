@@ -84,6 +84,26 @@ def resume_options(opt, given, saved, say):
     return merged
 
 
+def defaults(model):
+    """What every flag of train.py is when it is not given: {name: value}."""
+    return vars(train_parser(model).parse_args([]))
+
+
+def check_options(opt, path):
+    """InputError where a checkpoint's opt holds what its flag could not have said; any device will do."""
+    for action in train_parser(opt.model)._actions:
+        value = getattr(opt, action.dest, action.default)
+        try:
+            if action.nargs == 0:  # of a switch
+                right = value in (False, True)
+            else:
+                right = (action.type or str)(str(value)) == value and value in (action.choices or [value])
+        except (argparse.ArgumentTypeError, RuntimeError, TypeError):
+            right = False
+        if not right and action.dest not in ("device", "help"):
+            raise InputError(f"{path}: its opt says {value!r} for --{action.dest}, as no run could; get the file again")
+
+
 def train_parser(model="gsmn"):
     """The parser of train.py for one of the two models."""
     parser = Parser(

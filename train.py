@@ -23,7 +23,7 @@ from evaluation import RECALLS, encode_data, metrics, shard_xattn
 from files import InputError, run
 from logger import RunLog
 from model import build
-from options import resume_options, train_options
+from options import check_options, resume_options, train_options
 from vocab import load_vocab
 
 BEST = checkpoint.BEST
@@ -149,6 +149,7 @@ def load_resumed(path):
     if os.path.isdir(path):
         path = checkpoint.newest(path, logging.warning)
     saved = checkpoint.load_checkpoint(path)
+    check_options(saved["opt"], path)
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
     logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))

@@ -169,6 +169,11 @@ CASES = {
         "gsmn: holds gsmn, but --model is vsrn; give --model gsmn"),
     "resuming with fewer words": ("train", "--resume gsmn", vocabulary(spoil.one_word_less),
         "gsmn: trained with another vocabulary (26 words, not 27); give its own with --vocab_path"),
+    "resuming a flag that none could give": ("train vsrn", "--resume vsrn", flag("vsrn", "embed_size", "x"),
+        "vsrn: its opt says 'x' for --embed_size, as no run could; get the file again"),
+    "resuming a broken optimiser": (
+        "train", "--resume gsmn", altered(BEST, lambda s: s.update(optimizer={"state": {}, "param_groups": []})),
+        "--resume: the state of optimiser or random numbers is broken (…)"),
     # ---- evaluation
     "no checkpoint": ("test", "--model_path run/ck/model_best.pth.tar", nothing,
         "run/ck/model_best.pth.tar: no such checkpoint; check the path"),
@@ -192,6 +197,9 @@ CASES = {
         "vsrn: trained with another vocabulary (26 words, not 27); give its own with --vocab_path"),
     "flags of another model": ("test", "", flag(BEST, "embed_size", 32),
         "gsmn: does not fit the gsmn model its options describe: …size mismatch for fc.weight…"),
+    "a flag that none could give": ("test", "", flag(BEST, "num_block", 0),
+        "gsmn: its opt says 0 for --num_block, as no run could; get the file again"),
+    "report into a file": ("test", "--report vsrn", nothing, "--report …/vsrn: is a file; name a folder"),
     "NaN in weights": ("test", "", altered(BEST, lambda s: s["model"][0]["fc.bias"].fill_(np.nan)),
         "gsmn: NaN or infinity in the embedding of image 0 (counted from 0); its weights are broken, evaluate "
         "another checkpoint"),
@@ -273,5 +281,5 @@ def test_bad_input(title, place, monkeypatch, capsys):
     code, said = spoil.run(script, flags, monkeypatch, capsys)
     expected = ".*".join(map(re.escape, f"error: {message}".split("…")))
     assert code == 2 and re.fullmatch(expected, said[-1]), said
-    assert all(line.startswith(("warning: ", "vocabulary: ")) for line in said[:-1])  # the other is a progress bar
+    assert all(line.startswith(("warning: ", "vocabulary: ")) for line in said[:-1] if line)  # of a progress bar
     assert spoil.written() == before
