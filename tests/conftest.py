@@ -1,4 +1,5 @@
 """What several tests use: the shared reference data where it is there, and a tiny data set."""
+import gc
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import vocab
 
@@ -87,3 +89,12 @@ def place(ready, tmp_path, monkeypatch):
     shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def workers_end():
+    """Ends loaders' workers that an error has left over; left to the garbage collector each takes five seconds."""
+    yield
+    for one in gc.get_objects():
+        if type(one) is _MultiProcessingDataLoaderIter:
+            one._shutdown_workers()

@@ -186,7 +186,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how, workers", [("truncated", 0), ("text", 0), ("empty", 0), ("truncated", 1)])
-def test_damaged_picture_is_named(tmp_path, how, workers):
+def test_damaged_picture_is_named(tmp_path, how, workers, workers_end):
     folder = make_flickr(tmp_path)
     damage(folder / "images" / "2.png", how)
     with pytest.raises(InputError, match=r"images/2\.png: not a readable picture") as error:

@@ -120,7 +120,7 @@ def test_a_vocabulary_that_knows_no_word(script, place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", ["train", "train vsrn", "test", "test vsrn"])
-def test_broken_features_found_by_a_worker(script, place, monkeypatch, capsys):
+def test_broken_features_found_by_a_worker(script, place, monkeypatch, capsys, workers_end):
     """Files too large to be looked through beforehand: the row is named when a worker reads it."""
     monkeypatch.setattr(data, "CHECKED_BYTES", 0)
     split = script.split()[0]
