@@ -4,8 +4,8 @@
     python tools/benchmark.py --images 256 --captions 1280 --rank_images 5000
 
 "bare" is the one matrix product that cannot be avoided, all regions times all words at full width, timed right
-before each measurement; "literal" is the definition in tests/literal.py, caption by caption, as the published
-code goes about it.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
+before each measurement; "literal" is the definition in tests/, caption by caption or step by step, as the
+published code goes about it.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
 """
 
 import argparse
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import literal  # noqa: E402
+import test_caption  # noqa: E402
 
 import evaluation  # noqa: E402
 import model  # noqa: E402
@@ -190,6 +191,45 @@ def ranking(opt):
     measure("text to image", lambda: evaluation.t2i(sims), 1)
 
 
+def vsrn(opt):
+    """VSRN at its published sizes: matching is one product; the caption loss beside unrolling all 59 steps."""
+    images, ids = torch.randn(100, opt.regions, 2048, device=opt.device), torch.randint(4, 8500, (500, 13))
+    flags = {
+        "model": "vsrn", "data_name": "f30k_precomp", "img_dim": 2048, "vocab_size": 8500, "word_dim": 300,
+        "embed_size": 2048, "num_layers": 1, "use_abs": False, "no_imgnorm": False, "measure": "cosine", "margin": 0.2,
+        "max_violation": True, "dim_hidden": 512, "dim_word": 300, "max_len": 60, "rnn_type": "gru",
+        "bidirectional": 0, "input_dropout_p": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    net = model.build(SimpleNamespace(**flags)).to(opt.device).eval()
+    print(f"\nVSRN: encoding 100 images and 500 captions of 13 words, matching 1000 x 5000\n{HEADER}")
+    all_images, all_captions = torch.randn(1000, 2048, device=opt.device), torch.randn(5000, 2048, device=opt.device)
+    with torch.no_grad():
+        measure("images", lambda: net.encode_images(images), 1)
+        measure("captions", lambda: [net.encode_captions(x, [13] * len(x)) for x in ids.split(128)], 1)
+        measure("matching", lambda: net.forward_sim(all_images, all_captions), 1)
+    caption_loss(opt, net)
+
+
+def caption_loss(opt, net):
+    """Forward and backward at batch 128, captions of 5 to 30 words."""
+    lengths = some(SimpleNamespace(**vars(opt) | {"embed_size": 1, "regions": 1}), 1, 128)[3]
+    regions = torch.randn(128, opt.regions, 2048, device=opt.device)
+    labels = torch.zeros(128, 61, dtype=torch.int64, device=opt.device)
+    masks = torch.zeros(128, 61, device=opt.device)
+    for label, mask, n in zip(labels, masks, lengths):
+        label[:n], mask[: n + 1] = torch.randint(4, 8500, (n,)), 1
+
+    def every_step():
+        log_p = test_caption.literal_log_probs(net.caption_model, regions, labels)
+        (-(log_p * masks[:, 1:-1]).sum() / len(labels)).backward()
+
+    print(f"\nVSRN's caption loss and its gradient, batch of 128, max_len 60, vocabulary 8,500\n{HEADER}")
+    each = seconds(every_step)
+    loss = lambda: net.caption_loss(regions, labels, masks).backward()  # noqa: E731
+    measure("only the steps that count", loss, opt.repeat, None, each)
+
+
 def main(argv=None):
     opt = options(argv)
     torch.set_num_threads(opt.threads)
@@ -202,6 +242,7 @@ def main(argv=None):
         training_step(opt, opt.large_batch)
     encoding(opt)
     ranking(opt)
+    vsrn(opt)
 
 
 if __name__ == "__main__":
