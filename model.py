@@ -28,10 +28,7 @@ class EncoderImage(nn.Module):
     def __init__(self, img_dim, embed_size, no_imgnorm=False):
         super().__init__()
         self.no_imgnorm = no_imgnorm
-        self.fc = nn.Linear(img_dim, embed_size)
-        bound = math.sqrt(6.0 / (img_dim + embed_size))
-        nn.init.uniform_(self.fc.weight, -bound, bound)
-        nn.init.zeros_(self.fc.bias)
+        self.fc = vsrn.linear(img_dim, embed_size)
 
     def forward(self, images):
         features = self.fc(images)
