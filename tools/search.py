@@ -1,10 +1,12 @@
 """Find the images of a split that fit a sentence of your own.
 
     python tools/search.py --model_path MODEL.pth.tar --query "two dogs run on grass" --images PICTURES
-    python tools/search.py --model_path MODEL.pth.tar
+    python tools/search.py --index test.index --query "two dogs run on grass" --rerank GSMN.pth.tar --shortlist 100
 
-Without --query it asks for one sentence after another, until an empty line.  The images are encoded once; their
-embeddings are kept in --cache, in a file named by the checkpoint's content and the features' file.  A sparse
+Without --query it asks for one sentence after another, until an empty line.  With --model_path alone, a model is
+asked about every image: they are encoded once, and their embeddings are kept in --cache, in a file named by the
+checkpoint's content and the features' file.  An --index of tools/index.py is much faster in a large collection;
+with --rerank GSMN looks at the nearest K images of the index again, at a cost that grows with K alone.  A sparse
 GSMN parses the sentence with spaCy.
 """
 
@@ -25,7 +27,10 @@ import thumbnails
 from files import InputError, atomic_write, check_writable, make_folder, open_array, run, warn
 from flags import whole
 from options import default_device, device
+from tools import index
+from tools.check_data import sha256
 from tools.explain import grid, open_picture
+from tools.index import checkpoint_file, encode_images, features_of, first_captions, names_of
 from tools.plotting import matplotlib_figure, need_matplotlib, save_figure
 from tools.sentences import Reader
 
@@ -37,15 +42,10 @@ COLUMNS = 5
 
 def cache_name(model_path, dataset):
     """A name that changes with the checkpoint's bytes and with the features' file (path, bytes, time)."""
-    key = hashlib.sha256()
-    path = Path(model_path) / "model_best.pth.tar" if Path(model_path).is_dir() else Path(model_path)
-    with open(path, "rb") as file:
-        while part := file.read(1 << 24):
-            key.update(part)
-    for file in dataset.files:
-        if "ims" in file.name or hasattr(dataset, "pictures"):
-            state = file.stat()
-            key.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+    key = hashlib.sha256(sha256(checkpoint_file(model_path)).encode())
+    for file in features_of(dataset):
+        state = file.stat()
+        key.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
     return f"{dataset.split}-{dataset.n_images}-{key.hexdigest()[:24]}.npy"
 
 
@@ -66,16 +66,6 @@ def image_embeddings(model, dataset, path=None):
     return embeddings
 
 
-@torch.no_grad()
-def encode_images(model, dataset):
-    parts = []
-    for batch, _ in evaluation.progress(data.image_loader(dataset), "images"):
-        first = sum(map(len, parts))
-        numbers = range(first, first + len(batch))
-        parts.append(evaluation.finite(model.encode_images(batch), "image", numbers).cpu())
-    return torch.cat(parts)
-
-
 # ---- the sentence
 
 
@@ -92,18 +82,108 @@ def search(model, images, boxes, sentence, top):
     return best, scores[best]
 
 
-def names_of(dataset):
-    """Names of the split's images where a file tells them, else empty."""
-    if hasattr(dataset, "pictures"):
-        return [Path(p).name for p in dataset.pictures]
-    return thumbnails.image_names(dataset) or [""] * dataset.n_images
+class Everything:
+    """finder(text) -> (numbers, scores) of the best images; the model is asked about every image of the split."""
+
+    def __init__(self, flags):
+        self.model, opt, vocab = load_model(flags, flags.model_path)
+        self.reader = reader_of(opt, vocab, flags)
+        self.dataset = open_images(flags, opt, vocab)
+        path = Path(flags.cache) / cache_name(flags.model_path, self.dataset) if flags.cache else None
+        self.images, self.top = image_embeddings(self.model, self.dataset, path), flags.top
+        self.names, self.captions = names_of(self.dataset), first_captions(self.dataset)
+
+    def __call__(self, text):
+        return search(self.model, self.images, self.dataset.boxes, self.reader(text), self.top)
 
 
-def report(dataset, names, best, scores):
+class FromIndex:
+    """finder(text) -> (numbers, scores) of the best images; VSRN's from an index, or GSMN's of a shortlist from it."""
+
+    def __init__(self, flags):
+        self.index, self.top, self.again = index.read(flags.index), flags.top, None
+        facts = self.index.facts
+        if flags.split not in (None, facts["split"]):
+            raise InputError(f"--split {flags.split}: {flags.index} holds the split {facts['split']}")
+        for name in ("data_path", "data_name", "split"):
+            setattr(flags, name, getattr(flags, name) or facts[name])
+        path = flags.model_path or facts["model"]
+        self.model, opt, vocab = load_model(flags, path)
+        index.check_model(self.index, opt, path)
+        index.check_features(self.index, Path(flags.data_path) / flags.data_name)
+        self.names, self.captions = facts["names"], facts["captions"]
+        self.reader, self.dataset = Reader(vocab), None
+        if flags.rerank:
+            self.again = Reranker(flags)
+            self.dataset = self.again.dataset
+        elif flags.images or flags.out:
+            self.dataset = open_images(flags, opt, vocab)
+
+    def __call__(self, text):
+        sentence = self.reader(text)
+        ids = torch.tensor([sentence.ids])
+        with torch.no_grad():
+            vector = self.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
+        k = self.again.k if self.again else self.top
+        numbers, scores = (part[0] for part in index.nearest(self.index.faiss, vector, k))
+        numbers, scores = numbers[numbers >= 0], scores[numbers >= 0]
+        return self.again(text, numbers, self.top) if self.again else (numbers, scores)
+
+
+class Reranker:
+    """reranker(text, numbers, top) -> (numbers, scores) of the `top` best by GSMN of the images `numbers`.
+
+    Only these images are encoded, or, where --cache has GSMN's embeddings already, read.
+    """
+
+    def __init__(self, flags):
+        self.k = flags.shortlist
+        self.model, opt, vocab = load_model(flags, flags.rerank)
+        if opt.model != "gsmn":
+            raise InputError(f"{flags.rerank}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
+        self.reader = reader_of(opt, vocab, flags)
+        self.dataset = open_images(flags, opt, vocab)
+        stored = Path(flags.cache) / cache_name(flags.rerank, self.dataset) if flags.cache else None
+        self.stored = open_array(stored) if stored and stored.exists() else None
+
+    def __call__(self, text, numbers, top):
+        return rerank(self.model, self.dataset, self.reader(text), numbers, top, self.stored)
+
+
+def rerank(model, dataset, sentence, numbers, top, stored=None):
+    """The `top` best of the images `numbers` by GSMN -> (numbers, scores).
+
+    stored: all images' embeddings (N, R, D), of which some rows are read; else the images are encoded.
+    """
+    numbers = np.sort(numbers)  # equal scores keep the order of the split, as in a search through all
+    images = encode_images(model, dataset, numbers) if stored is None else torch.from_numpy(stored[numbers])
+    boxes = None if dataset.boxes is None else dataset.boxes[numbers]
+    best, scores = search(model, images, boxes, sentence, top)
+    return numbers[best], scores
+
+
+def load_model(flags, path):
+    names = ("data_path", "data_name", "vocab_path", "boxes", "device")
+    return evaluation.load_model(path, **{name: getattr(flags, name) for name in names})
+
+
+def reader_of(opt, vocab, flags):
+    return Reader(vocab, opt.model == "gsmn" and opt.is_sparse, flags.spacy_model)
+
+
+def open_images(flags, opt, vocab):
+    """The split; its own dependencies are not needed."""
+    opt = SimpleNamespace(**{**vars(opt), "is_sparse": False})
+    return data.open_split(flags.split or "test", opt.data_name, vocab, opt)
+
+
+# ---- what is shown
+
+
+def report(finder, best, scores):
     """A line for each image found: its place, score, number, name and first caption."""
     for place, (g, score) in enumerate(zip(best, scores), start=1):
-        caption = dataset.captions[g * data.CAPTIONS_PER_IMAGE] if dataset.captions else ""
-        print(f"{place:4}  {score:8.4f}  image {g}  {names[g]}  {caption}")
+        print(f"{place:4}  {score:8.4f}  image {g}  {finder.names[g]}  {finder.captions[g]}")
 
 
 def draw(text, dataset, best, scores, images=None):
@@ -139,12 +219,16 @@ def parse(arguments=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("--model_path", required=True, help="checkpoint of GSMN or VSRN")
+    add("--model_path", help="checkpoint of GSMN or VSRN; with --index not needed: that names its own")
+    add("--index", metavar="FILE", help="index of tools/index.py, which answers in place of a look at every image")
+    add("--rerank", metavar="PATH", help="with --index: checkpoint of GSMN that re-orders the nearest images")
+    add("--shortlist", default=100, type=whole(), metavar="K",
+        help="with --rerank: images of the index that GSMN looks at (default: 100)")
     add("--data_path", help="folder of the data sets (default: the checkpoint's)")
     add("--data_name", help="data set (default: the checkpoint's)")
     add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
     add("--boxes", choices=["normalized", "none"], help="GSMN's boxes, or no geometry (default: the checkpoint's)")
-    add("--split", default="test", help="train, dev, test or testall (default: test)")
+    add("--split", help="train, dev, test or testall (default: the index's, or test)")
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
     add("--images", metavar="DIR", help="folder of the picture files: draw what was found")
@@ -154,17 +238,6 @@ def parse(arguments=None):
     add("--spacy_model", metavar="NAME", help="spaCy's model (default: any installed English one)")
     add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ...")
     return parser.parse_args(arguments)
-
-
-def load(flags):
-    """-> model, data set, Reader of sentences."""
-    names = ("data_path", "data_name", "vocab_path", "boxes", "device")
-    overrides = {name: getattr(flags, name) for name in names}
-    model, opt, vocab = evaluation.load_model(flags.model_path, **overrides)
-    is_sparse = opt.model == "gsmn" and opt.is_sparse
-    reader = Reader(vocab, is_sparse, flags.spacy_model)
-    opt = SimpleNamespace(**{**vars(opt), "is_sparse": False})  # the split's own dependencies are not needed
-    return model, data.open_split(flags.split, opt.data_name, vocab, opt), reader
 
 
 def queries():
@@ -180,30 +253,38 @@ def queries():
         yield text
 
 
-def main(arguments=None):
-    flags = parse(arguments)
+def check(flags):
+    """InputError, before anything is read, for flags that do not go together or cannot be followed."""
+    if not flags.index and not flags.model_path:
+        raise InputError("need --model_path, a checkpoint, or --index, a file of tools/index.py")
+    if flags.rerank and not flags.index:
+        raise InputError("--rerank: goes with --index, which gives the images to re-order")
+    if flags.rerank and flags.shortlist < flags.top:
+        raise InputError(f"--shortlist {flags.shortlist}: less than the --top {flags.top} images to show")
     if flags.images or flags.out:
         need_matplotlib()
     if flags.images and not Path(flags.images).is_dir():
         raise InputError(f"--images {flags.images}: no such folder")
     if flags.out:
         check_writable(flags.out)
-    model, dataset, reader = load(flags)
-    path = Path(flags.cache) / cache_name(flags.model_path, dataset) if flags.cache else None
-    images, names = image_embeddings(model, dataset, path), names_of(dataset)
+
+
+def main(arguments=None):
+    flags = parse(arguments)
+    check(flags)
+    finder = FromIndex(flags) if flags.index else Everything(flags)
     for text in [flags.query] if flags.query is not None else queries():
         try:
-            sentence = reader(text)
+            best, scores = finder(text)
         except InputError as error:
             if flags.query is not None:
                 raise
             warn(error)
             continue
-        best, scores = search(model, images, dataset.boxes, sentence, flags.top)
-        report(dataset, names, best, scores)
+        report(finder, best, scores)
         if flags.images or flags.out:
             out = flags.out or f"search-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')[:60] or 'sentence'}.png"
-            save_figure(draw(text, dataset, best, scores, flags.images), out)
+            save_figure(draw(text, finder.dataset, best, scores, flags.images), out)
             print(out)
 
 
