@@ -239,15 +239,18 @@ class TextualGraph(StructureMatching):
 def adjacency(depends, length):
     """Dependency pairs of captions of one length -> (C, n, n): symmetric, plus the identity.
 
-    The first pair of a caption is ROOT and is skipped, as are pairs that point outside the caption; a
-    pair of a word with itself gives 2 on the diagonal (docs/method.md, section 2.4).
+    A pair of a word with itself gives 2 on the diagonal (docs/method.md, section 2.4).
     """
     matrix = torch.zeros(len(depends), length, length)
     for c, pairs in enumerate(depends):
-        for governor, dependent in pairs[1:]:
-            if 0 <= governor < length and 0 <= dependent < length:
-                matrix[c, governor, dependent] = matrix[c, dependent, governor] = 1
+        for governor, dependent in inside(pairs, length):
+            matrix[c, governor, dependent] = matrix[c, dependent, governor] = 1
     return matrix + torch.eye(length)
+
+
+def inside(pairs, length):
+    """A caption's dependency pairs without the first, ROOT, and without those that point outside the caption."""
+    return [(a, b) for a, b in pairs[1:] if 0 <= a < length and 0 <= b < length]
 
 
 class RegionRelations(nn.Module):

@@ -12,10 +12,12 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import subprocess
 import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+import graph
+
 SOURCE = Path(__file__).resolve().parent / "csrc"
+SOURCES = ("pairs.h", "edges.c", "structure.c", "forward.c", "backward.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w"]
 SLOTS = 8  # parts that images and captions are cut into for the gradients; more where there are more threads
 TILE = 4, 8  # images and captions a thread takes at once: their features fit its cache
@@ -40,12 +45,12 @@ def fields(kind, names):
 
 class Side(ctypes.Structure):
     _fields_ = fields(LONG, "count") + fields(
-        POINTER, "length first packed gram edge features data grams norms edges params"
+        POINTER, "length first packed gram edge features data grams norms edges params boxes kernels links"
     )
 
 
 class Grad(ctypes.Structure):
-    _fields_ = fields(POINTER, "data grams edges params features")
+    _fields_ = fields(POINTER, "data grams edges params features kernels")
 
 
 class Job(ctypes.Structure):
@@ -56,11 +61,6 @@ class Job(ctypes.Structure):
         + fields(POINTER, "visual textual d_visual d_textual")
         + fields(LONG, "tile_images tile_captions slots next done")
     )
-
-
-class Edges(ctypes.Structure):
-    _fields_ = fields(LONG, "count regions neighbors") + fields(POINTER, "boxes kernels rows d_rows d_kernels")
-    _fields_ += fields(LONG, "next done")
 
 
 # ---- compiling ----
@@ -78,7 +78,7 @@ def compiled(blocks, hidden):
     run = functools.partial(subprocess.run, check=True, capture_output=True, stdin=subprocess.DEVNULL)
     # the compiler's own macros tell its version and what -march=native means on this machine
     target = run([compiler, "-march=native", "-dM", "-E", "-xc", os.devnull]).stdout
-    source = [SOURCE / name for name in ("pairs.h", "structure.c", "forward.c", "backward.c")]
+    source = [SOURCE / name for name in SOURCES]
     command = [compiler, *FLAGS, f"-DK={blocks}", f"-DH={hidden}"]
     key = [target, *(path.read_bytes() for path in source), " ".join([platform.machine(), *command]).encode()]
     library = cache_folder() / f"pairs-{hashlib.sha256(b'|'.join(key)).hexdigest()[:20]}.so"
@@ -128,7 +128,7 @@ def kernel(blocks, hidden):
         return None
 
 
-# ---- parameters and edges as the kernel takes them (differentiable) ----
+# ---- parameters and sentences as the kernel takes them ----
 
 
 def stacked_params(match, k):
@@ -148,58 +148,14 @@ def stacked_params(match, k):
     return torch.cat([part.flatten() for part in parts])
 
 
-def edge_rows(edges, k):
-    """(rows, 8) -> the 8 kernels repeated until they fill a vector."""
-    return edges.repeat(1, k.edge // edges.shape[1])
-
-
-def visual_edges(match, boxes, k):
-    """VisualGraph.edges of boxes (I, R, 4) as edge_rows: (I·R, E), or (I·R·R, E) for neighbors."""
+def kernel_table(match, k):
+    """The visual graph's kernels (4, E): mean and -1 / (2 variance) of rho, of theta; repeated to fill a vector."""
     conv = match.graph_convolution_1
     table = [
         conv.mean_rho, -0.5 / (1e-14 + conv.precision_rho.square()),
         conv.mean_theta, -0.5 / (1e-14 + conv.precision_theta.square()),
     ]  # fmt: skip
-    table = torch.cat(table, 1).t()  # (4, 8)
-    return VisualEdges.apply(k, match.propagation == "neighbors", boxes, edge_rows(table, k))
-
-
-class VisualEdges(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, k, neighbors, boxes, table):
-        I, R, _ = boxes.shape
-        boxes, table = boxes.detach().contiguous(), aligned(table)
-        rows = boxes.new_empty(I * R * (R if neighbors else 1), k.edge)
-        ctx.kernel, ctx.tensors = k, (boxes, table)
-        ctx.job = Edges(I, R, neighbors, boxes.data_ptr(), table.data_ptr(), rows.data_ptr())
-        k.run("edges", ctx.job)
-        return rows
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_rows):
-        d_rows, table = aligned(d_rows), ctx.tensors[1]
-        d_table = table.new_empty(ctx.job.count, *table.shape)
-        ctx.job.d_rows, ctx.job.d_kernels = d_rows.data_ptr(), d_table.data_ptr()
-        ctx.kernel.run("edges_back", ctx.job)
-        d_table = d_table.sum(0)
-        d_table[:, 8:] = 0  # the repeated kernels' share is in the first 8 already
-        return None, None, None, d_table
-
-
-# ---- the scores ----
-
-
-class Plan(NamedTuple):
-    """What is no tensor of the graph: sizes, and where a caption's rows begin (C,), int64."""
-
-    kernel: Kernel
-    blocks: int
-    smooth: float
-    neighbors: bool
-    length: torch.Tensor
-    first: torch.Tensor
-    edge: torch.Tensor
+    return torch.cat(table, 1).t().repeat(1, k.edge // graph.KERNELS)
 
 
 def begins(sizes):
@@ -208,50 +164,108 @@ def begins(sizes):
     return ends[:-1].contiguous(), int(ends[-1])
 
 
+def triangle(n):
+    """Entries (i, j), i <= j < n, in the order of csrc/: row by row."""
+    return n * (n + 1) // 2
+
+
+def links(depends, length):
+    """graph.adjacency of captions of any lengths, triangle after triangle (entries,); None for the dense graph."""
+    if depends is None:
+        return None
+    first, entries = begins(triangle(length))
+    joined, own = [], []
+    for at, pairs, n in zip(first.tolist(), depends, length.tolist()):
+        rows = [at + i * n - i * (i + 1) // 2 for i in range(n)]  # entry (i, j) is at rows[i] + j
+        joined += [rows[min(pair)] + max(pair) for pair in graph.inside(pairs, n)]
+        own += [row + i for i, row in enumerate(rows)]
+    adjacency = torch.zeros(entries)
+    adjacency[joined] = 1
+    adjacency[own] += 1
+    return adjacency
+
+
+# ---- the scores ----
+
+
+class Plan(NamedTuple):
+    """What is no tensor of the graph: sizes, captions' words and first rows (C,), int64, and their `links`."""
+
+    kernel: Kernel
+    blocks: int
+    smooth: float
+    neighbors: bool
+    length: torch.Tensor
+    first: torch.Tensor
+    links: torch.Tensor | None
+
+
+SPARE = []  # what Scratch gave back
+
+
+class Scratch(dict):
+    """Tensors of the given shapes in memory that goes from call to call: fresh pages are slow to come by."""
+
+    def __init__(self, shapes):
+        sizes = {name: -(-math.prod(shape) // 16) * 16 for name, shape in shapes.items()}
+        memory = SPARE.pop() if SPARE else torch.empty(0)
+        if len(memory) < sum(sizes.values()):
+            memory = torch.empty(sum(sizes.values()) + 16)
+            memory = memory[-memory.data_ptr() % 64 // 4 :]
+        weakref.finalize(self, SPARE.append, memory)
+        pieces = memory[: sum(sizes.values())].split(list(sizes.values()))
+        super().__init__(
+            {name: piece[: math.prod(shape)].view(shape) for piece, (name, shape) in zip(pieces, shapes.items())}
+        )
+
+
 def aligned(x):
     """Contiguous and at an address that the kernel's vectors can be loaded from."""
     x = x.detach().contiguous()
     return x.clone() if x.data_ptr() % 64 else x
 
 
-def packed(plan, dim, length, first, edge, features, edges, params, panel):
+def side(plan, dim, length, first, features, params, panel, **more):
     """One side's tensors by their names in csrc/pairs.h; features (rows, D), an item's rows together."""
     at, rows = begins((length + panel - 1) // panel * panel)
-    gram, entries = begins(length * (length + 1) // 2)
-    width = plan.kernel.blocks
-    new = features.new_empty
-    return {
-        "length": length, "first": first, "packed": at, "gram": gram, "edge": edge,
-        "features": features.detach().contiguous(), "edges": aligned(edges), "params": aligned(params),
-        "data": new(rows, width * dim), "norms": new(rows, width), "grams": new(entries, width),
-    }  # fmt: skip
+    gram, entries = begins(triangle(length))
+    edge, pairs = begins(length * length if plan.neighbors else length)
+    width, edges = plan.kernel.blocks, (pairs, plan.kernel.edge)
+    tensors = Scratch({"data": (rows, width * dim), "norms": (rows, width), "grams": (entries, width), "edges": edges})
+    tensors.update(
+        length=length, first=first, packed=at, gram=gram, edge=edge, features=features.detach().contiguous(),
+        params=aligned(params), **more,
+    )  # fmt: skip
+    return tensors
 
 
 def addresses(tensors):
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
 
 
-def gradients(side, slots, whole):
+def gradients(side, slots, whole, **more):
     """whole: every row of the features is some item's node."""
-    grad = {name: torch.empty_like(side[name]) for name in ("data", "grams", "edges", "features")}
-    if not whole:
-        grad["features"].zero_()
-    return grad | {"params": side["params"].new_zeros(slots, len(side["params"]))}
+    grad = Scratch({name: side[name].shape for name in ("data", "grams", "edges")})
+    features = torch.empty_like(side["features"]) if whole else torch.zeros_like(side["features"])
+    grad.update(features=features, params=side["params"].new_zeros(slots, len(side["params"])), **more)
+    return grad
 
 
 class PairScores(torch.autograd.Function):
+    """Scores (I, C) of both graphs: regions (I, R, D), boxes (I, R, 4), words (rows, D), parameters as above."""
+
     @staticmethod
-    def forward(ctx, plan, regions, words, edges_v, edges_t, params_v, params_t):
-        I, R, D = regions.shape
-        dim, number = D // plan.blocks, torch.arange(I)
-        images = (torch.full((I,), R), number * R, number * (R * R if plan.neighbors else R))
-        images = packed(plan, dim, *images, regions.flatten(0, 1), edges_v, params_v, plan.kernel.panel)
-        captions = (plan.length, plan.first, plan.edge)
-        captions = packed(plan, dim, *captions, words, edges_t, params_t, 1)
-        visual, textual = regions.new_empty(2, I, len(plan.length))
+    def forward(ctx, plan, regions, boxes, words, table, params_v, params_t):
+        (I, R, _), C, dim = regions.shape, len(plan.length), regions.shape[2] // plan.blocks
+        boxes, table = boxes.detach().contiguous(), aligned(table)
+        images = side(
+            plan, dim, torch.full((I,), R), torch.arange(I) * R, regions.flatten(0, 1), params_v, plan.kernel.panel,
+            boxes=boxes, kernels=table,
+        )  # fmt: skip
+        captions = side(plan, dim, plan.length, plan.first, words, params_t, 1, links=plan.links)
+        visual, textual = regions.new_empty(2, I, C)
         job = Job(
-            images=Side(count=I, **addresses(images)),
-            captions=Side(count=len(plan.length), **addresses(captions)),
+            images=Side(count=I, **addresses(images)), captions=Side(count=C, **addresses(captions)),
             dim=dim, neighbors=plan.neighbors, smooth=plan.smooth,
             visual=visual.data_ptr(), textual=textual.data_ptr(), tile_images=TILE[0], tile_captions=TILE[1],
         )  # fmt: skip
@@ -266,18 +280,13 @@ class PairScores(torch.autograd.Function):
         d_visual, d_textual = d_visual.contiguous(), d_textual.contiguous()
         job, slots = ctx.job, min(max(SLOTS, 2 * torch.get_num_threads()), *d_visual.shape)
         images, captions = ctx.sides
-        d_images = gradients(images, slots, whole=True)
-        d_captions = gradients(captions, slots, whole=int(captions["length"].sum()) == len(captions["features"]))
+        d_images = gradients(images, slots, True, kernels=d_visual.new_empty(len(d_visual), *images["kernels"].shape))
+        d_captions = gradients(captions, slots, int(captions["length"].sum()) == len(captions["features"]))
         job.d_images, job.d_captions = Grad(**addresses(d_images)), Grad(**addresses(d_captions))
         job.d_visual, job.d_textual, job.slots = d_visual.data_ptr(), d_textual.data_ptr(), slots
-        ctx.kernel.run("clear", job)
-        ctx.kernel.run("backward", job)
-        ctx.kernel.run("finish", job)
-        both = (d_images, d_captions)
-        return (
-            None,
-            d_images["features"].view(ctx.shape),
-            d_captions["features"],
-            *(grad["edges"] for grad in both),
-            *(grad["params"].sum(0) for grad in both),
-        )
+        for stage in ("clear", "backward", "finish"):
+            ctx.kernel.run(stage, job)
+        d_table = d_images["kernels"].sum(0)
+        d_table[:, graph.KERNELS :] = 0  # the repeated kernels' share is in the first 8 already
+        features = d_images["features"].view(ctx.shape), None, d_captions["features"]
+        return None, *features, d_table, d_images["params"].sum(0), d_captions["params"].sum(0)

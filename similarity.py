@@ -174,11 +174,11 @@ def native_scores(kernel, graphs, regions, captions, boxes, depends):
         texts = chunks(C, 8 * int(captions.length.max()) * D, half)
     visual, textual = regions.new_empty(2, I, C) if len(images) * len(texts) > 1 else (None, None)
     params = [native.stacked_params(side, kernel) for side in graphs[:2]]
+    table = native.kernel_table(graphs.visual, kernel)
     for text in texts:
-        plan, text_rows = text_plan(kernel, graphs, captions, text, depends)
+        plan = text_plan(kernel, graphs, captions, text, depends)
         for image in images:
-            edges = native.visual_edges(graphs.visual, boxes[image], kernel)
-            some = native.PairScores.apply(plan, regions[image], captions.features, edges, text_rows, *params)
+            some = native.PairScores.apply(plan, regions[image], boxes[image], captions.features, table, *params)
             if visual is None:
                 visual, textual = some
             else:
@@ -187,29 +187,8 @@ def native_scores(kernel, graphs, regions, captions, boxes, depends):
 
 
 def text_plan(kernel, graphs, captions, text, depends):
-    """native.Plan of some captions, and the rows of their edges, length by length."""
-    captions = captions._replace(length=captions.length[text].clone(), first=captions.first[text].clone())
+    """native.Plan of some captions."""
+    length, first = captions.length[text].clone(), captions.first[text].clone()
+    links = native.links(None if depends is None else depends[text], length)
     neighbors = graphs.textual.propagation == "neighbors"
-    if depends is None and not neighbors:
-        edge, total = native.begins(captions.length)
-        rows = captions.features.new_ones(total, graph.KERNELS)
-    else:
-        depends = None if depends is None else depends[text]
-        edge, rows = ragged_edges(graphs, captions, depends, neighbors)
-    plan = native.Plan(
-        kernel, graphs.blocks, graphs.smooth, neighbors, captions.length, captions.first, edge
-    )
-    return plan, native.edge_rows(rows, kernel)
-
-
-def ragged_edges(graphs, captions, depends, neighbors):
-    """Where each caption's rows begin (C,), and the rows (rows, 8): one a word, or with neighbors one a pair."""
-    groups = by_length(captions.length.tolist())
-    first, rows, at = torch.empty_like(captions.length), [], 0
-    for (n, members), words in zip(groups, captions.words(groups)):
-        edges = text_edges(graphs, words, depends, members)
-        rows.append(edges.reshape(-1, 1).expand(-1, graph.KERNELS) if neighbors else edges.flatten(0, 1))
-        size = n * n if neighbors else n
-        first[members] = at + torch.arange(len(members)) * size
-        at += len(members) * size
-    return first, torch.cat(rows)
+    return native.Plan(kernel, graphs.blocks, graphs.smooth, neighbors, length, first, links)

@@ -318,10 +318,18 @@ static void finish_side(const Side *s, const Grad *d, int item, int dim, int rag
     }
 }
 int finish(Job *j) {
+    float *work = grab(3 * longest(&j->captions));
+    if (!work) return 1;
+    unsigned mode = flush();
     for (int64_t i; (i = claim(&j->next)) < j->images.count + j->captions.count;) {
-        int ragged = i >= j->images.count;
-        finish_side(ragged ? &j->captions : &j->images, ragged ? &j->d_captions : &j->d_images,
-                    ragged ? i - j->images.count : i, j->dim, ragged);
+        int ragged = i >= j->images.count, item = ragged ? i - j->images.count : i;
+        const Side *s = ragged ? &j->captions : &j->images;
+        const Grad *d = ragged ? &j->d_captions : &j->d_images;
+        if (ragged) textual_edges_back(s, d, item, j->neighbors, j->smooth, work);
+        else visual_edges_back(s, d, item, j->neighbors);
+        finish_side(s, d, item, j->dim, ragged);
     }
+    restore(mode);
+    free(work);
     return 0;
 }

@@ -49,14 +49,18 @@ static void gram_side(const Side *s, int item, int dim, vec *work) {
 }
 int prepare(Job *j) {
     int64_t R = longest(&j->images), n = longest(&j->captions);
-    vec *work = grab((size_t)padded(R > n ? R : n, ROWS) * KP * j->dim);
+    float *work = grab((size_t)padded(R > n ? R : n, ROWS) * KP * j->dim);   /* so at least 2 n */
     if (!work) return 1;
+    unsigned mode = flush();
     for (int64_t i; (i = claim(&j->next)) < j->images.count + j->captions.count;) {
-        int ragged = i >= j->images.count;
+        int ragged = i >= j->images.count, item = ragged ? i - j->images.count : i;
         const Side *s = ragged ? &j->captions : &j->images;
-        pack_side(s, ragged ? i - j->images.count : i, j->dim, ragged);
-        gram_side(s, ragged ? i - j->images.count : i, j->dim, work);
+        pack_side(s, item, j->dim, ragged);
+        gram_side(s, item, j->dim, (vec *)work);
+        if (ragged) textual_edges(s, item, j->neighbors, j->smooth, work);
+        else visual_edges(s, item, j->neighbors);
     }
+    restore(mode);
     free(work);
     return 0;
 }

@@ -61,8 +61,11 @@ typedef struct {
     float *data;             /* the same in panels [vector][d][row][lane] */
     float *grams;            /* rows of KP: G_ij for j >= i, twice where j > i */
     float *norms;            /* rows of KP: norms of a node's blocks */
-    const float *edges;      /* rows of EW: one a node ("self"), or one a pair of nodes ("neighbors") */
+    float *edges;            /* rows of EW: one a node ("self"), or one a pair of nodes ("neighbors") */
     const float *params;
+    const float *boxes;      /* images: (count, R, 4), x1 y1 x2 y2 */
+    const float *kernels;    /* images: (4, EW), mean and -1 / (2 variance) of rho, then of theta */
+    const float *links;      /* captions: adjacency, rows like those of `grams`; NULL for the dense graph */
 } Side;
 
 /* The gradient of one side; `params` start at 0, and rows of `features` that are no node's */
@@ -70,6 +73,7 @@ typedef struct {
     float *data, *grams, *edges;   /* laid out like Side's */
     float *params;                 /* slots rows of PARAMS, to be added up */
     float *features;
+    float *kernels;                /* images: (count, 4, EW), to be added up */
 } Grad;
 
 typedef struct {
@@ -90,6 +94,10 @@ typedef struct { vec *m, *z, *h, *u, *dh, *dm; } Layers;
 void products(int R, int n, int dim, const vec *regions, const vec *words, vec *S, int stride);
 void affinities(int R, int n, const vec *S, int stride, float *visual, int vs, float *textual, int ts);
 void attend(float *a, int answers, int nodes, int stride, float smooth, float *norms, vec *work);
+void visual_edges(const Side *s, int item, int neighbors);
+void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors);
+void textual_edges(const Side *s, int item, int neighbors, float smooth, float *work);
+void textual_edges_back(const Side *s, const Grad *d, int item, int neighbors, float smooth, float *work);
 float score(const Side *s, int item, int neighbors, const Layers *l);
 void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
                 float *d_edges, float *d);

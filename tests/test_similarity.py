@@ -61,7 +61,7 @@ def test_a_compiler_gives_a_kernel():
     assert native.kernel(16, 32) is not None
 
 
-@pytest.mark.parametrize("propagation, is_sparse", [("self", False), ("neighbors", False), ("neighbors", True)])
+@pytest.mark.parametrize("propagation, is_sparse", [("self", True), ("neighbors", False), ("neighbors", True)])
 @pytest.mark.parametrize("blocks, hidden, width", SIZES)
 @pytest.mark.parametrize("regions", [5, 36, 1])
 def test_kernel_is_as_exact_as_torch(propagation, is_sparse, blocks, hidden, width, regions, monkeypatch):
@@ -136,6 +136,18 @@ def test_pairs_without_gradient_cost_nothing_and_change_nothing():
     assert not torch.autograd.grad(scores[2, 3], images)[0][[0, 1, 3]].any()
 
 
+def test_calls_alive_at_once_do_not_share_memory():
+    net = network(16, 32, 64, propagation="neighbors")
+    cases = [random_case(width=64, seed=seed) for seed in (0, 1)]
+    alone = [scores_and_gradients(net, *case)["images"] for case in cases]
+    images = [case[0].clone().requires_grad_() for case in cases]
+    scores = [net.forward_scores(x, *case[1:]) for x, case in zip(images, cases)]
+    weight = torch.randn(scores[0][0].shape, generator=torch.Generator().manual_seed(2))
+    for x, (visual, textual), expected in zip(images, scores, alone):
+        (visual * weight + textual * weight.sin()).sum().backward()
+        assert torch.equal(x.grad, expected)
+
+
 def test_not_a_number_stays_in_its_row():
     net = network(16, 32, 64)
     images, words, boxes, depends, lengths = random_case(regions=7, width=64)
@@ -172,7 +184,7 @@ def test_cache(monkeypatch, tmp_path):
     """Compiled once, whole or not at all, and anew where the source or the sizes are others."""
     monkeypatch.setenv("GSMN_CACHE", str(tmp_path / "a" / "b"))
     monkeypatch.setattr(native, "SOURCE", tmp_path)
-    for name in ("pairs.h", "structure.c", "forward.c", "backward.c"):
+    for name in native.SOURCES:
         (tmp_path / name).write_text("")
     library = native.compiled(2, 8)
     made = library.stat().st_mtime_ns
