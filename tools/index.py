@@ -32,9 +32,9 @@ from tools.check_data import sha256
 
 END = b"image index 1\n"  # the last bytes of a file; before them the description's length, 8 bytes
 KINDS = ("exact", "ivf", "hnsw")
-PROBES = 16  # ivf: groups looked into
+PROBES = 64  # ivf: groups looked into
 LINKS, EFFORT = 32, 64  # hnsw: neighbours of a vector; candidates kept while building and searching
-TRAINING = 64  # ivf: vectors for each group that the groups are made of
+LEAST, TRAINING = 39, 64  # ivf: vectors of a group at least; vectors for each group that the groups are made of
 PIECE = 1 << 14  # vectors added at once
 
 
@@ -67,7 +67,7 @@ def empty(kind, width, n):
         index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = index.hnsw.efSearch = EFFORT
         return index
-    groups = max(1, round(math.sqrt(n)))
+    groups = max(1, min(round(4 * math.sqrt(n)), n // LEAST))
     index = faiss.index_factory(width, f"IVF{groups},Flat", faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINING
     index.nprobe = min(PROBES, groups)
