@@ -27,6 +27,7 @@ import test_caption  # noqa: E402
 import evaluation  # noqa: E402
 import model  # noqa: E402
 import native  # noqa: E402
+from tools import throughput  # noqa: E402
 
 HEADER = f"{'':44}{'seconds':>10}{'x bare':>9}{'x literal':>11}{'MB':>8}"
 
@@ -42,6 +43,7 @@ def options(argv=None):
     add("--embed_size", default=1024, type=int)
     add("--num_block", default=16, type=int)
     add("--rank_images", default=1000, type=int, help="images that are ranked, with five captions each")
+    add("--processes", default=0, type=int, metavar="N", help="training with one process and with N (half a minute)")
     add("--repeat", default=3, type=int, help="measurements of each, of which the median ratio is shown")
     add("--threads", default=torch.get_num_threads(), type=int)
     add("--device", default="cpu")
@@ -243,6 +245,9 @@ def main(argv=None):
     encoding(opt)
     ranking(opt)
     vsrn(opt)
+    if opt.processes:
+        names = ("processes", "batch_size", "embed_size", "regions", "device")
+        throughput.compare(throughput.options([f"--{name}={getattr(opt, name)}" for name in names]))
 
 
 if __name__ == "__main__":
