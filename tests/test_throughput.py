@@ -33,10 +33,7 @@ def test_table(monkeypatch, capsys):
     assert "3 processes      2.000      0.50    3.00      1.5000" in capsys.readouterr().out
 
 
-def test_failure_is_told(monkeypatch, tmp_path):
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho no such device >&2\nexit 1\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(throughput.sys, "executable", str(python))
-    with pytest.raises(InputError, match="--processes 2: training failed\nno such device"):
+def test_failure_is_told(monkeypatch):
+    monkeypatch.setattr(throughput.sys, "executable", "false")
+    with pytest.raises(InputError, match="--processes 2: training failed, as said above"):
         throughput.started(throughput.options(SMALL), 2)

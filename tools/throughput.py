@@ -8,6 +8,7 @@ Several processes are started by torchrun on this machine, gloo for CPU and NCCL
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,6 @@ import distributed  # noqa: E402
 import joint  # noqa: E402
 import train  # noqa: E402
 from files import InputError, run  # noqa: E402
-from model import build  # noqa: E402
 from options import train_options  # noqa: E402
 
 VOCABULARY = 8481  # words, as of Flickr30K
@@ -64,9 +64,10 @@ def started(opt, processes):
     """{'seconds': median of a step, 'loss': of the first one} of so many processes."""
     flags = [f"--{name}={value}" for name, value in vars(opt).items() if name not in ("worker", "processes")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*command, __file__, "--worker", *flags], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(opt.threads)}
+    done = subprocess.run([*command, __file__, "--worker", *flags], stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
-        raise InputError(f"--processes {processes}: training failed\n{done.stderr.strip()}")
+        raise InputError(f"--processes {processes}: training failed, as said above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -78,7 +79,7 @@ def work(opt):
     model_opt.vocab_size = VOCABULARY
     with distributed.joined():
         train.seed_everything(0)
-        model = build(model_opt).to(distributed.own_device(opt.device))
+        model = train.build_model(model_opt).to(distributed.own_device(opt.device))
         optimizer, replica = torch.optim.Adam(model.parameters(), lr=1e-4), joint.replicate(model)
         batch, times = share(random_batch(opt, model_opt)), []
         first = train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)  # allocates and compiles
