@@ -274,7 +274,7 @@ def vocab_of(loaded, opt, overrides, path):
     return vocab
 
 
-def model_sims(model_path, split, fold5, full, overrides, store):
+def model_sims(model_path, split, fold5, full, overrides, store, opened=None):
     """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options, the split).
 
     store: matrices.Matrices for what may be saved: the full matrix or, without it, the folds in one array.
@@ -289,6 +289,8 @@ def model_sims(model_path, split, fold5, full, overrides, store):
             f"{opt.data_name}/{split}: {dataset.n_images} images do not divide into five folds; "
             "test.py without --fold5 evaluates them all at once"
         )
+    if opened:
+        opened(dataset)
     print("Computing results...")
     encoded = encode_data(model, loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
@@ -324,13 +326,14 @@ def fold_of(encoded, k):
     return Encoded(*(None if part is None else part[where] for part, where in zip(encoded, cut)))
 
 
-def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, store=None, **overrides):
+def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, store=None, opened=None, **overrides):
     """Evaluate checkpoints one by one and, when there are several, the mean of their similarities.
 
     Prints each one's block.  Returns (results, sims): results has, for each checkpoint and then for the
     ensemble, its name and the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
     watch, if given, is called with each one's result and similarities, the data set and its name.
     store: matrices.Matrices to put the similarities into (default: memory).
+    opened, if given, is called with each one's data set, before the work.
     """
     store = store or matrices.Matrices()
     results, total, names = [], None, set()
@@ -338,7 +341,7 @@ def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, store
         if len(model_paths) > 1:
             print(f"Model {path}")
         try:
-            sims, opt, dataset = model_sims(path, split, fold5, full, overrides, store)
+            sims, opt, dataset = model_sims(path, split, fold5, full, overrides, store, opened)
         except NotFiniteError as error:
             raise InputError(f"{path}: {error}; its weights are broken, evaluate another checkpoint") from None
         results.append({"model": str(path), **score_all(with_folds(sims, fold5))})
@@ -402,8 +405,8 @@ def save_ranks(result, path):
     atomic_write(path, lambda f: torch.save({"rt": rt[0] if single else rt, "rti": rti[0] if single else rti}, f))
 
 
-def main(opt, fold5=False, full=True):
-    """What test.py, testall.py and test_stack.py do after reading their flags."""
+def main(opt, fold5=False, full=True, extra=None):
+    """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None."""
     with distributed.joined():
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
@@ -414,8 +417,11 @@ def main(opt, fold5=False, full=True):
         if opt.images and not opt.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")
         site = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
+        extra = extra if distributed.is_main() else None
+        watchers = [one.add for one in (extra, site) if one]
         with contextlib.closing(matrices.Matrices(opt.save_sims)) as store:
-            results, _ = evaluate(paths, opt.split, fold5, full, site and site.add, store, **overrides)
+            results, _ = evaluate(paths, opt.split, fold5, full, lambda *seen: [see(*seen) for see in watchers], store,
+                                  extra and extra.check, **overrides)
             store.keep()
         if distributed.is_main():
             write_results(results, opt, full)

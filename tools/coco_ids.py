@@ -1,0 +1,75 @@
+"""Find COCO's numbers of a split's captions, which testall.py --eccv needs where the order is not SCAN's.
+
+    python tools/coco_ids.py annotations/captions_val2014.json --data_name coco_precomp --split testall
+
+Compares letters and digits with those of COCO's annotations, five captions at a time, and writes
+{split}_cocoids.txt beside the captions, a number a line.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import CAPTIONS_PER_IMAGE
+from eccv import letters
+from files import InputError, atomic_write, check_writable, data_folder, read_captions, run
+from images import read_coco
+
+
+def known_captions(paths):
+    """Annotation files -> {letters of a caption: {image: numbers of its captions that read so}}."""
+    known = defaultdict(lambda: defaultdict(list))
+    for path in paths:
+        for number, annotation in sorted(read_coco(path).anns.items()):
+            try:
+                known[letters(annotation["caption"])][annotation["image_id"]].append(number)
+            except (KeyError, TypeError, AttributeError):
+                raise InputError(f"{path}, annotation {number}: has no caption or no image_id") from None
+    return known
+
+
+def numbers_of(five, known):
+    """The numbers of five captions of one image; None where no image has them all, or more than one has."""
+    keys = [letters(text) for text in five]
+    images = set.intersection(*(set(known.get(key, ())) for key in keys))
+    fitting = [image for image in images if all(len(known[key][image]) >= keys.count(key) for key in keys)]
+    if len(fitting) != 1:
+        return None
+    left = {key: iter(known[key][fitting[0]]) for key in keys}  # a caption given twice has two numbers
+    return [next(left[key]) for key in keys]
+
+
+def parse(arguments=None):
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
+    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
+    add("--data_name", required=True, help="data set: the folder's name under --data_path")
+    add("--split", default="testall", help="split whose {split}_caps.txt is read (default: testall)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    flags = parse(arguments)
+    folder = data_folder(flags.data_path, flags.data_name)
+    source, out = (folder / f"{flags.split}_{name}.txt" for name in ("caps", "cocoids"))
+    check_writable(out)
+    captions, known = read_captions(source), known_captions(flags.annotations)
+    numbers = []
+    for i in tqdm(range(0, len(captions), CAPTIONS_PER_IMAGE), desc=flags.split, disable=None, leave=False):
+        found = numbers_of(captions[i : i + CAPTIONS_PER_IMAGE], known)
+        if not found:
+            raise InputError(f"{source}, lines {i + 1} to {i + CAPTIONS_PER_IMAGE}: not the captions of one image in "
+                             f"{', '.join(map(str, flags.annotations))}; give the files these captions are from")
+        numbers += found
+    atomic_write(out, lambda file: file.write("".join(f"{number}\n" for number in numbers).encode()))
+    print(f"{out}: {len(numbers)} captions")
+
+
+if __name__ == "__main__":
+    run(main)
