@@ -21,6 +21,7 @@ from vocab import END, PAD, PICTURES, UNK, encode
 
 CAPTIONS_PER_IMAGE = 5
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
+NO_FEATURES = 'check --data_path, --data_name and the split, or make it with tools/extract_features.py'
 CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
 
 
@@ -111,7 +112,7 @@ class PrecompDataset(Dataset):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
         self.vsrn = getattr(opt, 'model', 'gsmn') == 'vsrn'
         self.max_len = getattr(opt, 'max_len', 60)
-        self.images = _open_features(self._need('ims.npy'), opt.img_dim)
+        self.images = _open_features(self._need('ims.npy', NO_FEATURES), opt.img_dim)
         if split == 'train' and getattr(opt, 'preload', False):
             with preloaded(self._need('ims.npy')) as copy:
                 self.images = _open_features(copy, opt.img_dim)

@@ -30,9 +30,11 @@ ONLY_CAPS = remove(IDS)  # then the ids are made from the captions
 CASES = {
     # ---- train.py: files
     "no features": ("train", "", remove("train_ims.npy"),
-        "data/tiny_precomp/train_ims.npy: no such file; check --data_path, --data_name and the split"),
+        "data/tiny_precomp/train_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
+        "tools/extract_features.py"),
     "no features of dev": ("train", "", remove("dev_ims.npy"),
-        "data/tiny_precomp/dev_ims.npy: no such file; check --data_path, --data_name and the split"),
+        "data/tiny_precomp/dev_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
+        "tools/extract_features.py"),
     "neither ids nor captions": ("train", "", remove(IDS, CAPS),
         "data/tiny_precomp/train_caps.txt: no such file; check --data_path, --data_name and the split"),
     "vsrn: no captions": ("train vsrn", "", remove("dev_caps.txt"),
@@ -211,7 +213,8 @@ CASES = {
         "gsmn: similarity of image 0 and caption 0 is nan, not a finite number; its weights are broken, evaluate "
         "another checkpoint"),
     "unknown split": ("test", "--split val", nothing,
-        "data/tiny_precomp/val_ims.npy: no such file; check --data_path, --data_name and the split"),
+        "data/tiny_precomp/val_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
+        "tools/extract_features.py"),
     "test: unknown data set": ("test vsrn", "--data_name f8k_precomp", nothing,
         "data/f8k_precomp: no such folder; data has: tiny_precomp; check --data_path and --data_name"),
     "test: NaN in features": ("test", "", array("test_ims", put(np.nan, 2, 0, 0)),
@@ -243,7 +246,8 @@ CASES = {
     "test: unknown boxes": ("test", "--boxes right", nothing,
         "--boxes: invalid choice: …; test.py --help lists the flags"),
     "testall: no such split": ("testall", "", remove("testall_ims.npy"),
-        "data/tiny_precomp/testall_ims.npy: no such file; check --data_path, --data_name and the split"),
+        "data/tiny_precomp/testall_ims.npy: no such file; check --data_path, --data_name and the split, or make it "
+        "with tools/extract_features.py"),
     "testall: no five folds": ("testall", "", nothing,
         "tiny_precomp/testall: 4 images do not divide into five folds; test.py without --fold5 evaluates them all"
         " at once"),

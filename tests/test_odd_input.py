@@ -136,7 +136,8 @@ def test_in_a_process_of_its_own(place):
     remove("train_ims.npy")()
     command = [sys.executable, str(SCRIPT_FOLDER / "train.py"), *spoil.FLAGS["train vsrn"].split()]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = f"error: {TINY}/train_ims.npy: no such file; check --data_path, --data_name and the split\n"
+    said = (f"error: {TINY}/train_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
+            "tools/extract_features.py\n")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 

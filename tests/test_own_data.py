@@ -11,7 +11,7 @@ from conftest import shared
 import test
 import train
 from files import InputError
-from tools import check_data, extract_features, parse_dependencies, prepare_captions
+from tools import check_data, extract_features, index, parse_dependencies, prepare_captions, search, sentences
 
 IMAGES = {"train": 20, "dev": 5, "test": 5}
 WHERE = ["--data_path", "data", "--data_name", "mine_precomp"]
@@ -38,6 +38,7 @@ def photos(tmp_path, monkeypatch):
         parse_dependencies.Spacy(types.SimpleNamespace(spacy_model=None))
     except InputError:
         monkeypatch.setitem(parse_dependencies.PARSERS, "spacy", Chain)
+        monkeypatch.setattr(sentences, "Spacy", Chain)
     return source.parent / "images"
 
 
@@ -58,9 +59,9 @@ def prepare(photos):
                            "--dev", str(IMAGES["dev"]), "--test", str(IMAGES["test"])])
 
 
-def extract(photos):
+def extract(photos, *more):
     extract_features.main([*WHERE, "--images", str(photos), "--grid", "shufflenet_v2_x0_5", "--no_pretrained",
-                           "--size", "64", "--workers", "0", "--dtype", "float16"])
+                           "--size", "64", "--workers", "0", "--dtype", "float16", *more])
 
 
 def parse(photos):
@@ -75,11 +76,24 @@ def fit(model):
     train.main([*SMALL, *MODELS[model], "--logger_name", model, "--model_name", model])
 
 
-def evaluate(model, capsys):
+def evaluate(model, capsys, *report):
     """What test.py prints."""
     capsys.readouterr()
-    test.main(["--model_path", model, "--split", "test", "--device", "cpu", "--ranks="])
+    test.main(["--model_path", model, "--split", "test", "--device", "cpu", "--ranks=", *report])
     return capsys.readouterr().out
+
+
+def build(model):
+    index.main(["--model_path", model, "--split", "test", "--out", "photos.index", "--device", "cpu"])
+
+
+def find(photos, capsys):
+    """The numbers of the images that search.py finds for a sentence that nobody wrote, and what it prints."""
+    capsys.readouterr()
+    search.main(["--index", "photos.index", "--rerank", "gsmn", "--shortlist", "4", "--top", "3", "--cache=",
+                 "--query", "A woman and two dogs look at a red train.", "--device", "cpu"])
+    said = capsys.readouterr().out
+    return [int(number) for number in re.findall(r"image (\d+)", said)], said
 
 
 def told(step, *args):
@@ -88,14 +102,14 @@ def told(step, *args):
     return str(info.value)
 
 
-def test_from_photographs_to_recalls(photos, capsys):
+def test_from_photographs_to_search_and_report(photos, capsys):
     # out of order: each step says what comes first
     assert "data/mine_precomp: no such folder" in told(extract, photos)
     assert "data/mine_precomp: no such folder" in told(parse, photos)
     assert "mine_precomp_vocab.json: no such file" in told(fit, "vsrn")
     prepare(photos)
     for model in MODELS:
-        assert "train_ims.npy: no such file" in told(fit, model)
+        assert re.search("train_ims.npy: no such file.*tools/extract_features.py", told(fit, model))
     capsys.readouterr()
     assert check("--quick") == 1
     assert "missing: features, for all (tools/extract_features.py)" in capsys.readouterr().out
@@ -115,12 +129,26 @@ def test_from_photographs_to_recalls(photos, capsys):
     assert times() == written and said.count("unchanged") == 10 and said.count("complete") == 6
 
     for model in MODELS:
+        assert f"{model}: no such" in told(build, model)
         fit(model)
         said = evaluate(model, capsys)
         for way in ("Image to text", "Text to image"):
             recalls = re.search(rf"{way}: ([\d.]+) ([\d.]+) ([\d.]+)", said)
             assert 0 <= float(recalls[1]) <= float(recalls[2]) <= float(recalls[3]) <= 100
         assert recalls[3] == "100.0"  # ten places for five images
+
+    assert "photos.index: no such file; tools/index.py builds an index" in told(find, photos, capsys)
+    assert "gsmn: holds gsmn, which scores pairs" in told(build, "gsmn")
+    build("vsrn")
+    found, said = find(photos, capsys)
+    assert len(set(found)) == 3 and set(found) <= set(range(5))
+    names = Path("data/mine_precomp/test_imagename.txt").read_text().split()
+    assert all(names[number] in said for number in found)
+    extract(photos, "--split", "test", "--size", "96", "--overwrite")
+    assert "is not what photos.index was made from; build that again" in told(find, photos, capsys)
+
+    evaluate("gsmn", capsys, "--report", "report", "--images", str(photos))
+    assert Path("report/index.html").exists() and len(list(Path("report").rglob("*.jpg"))) == IMAGES["test"]
 
 
 def times():
