@@ -98,7 +98,7 @@ class Kernel:
         self.library = ctypes.CDLL(str(compiled(blocks, hidden)))
         constants = (LONG * 4)()
         self.library.constants(constants)
-        self.panel, self.blocks, self.edge, self.hidden = constants
+        self.panel, self.blocks, self.table, self.hidden = constants
 
     def run(self, stage, job):
         """Runs one stage on all of torch's threads; each takes the next piece of work until none is left."""
@@ -149,13 +149,13 @@ def stacked_params(match, k):
 
 
 def kernel_table(match, k):
-    """The visual graph's kernels (4, E): mean and -1 / (2 variance) of rho, of theta; repeated to fill a vector."""
+    """The visual graph's kernels (4, T): mean and -1 / (2 variance) of rho, of theta; repeated to fill a vector."""
     conv = match.graph_convolution_1
     table = [
         conv.mean_rho, -0.5 / (1e-14 + conv.precision_rho.square()),
         conv.mean_theta, -0.5 / (1e-14 + conv.precision_theta.square()),
     ]  # fmt: skip
-    return torch.cat(table, 1).t().repeat(1, k.edge // graph.KERNELS)
+    return torch.cat(table, 1).t().repeat(1, k.table // graph.KERNELS)
 
 
 def begins(sizes):
@@ -230,7 +230,7 @@ def side(plan, dim, length, first, features, params, panel, **more):
     at, rows = begins((length + panel - 1) // panel * panel)
     gram, entries = begins(triangle(length))
     edge, pairs = begins(length * length if plan.neighbors else length)
-    width, edges = plan.kernel.blocks, (pairs, plan.kernel.edge)
+    width, edges = plan.kernel.blocks, (pairs, graph.KERNELS)
     tensors = Scratch({"data": (rows, width * dim), "norms": (rows, width), "grams": (entries, width), "edges": edges})
     tensors.update(
         length=length, first=first, packed=at, gram=gram, edge=edge, features=features.detach().contiguous(),

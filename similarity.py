@@ -170,7 +170,7 @@ def native_scores(kernel, graphs, regions, captions, boxes, depends):
     (I, R, D), C, half = regions.shape, len(captions.length), graphs.memory * 2**19
     images = texts = [slice(None)]
     if not torch.is_grad_enabled():  # the kernel packs a copy of the features; gradients need it whole
-        images = chunks(I, 4 * (R * D + R * R * (graphs.blocks + kernel.edge)), half)
+        images = chunks(I, 4 * (R * D + R * R * (graphs.blocks + graph.KERNELS)), half)
         texts = chunks(C, 8 * int(captions.length.max()) * D, half)
     visual, textual = regions.new_empty(2, I, C) if len(images) * len(texts) > 1 else (None, None)
     params = [native.stacked_params(side, kernel) for side in graphs[:2]]

@@ -26,7 +26,7 @@ INLINE Place place(const vec *kernels, int c, float rho, float theta) {
 INLINE float all_kernels(const vec *x) {
     vec sum = x[0];
     for (int c = 1; c < EV; c++) sum += x[c];
-    return total(sum) * 8 / EW;
+    return total(sum) * EW / TW;
 }
 /* weights of one pair of regions: they add up to 1, or are all 0 where every kernel underflows */
 INLINE void weigh(const vec *kernels, const Place *p, vec *w) {
@@ -44,7 +44,7 @@ void visual_edges(const Side *s, int item, int neighbors) {
     int R = s->length[item];
     const vec *kernels = (const vec *)s->kernels;
     const float *boxes = s->boxes + (int64_t)item * R * 4;
-    vec *out = (vec *)(s->edges + s->edge[item] * EW);
+    float *out = s->edges + s->edge[item] * EW;
     FOR(a, R) {
         vec sum[EV] = {{0}}, w[EV];
         FOR(b, R) {
@@ -53,16 +53,17 @@ void visual_edges(const Side *s, int item, int neighbors) {
             polar(boxes + 4 * a, boxes + 4 * b, &rho, &theta);
             EACH(c, EV) p[c] = place(kernels, c, rho, theta);
             weigh(kernels, p, w);
-            if (neighbors) EACH(c, EV) *out++ = w[c];
-            else EACH(c, EV) sum[c] += w[c];
+            EACH(c, EV) sum[c] += w[c];
+            if (neighbors) memcpy(out, w, 4 * EW), out += EW;
         }
-        if (!neighbors) EACH(c, EV) *out++ = sum[c];
+        if (!neighbors) memcpy(out, sum, 4 * EW), out += EW;
     }
 }
 /* gradient of the rows -> of the kernels, into d->kernels */
 void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors) {
     int R = s->length[item];
-    const vec *kernels = (const vec *)s->kernels, *in = (const vec *)(d->edges + s->edge[item] * EW);
+    const vec *kernels = (const vec *)s->kernels;
+    const float *in = d->edges + s->edge[item] * EW;
     const float *boxes = s->boxes + (int64_t)item * R * 4;
     vec sum[4][EV] = {{{0}}};
     FOR(a, R) FOR(b, R) {
@@ -72,8 +73,7 @@ void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors) {
         polar(boxes + 4 * a, boxes + 4 * b, &rho, &theta);
         EACH(c, EV) p[c] = place(kernels, c, rho, theta);
         weigh(kernels, p, w);
-        EACH(c, EV) g[c] = in[(neighbors ? a * R + b : a) * EV + c];
-        if (EW > 8) EACH(c, EV) g[c] += shuffle(g[c], g[c], lanes() ^ 8);   /* the repeated kernels' share */
+        EACH(c, EV) g[c] = edge(in + (neighbors ? a * R + b : a) * EW, c);
         EACH(c, EV) gw[c] = g[c] * w[c];
         float along = all_kernels(gw);
         EACH(c, EV) {
@@ -84,7 +84,7 @@ void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors) {
             sum[3][c] += dq * p[c].turn * p[c].turn;
         }
     }
-    memcpy(d->kernels + (int64_t)item * 4 * EW, sum, sizeof sum);
+    memcpy(d->kernels + (int64_t)item * 4 * TW, sum, sizeof sum);
 }
 
 /* ---- textual graphs: softmax of the words' affinities, dense or along dependencies; all kernels alike ---- */
@@ -120,9 +120,9 @@ static float relate(const Side *s, int item, int i, float smooth, float *soft, f
 void textual_edges(const Side *s, int item, int neighbors, float smooth, float *work) {
     int n = s->length[item];
     float *weight = work + n;
-    vec *out = (vec *)(s->edges + s->edge[item] * EW);
+    float *out = s->edges + s->edge[item] * EW;
     if (!neighbors && !s->links) {
-        FOR(i, n * EV) out[i] = splat(1);
+        FOR(i, n * EW) out[i] = 1;
         return;
     }
     FOR(i, n) {
@@ -130,24 +130,24 @@ void textual_edges(const Side *s, int item, int neighbors, float smooth, float *
         relate(s, item, i, smooth, work, weight);
         FOR(j, n) {
             sum += weight[j];
-            if (neighbors) EACH(c, EV) *out++ = splat(weight[j]);
+            if (neighbors) FOR(k, EW) *out++ = weight[j];
         }
-        if (!neighbors) EACH(c, EV) *out++ = splat(sum);
+        if (!neighbors) FOR(k, EW) *out++ = sum;
     }
 }
 /* gradient of the rows -> added to that of the Gram matrix */
 void textual_edges_back(const Side *s, const Grad *d, int item, int neighbors, float smooth, float *work) {
     int n = s->length[item];
     float *weight = work + n, *dw = weight + n;
-    const vec *in = (const vec *)(d->edges + s->edge[item] * EW);
+    const float *in = d->edges + s->edge[item] * EW;
     if (!neighbors && !s->links) return;
     FOR(i, n) {
         float sum = relate(s, item, i, smooth, work, weight), along = 0, dot = 0;
         FOR(j, n) {
-            const vec *g = in + (neighbors ? i * n + j : i) * EV;
-            vec x = g[0];
-            for (int c = 1; c < EV; c++) x += g[c];
-            along += weight[j] * (dw[j] = total(x));
+            const float *g = in + (neighbors ? i * n + j : i) * EW;
+            dw[j] = 0;
+            FOR(k, EW) dw[j] += g[k];
+            along += weight[j] * dw[j];
         }
         FOR(j, n) {
             float a = linked(s, item, i, j);

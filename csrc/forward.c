@@ -199,6 +199,6 @@ int forward(Job *j) {
 }
 /* the constants Python needs to lay out memory */
 void constants(int64_t *out) {
-    int64_t c[] = {ROWS, KP, EW, HP};
+    int64_t c[] = {ROWS, KP, TW, HP};
     memcpy(out, c, sizeof c);
 }

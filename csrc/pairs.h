@@ -8,6 +8,9 @@
    `nodes` ask, `answers` are the nodes of the other graph.  Hidden unit c of kernel k stands at 8 c + k. */
 #ifndef PAIRS_H
 #define PAIRS_H
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -32,8 +35,8 @@ enum { ROWS = 3, WORDS = 4, NODES = 6, LINES = 3, JOIN = 6, DEPTH_V = 4, DEPTH_T
 
 enum {
     NV = (K + W - 1) / W, KP = NV * W,            /* blocks, padded */
-    EW = W > 8 ? W : 8, EV = EW / W,              /* an edge's 8 kernels, repeated to fill a vector */
-    HP = (H + EW - 1) / EW * EW, HV = HP / W,     /* hidden units, padded */
+    EW = 8, EV = W > 8 ? 1 : EW / W, TW = EV * W, /* an edge's 8 kernels, in EV vectors; repeated where W is 16 */
+    HP = (H + TW - 1) / TW * TW, HV = HP / W,     /* hidden units, padded */
     CONV_B = KP * HP, OUT1_W = CONV_B + HP, OUT1_B = OUT1_W + HP * HP, OUT2_W = OUT1_B + HP,
     PARAMS = OUT2_W + HP                          /* one side's parameters, one after the other */
 };
@@ -64,7 +67,7 @@ typedef struct {
     float *edges;            /* rows of EW: one a node ("self"), or one a pair of nodes ("neighbors") */
     const float *params;
     const float *boxes;      /* images: (count, R, 4), x1 y1 x2 y2 */
-    const float *kernels;    /* images: (4, EW), mean and -1 / (2 variance) of rho, then of theta */
+    const float *kernels;    /* images: (4, TW), mean and -1 / (2 variance) of rho, then of theta */
     const float *links;      /* captions: adjacency, rows like those of `grams`; NULL for the dense graph */
 } Side;
 
@@ -73,7 +76,7 @@ typedef struct {
     float *data, *grams, *edges;   /* laid out like Side's */
     float *params;                 /* slots rows of PARAMS, to be added up */
     float *features;
-    float *kernels;                /* images: (count, 4, EW), to be added up */
+    float *kernels;                /* images: (count, 4, TW), to be added up */
 } Grad;
 
 typedef struct {
@@ -172,6 +175,22 @@ INLINE vec lane_sums(const vec *x) {
     EACH(i, W) { t[i] = x[i * NV]; for (int k = 1; k < NV; k++) t[i] += x[i * NV + k]; }
     UNROLL for (int step = 1; step < W; step *= 2) EACH(i, W / 2 / step) t[i] = fold(t[2 * i], t[2 * i + 1], step);
     return t[0];
+}
+/* vector c of an edge's 8 kernels; and added to them */
+INLINE vec edge(const float *e, int c) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_broadcast_f64x4(_mm256_loadu_pd((const double *)e));
+#else
+    return ((const vec *)e)[c];
+#endif
+}
+INLINE void add_edge(float *e, int c, vec x) {
+#if defined(__AVX512F__)
+    x += shuffle(x, x, lanes() ^ 8);
+    _mm256_storeu_ps(e, _mm256_loadu_ps(e) + _mm512_castps512_ps256((__m512)x));
+#else
+    ((vec *)e)[c] += x;
+#endif
 }
 INLINE float total(vec x) {
     UNROLL for (int step = W / 2; step; step /= 2) x += shuffle(x, x, lanes() ^ step);

@@ -15,24 +15,25 @@ static void linear(int nodes, int width, const float *x, const float *w, vec *ou
     for (; i + LINES <= nodes; i += LINES) linear_some(LINES, width, x + i * width, (const vec *)w, out + i * HV);
     for (; i < nodes; i++) linear_some(1, width, x + i * width, (const vec *)w, out + i * HV);
 }
-INLINE void gather_some(const int some, int nodes, const vec *e, const vec *z, vec *out) {
+INLINE void gather_some(const int some, int nodes, const float *e, const vec *z, vec *out) {
     vec sum[LINES][HV];
     EACH(i, some) EACH(h, HV) sum[i][h] = (vec){0};
     for (int j = 0; j < nodes; j++, z += HV)
-        EACH(i, some) EACH(h, HV) sum[i][h] += e[(i * nodes + j) * EV + h % EV] * z[h];
+        EACH(i, some) EACH(h, HV) sum[i][h] += edge(e + (i * nodes + j) * EW, h % EV) * z[h];
     EACH(i, some) EACH(h, HV) out[i * HV + h] = sum[i][h];
 }
 /* matching vectors m -> z = W m and the convolution's output h */
 static void convolve(const Side *s, int item, int neighbors, const vec *m, vec *z, vec *h) {
     int nodes = s->length[item], i = 0;
-    const vec *e = (const vec *)(s->edges + s->edge[item] * EW), *bias = (const vec *)(s->params + CONV_B);
+    const float *e = s->edges + s->edge[item] * EW;
+    const vec *bias = (const vec *)(s->params + CONV_B);
     linear(nodes, KP, (const float *)m, s->params, z);
     if (!neighbors) {
-        FOR(i, nodes) EACH(c, HV) h[i * HV + c] = z[i * HV + c] * e[i * EV + c % EV] + bias[c];
+        FOR(i, nodes) EACH(c, HV) h[i * HV + c] = z[i * HV + c] * edge(e + i * EW, c % EV) + bias[c];
         return;
     }
-    for (; i + LINES <= nodes; i += LINES) gather_some(LINES, nodes, e + i * nodes * EV, z, h + i * HV);
-    for (; i < nodes; i++) gather_some(1, nodes, e + i * nodes * EV, z, h + i * HV);
+    for (; i + LINES <= nodes; i += LINES) gather_some(LINES, nodes, e + i * nodes * EW, z, h + i * HV);
+    for (; i < nodes; i++) gather_some(1, nodes, e + i * nodes * EW, z, h + i * HV);
     FOR(i, nodes) EACH(c, HV) h[i * HV + c] = tangent(h[i * HV + c] + bias[c]);
 }
 /* matching vectors -> the side's score of the pair */
@@ -73,37 +74,38 @@ INLINE void back(const int vectors, int nodes, const float *x, const vec *w, vec
     }
 }
 /* u = transposed edges times dh */
-INLINE void scatter_some(const int some, int nodes, const vec *e, const vec *dh, vec *u) {
+INLINE void scatter_some(const int some, int nodes, const float *e, const vec *dh, vec *u) {
     vec sum[LINES][HV];
     EACH(j, some) EACH(c, HV) sum[j][c] = (vec){0};
-    for (int i = 0; i < nodes; i++, e += nodes * EV, dh += HV)
-        EACH(j, some) EACH(c, HV) sum[j][c] += e[j * EV + c % EV] * dh[c];
+    for (int i = 0; i < nodes; i++, e += nodes * EW, dh += HV)
+        EACH(j, some) EACH(c, HV) sum[j][c] += edge(e + j * EW, c % EV) * dh[c];
     EACH(j, some) EACH(c, HV) u[j * HV + c] = sum[j][c];
 }
 /* gradient dh of the convolution's output -> of z = W m, into u */
-static void convolve_back(const Side *s, int item, int neighbors, const Layers *l, vec *d_edges, vec *d_bias) {
+static void convolve_back(const Side *s, int item, int neighbors, const Layers *l, float *d_edges, vec *d_bias) {
     int nodes = s->length[item], j = 0;
-    const vec *e = (const vec *)(s->edges + s->edge[item] * EW), *z = l->z, *h = l->h;
-    vec *de = d_edges + s->edge[item] * EV, *dh = l->dh, *u = l->u;
+    const float *e = s->edges + s->edge[item] * EW;
+    const vec *z = l->z, *h = l->h;
+    float *de = d_edges + s->edge[item] * EW;
+    vec *dh = l->dh, *u = l->u;
     if (neighbors) FOR(i, nodes * HV) dh[i] *= 1 - h[i] * h[i];
     FOR(i, nodes) EACH(c, HV) d_bias[c] += dh[i * HV + c];
     if (!neighbors) {
-        FOR(i, nodes) EACH(c, HV) de[i * EV + c % EV] += dh[i * HV + c] * z[i * HV + c];
-        FOR(i, nodes) EACH(c, HV) u[i * HV + c] = dh[i * HV + c] * e[i * EV + c % EV];
+        FOR(i, nodes) EACH(c, HV) add_edge(de + i * EW, c % EV, dh[i * HV + c] * z[i * HV + c]);
+        FOR(i, nodes) EACH(c, HV) u[i * HV + c] = dh[i * HV + c] * edge(e + i * EW, c % EV);
         return;
     }
     FOR(i, nodes) {
         vec own[HV];
         EACH(c, HV) own[c] = dh[i * HV + c];
         FOR(j, nodes) {
-            vec sum[EV];
-            EACH(c, EV) sum[c] = de[(i * nodes + j) * EV + c];
+            vec sum[EV] = {{0}};
             EACH(c, HV) sum[c % EV] += own[c] * z[j * HV + c];
-            EACH(c, EV) de[(i * nodes + j) * EV + c] = sum[c];
+            EACH(c, EV) add_edge(de + (i * nodes + j) * EW, c, sum[c]);
         }
     }
-    for (; j + LINES <= nodes; j += LINES) scatter_some(LINES, nodes, e + j * EV, dh, u + j * HV);
-    for (; j < nodes; j++) scatter_some(1, nodes, e + j * EV, dh, u + j * HV);
+    for (; j + LINES <= nodes; j += LINES) scatter_some(LINES, nodes, e + j * EW, dh, u + j * HV);
+    for (; j < nodes; j++) scatter_some(1, nodes, e + j * EW, dh, u + j * HV);
 }
 /* gradient g of the side's score -> dm, and added to parameters and edges.  transposed: conv_w and out1_w */
 void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
@@ -122,7 +124,7 @@ void score_back(const Side *s, int item, int neighbors, float g, const Layers *l
     }
     outer(nodes, HP, (const float *)l->h, u, (vec *)(d + OUT1_W));
     back(HV, nodes, (const float *)u, (const vec *)transposed[1], l->dh);
-    convolve_back(s, item, neighbors, l, (vec *)d_edges, (vec *)(d + CONV_B));
+    convolve_back(s, item, neighbors, l, d_edges, (vec *)(d + CONV_B));
     outer(nodes, KP, (const float *)l->m, u, (vec *)d);
     back(NV, nodes, (const float *)u, (const vec *)transposed[0], l->dm);
 }
