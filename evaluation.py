@@ -17,7 +17,7 @@ import distributed
 import matrices
 from files import InputError, atomic_write, check_writable
 from model import build
-from options import check_options, defaults
+from options import check_options, defaults, overrides_of
 from report import Report
 from vocab import load_vocab
 
@@ -411,9 +411,6 @@ def main(opt, fold5=False, full=True, extra=None):
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
             check_writable(output)
-        names = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device", "amp", "tf32",
-                 "sim_memory")
-        overrides = {name: getattr(opt, name) for name in names}
         if opt.images and not opt.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")
         site = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
@@ -421,7 +418,7 @@ def main(opt, fold5=False, full=True, extra=None):
         watchers = [one.add for one in (extra, site) if one]
         with contextlib.closing(matrices.Matrices(opt.save_sims)) as store:
             results, _ = evaluate(paths, opt.split, fold5, full, lambda *seen: [see(*seen) for see in watchers], store,
-                                  extra and extra.check, **overrides)
+                                  extra and extra.check, **overrides_of(opt))
             store.keep()
         if distributed.is_main():
             write_results(results, opt, full)

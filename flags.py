@@ -6,8 +6,19 @@ import re
 from files import InputError
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Descriptions as they stand; each flag's default, unless its help says it or there is none to show."""
+
+    def _get_help_string(self, action):
+        none = action.default is None or action.default is False or action.default == ''
+        return action.help if none or '(default' in action.help else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is an InputError: one line, without the list of all flags."""
+
+    def __init__(self, **how):
+        super().__init__(**{'formatter_class': Formatter, **how})
 
     def error(self, message):
         raise InputError(f'{message.removeprefix("argument ")}; {self.prog} --help lists the flags')

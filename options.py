@@ -11,13 +11,6 @@ GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
 STACK_CHECKPOINTS = ["./runs/dense/checkpoint/model_best.pth.tar", "./runs/sparse/checkpoint/model_best.pth.tar"]
 
 
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each flag's default; for an unset path there is none to show."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, "", False) else super()._get_help_string(action)
-
-
 def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -107,8 +100,7 @@ def check_options(opt, path):
 def train_parser(model="gsmn"):
     """The parser of train.py for one of the two models."""
     parser = Parser(
-        description=f"Train {model.upper()}. `--model vsrn --help` and `--model gsmn --help` list each one's flags.",
-        formatter_class=Formatter,
+        description=f"Train {model.upper()}. `--model vsrn --help` and `--model gsmn --help` list each one's flags."
     )
     add = parser.add_argument
     add("--model", default=model, choices=["gsmn", "vsrn"], help="which system to train")
@@ -214,16 +206,13 @@ def add_vsrn_flags(parser):
 
 def eval_parser(description, split="test", stack=False, fold5=False):
     """The flags that test.py, testall.py and test_stack.py share."""
-    parser = Parser(description=description, formatter_class=Formatter)
+    parser = Parser(description=description)
     add = parser.add_argument
     if stack:
         add("--model_path", nargs="+", default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
     else:
         add("--model_path", default=GSMN_CHECKPOINT, help="checkpoint to evaluate")
-    add("--data_path", help="folder that holds the data sets (default: the checkpoint's)")
-    add("--data_name", help="data set (default: the checkpoint's)")
-    add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
-    add("--split", default=split, help="split to evaluate: dev, test or testall")
+    add_override_flags(parser, split)
     add("--fold5", action="store_true", default=fold5, help="evaluate five folds and print their means")
     add("--boxes", choices=["normalized", "none", "released"],
         help="GSMN's boxes: right, none, or as the released evaluation had them (default: the checkpoint's)")
@@ -236,5 +225,25 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add("--json", metavar="FILE", help="write the metrics")
     add("--report", metavar="DIR", help="write pages that show what was found for each image and caption")
     add("--images", metavar="DIR", help="the image files, for --report; without them regions are drawn")
-    add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
     return parser
+
+
+OVERRIDES = ("data_path", "data_name", "vocab_path", "boxes", "batch_size", "workers", "device", "amp", "tf32",
+             "sim_memory")
+
+
+def overrides_of(flags):
+    """What was given on the command line in place of a checkpoint's own flags: {name: value, None where not}."""
+    return {name: getattr(flags, name) for name in OVERRIDES if hasattr(flags, name)}
+
+
+def add_override_flags(parser, split="test", boxes=False):
+    """Flags of everything that uses a checkpoint: where its data are now, which split, where to compute."""
+    add = parser.add_argument
+    add("--data_path", help="folder that holds the data sets (default: the checkpoint's)")
+    add("--data_name", help="data set (default: the checkpoint's)")
+    add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
+    add("--split", default=split, help="split of the data: train, dev, test or testall")
+    add("--device", default=default_device(), type=device, help="where to compute: cpu, cuda, cuda:1, ...")
+    if boxes:
+        add("--boxes", choices=["normalized", "none"], help="GSMN's boxes, or no geometry (default: the checkpoint's)")

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from states import message
 
 from tools import check_data, data_facts
 
@@ -217,7 +218,5 @@ def test_a_truncated_file_is_told(check, ending):
     assert code == 1 and f"train_{ending}: truncated" in line_of(said, "train", "GSMN dense")
 
 
-def test_is_sparse_goes_with_gsmn(check, capsys):
-    with pytest.raises(SystemExit) as info:
-        check("--is_sparse", "--model", "vsrn")
-    assert info.value.code == 2
+def test_is_sparse_goes_with_gsmn(check):
+    assert "--is_sparse: goes with --model gsmn" in message(check, "--is_sparse", "--model", "vsrn")

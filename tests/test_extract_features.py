@@ -1,5 +1,6 @@
 """tools/extract_features.py: pictures and others' files become regions; interruption; odd pictures, damaged files."""
 
+import argparse
 import base64
 import json
 import resource
@@ -102,8 +103,8 @@ def test_the_data_set_opens(place):
     place.grid("--dtype", "float16")
     (place.folder / "dev_precaps_stan.txt").write_text("1,4,2\n" * 5)
     vocab = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "dog"])
-    opt = extract_features.argparse.Namespace(data_path=str(place.root / "data"), img_dim=3, boxes="normalized",
-                                              model="gsmn", is_sparse=False)
+    opt = argparse.Namespace(data_path=str(place.root / "data"), img_dim=3, boxes="normalized",
+                             model="gsmn", is_sparse=False)
     data = PrecompDataset("dev", "mine", vocab, opt)
     assert len(data) == 5 and data.images.dtype == np.float16
     assert np.allclose(data.boxes[0, 7], [1 / 6, 1 / 6, 1 / 3, 1 / 3])
@@ -334,8 +335,7 @@ def test_no_room(place):
 
 
 def test_a_grid_needs_pictures(place):
-    with pytest.raises(SystemExit):
-        place.extract("--tsv", "a.tsv", "--grid", "resnet18")
+    assert "--grid: goes with --images" in place.error("--tsv", "a.tsv", "--grid", "resnet18")
 
 
 # ---- others' files

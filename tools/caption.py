@@ -5,7 +5,6 @@
 Released checkpoints have no caption model; those of train.py --model vsrn do.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import checkpoint
 import data
 from evaluation import load_model
 from files import InputError, run
-from options import default_device, device
+from flags import Parser, whole
+from options import add_override_flags, overrides_of
 from vocab import END
 
 
@@ -45,26 +45,17 @@ def write_captions(model, dataset, vocab, images, beam):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model_path", required=True, help="checkpoint written by train.py --model vsrn")
-    parser.add_argument("--data_path", help="folder of the data sets (default: the checkpoint's)")
-    parser.add_argument("--data_name", help="data set (default: the checkpoint's)")
-    parser.add_argument("--vocab_path", help="folder of the vocabulary (default: inside the checkpoint)")
-    parser.add_argument("--split", default="test", help="train, dev, test or testall (default: test)")
+    add_override_flags(parser)
     parser.add_argument("--image", type=int, nargs="+", default=[0], help="numbers of the images, from 0")
-    parser.add_argument("--beam", type=int, default=3, help="captions kept while searching; 1 is greedy (default: 3)")
-    parser.add_argument("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ...")
-    opt = parser.parse_args(arguments)
-    if opt.beam < 1:
-        parser.error("--beam must be 1 or more")
-    return opt
+    parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
+    return parser.parse_args(arguments)
 
 
 def main(arguments=None):
     flags = parse(arguments)
-    overrides = {name: getattr(flags, name) for name in ("data_path", "data_name", "vocab_path", "device")}
-    model, opt, vocab = captioner(flags.model_path, **overrides)
+    model, opt, vocab = captioner(flags.model_path, **overrides_of(flags))
     dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
     written = write_captions(model, dataset, vocab, flags.image, flags.beam)
     people = dataset.captions

@@ -9,7 +9,6 @@ that (ranges, repeated regions, boxes, ids against captions, checksums) takes a 
 Exit code 0: train and dev are ready for the model, or without --model for at least one.  1: not.  2: wrong flags.
 """
 
-import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import PrecompDataset
 from files import InputError, data_folder, open_array, run
+from flags import Parser
 from tools import data_facts
 from vocab import load_vocab
 
@@ -118,8 +118,7 @@ def sha256(path):
 
 
 def options(argv=None):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder's name under --data_path")

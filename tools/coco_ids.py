@@ -6,7 +6,6 @@ Compares letters and digits with those of COCO's annotations, five captions at a
 {split}_cocoids.txt beside the captions, a number a line.
 """
 
-import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import CAPTIONS_PER_IMAGE
 from eccv import letters
 from files import InputError, atomic_write, check_writable, data_folder, read_captions, run
+from flags import Parser
 from images import read_coco
 
 
@@ -44,8 +44,7 @@ def numbers_of(five, known):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")

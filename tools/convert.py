@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoint
 import torchfile
 from files import InputError, atomic_write, open_array, read_json, run
+from flags import Parser
 
 # Names of the state dicts in `model`, by their number; others are called model.0, model.1 ...
 PARTS = {4: ["img_enc", "txt_enc", "i2t_match_G", "t2i_match_G"], 2: ["img_enc", "txt_enc"]}
@@ -178,8 +179,7 @@ def checked_half(chunk, path, start):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("checkpoint", help=".pth.tar to .safetensors and .json, or back")
     one.add_argument("source", type=Path, help="file to read")

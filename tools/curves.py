@@ -8,7 +8,6 @@ log.jsonl: rsum, r1r5, ar, ari, r1, r5, r10, medr, meanr for image to text, the 
 to image.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, check_writable, read_lines, run
+from flags import Parser
 from tools.plotting import matplotlib_figure, save_figure
 
 METRICS = ("rsum", "r1", "r5", "r10", "r1r5", "r1i", "r5i", "r10i")
@@ -99,8 +99,7 @@ def draw(runs, metrics, x="Eiters"):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", help="runs: log.jsonl files or folders")
     add("--metrics", nargs="+", default=list(METRICS), help=f"what to draw (default: {' '.join(METRICS)})")

@@ -9,7 +9,6 @@ the K images' features encoded for it.  The second measures the kinds of index o
 write what they print as json, the first as a figure too (matplotlib).
 """
 
-import argparse
 import json
 import sys
 import time
@@ -24,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import evaluation
 from files import InputError, atomic_write, check_writable, run
-from flags import whole
-from options import default_device, device
+from flags import Parser, whole
+from options import add_override_flags, overrides_of
 from tools import index, index_benchmark
 from tools.plotting import matplotlib_figure, need_matplotlib, save_figure
-from tools.search import load_model, rerank
+from tools.search import rerank
 from tools.sentences import Sentence
 
 SIZES = [5, 10, 20, 50, 100, 200, 500, 1000]
@@ -172,16 +171,11 @@ def draw(rows):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model_path", help="checkpoint of VSRN, which finds")
     add("--rerank", metavar="PATH", help="checkpoint of GSMN, which orders what was found")
-    add("--data_path", help="folder of the data sets (default: the checkpoints')")
-    add("--data_name", help="data set (default: the checkpoints')")
-    add("--vocab_path", help="folder of the vocabulary (default: the checkpoints')")
-    add("--boxes", choices=["normalized", "none"], help="GSMN's boxes, or no geometry (default: the checkpoint's)")
-    add("--split", default="test", help="dev, test or testall (default: test)")
+    add_override_flags(parser, boxes=True)
     add("--kind", default="exact", choices=index.KINDS, help="kind of index (default: exact)")
     add("--out", metavar="FILE", help="figure to write: png, pdf or svg (default: none)")
     add("--json", metavar="FILE", help="write what is printed, as json (default: no file)")
@@ -189,13 +183,12 @@ def parse(arguments=None):
     add("--width", default=1024, type=whole(), help="with --synthetic: numbers in a vector (default: 1024)")
     add("--kinds", nargs="+", default=list(index.KINDS), choices=index.KINDS,
         help="with --synthetic: kinds to measure, beside exact (default: all)")
-    add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ...")
     return parser.parse_args(arguments)
 
 
 def encode(flags, path, name):
     """A checkpoint's model, the split as it reads it, and its embeddings -> Side."""
-    model, opt, vocab = load_model(flags, path)
+    model, opt, vocab = evaluation.load_model(path, **overrides_of(flags))
     if name == "vsrn":
         index.need_vectors(opt, path)
     elif opt.model != name:

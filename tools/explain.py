@@ -8,7 +8,6 @@ needs nothing else (point at a word: its regions light up), and four figures NAM
 is parsed by spaCy where the model is sparse.
 """
 
-import argparse
 import base64
 import io
 import sys
@@ -24,7 +23,8 @@ import data
 import thumbnails
 from evaluation import load_model
 from files import InputError, atomic_write, check_writable, run, warn
-from options import default_device, device
+from flags import Parser
+from options import add_override_flags, overrides_of
 from tools.explaining import explain
 from tools.plotting import need_matplotlib, save_figure
 from tools.sentences import Reader, Sentence
@@ -171,15 +171,10 @@ def picture_address(picture):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="checkpoint of GSMN")
-    add("--data_path", help="folder of the data sets (default: the checkpoint's)")
-    add("--data_name", help="data set (default: the checkpoint's)")
-    add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
-    add("--boxes", choices=["normalized", "none"], help="boxes, or no geometry (default: the checkpoint's)")
-    add("--split", default="test", help="train, dev, test or testall (default: test)")
+    add_override_flags(parser, boxes=True)
     add("--image", type=int, required=True, metavar="I", help="number of the image, from 0")
     add("--caption", metavar="J|SENTENCE",
         help="number of a caption, from 0, or a sentence (default: the image's first caption)")
@@ -189,14 +184,12 @@ def parse(arguments=None):
     add("--format", nargs="+", default=["html", "png"], choices=["html", "png", "pdf", "svg"],
         help="the page, and kinds of figures, which need matplotlib (default: html png)")
     add("--spacy_model", metavar="NAME", help="spaCy's model for a sentence (default: any installed English one)")
-    add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ...")
     return parser.parse_args(arguments)
 
 
 def load(flags):
     """The model, the split and what reads a sentence; InputError for a model without graphs to show."""
-    names = ("data_path", "data_name", "vocab_path", "boxes", "device")
-    model, opt, vocab = load_model(flags.model_path, **{name: getattr(flags, name) for name in names})
+    model, opt, vocab = load_model(flags.model_path, **overrides_of(flags))
     if opt.model != "gsmn":
         raise InputError(f"{flags.model_path}: holds {opt.model}, which matches whole vectors; words and regions are "
                          "matched by GSMN alone")

@@ -9,7 +9,6 @@ Images come in the order of {split}_imagename.txt, which tools/prepare_captions.
 is kept beside the output until that is complete: after an interruption the same command goes on.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, atomic_write, data_folder, make_folder, open_array, read_json, read_lines, run
-from flags import number, whole
+from flags import Parser, number, whole
 from options import default_device, device
 from tools.prepare_captions import SPLITS, Notes
 
@@ -183,8 +182,7 @@ def is_complete(folder, split):
 
 
 def options(argv=None):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder's name under --data_path")

@@ -9,7 +9,6 @@ neighbours: both are faster in large collections and may miss some.  The file is
 at its end: model, split, checksums, names and first captions of the images.  Needs faiss (pip install faiss-cpu).
 """
 
-import argparse
 import json
 import math
 import sys
@@ -27,7 +26,8 @@ import evaluation
 import thumbnails
 from checkpoint import BEST
 from files import InputError, atomic_write, check_writable, run
-from options import default_device, device
+from flags import Parser
+from options import add_override_flags, overrides_of
 from tools.check_data import sha256
 
 END = b"image index 1\n"  # the last bytes of a file; before them the description's length, 8 bytes
@@ -251,17 +251,12 @@ def encode_images(model, dataset, only=None):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="checkpoint of VSRN")
-    add("--data_path", help="folder of the data sets (default: the checkpoint's)")
-    add("--data_name", help="data set (default: the checkpoint's)")
-    add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
-    add("--split", default="test", help="train, dev, test or testall (default: test)")
+    add_override_flags(parser)
     add("--kind", default="exact", choices=KINDS, help="how the nearest are found (default: exact)")
     add("--out", metavar="FILE", help="file to write (default: {split}.index)")
-    add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ...")
     return parser.parse_args(arguments)
 
 
@@ -270,8 +265,7 @@ def main(arguments=None):
     out = flags.out or f"{flags.split}.index"
     need_faiss()
     check_writable(out)
-    names = ("data_path", "data_name", "vocab_path", "device")
-    model, opt, vocab = evaluation.load_model(flags.model_path, **{name: getattr(flags, name) for name in names})
+    model, opt, vocab = evaluation.load_model(flags.model_path, **overrides_of(flags))
     need_vectors(opt, flags.model_path)
     dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
     facts = facts_of(flags.model_path, opt, dataset)

@@ -7,7 +7,6 @@ The parser gets the words that the word ids stand for, in the captions' own spel
 in parts beside the output until that is complete: after an interruption the same command goes on.
 """
 
-import argparse
 import hashlib
 import http.client
 import importlib
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, atomic_write, data_folder, make_folder, read_captions, read_json, read_pairs, run
+from flags import Parser, whole
 from tools.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
 from vocab import split_words
 
@@ -226,8 +226,7 @@ def is_complete(folder, split):
 
 
 def options(argv=None):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder's name under --data_path")
@@ -237,14 +236,12 @@ def options(argv=None):
     add("--url", default="http://localhost:9000", help="the CoreNLP server (default: http://localhost:9000)")
     add("--timeout", default=120.0, type=float, metavar="SECONDS",
         help="how long the CoreNLP server may take for 100 captions (default: 120)")
-    add("--part", default=2000, type=int, metavar="N", help="captions that an interruption may cost (default: 2000)")
+    add("--part", default=2000, type=whole(), metavar="N", help="captions that an interruption may cost")
     add("--overwrite", action="store_true", help="parse again where {split}_caps.json is there already")
     opt = parser.parse_args(argv)
     opt.url = opt.url.rstrip("/")
     if not opt.url.startswith(("http://", "https://")):
         parser.error(f"--url: {opt.url!r} does not begin with http://")
-    if opt.part < 1:
-        parser.error("--part: must be 1 or more")
     return opt
 
 

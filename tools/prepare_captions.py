@@ -9,7 +9,6 @@ titles is recognised. captions.tsv has a tab between, and no quoting. The same c
 files with other content are only replaced with --overwrite.
 """
 
-import argparse
 import random
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, atomic_write, make_folder, run
+from flags import Parser, whole
 from tools.caption_sources import READERS, guess_format
 from vocab import END, UNK, deserialize_vocab, encode, load_vocab, serialize_vocab, vocab_of_captions
 
@@ -219,8 +219,7 @@ def note_stale(replaced, notes):
 
 
 def options(argv=None):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, or a two-column file")
     add("--format", default="auto", choices=["auto", *READERS], help="what the source is (default: auto, seen from it)")
@@ -231,8 +230,8 @@ def options(argv=None):
         help="use this vocabulary, .json or .pkl (default: made of train and dev, or, without train, the one there)")
     add("--threshold", default=4, type=int, help="words seen less often become <unk> (default: 4)")
     add("--split", choices=SPLITS, help="the whole source is this split (default: Karpathy's own, or --dev, --test)")
-    add("--dev", default=0, type=int, metavar="N", help="images drawn for dev; the rest is train (default: 0)")
-    add("--test", default=0, type=int, metavar="N", help="images drawn for test (default: 0)")
+    add("--dev", default=0, type=whole(0), metavar="N", help="images drawn for dev; the rest is train (default: 0)")
+    add("--test", default=0, type=whole(0), metavar="N", help="images drawn for test (default: 0)")
     add("--seed", default=0, type=int, help="fixes the draw (default: 0)")
     add("--restval", default="train", choices=["train", "drop"],
         help="Karpathy's COCO: where its restval images go (default: train)")
@@ -244,11 +243,7 @@ def options(argv=None):
     add("--fewer", default="drop", choices=["drop", "repeat"],
         help="images with fewer than five captions: leave out, or repeat their captions (default: drop)")
     add("--overwrite", action="store_true", help="replace files that are there with other content")
-    opt = parser.parse_args(argv)
-    for name in ("dev", "test"):
-        if getattr(opt, name) < 0:
-            parser.error(f"--{name}: cannot be negative")
-    return opt
+    return parser.parse_args(argv)
 
 
 def main(argv=None):

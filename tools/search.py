@@ -10,7 +10,6 @@ with --rerank GSMN looks at the nearest K images of the index again, at a cost t
 GSMN parses the sentence with spaCy.
 """
 
-import argparse
 import hashlib
 import re
 import sys
@@ -25,8 +24,8 @@ import data
 import evaluation
 import thumbnails
 from files import InputError, atomic_write, check_writable, make_folder, open_array, run, warn
-from flags import whole
-from options import default_device, device
+from flags import Parser, whole
+from options import add_override_flags, overrides_of
 from tools import index
 from tools.check_data import sha256
 from tools.explain import grid, open_picture
@@ -86,7 +85,7 @@ class Everything:
     """finder(text) -> (numbers, scores) of the best images; the model is asked about every image of the split."""
 
     def __init__(self, flags):
-        self.model, opt, vocab = load_model(flags, flags.model_path)
+        self.model, opt, vocab = evaluation.load_model(flags.model_path, **overrides_of(flags))
         self.reader = reader_of(opt, vocab, flags)
         self.dataset = open_images(flags, opt, vocab)
         path = Path(flags.cache) / cache_name(flags.model_path, self.dataset) if flags.cache else None
@@ -108,7 +107,7 @@ class FromIndex:
         for name in ("data_path", "data_name", "split"):
             setattr(flags, name, getattr(flags, name) or facts[name])
         path = flags.model_path or facts["model"]
-        self.model, opt, vocab = load_model(flags, path)
+        self.model, opt, vocab = evaluation.load_model(path, **overrides_of(flags))
         index.check_model(self.index, opt, path)
         index.check_features(self.index, Path(flags.data_path) / flags.data_name)
         self.names, self.captions = facts["names"], facts["captions"]
@@ -138,7 +137,7 @@ class Reranker:
 
     def __init__(self, flags):
         self.k = flags.shortlist
-        self.model, opt, vocab = load_model(flags, flags.rerank)
+        self.model, opt, vocab = evaluation.load_model(flags.rerank, **overrides_of(flags))
         if opt.model != "gsmn":
             raise InputError(f"{flags.rerank}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
         self.reader = reader_of(opt, vocab, flags)
@@ -160,11 +159,6 @@ def rerank(model, dataset, sentence, numbers, top, stored=None):
     boxes = None if dataset.boxes is None else dataset.boxes[numbers]
     best, scores = search(model, images, boxes, sentence, top)
     return numbers[best], scores
-
-
-def load_model(flags, path):
-    names = ("data_path", "data_name", "vocab_path", "boxes", "device")
-    return evaluation.load_model(path, **{name: getattr(flags, name) for name in names})
 
 
 def reader_of(opt, vocab, flags):
@@ -216,19 +210,15 @@ def draw(text, dataset, best, scores, images=None):
 
 
 def parse(arguments=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model_path", help="checkpoint of GSMN or VSRN; with --index not needed: that names its own")
-    add("--index", metavar="FILE", help="index of tools/index.py, which answers in place of a look at every image")
+    add("--index", metavar="FILE", help="index of tools/index.py, which answers in place of a look at every image;"
+        " without one, --split is test")
     add("--rerank", metavar="PATH", help="with --index: checkpoint of GSMN that re-orders the nearest images")
     add("--shortlist", default=100, type=whole(), metavar="K",
         help="with --rerank: images of the index that GSMN looks at (default: 100)")
-    add("--data_path", help="folder of the data sets (default: the checkpoint's)")
-    add("--data_name", help="data set (default: the checkpoint's)")
-    add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
-    add("--boxes", choices=["normalized", "none"], help="GSMN's boxes, or no geometry (default: the checkpoint's)")
-    add("--split", help="train, dev, test or testall (default: the index's, or test)")
+    add_override_flags(parser, split=None, boxes=True)
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
     add("--images", metavar="DIR", help="folder of the picture files: draw what was found")
@@ -236,7 +226,6 @@ def parse(arguments=None):
     add("--cache", default="search_cache", metavar="DIR",
         help="folder for the images' embeddings; '' for none (default: search_cache)")
     add("--spacy_model", metavar="NAME", help="spaCy's model (default: any installed English one)")
-    add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ...")
     return parser.parse_args(arguments)
 
 
