@@ -67,14 +67,14 @@ def test_faster_kinds_miss_little(kind):
     x, q = groups()
     index = tool.build(x, kind)
     if kind == "ivf":
-        index.nprobe = 8
+        tool.set_breadth(index, 8)
     exact = tool.nearest(tool.build(x), q, 10)[0]
     found = tool.nearest(index, q, 10)[0]
     share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found)])
     assert 0.9 < share <= 1
     if kind == "ivf":  # all groups looked into: nothing is missed
         assert index.nlist == 51
-        index.nprobe = index.nlist
+        tool.set_breadth(index, index.nlist)
         assert np.array_equal(tool.nearest(index, q, 10)[0], exact)
 
 
@@ -114,6 +114,8 @@ def test_whole_shortlist_is_gsmns_own_search(tiny, capsys):
     best, scores, _ = find(tiny.root / "gsmn", capsys, "--query", "a red dog", "--top", 12, "--cache", "")
     numbers, again, _ = ask(tiny, capsys, *rerank, IMAGES)
     assert (numbers, again) == (best, scores)
+    said = ask(tiny, capsys, *rerank, IMAGES, "--query", "a unicorn")[2].err
+    assert said.count("not in the vocabulary: unicorn") == 1
     near = ask(tiny, capsys, top=4)[0]
     numbers, again, _ = ask(tiny, capsys, *rerank, 4, top=3)
     assert numbers == [g for g in best if g in near][:3] and again == [scores[best.index(g)] for g in numbers]

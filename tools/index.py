@@ -86,6 +86,14 @@ def build(vectors, kind="exact"):
     return index
 
 
+def set_breadth(index, breadth):
+    """How far an index looks: groups (ivf) or candidates (hnsw); an exact one looks everywhere."""
+    if hasattr(index, "nprobe"):
+        index.nprobe = breadth
+    elif hasattr(index, "hnsw"):
+        index.hnsw.efSearch = breadth
+
+
 def nearest(index, vectors, k):
     """The k nearest of each vector (Q, D) -> numbers (Q, k), scores (Q, k), best first.
 
@@ -239,12 +247,15 @@ def need_vectors(opt, path):
 @torch.no_grad()
 def encode_images(model, dataset, only=None):
     """Embeddings of a split's images, or of the numbers in `only`: (N, R, D) of GSMN or (N, D) of VSRN."""
-    parts, numbers = [], range(dataset.n_images) if only is None else only
+    numbers, embeddings, done = range(dataset.n_images) if only is None else only, None, 0
     for batch, _ in evaluation.progress(data.image_loader(dataset, only=only), "images"):
-        first = sum(map(len, parts))
-        here = numbers[first : first + len(batch)]
-        parts.append(evaluation.finite(model.encode_images(batch), "image", here).cpu())
-    return torch.cat(parts)
+        here = slice(done, done + len(batch))
+        part = evaluation.finite(model.encode_images(batch), "image", numbers[here])
+        if embeddings is None:
+            embeddings = torch.empty(len(numbers), *part.shape[1:])
+        embeddings[here] = part
+        done = here.stop
+    return embeddings
 
 
 # ---- command line

@@ -73,13 +73,6 @@ def resident():
         return 0
 
 
-def set_breadth(index, kind, breadth):
-    if kind == "ivf":
-        index.nprobe = breadth
-    elif kind == "hnsw":
-        index.hnsw.efSearch = breadth
-
-
 def measure(n, width, kinds=tool.KINDS, folder=None):
     """Rows of figures, one for each kind and breadth: dicts of numbers; printed as they come.  'exact' comes first."""
     asked, truth, rows = questions(width), None, []
@@ -94,7 +87,7 @@ def measure(n, width, kinds=tool.KINDS, folder=None):
             tool.write(Path(place) / "index", index, {})
             disk = (Path(place) / "index").stat().st_size
         for breadth in BREADTHS[kind]:
-            set_breadth(index, kind, breadth)
+            tool.set_breadth(index, breadth)
             found = tool.nearest(index, asked, K)[0]
             truth = found if kind == "exact" else truth
             times = [1000 * timed(tool.nearest, index, one[None], K) for one in asked[:TIMED]]

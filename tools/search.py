@@ -101,6 +101,8 @@ class FromIndex:
 
     def __init__(self, flags):
         self.index, self.top, self.again = index.read(flags.index), flags.top, None
+        if flags.breadth:
+            index.set_breadth(self.index.faiss, flags.breadth)
         facts = self.index.facts
         if flags.split not in (None, facts["split"]):
             raise InputError(f"--split {flags.split}: {flags.index} holds the split {facts['split']}")
@@ -113,7 +115,7 @@ class FromIndex:
         self.names, self.captions = facts["names"], facts["captions"]
         self.reader, self.dataset = Reader(vocab), None
         if flags.rerank:
-            self.again = Reranker(flags)
+            self.again = Reranker(flags, vocab)
             self.dataset = self.again.dataset
         elif flags.images or flags.out:
             self.dataset = open_images(flags, opt, vocab)
@@ -132,20 +134,24 @@ class FromIndex:
 class Reranker:
     """reranker(text, numbers, top) -> (numbers, scores) of the `top` best by GSMN of the images `numbers`.
 
-    Only these images are encoded, or, where --cache has GSMN's embeddings already, read.
+    Only these images are encoded, or, where --cache has GSMN's embeddings already, read.  known: the vocabulary whose
+    missing words are already told.
     """
 
-    def __init__(self, flags):
+    def __init__(self, flags, known):
         self.k = flags.shortlist
         self.model, opt, vocab = evaluation.load_model(flags.rerank, **overrides_of(flags))
         if opt.model != "gsmn":
             raise InputError(f"{flags.rerank}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
         self.reader = reader_of(opt, vocab, flags)
+        self.reader.quiet = vocab.word2idx == known.word2idx
         self.dataset = open_images(flags, opt, vocab)
         stored = Path(flags.cache) / cache_name(flags.rerank, self.dataset) if flags.cache else None
         self.stored = open_array(stored) if stored and stored.exists() else None
 
     def __call__(self, text, numbers, top):
+        n = self.dataset.n_images
+        numbers = np.arange(n) if self.k >= n else numbers  # all are all, even where an index misses some
         return rerank(self.model, self.dataset, self.reader(text), numbers, top, self.stored)
 
 
@@ -218,6 +224,9 @@ def parse(arguments=None):
     add("--rerank", metavar="PATH", help="with --index: checkpoint of GSMN that re-orders the nearest images")
     add("--shortlist", default=100, type=whole(), metavar="K",
         help="with --rerank: images of the index that GSMN looks at (default: 100)")
+    add("--breadth", type=whole(), metavar="N",
+        help=f"with --index: groups that an ivf looks into (default: {index.PROBES}), or candidates that an hnsw keeps "
+             f"(default: {index.EFFORT}); more miss less and take longer")
     add_override_flags(parser, split=None, boxes=True)
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")

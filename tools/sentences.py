@@ -22,7 +22,7 @@ class Reader:
     """
 
     def __init__(self, vocab, is_sparse=False, spacy_model=None):
-        self.vocab, self.parser = vocab, None
+        self.vocab, self.parser, self.quiet = vocab, None, False
         if is_sparse:
             try:
                 self.parser = Spacy(SimpleNamespace(spacy_model=spacy_model))
@@ -34,7 +34,7 @@ class Reader:
         if not words:
             raise InputError("the sentence has no words")
         unknown = [word for word, id_ in zip(words, ids[1:]) if id_ == UNK]
-        if unknown:
+        if unknown and not self.quiet:
             warn(f"not in the vocabulary: {', '.join(unknown)}")
         shown = [f"‹{word}›" if id_ == UNK else word for word, id_ in zip(words, ids[1:])]
         return Sentence(["<start>", *shown, "<end>"], ids, self.parse(text, len(words)) if self.parser else None)
