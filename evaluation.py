@@ -17,7 +17,7 @@ import distributed
 import matrices
 from files import InputError, atomic_write, check_writable
 from model import build
-from options import check_options, defaults, overrides_of
+from options import OVERRIDES, check_options, defaults, overrides_of
 from report import Report
 from vocab import load_vocab
 
@@ -244,12 +244,14 @@ def load_model(model_path, **overrides):
     """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
 
     overrides replace what the checkpoint's opt says, None leaves it.  InputError when the checkpoint does
-    not fit the vocabulary or the model.
+    not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
     """
     loaded = checkpoint.load_checkpoint(model_path)
     check_options(loaded["opt"], model_path)
     opt = argparse.Namespace(**{**defaults(loaded["opt"].model), **vars(loaded["opt"])})
     for name, value in overrides.items():
+        if name not in OVERRIDES and not hasattr(opt, name):
+            raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
         if value is not None:
             setattr(opt, name, value)
     if not overrides.get("device"):

@@ -103,6 +103,11 @@ def test_printed_block_is_the_released_one(released, kind, capsys):
     assert capsys.readouterr().out.splitlines()[-5:] == lines[-5:]
 
 
+def test_a_misspelt_override_is_told(released):
+    with pytest.raises(TypeError, match="save_sims is no option of a checkpoint; those of evaluation are data_path, "):
+        evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sims="sims.npy")
+
+
 def test_five_folds(released, capsys):
     """Folds as printed by the released code; the means under their right labels."""
     result = evaluation.evalrank("model_dense/model_best.pth.tar", split="test", fold5=True, boxes="released")
