@@ -234,25 +234,20 @@ def gather_objects(thing):
     return found
 
 
-def share_out(array):
-    """Completes an array or CPU tensor (rows, ...) of which every process has filled its share; in place."""
+def share_out(array, counts=None):
+    """Completes an array or CPU tensor (rows, ...) of which every process has filled its share; in place.
+
+    counts: rows of each process, one process after the other, where they are not those of `share`.
+    """
+    if not _group:
+        return array
     whole = torch.as_tensor(array)
     whole = whole.view(len(whole), -1)
-    for owner in range(size() if _group else 0):
-        for piece in whole[share(len(whole), owner)].split(max(1, PIECE // max(1, whole.shape[1]))):
+    counts = counts or [len(range(len(whole))[share(len(whole), of)]) for of in range(size())]
+    for owner, rows in enumerate(whole.split(counts)):
+        for piece in rows.split(max(1, PIECE // max(1, whole.shape[1]))):
             dist.broadcast(piece, owner, group=_group)
     return array
-
-
-def gather_rows(rows, counts):
-    """CPU rows (n, ...) of this process -> those of all (sum(counts), ...), one process after the other."""
-    if not _group:
-        return rows
-    parts = [rows if owner == rank() else rows.new_empty(n, *rows.shape[1:]) for owner, n in enumerate(counts)]
-    for owner, part in enumerate(parts):
-        for piece in part.split(max(1, PIECE // max(1, part[:1].numel()))):
-            dist.broadcast(piece, owner, group=_group)
-    return torch.cat(parts)
 
 
 # ---- exchanges with gradients ----

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 from itertools import chain
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import checkpoint
 import data
 import distributed
 import matrices
+import similarity
 from files import InputError, atomic_write, check_writable
 from model import build
 from options import OVERRIDES, check_options, defaults, overrides_of
@@ -53,33 +55,34 @@ def encode_data(model, data_loader, log_step=10, logging=print):
 def encode_images(model, dataset, workers):
     """Embeddings of all images, (N, R, D) or (N, D), each process encoding its share."""
     n = dataset.n_images
-    own = range(n)[distributed.share(n)]
-    images = []
+    own, whole = range(n)[distributed.share(n)], None
+    at = own.start
     for batch, _ in progress(data.image_loader(dataset, workers=workers, only=own or [0]), "images"):
-        first = own.start + sum(map(len, images))
-        images.append(finite(model.encode_images(batch), "image", range(first, first + len(batch))).cpu())
-    counts = [len(range(n)[distributed.share(n, of)]) for of in range(distributed.size())]
-    return distributed.gather_rows(torch.cat(images)[: len(own)], counts)
+        images = finite(model.encode_images(batch), "image", range(at, at + len(batch)))
+        if whole is None:
+            whole = images.new_empty(n, *images.shape[1:], device="cpu")
+        if own:
+            whole[at : at + len(batch)] = images
+        at += len(batch)
+    return distributed.share_out(whole)
 
 
 def encode_captions(model, dataset, lengths):
-    """Embeddings of all captions as in Encoded, each process encoding every so-manieth of the sorted ones."""
-    order, size = data.longest_first(lengths), distributed.size()
-    shares = [order[of::size] for of in range(size)]
-    own, rows = shares[distributed.rank()], []
-    for batch in progress(data.caption_loader(dataset, only=own or order[:1]), "captions"):
-        emb = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids).cpu()
-        rows += list(emb) if emb.dim() == 2 else [row[:n].clone() for row, n in zip(emb, batch.lengths)]
-    one_vector = rows[0].dim() == 1
-    rows = rows[: len(own)] if own else [rows[0][:0]]
-    flat = torch.stack(rows) if one_vector else torch.cat(rows)
-    counts = [len(some) if one_vector else sum(lengths[c] for c in some) for some in shares]
-    flat = distributed.gather_rows(flat, counts)
-    flat = flat.split([1 if one_vector else lengths[c] for some in shares for c in some])
-    captions = [None] * len(lengths)
-    for c, words in zip((c for some in shares for c in some), flat):
-        captions[c] = words
-    return torch.cat(captions) if one_vector else captions
+    """Embeddings of all captions as in Encoded, each process encoding its share, longest captions first."""
+    n = len(lengths)
+    own, whole = range(n)[distributed.share(n)], None
+    rows = [1] * n if model.one_vector else lengths
+    first = np.cumsum([0, *rows]).tolist()
+    order = [own[i] for i in data.longest_first([lengths[c] for c in own])]
+    for batch in progress(data.caption_loader(dataset, only=order or [0]), "captions"):
+        captions = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids)
+        if whole is None:
+            whole = captions.new_empty(first[-1], captions.shape[-1], device="cpu")
+        for c, words in zip(batch.ids if own else (), captions.view(len(captions), -1, captions.shape[-1]).cpu()):
+            whole[first[c] : first[c + 1]] = words[: rows[c]]
+    parts = [distributed.share(n, of) for of in range(distributed.size())]
+    whole = distributed.share_out(whole, [first[part.stop] - first[part.start] for part in parts])
+    return whole if model.one_vector else list(whole.split(lengths))
 
 
 def progress(batches, what):
@@ -103,30 +106,47 @@ def finite(embeddings, what, numbers):
 def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128, sims=None):
     """Similarity of all images with all captions, in blocks -> float32 (N, M), written into `sims` where given.
 
-    Arguments as GSMN.forward_sim.  Several processes each take a share of the images; afterwards all have the
-    whole matrix.  InputError where a similarity is not finite.
+    Arguments as GSMN.forward_sim.  How large the blocks are is decided by the model's memory budget, not by
+    shard_size, the published code's argument.  Several processes each take a share of the images; afterwards
+    all have the whole matrix.  InputError where a similarity is not finite.
     """
-    n_images, n_captions = len(img_embs), len(cap_lens)
+    n_images, n_captions, width = len(img_embs), len(cap_lens), img_embs.shape[-1]
     own = distributed.share(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
     order = np.argsort(np.asarray(cap_lens), kind="stable")  # neighbours have one length: large groups
-    blocks = [order[i : i + 8 * shard_size] for i in range(0, n_captions, 8 * shard_size)]
-    pairs = (own.stop - own.start) * n_captions
-    bar = tqdm(total=pairs, desc="similarity", unit="pair", unit_scale=True, disable=None, leave=False)
-    for i in range(own.start, own.stop, shard_size):
-        rows = slice(i, min(i + shard_size, own.stop))
-        images = img_embs[rows].to(model.device)
-        boxes = None if bboxes is None else bboxes[rows]
-        for block in blocks:
-            words = take(cap_embs, block, model.device)
+    budget = getattr(model, "sim_memory", similarity.MEMORY) * 2**20 / 4
+    rows = np.full(n_images, img_embs[0].numel() // width)
+    words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
+    bar = tqdm(total=len(rows[own]) * n_captions, desc="similarity", unit="pair", unit_scale=True, disable=None,
+               leave=False)  # fmt: skip
+    for part in pieces(rows[own], width, budget):
+        part = slice(own.start + part.start, own.start + part.stop)
+        images = img_embs[part].to(model.device)
+        boxes = None if bboxes is None else bboxes[part]
+        for block in (order[some] for some in pieces(words, width, budget)):
+            captions = take(cap_embs, block, model.device)
             pairs = None if depends is None else [depends[c] for c in block]
-            part = model.forward_sim(images, words, boxes, pairs, [cap_lens[c] for c in block])
-            sims[rows, block] = part.float().cpu().numpy()
+            scores = model.forward_sim(images, captions, boxes, pairs, [cap_lens[c] for c in block])
+            sims[part, block] = scores.float().cpu().numpy()
             bar.update(len(images) * len(block))
     bar.close()
     check_finite(sims[own], own.start)
     matrices.complete(sims)
     return sims
+
+
+def pieces(rows, width, budget):
+    """Items of so many rows of `width` numbers each -> slices of them, each with half of `budget` bytes of rows at
+    most and so few items that the similarities of as many others take a quarter; at least one item each.
+    """
+    most, items = budget / 8 / width, math.isqrt(int(budget / 16))
+    cut, start, total = [], 0, 0
+    for i, n in enumerate(rows):
+        if i > start and (total + n > most or i - start >= items):
+            cut.append(slice(start, i))
+            start, total = i, 0
+        total += n
+    return [*cut, slice(start, len(rows))] if len(rows) else []
 
 
 def take(cap_embs, captions, device):

@@ -167,11 +167,11 @@ def chunks(count, bytes_each, budget):
 
 
 def native_scores(kernel, graphs, regions, captions, boxes, depends):
-    (I, R, D), C, half = regions.shape, len(captions.length), graphs.memory * 2**19
+    (I, R, D), C, share = regions.shape, len(captions.length), 3 / 8 * graphs.memory * 2**20
     images = texts = [slice(None)]
     if not torch.is_grad_enabled():  # the kernel packs a copy of the features; gradients need it whole
-        images = chunks(I, 4 * (R * D + R * R * (graphs.blocks + graph.KERNELS)), half)
-        texts = chunks(C, 8 * int(captions.length.max()) * D, half)
+        images = chunks(I, 4 * (R * D + R * R * (graphs.blocks + graph.KERNELS)), share)
+        texts = chunks(C, 8 * int(captions.length.max()) * D, share)
     visual, textual = regions.new_empty(2, I, C) if len(images) * len(texts) > 1 else (None, None)
     params = [native.stacked_params(side, kernel) for side in graphs[:2]]
     table = native.kernel_table(graphs.visual, kernel)

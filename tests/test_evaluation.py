@@ -108,6 +108,22 @@ def test_a_misspelt_override_is_told(released):
         evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sims="sims.npy")
 
 
+def test_embeddings_lie_in_one_buffer_each(released):
+    """In the captions' order, without padding and without a second copy."""
+    net, opt, vocab = evaluation.load_model("model_dense/model_best.pth.tar", data_path=".", vocab_path=".")
+    loader = evaluation.data.get_test_loader("test", opt.data_name, vocab, 16, 0, opt)
+    encoded = evaluation.encode_data(net, loader)
+    assert encoded.img_embs.untyped_storage().nbytes() == encoded.img_embs.numel() * 4
+    first = encoded.cap_embs[0]
+    assert first.untyped_storage().nbytes() == sum(encoded.cap_lens) * opt.embed_size * 4
+    assert [words.storage_offset() // opt.embed_size for words in encoded.cap_embs] == np.cumsum(
+        [0, *encoded.cap_lens[:-1]]
+    ).tolist()
+    assert all(words.data_ptr() == first.data_ptr() + 4 * words.storage_offset() for words in encoded.cap_embs)
+    alone = net.encode_captions(torch.tensor([loader.dataset.tokens[7]]), [encoded.cap_lens[7]])[0]
+    torch.testing.assert_close(encoded.cap_embs[7], alone.detach(), rtol=0, atol=2e-7)
+
+
 def test_five_folds(released, capsys):
     """Folds as printed by the released code; the means under their right labels."""
     result = evaluation.evalrank("model_dense/model_best.pth.tar", split="test", fold5=True, boxes="released")

@@ -125,6 +125,26 @@ def test_tiles_fit_the_budget():
     assert each > 4 * 16 * 36 * 12  # at least the block products
 
 
+@pytest.mark.parametrize("budget", [1, 1000, 8000, 10**7])
+def test_blocks_of_an_evaluation_fit_the_budget(budget):
+    rows = [1, 3, 3, 5, 30, 7] * 5
+    cut = evaluation.pieces(rows, 16, budget)
+    assert [i for part in cut for i in range(30)[part]] == list(range(30))
+    for items in (rows[part] for part in cut):
+        assert len(items) == 1 or (sum(items) * 16 * 4 <= budget / 2 and len(items) ** 2 * 4 <= budget / 4)
+    assert (len(cut) == 30) == (budget == 1) and (len(cut) == 1) == (budget == 10**7)
+
+
+def test_evaluation_does_not_depend_on_memory():
+    net = network(16, 32, 64, propagation="neighbors")
+    images, words, boxes, _, lengths = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), images=5, width=64)
+    with torch.no_grad():
+        whole = net.forward_sim(images, words, boxes, None, lengths)
+    for net.sim_memory in (256, 0.2, 1e-4):
+        found = evaluation.shard_xattn(net, images, words, boxes, None, lengths)
+        assert torch.equal(torch.from_numpy(found), whole)
+
+
 def test_pairs_without_gradient_cost_nothing_and_change_nothing():
     net = network()
     images, words, boxes, depends, lengths = random_case()
