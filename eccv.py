@@ -49,6 +49,9 @@ class Eccv:
             return
         try:
             self.metrics.set_pm_gts(*map(str, paths))
+            if not (set(self.images).issuperset(self.metrics.pm_gts["i2t"])
+                    and set(self.captions).issuperset(self.metrics.pm_gts["t2i"])):
+                raise ValueError("images or captions of another data set")
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{paths[0]} and {paths[1].name}: not the package's files ({error}); get them again "
                              f"from {PAGE}") from None

@@ -113,8 +113,9 @@ def test_numbers_that_do_not_fit_are_told(answers):
     assert "of image 3, after one of image 7; five in a row must be of one image" in told(swapped)
     assert "45 different captions, where the scores need all 50" in told([*CAPTIONS[:45], *CAPTIONS[:5]])
     write_ids(answers, CAPTIONS)
-    (answers / eccv.PLAUSIBLE[1]).write_text("{")
-    assert "and pm_caption_to_image.json: not the package's files" in message(eccv.Eccv().check, split(answers))
+    for text in ("{", "[]", '{"12": [3]}'):
+        (answers / eccv.PLAUSIBLE[1]).write_text(text)
+        assert "and pm_caption_to_image.json: not the package's files" in message(eccv.Eccv().check, split(answers))
 
 
 def test_without_the_package(monkeypatch):
@@ -127,11 +128,11 @@ def test_published_order(tmp_path, capsys):
     texts = shared("real/coco_precomp/testall_caps.txt").read_text().splitlines()
     scores = eccv.Eccv()
     scores.check(split(tmp_path, captions=texts, n=25000))
-    assert scores.captions == package.Metrics().coco_ids.tolist()
+    assert scores.captions == scores.metrics.coco_ids.tolist()
     assert scores.images[:2] == [391895, 60623] and len(set(scores.images)) == 5000
     moved = split(tmp_path, captions=texts[5:] + texts[:5], n=25000)
-    assert "not those of SCAN's testall; need" in message(eccv.Eccv().check, moved)
-    eccv.Eccv().check(split(tmp_path, n=25000))
+    assert "not those of SCAN's testall; need" in message(scores.check, moved)
+    scores.check(split(tmp_path, n=25000))
     assert "their order is taken to be SCAN's testall" in capsys.readouterr().err
 
 
