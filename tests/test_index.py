@@ -78,6 +78,15 @@ def test_faster_kinds_miss_little(kind):
         assert np.array_equal(tool.nearest(index, q, 10)[0], exact)
 
 
+def test_a_shortlist_may_be_short():
+    x, q = groups()
+    index = tool.build(x, "ivf")
+    tool.set_breadth(index, 1)
+    numbers, scores = tool.shortlist(index, q[:1], 1000)
+    assert 1 < len(numbers) < 1000 and (tool.nearest(index, q[:1], 1000)[0][0, len(numbers):] == -1).all()
+    np.testing.assert_allclose(scores, x[numbers] @ q[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", tool.KINDS)
 def test_more_neighbours_than_there_are(kind):
     x = groups()[0][:7]

@@ -118,7 +118,7 @@ def ask(vsrn, gsmn, built, k, stored, c):
     else:
         ids = torch.tensor([vsrn.dataset.tokens[c]])
         vector = vsrn.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
-        numbers = index.nearest(built, vector, k)[0][0]
+        numbers, _ = index.shortlist(built, vector, k)
     pairs = None if gsmn.dataset.depends is None else gsmn.dataset.depends[c]
     return rerank(gsmn.model, gsmn.dataset, Sentence([], gsmn.dataset.tokens[c], pairs), numbers, None, stored)
 

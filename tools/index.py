@@ -103,6 +103,12 @@ def nearest(index, vectors, k):
     return numbers, scores
 
 
+def shortlist(index, vector, k):
+    """The nearest of one vector (1, D) -> numbers, scores, best first: at most k, fewer where the index finds fewer."""
+    numbers, scores = (part[0] for part in nearest(index, vector, k))
+    return numbers[numbers >= 0], scores[numbers >= 0]
+
+
 # ---- the file
 
 

@@ -126,8 +126,7 @@ class FromIndex:
         with torch.no_grad():
             vector = self.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
         k = self.again.k if self.again else self.top
-        numbers, scores = (part[0] for part in index.nearest(self.index.faiss, vector, k))
-        numbers, scores = numbers[numbers >= 0], scores[numbers >= 0]
+        numbers, scores = index.shortlist(self.index.faiss, vector, k)
         return self.again(text, numbers, self.top) if self.again else (numbers, scores)
 
 
