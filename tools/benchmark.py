@@ -1,7 +1,8 @@
 """How fast this machine computes: similarity, training step, encoding, ranking, beside two yardsticks.
 
     python tools/benchmark.py                     # about a minute on two cores
-    python tools/benchmark.py --images 256 --captions 1280 --rank_images 5000
+    python tools/benchmark.py --images 256 --captions 1280 --large_batch 256 --rank_images 5000
+    python tools/benchmark.py --testall 64        # memory of evaluating COCO 5K, nothing else; some minutes
 
 "bare" is the one matrix product that cannot be avoided, all regions times all words at full width, timed right
 before each measurement; "literal" is the definition in tests/, caption by caption or step by step, as the
@@ -9,8 +10,9 @@ published code goes about it.  Random unit vectors, captions of 5 to 30 words, m
 """
 
 import argparse
-import statistics
+import ctypes
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import literal  # noqa: E402
 import test_caption  # noqa: E402
 
+import data  # noqa: E402
 import evaluation  # noqa: E402
 import model  # noqa: E402
 import native  # noqa: E402
@@ -44,7 +47,9 @@ def options(argv=None):
     add("--num_block", default=16, type=int)
     add("--rank_images", default=1000, type=int, help="images that are ranked, with five captions each")
     add("--processes", default=0, type=int, metavar="N", help="training with one process and with N (half a minute)")
-    add("--repeat", default=3, type=int, help="measurements of each, of which the median ratio is shown")
+    add("--testall", default=0, type=int, metavar="I",
+        help="memory of evaluating COCO's 5,000 images and 25,000 captions, of which the similarity of I images")
+    add("--repeat", default=3, type=int, help="measurements of each, of which the best counts")
     add("--threads", default=torch.get_num_threads(), type=int)
     add("--device", default="cpu")
     add("--sim_memory", default=256, type=float, metavar="MB")
@@ -63,10 +68,14 @@ def gsmn(opt, **changes):
     return model.GSMN(SimpleNamespace(**flags | changes)).to(opt.device)
 
 
+def caption_lengths(captions):
+    rng = np.random.default_rng(0)
+    return np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, captions)), 5, 30).astype(int).tolist()
+
+
 def some(opt, images, captions):
     """Random embeddings: images (I, R, D), captions (C, n, D) padded, boxes (I, R, 4), lengths."""
-    rng = np.random.default_rng(0)
-    lengths = np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, captions)), 5, 30).astype(int).tolist()
+    lengths = caption_lengths(captions)
     regions = model.l2norm(torch.randn(images, opt.regions, opt.embed_size))
     words = model.l2norm(torch.randn(captions, max(lengths), opt.embed_size))
     return [x.to(opt.device) for x in (regions, words, torch.rand(images, opt.regions, 4))] + [lengths]
@@ -89,27 +98,28 @@ def seconds(task):
 
 
 def memory(reset=False):
-    """Peak memory of this process in MB, since the last reset (Linux; elsewhere NaN)."""
+    """Peak memory of this process in MB since the last reset, which gives what is in use then (Linux; else NaN)."""
     try:
         if reset:
+            native.SPARE.clear()  # what is kept for the next call is not there for free
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         lines = Path("/proc/self/status").read_text().splitlines()
         key = "VmRSS" if reset else "VmHWM"
         return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-    except (OSError, StopIteration):
+    except (OSError, AttributeError, StopIteration):
         return float("nan")
 
 
 def measure(name, task, repeat, bare=None, literal_seconds=None):
-    """Time a task, each time beside the bare product, and print a line -> best seconds."""
+    """Time a task, each time after the bare product, and print a line -> best seconds."""
     task()  # first calls allocate and compile
-    before, times, ratios = memory(reset=True), [], []
+    before, times, bases = memory(reset=True), [], []
     for _ in range(repeat):
-        base = seconds(bare) if bare else float("nan")
+        bases += [seconds(bare)] if bare else []
         times.append(seconds(task))
-        ratios.append(times[-1] / base)
     best = min(times)
-    ratio = f"{statistics.median(ratios):9.2f}" if bare else " " * 9
+    ratio = f"{best / min(bases):9.2f}" if bare else " " * 9
     faster = f"{literal_seconds / best:10.0f}x" if literal_seconds else " " * 11
     print(f"{name:44}{best:10.3f}{ratio}{faster}{memory() - before:8.0f}", flush=True)
     return best
@@ -193,6 +203,45 @@ def ranking(opt):
     measure("text to image", lambda: evaluation.t2i(sims), 1)
 
 
+def coco(opt, folder, images=5000):
+    """Loader of a split as large as COCO's testall, in files."""
+    path, rng = Path(folder) / "coco_precomp", np.random.default_rng(0)
+    path.mkdir()
+    features = np.lib.format.open_memmap(path / "testall_ims.npy", "w+", np.float32, (images, opt.regions, 2048))
+    for i in range(0, images, 100):
+        rng.random(dtype=np.float32, out=features[i : i + 100])
+    del features
+    np.save(path / "testall_ims_bbx.npy", rng.random((images, opt.regions, 4), np.float32))
+    np.save(path / "testall_ims_size.npy", np.ones(images, [("image_w", "f4"), ("image_h", "f4")]))
+    words = [rng.integers(4, 8481, n) for n in caption_lengths(5 * images)]
+    (path / "testall_precaps_stan.txt").write_text("".join(",".join(map(str, ids)) + "\n" for ids in words))
+    flags = SimpleNamespace(data_path=folder, img_dim=2048)
+    return data.get_test_loader("testall", "coco_precomp", range(8481), opt.batch_size, 0, flags)
+
+
+def stage(name, task, before):
+    """Run a task once; print its time and the peak of memory so far above `before`."""
+    start = time.perf_counter()
+    result = task()
+    print(f"{name:44}{time.perf_counter() - start:10.3f}{memory() - before:28.0f}", flush=True)
+    return result
+
+
+def testall(opt):
+    """What testall.py does with COCO, but for most of the similarities."""
+    net, some = gsmn(opt, propagation="neighbors").eval(), slice(opt.testall)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = coco(opt, folder)
+        print(f"\nCOCO's testall: 5,000 images, 25,000 captions; MB: peak so far\n{HEADER}")
+        before = memory(reset=True)
+        encoded = stage("encoding", lambda: evaluation.encode_data(net, loader), before)
+        sims = stage("matrix", lambda: np.random.default_rng(0).random((5000, 25000), np.float32), before)
+        few = encoded._replace(img_embs=encoded.img_embs[some], bboxes=encoded.bboxes[some])
+        stage(f"similarity of {opt.testall} images",
+              lambda: evaluation.shard_xattn(net, *few, sims=sims[some]), before)  # fmt: skip
+        stage("ranking", lambda: evaluation.metrics(sims), before)
+
+
 def vsrn(opt):
     """VSRN at its published sizes: matching is one product; the caption loss beside unrolling all 59 steps."""
     images, ids = torch.randn(100, opt.regions, 2048, device=opt.device), torch.randint(4, 8500, (500, 13))
@@ -237,6 +286,9 @@ def main(argv=None):
     torch.set_num_threads(opt.threads)
     kernel = native.kernel(opt.num_block, 32)
     print(f"torch {torch.__version__}, {opt.device}, {opt.threads} threads, {'compiled' if kernel else 'no'} kernel")
+    if opt.testall:
+        testall(opt)
+        return
     with torch.no_grad():
         similarity(opt)
     training_step(opt, opt.batch_size)
