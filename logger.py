@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -32,8 +33,9 @@ class RunLog:
     """Scalars to TensorBoard and a JSON line for each validation, under the run's --logger_name.
 
     resume_at: the step a resumed run goes on from; what an interrupted run wrote after it is removed, so
-    that no point stands twice.  InputError when the folder cannot be used; once the run is under way, what
-    cannot be written is said, and missing.
+    that no point stands twice.  A new run moves what an earlier one left there to a folder before-N.
+    InputError when the folder cannot be used; once the run is under way, what cannot be written is said,
+    and missing.
     """
 
     def __init__(self, folder, resume_at=None):
@@ -42,9 +44,22 @@ class RunLog:
         try:
             if resume_at is not None:
                 self.forget_after(resume_at)
+            else:
+                self.set_aside()
             self.open_board()
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+
+    def set_aside(self):
+        """Moves an earlier run's files to before-1, before-2, …: curves of two runs are not to mix."""
+        files = ("log.jsonl", "config.json", "events.out.tfevents.*")
+        earlier = [path for name in files for path in self.folder.glob(name)]
+        if earlier:
+            aside = next(path for n in itertools.count(1) if not (path := self.folder / f"before-{n}").exists())
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+            logging.warning("%s: holds the log of an earlier run, which is now in %s", self.folder, aside)
 
     def open_board(self):
         """A new event file; its name holds the second, and none may be written over."""

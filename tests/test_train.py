@@ -14,7 +14,7 @@ import evaluation
 import train
 from checkpoint import load_checkpoint
 from files import InputError
-from logger import event_records, tensorboard
+from logger import RunLog, event_records, tensorboard
 
 SMALL = "--embed_size 16 --word_dim 8 --batch_size 32 --learning_rate 0.01 --workers 0 --log_step 5 --device cpu"
 GSMN = "--num_block 4 --feat_dim 4 --hid_dim 8 --lambda_softmax 9 --bi_gru"
@@ -105,6 +105,17 @@ def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, workers, kin
     logs = [[{**json.loads(line), "time": 0} for line in (tmp_path / name / "log/log.jsonl").read_text().splitlines()]
             for name in ("whole", "parts")]
     assert logs[0] == logs[1]
+
+
+def test_a_new_run_leaves_the_log_of_an_earlier_one_aside(tmp_path, caplog):
+    folder = tmp_path / "log"
+    for score in (10, 20, 30):
+        RunLog(folder).validation({"rsum": score}, 1, 0)
+    for kept, score in (("before-1", 10), ("before-2", 20), (".", 30)):
+        lines = (folder / kept / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["rsum"] for line in lines] == [score]
+        assert len(list((folder / kept).glob("events.out.tfevents.*"))) == 1
+    assert f"{folder}: holds the log of an earlier run, which is now in {folder}/before-1" in caplog.text
 
 
 def stop_after(monkeypatch, steps):
