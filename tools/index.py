@@ -1,4 +1,4 @@
-"""Put the images of a split into a FAISS index, in which tools/search.py finds the nearest without a look at all.
+"""Put the images of a split into a FAISS index, so that tools/search.py need not compare a sentence with each.
 
     python tools/index.py --model_path VSRN.pth.tar --split test --out test.index
     python tools/search.py --index test.index --query "two dogs run on grass"
