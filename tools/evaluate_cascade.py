@@ -27,7 +27,7 @@ from flags import Parser, whole
 from options import add_override_flags, overrides_of
 from tools import index, index_benchmark
 from tools.plotting import matplotlib_figure, need_matplotlib, save_figure
-from tools.search import rerank
+from tools.search import need_gsmn, rerank
 from tools.sentences import Sentence
 
 SIZES = [5, 10, 20, 50, 100, 200, 500, 1000]
@@ -186,19 +186,16 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def encode(flags, path, name):
-    """A checkpoint's model, the split as it reads it, and its embeddings -> Side."""
+def encode(flags, path, need):
+    """A checkpoint's model, the split as it reads it, and its embeddings -> Side; need checks which model it is."""
     model, opt, vocab = evaluation.load_model(path, **overrides_of(flags))
-    if name == "vsrn":
-        index.need_vectors(opt, path)
-    elif opt.model != name:
-        raise InputError(f"{path}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
+    need(opt, path)
     loader = data.get_test_loader(flags.split, opt.data_name, vocab, opt.batch_size, 0, opt)
     return Side(model, loader.dataset, evaluation.encode_data(model, loader))
 
 
 def cascade(flags):
-    vsrn, gsmn = encode(flags, flags.model_path, "vsrn"), encode(flags, flags.rerank, "gsmn")
+    vsrn, gsmn = encode(flags, flags.model_path, index.need_vectors), encode(flags, flags.rerank, need_gsmn)
     n, m = gsmn.dataset.n_images, len(gsmn.dataset)
     if (vsrn.dataset.n_images, len(vsrn.dataset)) != (n, m):
         raise InputError(f"{flags.rerank}: reads {n} images, {flags.model_path} {vsrn.dataset.n_images}; both need the "

@@ -140,8 +140,7 @@ class Reranker:
     def __init__(self, flags, known):
         self.k = flags.shortlist
         self.model, opt, vocab = evaluation.load_model(flags.rerank, **overrides_of(flags))
-        if opt.model != "gsmn":
-            raise InputError(f"{flags.rerank}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
+        need_gsmn(opt, flags.rerank)
         self.reader = reader_of(opt, vocab, flags)
         self.reader.quiet = vocab.word2idx == known.word2idx
         self.dataset = open_images(flags, opt, vocab)
@@ -152,6 +151,12 @@ class Reranker:
         n = self.dataset.n_images
         numbers = np.arange(n) if self.k >= n else numbers  # all are all, even where an index misses some
         return rerank(self.model, self.dataset, self.reader(text), numbers, top, self.stored)
+
+
+def need_gsmn(opt, path):
+    """InputError unless a checkpoint holds GSMN."""
+    if opt.model != "gsmn":
+        raise InputError(f"{path}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
 
 
 def rerank(model, dataset, sentence, numbers, top, stored=None):
