@@ -103,6 +103,7 @@ def told(step, *args):
 
 
 def test_from_photographs_to_search_and_report(photos, capsys):
+    pytest.importorskip("faiss")
     # out of order: each step says what comes first
     assert "data/mine_precomp: no such folder" in told(extract, photos)
     assert "data/mine_precomp: no such folder" in told(parse, photos)
