@@ -224,7 +224,7 @@ class VSRN(ListedModel):
             self.caption_model = None
         else:
             self.img_enc = vsrn.EncoderRegions(
-                opt.img_dim, opt.embed_size, opt.data_name, opt.use_abs, opt.no_imgnorm
+                opt.img_dim, opt.embed_size, opt.data_name, opt.use_abs, opt.no_imgnorm, getattr(opt, "chrono_init", 0)
             )
             self.caption_model = CaptionModel(
                 opt.vocab_size, opt.embed_size, opt.dim_hidden, opt.dim_word, opt.max_len,

@@ -187,6 +187,8 @@ def add_vsrn_flags(parser):
     add = parser.add_argument
     add("--measure", default="cosine", choices=["cosine", "order"], help="similarity of two embeddings")
     add("--use_abs", action="store_true", help="take the absolute value of embeddings")
+    add("--chrono_init", default=0, type=whole(0), metavar="T",
+        help="start the GRU over regions with memories of 1 to T regions; 0 starts it as released")
     add("--reset_train", action="store_true", help="accepted and without effect: training mode is always restored")
     add("--crop_size", default=224, type=whole(), help="raw images: size of the crop")
     add("--cnn_type", default="vgg19", help="raw images: torchvision classifier, as vgg19 or resnet152")

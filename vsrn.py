@@ -33,14 +33,28 @@ def linear(width, embed_size):
     return layer
 
 
+@torch.no_grad()
+def remember(rnn, steps):
+    """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
+
+    The initial values torch gives let a unit keep about half of its state at each step.  Here the bias of the update
+    gate starts at log u, u uniform in [1, steps - 1], so that it keeps u / (u + 1); the reset gate's is left.
+    Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
+    """
+    gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order: reset, update, new
+    rnn.bias_ih_l0[gate] = torch.empty(rnn.hidden_size).uniform_(1, max(1, steps - 1)).log_()
+    rnn.bias_hh_l0[gate] = 0
+
+
 class EncoderRegions(nn.Module):
     """Region features -> one vector: relations among regions, then a GRU reads them in file order.
 
     data_name 'f30k_precomp' has a BatchNorm at the end, all others a norm over the regions at the start: the
-    released models of the two data sets differ so (docs/method.md, section 3.1).
+    released models of the two data sets differ so (docs/method.md, section 3.1).  chrono_init: what `remember`
+    takes for the GRU, 0 for torch's initial values.
     """
 
-    def __init__(self, img_dim, embed_size, data_name, use_abs=False, no_imgnorm=False):
+    def __init__(self, img_dim, embed_size, data_name, use_abs=False, no_imgnorm=False, chrono_init=0):
         super().__init__()
         self.flickr = data_name == "f30k_precomp"
         self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
@@ -50,6 +64,8 @@ class EncoderRegions(nn.Module):
             setattr(self, f"Rs_GCN_{layer}", graph.RegionRelations(embed_size))
         if self.flickr:
             self.bn = nn.BatchNorm1d(embed_size)
+        if chrono_init:
+            remember(self.img_rnn, chrono_init)
 
     def forward(self, images):
         """(B, R, img_dim) -> image embeddings (B, D) and enhanced regions (B, R, D)."""

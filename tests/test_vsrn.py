@@ -104,6 +104,24 @@ def test_untrained_relations_hand_on_their_input():
     assert torch.equal(graph.RegionRelations(8)(x), x)
 
 
+def test_chrono_init_changes_nothing_but_how_long_units_remember():
+    states = []
+    for steps in (0, 36):
+        torch.manual_seed(0)
+        net = model.VSRN(options(embed_size=400, chrono_init=steps))
+        states.append({k: v for k, v in net.img_enc.state_dict().items() if not k.startswith("img_rnn.bias")})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    rnn = net.img_enc.img_rnn
+    for name, weight in rnn.named_parameters():
+        if not name.startswith("bias"):
+            torch.nn.init.zeros_(weight)  # what is left of a state then depends on the biases alone
+    nothing = torch.zeros(2, 1, 400)
+    after = rnn(nothing, torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(1, 2, 400).contiguous())[0][:, 0]
+    kept = after[1] - after[0]  # of a state of 1, in one step
+    assert 1 / 2 <= kept.min() < 0.75 and 0.96 < kept.max() <= 35 / 36
+    assert (kept > 1 - 2 / 36).float().mean().item() == pytest.approx(18 / 34, abs=0.1)
+
+
 @pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
 def test_zero_columns_and_single_items_stay_finite(data_name):
     """Zero features and zero biases: a column that is 0 in all regions; one image, one region, one word."""
