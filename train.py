@@ -19,11 +19,12 @@ import checkpoint
 import data
 import distributed
 import joint
-from evaluation import RECALLS, encode_data, metrics, shard_xattn
+from evaluation import encode_data, shard_xattn
 from files import InputError, run
 from logger import RunLog
 from model import build
 from options import check_options, resume_options, train_options
+from ranks import RECALLS, metrics
 from vocab import load_vocab
 
 BEST = checkpoint.BEST
