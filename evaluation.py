@@ -24,7 +24,16 @@ from files import InputError, atomic_write, check_writable
 from model import build
 from options import OVERRIDES, check_options, defaults, overrides_of
 from ranks import (  # noqa: F401, the field looks for i2t and t2i here
-    RECALLS, NotFiniteError, check_finite, five_folds, i2t, metrics, recalls, save_ranks, score_all, t2i,
+    RECALLS,
+    NotFiniteError,
+    check_finite,
+    five_folds,
+    i2t,
+    metrics,
+    recalls,
+    save_ranks,
+    score_all,
+    t2i,
 )  # fmt: skip
 from report import Report
 from vocab import load_vocab
