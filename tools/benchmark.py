@@ -1,6 +1,6 @@
 """How fast this machine computes: similarity, training step, encoding, ranking, beside two yardsticks.
 
-    python tools/benchmark.py                     # about a minute on two cores
+    python tools/benchmark.py                     # a minute and a half on two idle cores
     python tools/benchmark.py --images 256 --captions 1280 --large_batch 256 --rank_images 5000
     python tools/benchmark.py --testall 64        # memory of evaluating COCO 5K, nothing else; some minutes
 
@@ -88,17 +88,17 @@ def bare_product(regions, words, lengths):
     return lambda: regions @ words
 
 
-CLOCK = [time.perf_counter]
+clock = time.perf_counter  # time.process_time with --busy
 
 
 def seconds(task):
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = CLOCK[0]()
+    start = clock()
     task()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return CLOCK[0]() - start
+    return clock() - start
 
 
 def memory(reset=False):
@@ -117,9 +117,8 @@ def memory(reset=False):
 
 def measure(name, task, repeat, bare=None, literal_seconds=None):
     """Time a task, each time after the bare product, and print a line -> best seconds."""
-    task()  # first calls compile
     before = memory(reset=True)
-    task()
+    task()  # the first call may compile
     peak, times, bases = memory() - before, [], []
     for _ in range(repeat):
         bases += [seconds(bare)] if bare else []
@@ -227,9 +226,9 @@ def coco(opt, folder, images=5000):
 
 def stage(name, task, before):
     """Run a task once; print its time and the peak of memory so far above `before`."""
-    start = CLOCK[0]()
+    start = clock()
     result = task()
-    print(f"{name:44}{CLOCK[0]() - start:10.3f}{memory() - before:28.0f}", flush=True)
+    print(f"{name:44}{clock() - start:10.3f}{memory() - before:28.0f}", flush=True)
     return result
 
 
@@ -290,7 +289,8 @@ def caption_loss(opt, net):
 def main(argv=None):
     opt = options(argv)
     if opt.busy:
-        opt.threads, CLOCK[0] = 1, time.process_time
+        global clock
+        opt.threads, clock = 1, time.process_time
     torch.set_num_threads(opt.threads)
     kernel = native.kernel(opt.num_block, 32)
     print(f"torch {torch.__version__}, {opt.device}, {opt.threads} threads, {'compiled' if kernel else 'no'} kernel")
