@@ -8,6 +8,7 @@ the caller uses graph.py.  What was measured stands in docs/performance.md.
 Letters for shapes as in graph.py.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -179,7 +180,7 @@ def links(depends, length):
         rows = [at + i * n - i * (i + 1) // 2 for i in range(n)]  # entry (i, j) is at rows[i] + j
         joined += [rows[min(pair)] + max(pair) for pair in graph.inside(pairs, n)]
         own += [row + i for i, row in enumerate(rows)]
-    adjacency = torch.zeros(entries)
+    adjacency = torch.zeros(entries, dtype=torch.float32)
     adjacency[joined] = 1
     adjacency[own] += 1
     return adjacency
@@ -207,16 +208,16 @@ class Scratch(dict):
     """Tensors of the given shapes in memory that goes from call to call: fresh pages are slow to come by."""
 
     def __init__(self, shapes):
-        sizes = {name: -(-math.prod(shape) // 16) * 16 for name, shape in shapes.items()}
-        memory = SPARE.pop() if SPARE else torch.empty(0)
-        if len(memory) < sum(sizes.values()):
-            memory = torch.empty(sum(sizes.values()) + 16)
+        sizes = {name: -(-math.prod(shape) // 16) * 16 for name, shape in shapes.items()}  # whole vectors
+        total, memory = sum(sizes.values()), torch.empty(0)
+        with contextlib.suppress(IndexError):
+            memory = SPARE.pop()
+        if len(memory) < total:
+            memory = torch.empty(total + 16, dtype=torch.float32)
             memory = memory[-memory.data_ptr() % 64 // 4 :]
         weakref.finalize(self, SPARE.append, memory)
-        pieces = memory[: sum(sizes.values())].split(list(sizes.values()))
-        super().__init__(
-            {name: piece[: math.prod(shape)].view(shape) for piece, (name, shape) in zip(pieces, shapes.items())}
-        )
+        pieces = zip(shapes.items(), memory[:total].split(list(sizes.values())))
+        super().__init__({name: piece[: math.prod(shape)].view(shape) for (name, shape), piece in pieces})
 
 
 def aligned(x):
