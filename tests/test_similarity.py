@@ -11,6 +11,7 @@ import torch
 from test_gsmn import random_case, small_opt
 
 import evaluation
+import graph
 import model
 import native
 import similarity
@@ -166,6 +167,15 @@ def test_calls_alive_at_once_do_not_share_memory():
     for x, (visual, textual), expected in zip(images, scores, alone):
         (visual * weight + textual * weight.sin()).sum().backward()
         assert torch.equal(x.grad, expected)
+
+
+def test_links_are_the_adjacency():
+    depends, lengths = [[], [[0, 0]], [[0, 0], [0, 1], [2, 2], [5, 1], [-1, 0]]], torch.tensor([2, 1, 3])
+    expected = [
+        graph.adjacency([pairs], n)[0][tuple(torch.triu_indices(n, n))] for pairs, n in zip(depends, lengths.tolist())
+    ]
+    assert torch.equal(native.links(depends, lengths), torch.cat(expected))
+    assert native.links(None, lengths) is None
 
 
 def test_not_a_number_stays_in_its_row():
