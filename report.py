@@ -140,21 +140,16 @@ class Report:
             put(folder, f"{kind}-{k}", [[plain(values[part]) for values in m[kind][:4]] for m in self.models])
 
     def write_pages(self, folder):
-        import jinja2
-
-        loader = jinja2.FileSystemLoader(TEMPLATES)
-        pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
-                                   trim_blocks=True, lstrip_blocks=True)
         common = {"generator": GENERATOR, "data_name": self.data_name, "split": self.split,
                   "n_images": self.dataset.n_images, "n_captions": len(self.dataset),
                   "names": [m["name"] for m in self.models], "bins": [(bin_value(b), bin_label(b)) for b in BINS]}
         summary = {"tables": self.tables(), "curves": self.curves(), "histograms": self.histograms(),
                    "gains": self.gains(), "folds": self.kind == "fold5", "ks": CURVE_TICKS,
                    "logs": [round(math.log(k or 1, CURVE), 4) for k in range(CURVE + 1)]}
-        for name, template, more in (("index.html", "index.html", summary),
+        for name, source, more in (("index.html", "index.html", summary),
                                      ("images.html", "queries.html", {"kind": "images"}),
                                      ("captions.html", "queries.html", {"kind": "captions"})):
-            text = pages.get_template(template).render(common, page=name, **more)
+            text = template(source).render(common, page=name, **more)
             (folder / name).write_text(text, encoding="utf-8")
         for name in ("report.css", "report.js"):
             shutil.copyfile(TEMPLATES / name, folder / name)
@@ -247,6 +242,15 @@ def texts_of(dataset):
 
 
 # ---- files ----
+
+def template(name):
+    """One of templates/, to be rendered; a value that is not given is an error."""
+    import jinja2
+
+    pages = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
+                               undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return pages.get_template(name)
+
 
 def need(module, package):
     try:

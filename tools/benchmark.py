@@ -9,7 +9,6 @@ before each measurement; "literal" is the definition in tests/, caption by capti
 published code goes about it.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
 """
 
-import argparse
 import ctypes
 import sys
 import tempfile
@@ -30,30 +29,33 @@ import data  # noqa: E402
 import evaluation  # noqa: E402
 import model  # noqa: E402
 import native  # noqa: E402
+from files import run  # noqa: E402
+from flags import Parser  # noqa: E402
+from options import defaults  # noqa: E402
 from tools import throughput  # noqa: E402
 
 HEADER = f"{'':44}{'seconds':>10}{'x bare':>9}{'x literal':>11}{'MB':>8}"
 
 
 def options(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--images", default=128, type=int, help="images of the similarity")
     add("--captions", default=640, type=int, help="captions of the similarity")
     add("--batch_size", default=64, type=int, help="pairs of the training step")
     add("--large_batch", default=0, type=int, metavar="B", help="a second, larger training step, as 256")
-    add("--regions", default=36, type=int)
-    add("--embed_size", default=1024, type=int)
-    add("--num_block", default=16, type=int)
+    add("--regions", default=36, type=int, help="regions of an image")
+    add("--embed_size", default=1024, type=int, help="width of the embeddings")
+    add("--num_block", default=16, type=int, help="blocks of GSMN")
     add("--rank_images", default=1000, type=int, help="images that are ranked, with five captions each")
     add("--processes", default=0, type=int, metavar="N", help="training with one process and with N (half a minute)")
     add("--testall", default=0, type=int, metavar="I",
         help="memory of evaluating COCO's 5,000 images and 25,000 captions, of which the similarity of I images")
     add("--repeat", default=3, type=int, help="measurements of each, of which the best counts")
-    add("--threads", default=torch.get_num_threads(), type=int)
+    add("--threads", default=torch.get_num_threads(), type=int, help="threads of torch and the kernel")
     add("--busy", action="store_true", help="the machine has other work: count one thread's processor time")
-    add("--device", default="cpu")
-    add("--sim_memory", default=256, type=float, metavar="MB")
+    add("--device", default="cpu", help="where to compute: cpu or cuda")
+    add("--sim_memory", default=256, type=float, metavar="MB", help="memory for the similarity")
     return parser.parse_args(argv)
 
 
@@ -61,22 +63,15 @@ def gsmn(opt, **changes):
     """A model of random weights; width of the features and vocabulary as with Flickr30K."""
     torch.manual_seed(0)
     flags = {
-        "img_dim": 2048, "vocab_size": 8481, "word_dim": 300, "embed_size": opt.embed_size, "num_layers": 1,
-        "bi_gru": True, "no_imgnorm": False, "no_txtnorm": False, "num_block": opt.num_block,
-        "feat_dim": opt.num_block, "hid_dim": 32, "out_dim": 1, "lambda_softmax": 20.0, "is_sparse": False,
-        "margin": 0.2, "max_violation": False, "sim_memory": opt.sim_memory,
+        "vocab_size": 8481, "embed_size": opt.embed_size, "bi_gru": True, "num_block": opt.num_block,
+        "feat_dim": opt.num_block, "lambda_softmax": 20.0, "sim_memory": opt.sim_memory,
     }  # fmt: skip
-    return model.GSMN(SimpleNamespace(**flags | changes)).to(opt.device)
-
-
-def caption_lengths(captions):
-    rng = np.random.default_rng(0)
-    return np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, captions)), 5, 30).astype(int).tolist()
+    return model.GSMN(SimpleNamespace(**defaults("gsmn") | flags | changes)).to(opt.device)
 
 
 def some(opt, images, captions):
     """Random embeddings: images (I, R, D), captions (C, n, D) padded, boxes (I, R, 4), lengths."""
-    lengths = caption_lengths(captions)
+    lengths = throughput.caption_lengths(captions)
     regions = model.l2norm(torch.randn(images, opt.regions, opt.embed_size))
     words = model.l2norm(torch.randn(captions, max(lengths), opt.embed_size))
     return [x.to(opt.device) for x in (regions, words, torch.rand(images, opt.regions, 4))] + [lengths]
@@ -218,7 +213,7 @@ def coco(opt, folder, images=5000):
     del features
     np.save(path / "testall_ims_bbx.npy", rng.random((images, opt.regions, 4), np.float32))
     np.save(path / "testall_ims_size.npy", np.ones(images, [("image_w", "f4"), ("image_h", "f4")]))
-    words = [rng.integers(4, 8481, n) for n in caption_lengths(5 * images)]
+    words = [rng.integers(4, 8481, n) for n in throughput.caption_lengths(5 * images)]
     (path / "testall_precaps_stan.txt").write_text("".join(",".join(map(str, ids)) + "\n" for ids in words))
     flags = SimpleNamespace(data_path=folder, img_dim=2048)
     return data.get_test_loader("testall", "coco_precomp", range(8481), opt.batch_size, 0, flags)
@@ -250,14 +245,9 @@ def testall(opt):
 def vsrn(opt):
     """VSRN at its published sizes: matching is one product; the caption loss beside unrolling all 59 steps."""
     images, ids = torch.randn(100, opt.regions, 2048, device=opt.device), torch.randint(4, 8500, (500, 13))
-    flags = {
-        "model": "vsrn", "data_name": "f30k_precomp", "img_dim": 2048, "vocab_size": 8500, "word_dim": 300,
-        "embed_size": 2048, "num_layers": 1, "use_abs": False, "no_imgnorm": False, "measure": "cosine", "margin": 0.2,
-        "max_violation": True, "dim_hidden": 512, "dim_word": 300, "max_len": 60, "rnn_type": "gru",
-        "bidirectional": 0, "input_dropout_p": 0.0,
-    }  # fmt: skip
+    flags = {"data_name": "f30k_precomp", "vocab_size": 8500, "max_violation": True, "input_dropout_p": 0.0}
     torch.manual_seed(0)
-    net = model.build(SimpleNamespace(**flags)).to(opt.device).eval()
+    net = model.build(SimpleNamespace(**defaults("vsrn") | flags)).to(opt.device).eval()
     print(f"\nVSRN: encoding 100 images and 500 captions of 13 words, matching 1000 x 5000\n{HEADER}")
     all_images, all_captions = torch.randn(1000, 2048, device=opt.device), torch.randn(5000, 2048, device=opt.device)
     with torch.no_grad():
@@ -269,7 +259,7 @@ def vsrn(opt):
 
 def caption_loss(opt, net):
     """Forward and backward at batch 128, captions of 5 to 30 words."""
-    lengths = some(SimpleNamespace(**vars(opt) | {"embed_size": 1, "regions": 1}), 1, 128)[3]
+    lengths = throughput.caption_lengths(128)
     regions = torch.randn(128, opt.regions, 2048, device=opt.device)
     labels = torch.zeros(128, 61, dtype=torch.int64, device=opt.device)
     masks = torch.zeros(128, 61, device=opt.device)
@@ -311,4 +301,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -21,9 +21,9 @@ from data import PrecompDataset
 from files import InputError, data_folder, open_array, run
 from flags import Parser
 from tools import data_facts
+from tools.splits import SPLITS
 from vocab import load_vocab
 
-SPLITS = ("train", "dev", "test", "testall")
 WAYS = {  # in an order in which whatever is ready for the first GSMN is ready for the second
     "GSMN sparse": {"model": "gsmn", "is_sparse": True},
     "GSMN dense": {"model": "gsmn", "is_sparse": False},

@@ -25,11 +25,11 @@ from evaluation import load_model
 from files import InputError, atomic_write, check_writable, run, warn
 from flags import Parser
 from options import add_override_flags, overrides_of
+from report import TEMPLATES, template
 from tools.explaining import explain
 from tools.plotting import need_matplotlib, save_figure
 from tools.sentences import Reader, Sentence
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 SIDE = 960  # pixels of the picture's longer side, in the page
 
 
@@ -127,17 +127,13 @@ def explain_pair(model, dataset, number, sentence):
 def page(title, explanation, sentence, scene):
     """One HTML file as text: data, style, script and picture within."""
     try:
-        import jinja2
+        form = template("explain.html")
     except ImportError:
         raise InputError("the page needs the package jinja2: pip install jinja2") from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     style, more, script = (
         (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "explain.css", "explain.js")
     )
-    return environment.get_template("explain.html").render(
+    return form.render(
         title=title, scene=scene, data=page_data(explanation, sentence, scene),
         style=style + more, script=script,
         explanation=explanation, visual=float(explanation.regions.sum()), textual=float(explanation.words.sum()),

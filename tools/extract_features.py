@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, atomic_write, data_folder, make_folder, open_array, read_json, read_lines, run
 from flags import Parser, number, whole
 from options import default_device, device
-from tools.prepare_captions import SPLITS, Notes
+from tools.prepare_captions import Notes
+from tools.splits import SPLITS, chosen, unfinished
 
 SIZE = np.dtype([("image_w", "<i8"), ("image_h", "<i8")])
 ENDINGS = ("ims_size.npy", "ims_bbx.npy", "ims.npy")  # the features come last: with them a split is complete
@@ -230,19 +231,12 @@ def make_source(opt, notes):
 def main(argv=None):
     opt = options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
-    splits = opt.split or [split for split in SPLITS if (folder / f"{split}_imagename.txt").exists()]
-    if not splits:
-        raise InputError(f"{folder}: no names of images here; tools/prepare_captions.py writes "
-                         "{split}_imagename.txt with the captions, do that first")
+    splits = chosen(opt, folder, "imagename.txt", "no names of images here; tools/prepare_captions.py writes "
+                    "{split}_imagename.txt with the captions, do that first")
     for path in opt.tsv or []:
         if not path.is_file():
             raise InputError(f"{path}: no such file (--tsv)")
-    todo = []
-    for split in splits:
-        if not opt.overwrite and is_complete(folder, split):
-            print(f"{folder / f'{split}_ims.npy'}: complete; --overwrite extracts again")
-        else:
-            todo.append(split)
+    todo = unfinished(opt, folder, splits, is_complete, "ims.npy", "extracts")
     notes = Notes()
     source = make_source(opt, notes) if todo else None
     try:

@@ -23,10 +23,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, atomic_write, data_folder, make_folder, read_captions, read_json, read_pairs, run
 from flags import Parser, whole
+from tools.splits import SPLITS, chosen, unfinished
 from tools.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
 from vocab import split_words
 
-SPLITS = ("train", "dev", "test", "testall")
 BATCH = 100  # captions handed to a parser at once
 PROPERTIES = {  # what a CoreNLP server is asked to do
     "annotators": "tokenize,ssplit,pos,depparse",
@@ -248,15 +248,8 @@ def options(argv=None):
 def main(argv=None):
     opt = options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
-    splits = opt.split or [split for split in SPLITS if (folder / f"{split}_caps.txt").exists()]
-    if not splits:
-        raise InputError(f"{folder}: no captions here; tools/prepare_captions.py writes {{split}}_caps.txt")
-    todo = []
-    for split in splits:
-        if not opt.overwrite and is_complete(folder, split):
-            print(f"{folder / f'{split}_caps.json'}: complete; --overwrite parses again")
-        else:
-            todo.append(split)
+    splits = chosen(opt, folder, "caps.txt", "no captions here; tools/prepare_captions.py writes {split}_caps.txt")
+    todo = unfinished(opt, folder, splits, is_complete, "caps.json", "parses")
     parser = PARSERS[opt.parser](opt) if todo else None
     for split in todo:
         print(parse_split(folder, split, parser, opt))

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import InputError, atomic_write, make_folder, run
 from flags import Parser, whole
 from tools.caption_sources import READERS, guess_format
+from tools.splits import SPLITS
 from vocab import END, UNK, deserialize_vocab, encode, load_vocab, serialize_vocab, vocab_of_captions
 
-SPLITS = ("train", "dev", "test", "testall")
 FIVE = 5  # captions of an image
 
 
