@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/python -m pytest
 
 demo: $(VENV)/installed

@@ -1,11 +1,11 @@
 """Files -> batches: precomputed region features with their captions (docs/method.md, section 1)."""
+
 import atexit
+import contextlib
 import multiprocessing
 import os
 import signal
-from array import array
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,78 +14,58 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from boxes import read_boxes, released_boxes
-from files import InputError, data_folder, open_array, read_captions, read_ids, read_pairs, read_sizes, warn
-from preload import preloaded
-from vocab import END, PAD, PICTURES, UNK, encode
+from files.arrays import open_array, read_sizes
+from files.boxes import read_boxes, released_boxes
+from files.errors import InputError, warn
+from files.pictures import DEVIATION, MEAN, PICTURES, captioned_pictures, five_each, read_picture
+from files.ragged import Ragged
+from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions, read_dependencies, read_ids
+from vocab import END, PAD, UNK, encode
 
-CAPTIONS_PER_IMAGE = 5
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
-NO_FEATURES = 'check --data_path, --data_name and the split, or make it with tools/extract_features.py'
+NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
 CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
 
 
 class Item(NamedTuple):
     """One caption with its image; what does not apply is None."""
+
     image: torch.Tensor  # (R, F) float32
-    caption: list        # n word ids, <start> ... <end>
-    id: int              # number of the caption
+    caption: list  # n word ids, <start> ... <end>
+    id: int  # number of the caption
     boxes: torch.Tensor  # (R, 4) x1 y1 x2 y2 as parts of the image's width and height
-    depends: list        # [governor, dependent] pairs, ROOT's first
-    label: np.ndarray    # (max_len + 1,) int64
-    mask: np.ndarray     # (max_len + 1,) float32
+    depends: list  # [governor, dependent] pairs, ROOT's first
+    label: np.ndarray  # (max_len + 1,) int64
+    mask: np.ndarray  # (max_len + 1,) float32
 
 
 class Batch(NamedTuple):
     """B captions with their images, longest caption first; what does not apply is None."""
-    images: torch.Tensor    # (B, R, F) float32
+
+    images: torch.Tensor  # (B, R, F) float32
     captions: torch.Tensor  # (B, n) int64, padded with 0
-    lengths: list           # B numbers of ids
-    ids: list               # B numbers of captions
-    bboxes: torch.Tensor    # (B, R, 4) float32
-    depends: list           # B lists of pairs
-    labels: torch.Tensor    # (B, max_len + 1) int64, VSRN's caption model
-    masks: torch.Tensor     # (B, max_len + 1) float32
-
-
-class Ragged:
-    """Lists of numbers (or of pairs) of different lengths in one array: 145,000 captions take 8 MB.
-
-    Ragged[i] is list i; lengths: all their lengths (N,); flat: all numbers, (sum,) or (sum, 2) int32.
-    """
-
-    def __init__(self, lists, pairs=False):
-        flat, ends = array('i'), [0]
-        for one in lists:
-            flat.extend(chain.from_iterable(one) if pairs else one)
-            ends.append(len(flat))
-        self.flat = np.array(flat, np.int32).reshape(-1, 2) if pairs else np.array(flat, np.int32)
-        self.starts = np.array(ends) // (2 if pairs else 1)
-        self.lengths = np.diff(self.starts)
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __getitem__(self, i):
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self.flat[self.starts[i]:self.starts[i + 1]].tolist()
+    lengths: list  # B numbers of ids
+    ids: list  # B numbers of captions
+    bboxes: torch.Tensor  # (B, R, 4) float32
+    depends: list  # B lists of pairs
+    labels: torch.Tensor  # (B, max_len + 1) int64, VSRN's caption model
+    masks: torch.Tensor  # (B, max_len + 1) float32
 
 
 def label_and_mask(ids, max_len):
     """What VSRN's caption model has to say: (max_len + 1,) ids and weights (docs/method.md, section 3)."""
     if len(ids) > max_len - 1:
-        ids = [*ids[:max_len - 1], END]
+        ids = [*ids[: max_len - 1], END]
     label = np.full(max_len + 1, PAD, np.int64)
     mask = np.zeros(max_len + 1, np.float32)
-    label[:len(ids)] = ids
-    mask[:len(ids) + 1] = 1  # the first pad after <end> counts
+    label[: len(ids)] = ids
+    mask[: len(ids) + 1] = 1  # the first pad after <end> counts
     return label, mask
 
 
 def encode_captions(captions, vocab, source):
     """Captions -> their ids, Ragged, with a progress bar."""
-    bar = tqdm(captions, desc=f'{Path(source).name}: words to ids', unit='', mininterval=0.5, disable=None)
+    bar = tqdm(captions, desc=f"{Path(source).name}: words to ids", unit="", mininterval=0.5, disable=None)
     tokens = Ragged(encode(text, vocab) for text in bar)
     warn_unknown(tokens, source)
     return tokens
@@ -95,10 +75,11 @@ def warn_unknown(tokens, source):
     """Warn when more than 5 % of the words are unknown: most likely another data set's vocabulary."""
     unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
     if unknown > 0.05 * words:
-        warn(f'{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?')
+        warn(f"{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?")
 
 
 # ---- data set ----
+
 
 class PrecompDataset(Dataset):
     """Captions of one split with their images' precomputed region features; len is the number of captions.
@@ -110,47 +91,46 @@ class PrecompDataset(Dataset):
 
     def __init__(self, split, data_name, vocab, opt):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
-        self.vsrn = getattr(opt, 'model', 'gsmn') == 'vsrn'
-        self.max_len = getattr(opt, 'max_len', 60)
-        self.images = _open_features(self._need('ims.npy', NO_FEATURES), opt.img_dim)
-        if split == 'train' and getattr(opt, 'preload', False):
-            with preloaded(self._need('ims.npy')) as copy:
-                self.images = _open_features(copy, opt.img_dim)
+        self.vsrn = getattr(opt, "model", "gsmn") == "vsrn"
+        self.max_len = getattr(opt, "max_len", 60)
+        self.images = _open_features(self._need("ims.npy", NO_FEATURES), opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
-        self.sizes, self.boxes = self._read_boxes(getattr(opt, 'boxes', 'normalized'))
-        sparse = getattr(opt, 'is_sparse', False) and not self.vsrn
+        self.sizes, self.boxes = self._read_boxes(getattr(opt, "boxes", "normalized"))
+        sparse = getattr(opt, "is_sparse", False) and not self.vsrn
         self.depends = self._read_depends() if sparse else None
 
     def _read_depends(self):
-        path = self._need('caps.json', 'only --is_sparse needs it')
-        pairs = read_pairs(path)
+        path = self._need("caps.json", "only --is_sparse needs it")
+        pairs = read_dependencies(path)
         if len(pairs) != len(self.tokens):
-            raise InputError(f'{path}: dependencies of {len(pairs)} captions, but there are '
-                             f'{len(self.tokens)} captions; make them from the same captions')
+            raise InputError(
+                f"{path}: dependencies of {len(pairs)} captions, but there are "
+                f"{len(self.tokens)} captions; make them from the same captions"
+            )
         return Ragged(pairs, pairs=True)
 
     @property
     def files(self):
         """The split's files, those there are."""
-        return sorted(self.folder.glob(f'{self.split}_*'))
+        return sorted(self.folder.glob(f"{self.split}_*"))
 
     def _path(self, ending):
-        return self.folder / f'{self.split}_{ending}'
+        return self.folder / f"{self.split}_{ending}"
 
-    def _need(self, ending, advice='check --data_path, --data_name and the split'):
+    def _need(self, ending, advice="check --data_path, --data_name and the split"):
         if not self._path(ending).exists():
-            raise InputError(f'{self._path(ending)}: no such file; {advice}')
+            raise InputError(f"{self._path(ending)}: no such file; {advice}")
         return self._path(ending)
 
     def _read_tokens(self):
-        ready = self._path('precaps_stan.txt')
+        ready = self._path("precaps_stan.txt")
         if ready.exists() and not self.vsrn:
             tokens, source = Ragged(read_ids(ready, len(self.vocab))), ready
         else:
-            source = self._need('caps.txt')
+            source = self._need("caps.txt")
             if not self.vsrn:
-                warn(f'{ready} is missing: making the word ids from {source.name} with the vocabulary')
+                warn(f"{ready} is missing: making the word ids from {source.name} with the vocabulary")
             return encode_captions(read_captions(source), self.vocab, source)
         warn_unknown(tokens, source)
         return tokens
@@ -160,32 +140,36 @@ class PrecompDataset(Dataset):
         rows, captions = len(self.images), len(self.tokens)
         five = CAPTIONS_PER_IMAGE
         if captions % five or captions not in (rows, five * rows):
-            raise InputError(f'{self._path("ims.npy")}: {rows} rows of features for {captions} captions; '
-                             f'need {five} captions for each image, and a row for each image or each caption')
+            raise InputError(
+                f"{self._path('ims.npy')}: {rows} rows of features for {captions} captions; "
+                f"need {five} captions for each image, and a row for each image or each caption"
+            )
         self.im_div = captions // rows
-        self.length = min(captions, DEV_CAPTIONS) if self.split == 'dev' else captions
+        self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions
         self.n_images = self.length // CAPTIONS_PER_IMAGE
 
     def _read_boxes(self, kind):
-        if self.vsrn or kind == 'none':
+        if self.vsrn or kind == "none":
             return None, None
-        advice = 'GSMN without boxes needs --boxes none'
-        sizes = read_sizes(self._need('ims_size.npy', advice))
-        boxes = read_boxes(self._need('ims_bbx.npy', advice), sizes)
+        advice = "GSMN without boxes needs --boxes none"
+        sizes = read_sizes(self._need("ims_size.npy", advice))
+        boxes = read_boxes(self._need("ims_bbx.npy", advice), sizes)
         images, regions = len(self.tokens) // CAPTIONS_PER_IMAGE, self.images.shape[1]
         if len(boxes) not in (images, len(self.tokens)) or boxes.shape[1] != regions:
-            raise InputError(f'{self._path("ims_bbx.npy")}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; '
-                             f'need {regions} regions in {images} images, as the features and captions have')
+            raise InputError(
+                f"{self._path('ims_bbx.npy')}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; "
+                f"need {regions} regions in {images} images, as the features and captions have"
+            )
         return self._per_image(sizes), self._per_image(boxes)
 
     def _per_image(self, rows):
         step = CAPTIONS_PER_IMAGE if len(rows) == len(self.tokens) else 1  # a row for each caption, or each image
-        return rows[::step][:self.n_images]
+        return rows[::step][: self.n_images]
 
     @property
     def raw_boxes(self):
         """Boxes in pixels, (n_images, R, 4), as in the file."""
-        return self._per_image(open_array(self._need('ims_bbx.npy')))
+        return self._per_image(open_array(self._need("ims_bbx.npy")))
 
     def released_boxes(self, batch_size, fold5=False):
         """The boxes (n_images, R, 4) that the released evaluation would use: see boxes.released_boxes."""
@@ -194,21 +178,23 @@ class PrecompDataset(Dataset):
     @cached_property
     def captions(self):
         """The texts, or None without {split}_caps.txt; read when asked for."""
-        if not self._path('caps.txt').exists():
+        if not self._path("caps.txt").exists():
             return None
-        captions = read_captions(self._path('caps.txt'))
+        captions = read_captions(self._path("caps.txt"))
         if len(captions) != len(self.tokens):
-            raise InputError(f'{self._path("caps.txt")}: {len(captions)} captions, but '
-                             f'{self._path("precaps_stan.txt").name} has {len(self.tokens)}')
-        return captions[:self.length]
+            raise InputError(
+                f"{self._path('caps.txt')}: {len(captions)} captions, but "
+                f"{self._path('precaps_stan.txt').name} has {len(self.tokens)}"
+            )
+        return captions[: self.length]
 
     def __getstate__(self):
         # a worker that is not forked opens the features again; they would be copied otherwise
-        return {**self.__dict__, 'images': None}
+        return {**self.__dict__, "images": None}
 
     def __setstate__(self, state):
         self.__dict__ = state
-        self.images = open_array(self._path('ims.npy'))
+        self.images = open_array(self._path("ims.npy"))
 
     def __len__(self):
         return self.length
@@ -222,11 +208,13 @@ class PrecompDataset(Dataset):
         return self._features(g * CAPTIONS_PER_IMAGE // self.im_div)
 
     def _features(self, row):
-        with np.errstate(over='ignore'):  # float64 beyond float32: infinity, which is refused
-            features = np.array(self.images[row], np.float32, order='C')
+        with np.errstate(over="ignore"):  # float64 beyond float32: infinity, which is refused
+            features = np.array(self.images[row], np.float32, order="C")
         if not np.isfinite(features).all():
-            raise InputError(f'{self._path("ims.npy")}, row {row}: NaN or infinity among the features; '
-                             'extract the features of this image again')
+            raise InputError(
+                f"{self._path('ims.npy')}, row {row}: NaN or infinity among the features; "
+                "extract the features of this image again"
+            )
         return torch.from_numpy(features)
 
     def check_features(self):
@@ -244,19 +232,97 @@ class PrecompDataset(Dataset):
 
 def _open_features(path, img_dim):
     images = open_array(path)
-    if images.dtype.kind != 'f':
-        raise InputError(f'{path}: features of type {images.dtype}; need float32 or float16')
+    if images.dtype.kind != "f":
+        raise InputError(f"{path}: features of type {images.dtype}; need float32 or float16")
     if images.ndim != 3 or not images.size:
-        raise InputError(f'{path}: shape {images.shape}; need (images, regions, numbers)')
+        raise InputError(f"{path}: shape {images.shape}; need (images, regions, numbers)")
     if images.shape[2] != img_dim:
-        raise InputError(f'{path}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; '
-                         'they must be equal')
+        raise InputError(f"{path}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; they must be equal")
     if not images.flags.c_contiguous:
-        warn(f'{path}: stored in Fortran order, which is slow to read; rewrite it in C order')
+        warn(f"{path}: stored in Fortran order, which is slow to read; rewrite it in C order")
     return images
 
 
+class PictureDataset(Dataset):
+    """Captions of one split with their pictures: the face of data.PrecompDataset, images (3, crop, crop).
+
+    The train split has every caption; the others five captions for each image, as evaluation counts them,
+    and dev is cut to 5,000 captions. Training crops and flips depend on (seed, epoch, caption) alone, the
+    epoch being that of `sampler`. InputError for a file that is missing, damaged or does not fit the others.
+    """
+
+    boxes = depends = sizes = None
+    sampler = None  # the EpochSampler in use
+
+    def __init__(self, split, data_name, vocab, opt):
+        folder = self.folder = data_folder(opt.data_path, data_name)
+        self.split = split
+        self.train, self.seed = split == "train", getattr(opt, "seed", 0) or 0
+        pairs = captioned_pictures(folder, data_name, split, getattr(opt, "use_restval", False))
+        if not self.train:
+            pairs = five_each(pairs, folder, split)
+        pairs = pairs[:DEV_CAPTIONS] if split == "dev" else pairs
+        number = {path: g for g, path in enumerate(dict.fromkeys(path for path, _ in pairs))}
+        self.pictures = list(number)
+        self.owner = np.array([number[path] for path, _ in pairs], np.int32)
+        self.captions = [text for _, text in pairs]
+        self.tokens = encode_captions(self.captions, vocab, f"{folder}, {split}")
+        self.n_images = len(self.pictures)
+        self.transform, self.random_transform = make_transforms(getattr(opt, "crop_size", 224))
+
+    def __len__(self):
+        return len(self.owner)
+
+    @property
+    def files(self):
+        """The files that say which picture has which captions."""
+        return sorted([*self.folder.glob("annotations/*"), *self.folder.glob("dataset_*.json")])
+
+    def image_of(self, i):
+        """Number of caption i's image."""
+        return int(self.owner[i])
+
+    def image(self, g):
+        """Image g as evaluation sees it: (3, crop, crop) float32."""
+        return self.transform(read_picture(self.pictures[g]))
+
+    def __getitem__(self, i):
+        if self.train:
+            epoch = self.sampler.epoch if self.sampler else 0
+            with seeded(self.seed % 2**64, epoch, i):
+                image = self.random_transform(read_picture(self.pictures[self.owner[i]]))
+        else:
+            image = self.image(self.owner[i])
+        return Item(image, self.tokens[i], i, None, None, None, None)
+
+
+def make_transforms(crop_size):
+    """(evaluation, training): PIL image -> (3, crop_size, crop_size), normalised as ImageNet is.
+
+    Evaluation takes the centre of a picture whose shorter side is 256 for 224, in proportion for other sizes.
+    """
+    from torchvision import transforms  # only pictures need it
+
+    end = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
+    centre = [transforms.Resize(round(crop_size * 256 / 224)), transforms.CenterCrop(crop_size)]
+    chance = [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
+    return transforms.Compose([*centre, *end]), transforms.Compose([*chance, *end])
+
+
+@contextlib.contextmanager
+def seeded(*key):
+    """Inside, torch's random numbers depend on `key` alone; afterwards they go on as if none was drawn."""
+    state = torch.get_rng_state()
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    torch.default_generator.manual_seed(int(seed[0]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
 # ---- batches ----
+
 
 def collate(items):
     """Items -> Batch, sorted by caption length, longest first; equal lengths keep their order."""
@@ -265,9 +331,17 @@ def collate(items):
     lengths = [len(caption) for caption in captions]
     padded = torch.full((len(items), lengths[0]), PAD)  # (B, n)
     for row, caption in zip(padded, captions):
-        row[:len(caption)] = torch.tensor(caption)
-    return Batch(_stack(images), padded, lengths, list(ids), _stack(boxes),
-                 None if depends[0] is None else list(depends), _stack(labels), _stack(masks))
+        row[: len(caption)] = torch.tensor(caption)
+    return Batch(
+        _stack(images),
+        padded,
+        lengths,
+        list(ids),
+        _stack(boxes),
+        None if depends[0] is None else list(depends),
+        _stack(labels),
+        _stack(masks),
+    )
 
 
 def _stack(parts):
@@ -300,10 +374,10 @@ class EpochSampler:
         return min(self.batch_size, self.n - step * self.batch_size)
 
     def __iter__(self):
-        key = np.random.SeedSequence([self.seed % 2 ** 64, self.epoch]).generate_state(1, np.uint64)
+        key = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(1, np.uint64)
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
         for step in range(self.start_step, len(self)):
-            batch = order[step * self.batch_size:(step + 1) * self.batch_size]
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             first, end = (len(batch) * r // self.replicas for r in (self.rank, self.rank + 1))
             yield batch[first:end]
 
@@ -317,16 +391,21 @@ class _Collate:
     def __call__(self, items):
         if items:
             return collate(items)
-        return Batch(*(None if part is None else part[:0]
-                       for part in collate([self.dataset[0]])))
+        return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
 
 
 def make_loader(dataset, batches, workers, collate_fn=None):
     """A DataLoader over batches (lists of indices) that leaves torch's global random state alone."""
     workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=_ignore_interrupt,
-                      collate_fn=collate_fn or _Collate(dataset),
-                      pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        collate_fn=collate_fn or _Collate(dataset),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
 
 
 def _ignore_interrupt(worker):
@@ -353,20 +432,21 @@ def in_order(n, batch_size):
 def open_split(split, data_name, vocab, opt):
     """The data set of one split: region features, or pictures when data_name is coco, f8k or f30k."""
     if data_name in PICTURES:
-        if getattr(opt, 'model', 'vsrn') == 'gsmn':
-            raise InputError(f'--data_name {data_name}: pictures, which GSMN cannot read; extract region features, '
-                             'or give --model vsrn')
-        from images import PictureDataset  # stands below this module
+        if getattr(opt, "model", "vsrn") == "gsmn":
+            raise InputError(
+                f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, "
+                "or give --model vsrn"
+            )
         return PictureDataset(split, data_name, vocab, opt)
     return PrecompDataset(split, data_name, vocab, opt)
 
 
 def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     """Loaders of Batch for train (.batch_sampler is an EpochSampler) and dev (in order)."""
-    train = open_split('train', data_name, vocab, opt)
-    sampler = EpochSampler(len(train), batch_size, getattr(opt, 'seed', 0) or 0, replicas, rank)
+    train = open_split("train", data_name, vocab, opt)
+    sampler = EpochSampler(len(train), batch_size, getattr(opt, "seed", 0) or 0, replicas, rank)
     train.sampler = sampler  # pictures are cropped by (seed, epoch, caption)
-    dev = get_test_loader('dev', data_name, vocab, batch_size, workers, opt)
+    dev = get_test_loader("dev", data_name, vocab, batch_size, workers, opt)
     for dataset in (train, dev.dataset):
         if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
             dataset.check_features()
@@ -399,7 +479,7 @@ def image_loader(dataset, batch_size=128, workers=0, only=None):
     only: a range of images instead of all.
     """
     images = range(dataset.n_images) if only is None else only
-    batches = [list(images[i:i + batch_size]) for i in range(0, len(images), batch_size)]
+    batches = [list(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     return make_loader(_Images(dataset), batches, workers, _collate_images)
 
 
@@ -420,7 +500,7 @@ class _Captions(Dataset):
 
 def longest_first(lengths):
     """Numbers of captions, longest first; equal lengths keep their order."""
-    return np.argsort(-np.asarray(lengths), kind='stable').tolist()
+    return np.argsort(-np.asarray(lengths), kind="stable").tolist()
 
 
 def caption_loader(dataset, batch_size=128, only=None):
@@ -428,6 +508,6 @@ def caption_loader(dataset, batch_size=128, only=None):
 
     only: these captions, in this order, instead of all.
     """
-    order = longest_first(dataset.tokens.lengths[:len(dataset)]) if only is None else only
-    batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    order = longest_first(dataset.tokens.lengths[: len(dataset)]) if only is None else only
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return make_loader(_Captions(dataset), batches, 0, collate)

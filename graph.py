@@ -128,8 +128,7 @@ class SpatialConvolution(Kernels):
         rho = delta.square().sum(-1).sqrt()
         theta = torch.atan2(delta[..., 0], delta[..., 1])  # x first, as released
         mean_rho, mean_theta, precision_rho, precision_theta = (
-            p.view(KERNELS, 1, 1)
-            for p in (self.mean_rho, self.mean_theta, self.precision_rho, self.precision_theta)
+            p.view(KERNELS, 1, 1) for p in (self.mean_rho, self.mean_theta, self.precision_rho, self.precision_theta)
         )
         turn = (theta - mean_theta).abs()
         turn = torch.minimum(turn, (2 * math.pi - turn).abs())

@@ -10,10 +10,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graph
-import similarity
-import vsrn
-from caption import CaptionModel
-from vocab import PICTURES
+from files.pictures import PICTURES
+from modules import similarity
+from modules.backbone import behead, classifier
+from modules.caption_model import CaptionModel
+from modules.order_similarity import order_similarity
+
+RELATION_LAYERS = 4
 
 
 def l2norm(x, dim=-1, eps=1e-8):
@@ -22,13 +25,28 @@ def l2norm(x, dim=-1, eps=1e-8):
     return x / (graph.safe_norm(x, dim) + eps)
 
 
+def unit(x, dim=-1):
+    """x / ‖x‖₂ along `dim`, no epsilon.  Zeros stay zeros, with a finite gradient."""
+    square = x.square().sum(dim, keepdim=True)
+    return x / torch.where(square > graph.TINY, square, 1).sqrt()
+
+
+def linear(width, embed_size):
+    """Linear layer with the initial values of both systems: uniform ±sqrt(6 / (in + out)), bias 0."""
+    layer = nn.Linear(width, embed_size)
+    bound = math.sqrt(6.0 / (width + embed_size))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class EncoderImage(nn.Module):
     """Region features (B, R, img_dim) -> unit vectors (B, R, D)  (docs/method.md, section 2.1)."""
 
     def __init__(self, img_dim, embed_size, no_imgnorm=False):
         super().__init__()
         self.no_imgnorm = no_imgnorm
-        self.fc = vsrn.linear(img_dim, embed_size)
+        self.fc = linear(img_dim, embed_size)
 
     def forward(self, images):
         features = self.fc(images)
@@ -53,6 +71,105 @@ class EncoderText(nn.Module):
         if self.rnn.bidirectional:
             words = sum(words.chunk(2, dim=-1)) / 2
         return words if self.no_txtnorm else l2norm(words)
+
+
+@torch.no_grad()
+def remember(rnn, steps):
+    """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
+
+    The initial values torch gives let a unit keep about half of its state at each step.  Here the bias of the update
+    gate starts at log u, u uniform in [1, steps - 1], so that it keeps u / (u + 1); the reset gate's is left.
+    Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
+    """
+    gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order: reset, update, new
+    rnn.bias_ih_l0[gate] = torch.empty(rnn.hidden_size).uniform_(1, max(1, steps - 1)).log_()
+    rnn.bias_hh_l0[gate] = 0
+
+
+class EncoderRegions(nn.Module):
+    """Region features -> one vector: relations among regions, then a GRU reads them in file order.
+
+    data_name 'f30k_precomp' has a BatchNorm at the end, all others a norm over the regions at the start: the
+    released models of the two data sets differ so (docs/method.md, section 3.1).  chrono_init: what `remember`
+    takes for the GRU, 0 for torch's initial values.
+    """
+
+    def __init__(self, img_dim, embed_size, data_name, use_abs=False, no_imgnorm=False, chrono_init=0):
+        super().__init__()
+        self.flickr = data_name == "f30k_precomp"
+        self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
+        self.fc = linear(img_dim, embed_size)
+        self.img_rnn = nn.GRU(embed_size, embed_size, batch_first=True)
+        for layer in range(1, RELATION_LAYERS + 1):
+            setattr(self, f"Rs_GCN_{layer}", graph.RegionRelations(embed_size))
+        if self.flickr:
+            self.bn = nn.BatchNorm1d(embed_size)
+        if chrono_init:
+            remember(self.img_rnn, chrono_init)
+
+    def forward(self, images):
+        """(B, R, img_dim) -> image embeddings (B, D) and enhanced regions (B, R, D)."""
+        regions = self.fc(images)
+        if not self.flickr:
+            regions = unit(regions, dim=1)
+        for layer in range(1, RELATION_LAYERS + 1):
+            regions = getattr(self, f"Rs_GCN_{layer}")(regions)
+        regions = unit(regions, dim=1)
+        features = self.img_rnn(regions)[1][0]  # the last hidden state
+        if self.flickr:
+            features = graph.batch_norm(self.bn, features)
+        return finish(features, self.use_abs, self.no_imgnorm), regions
+
+
+class EncoderImageFull(nn.Module):
+    """Pictures -> one vector: a torchvision classifier without its last layer, norm, `fc`, norm.
+
+    The CNN is frozen, and stays in evaluation mode, unless `finetune`.  InputError where `cnn_type` is not
+    known or pretrained weights cannot be had.
+    """
+
+    def __init__(self, cnn_type, embed_size, pretrained=True, finetune=False, use_abs=False, no_imgnorm=False):
+        super().__init__()
+        self.finetune = finetune
+        self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
+        self.cnn = classifier(cnn_type, pretrained)
+        self.fc = linear(behead(self.cnn), embed_size)
+        self.cnn.requires_grad_(finetune)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.cnn.train(mode and self.finetune)
+        return self
+
+    def forward(self, images):
+        """(B, 3, height, width) -> image embeddings (B, D), and None where regions would stand."""
+        features = self.cnn(images)
+        if isinstance(features, tuple):  # inception and googlenet in training: auxiliary outputs follow
+            features = features[0]
+        return finish(self.fc(unit(features)), self.use_abs, self.no_imgnorm), None
+
+
+class EncoderCaption(nn.Module):
+    """Word ids -> one vector: embedding, GRU, its state at <end>."""
+
+    def __init__(self, vocab_size, word_dim, embed_size, num_layers=1, use_abs=False):
+        super().__init__()
+        self.use_abs = use_abs
+        self.embed = nn.Embedding(vocab_size, word_dim)
+        self.rnn = nn.GRU(word_dim, embed_size, num_layers, batch_first=True)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+
+    def forward(self, captions, lengths):
+        """Ids (B, n) padded, lengths -> (B, D)."""
+        lengths = torch.as_tensor(lengths).cpu()
+        packed = pack_padded_sequence(self.embed(captions), lengths, batch_first=True, enforce_sorted=False)
+        return finish(self.rnn(packed)[1][-1], self.use_abs)
+
+
+def finish(features, use_abs, no_norm=False):
+    """The end of every encoder: unit length, absolute value on request."""
+    features = features if no_norm else unit(features)
+    return features.abs() if use_abs else features
 
 
 class ContrastiveLoss(nn.Module):
@@ -218,22 +335,26 @@ class VSRN(ListedModel):
         self.measure = opt.measure
         if opt.data_name in PICTURES:
             pretrained = not getattr(opt, "no_pretrained", False)
-            self.img_enc = vsrn.EncoderImageFull(
+            self.img_enc = EncoderImageFull(
                 opt.cnn_type, opt.embed_size, pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
             )
             self.caption_model = None
         else:
-            self.img_enc = vsrn.EncoderRegions(
+            self.img_enc = EncoderRegions(
                 opt.img_dim, opt.embed_size, opt.data_name, opt.use_abs, opt.no_imgnorm, getattr(opt, "chrono_init", 0)
             )
             self.caption_model = CaptionModel(
-                opt.vocab_size, opt.embed_size, opt.dim_hidden, opt.dim_word, opt.max_len,
-                opt.rnn_type, opt.bidirectional, opt.input_dropout_p,
+                opt.vocab_size,
+                opt.embed_size,
+                opt.dim_hidden,
+                opt.dim_word,
+                opt.max_len,
+                opt.rnn_type,
+                opt.bidirectional,
+                opt.input_dropout_p,
             )
             self.own = ("Le_caption",)
-        self.txt_enc = vsrn.EncoderCaption(
-            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs
-        )
+        self.txt_enc = EncoderCaption(opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs)
         self.criterion = ContrastiveLoss(opt.margin, opt.max_violation)
 
     def forward_emb(self, images, captions, lengths):
@@ -259,7 +380,7 @@ class VSRN(ListedModel):
     def forward_sim(self, img_emb, cap_emb, bboxes=None, depends=None, cap_lens=None):
         """Similarity (I, C) of all pairs by --measure; the other arguments, GSMN's, are not used."""
         if self.measure == "order":
-            return vsrn.order_similarity(img_emb, cap_emb)
+            return order_similarity(img_emb, cap_emb)
         return img_emb @ cap_emb.t()
 
     def forward_loss(self, scores):

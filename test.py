@@ -1,8 +1,8 @@
 """Evaluate one checkpoint on a split: recalls of both directions, or the means of five folds."""
 
 import evaluation
-from files import run
-from options import eval_parser
+from files.errors import run
+from runtime.options import eval_parser
 
 
 def main(argv=None):

@@ -1,8 +1,8 @@
 """Evaluate several checkpoints one by one, then their ensemble: the mean of the similarity matrices."""
 
 import evaluation
-from files import run
-from options import eval_parser
+from files.errors import run
+from runtime.options import eval_parser
 
 
 def main(argv=None):

@@ -1,15 +1,18 @@
 """Evaluate one checkpoint on MSCOCO's testall: the whole split (5K) and the means of its five folds (1K)."""
 
 import evaluation
-from eccv import Eccv
-from files import run
-from options import eval_parser
+from files.errors import run
+from reporting.eccv import Eccv
+from runtime.options import eval_parser
 
 
 def main(argv=None):
     parser = eval_parser(__doc__, split="testall", fold5=True)
-    parser.add_argument("--eccv", action="store_true",
-        help="COCO's 5K: also ECCV Caption, CxC and PMRP, which know more than one right answer")
+    parser.add_argument(
+        "--eccv",
+        action="store_true",
+        help="COCO's 5K: also ECCV Caption, CxC and PMRP, which know more than one right answer",
+    )
     opt = parser.parse_args(argv)
     evaluation.main(opt, fold5=True, full=True, extra=Eccv() if opt.eccv else None)
 

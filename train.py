@@ -15,16 +15,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
 import data
-import distributed
-import joint
-from evaluation import encode_data, shard_xattn
-from files import InputError, run
-from logger import RunLog
+from evaluation import RECALLS, encode_data, metrics, shard_xattn
+from files.errors import InputError, run
 from model import build
-from options import check_options, resume_options, train_options
-from ranks import RECALLS, metrics
+from runtime import checkpoint, distributed, global_batch
+from runtime.logger import RunLog
+from runtime.options import check_options, resume_options, train_options
 from vocab import load_vocab
 
 BEST = checkpoint.BEST
@@ -41,6 +38,8 @@ def train(opt, given):
     saved = load_resumed(opt.resume) if opt.resume else None
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)
+    if opt.preload:
+        logging.warning("--preload has no effect any more; copy the features to /dev/shm for a faster disk")
     seed_everything(opt.seed, opt.deterministic)
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
@@ -56,7 +55,7 @@ def train(opt, given):
     at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
     if saved:
         restore(saved, model, optimizer, at)
-    replica = joint.replicate(model, opt.accumulate)
+    replica = global_batch.replicate(model, opt.accumulate)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
     log = distributed.on_main(RunLog, opt.logger_name, at.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
@@ -105,13 +104,33 @@ def train(opt, given):
             batch_time = time.time() - end
             bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
             rate = optimizer.param_groups[0]["lr"]
-            log.scalars({"epoch": at.epoch, "step": at.step - 1, "batch_time": batch_time,
-                         "data_time": data_time, "Eit": at.Eiters, "lr": rate, **losses,
-                         **model.criterion.observed(), "pairs_per_second": pairs / batch_time}, at.Eiters)
+            log.scalars(
+                {
+                    "epoch": at.epoch,
+                    "step": at.step - 1,
+                    "batch_time": batch_time,
+                    "data_time": data_time,
+                    "Eit": at.Eiters,
+                    "lr": rate,
+                    **losses,
+                    **model.criterion.observed(),
+                    "pairs_per_second": pairs / batch_time,
+                },
+                at.Eiters,
+            )
             if at.Eiters % opt.log_step == 0:
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                logging.info("Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
-                             at.epoch, at.step, steps, at.Eiters, rate, parts, batch_time, data_time)
+                logging.info(
+                    "Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
+                    at.epoch,
+                    at.step,
+                    steps,
+                    at.Eiters,
+                    rate,
+                    parts,
+                    batch_time,
+                    data_time,
+                )
             watch.step(losses["Le"], model.criterion.max_violation, pairs)
             if at.step < steps:  # at the epoch's end both follow anyway
                 if at.Eiters % opt.val_step == 0:
@@ -223,7 +242,7 @@ def stop_training(why):
 @torch.no_grad()
 def first_not_finite(model, batch):
     """Where NaN or infinity first appears on a batch's way through the model, in words."""
-    model = joint.inner(model)
+    model = global_batch.inner(model)
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             return f"the weights {name}"
@@ -298,7 +317,8 @@ class CollapseWatch:
             logging.warning(
                 "The loss has stayed at %.1f = 2 x margin x batch for %d steps: all similarities are equal, the "
                 "model has collapsed. Start with the summed loss (--warmup_sum 1) or lower --learning_rate.",
-                loss, len(self.recent),
+                loss,
+                len(self.recent),
             )
             self.recent.clear()
 

@@ -1,4 +1,5 @@
 """Words and ids. `python vocab.py --data_path ./data/ --data_name f30k_precomp` builds a vocabulary."""
+
 import functools
 import json
 import pickle
@@ -8,13 +9,15 @@ from pathlib import Path
 import punkt
 from tqdm import tqdm
 
-import files
-import flags
-from files import InputError
+from files.errors import InputError, run
+from files.pickles import restricted_load
+from files.pictures import PICTURES, training_captions
+from files.text import data_folder, read_captions, read_json
+from files.writing import atomic_write, make_folder
+from runtime import commandline
 
-SPECIAL = ('<pad>', '<start>', '<end>', '<unk>')
+SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
-PICTURES = ('coco', 'f8k', 'f30k')  # data sets of pictures with annotations; all others have region features
 
 
 class Vocabulary:
@@ -32,7 +35,7 @@ class Vocabulary:
             self.idx += 1
 
     def __call__(self, word):
-        return self.word2idx.get(word, self.word2idx['<unk>'])
+        return self.word2idx.get(word, self.word2idx["<unk>"])
 
     def __len__(self):
         return len(self.word2idx)
@@ -40,9 +43,11 @@ class Vocabulary:
 
 # ---- tokens ----
 
+
 @functools.lru_cache(maxsize=1)
 def _word_tokenizer():
     from nltk.tokenize import NLTKWordTokenizer  # takes 1.5 s, and is not needed where ids are read
+
     return NLTKWordTokenizer()
 
 
@@ -64,13 +69,14 @@ def encode(text, vocab):
 
 # ---- files ----
 
+
 def serialize_vocab(vocab, path):
     """Write a vocabulary: JSON, or for a name ending in .pkl a pickle."""
-    content = {'word2idx': vocab.word2idx, 'idx2word': vocab.idx2word, 'idx': vocab.idx}
-    if str(path).endswith('.pkl'):
-        files.atomic_write(path, lambda file: pickle.dump(vocab, file, protocol=2))
+    content = {"word2idx": vocab.word2idx, "idx2word": vocab.idx2word, "idx": vocab.idx}
+    if str(path).endswith(".pkl"):
+        atomic_write(path, lambda file: pickle.dump(vocab, file, protocol=2))
     else:
-        files.atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
+        atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
 
 
 def deserialize_vocab(path):
@@ -78,12 +84,12 @@ def deserialize_vocab(path):
 
     Raises InputError when it is not one: ids 0, 1, 2 ... without a gap or a double, special words first.
     """
-    if str(path).endswith('.pkl'):
+    if str(path).endswith(".pkl"):
         content = _unpickle(path)
     else:
-        content = files.read_json(path)
-    if not isinstance(content, dict) or not {'word2idx', 'idx2word', 'idx'} <= content.keys():
-        raise InputError(f'{path}: not a vocabulary; it needs word2idx, idx2word and idx')
+        content = read_json(path)
+    if not isinstance(content, dict) or not {"word2idx", "idx2word", "idx"} <= content.keys():
+        raise InputError(f"{path}: not a vocabulary; it needs word2idx, idx2word and idx")
     return Vocabulary(_checked_words(content, path))
 
 
@@ -92,29 +98,29 @@ def _unpickle(path):
         """Takes the place of the pickled class, so that a file can fill attributes and nothing else."""
 
     try:
-        with open(path, 'rb') as file:
-            allowed = {(module, 'Vocabulary'): Holder for module in ('vocab', '__main__')}
-            loaded = files.restricted_load(file, allowed, encoding='utf-8', what=path)
+        with open(path, "rb") as file:
+            allowed = {(module, "Vocabulary"): Holder for module in ("vocab", "__main__")}
+            loaded = restricted_load(file, allowed, encoding="utf-8", what=path)
     except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     return loaded.__dict__ if type(loaded) is Holder else None
 
 
 def _checked_words(content, path):
     """The words in the order of their ids, after checking that both tables say the same."""
-    word2idx, idx2word = content['word2idx'], content['idx2word']
+    word2idx, idx2word = content["word2idx"], content["idx2word"]
     if not isinstance(word2idx, dict) or not isinstance(idx2word, dict):
-        raise InputError(f'{path}: word2idx and idx2word must be tables')
+        raise InputError(f"{path}: word2idx and idx2word must be tables")
     words = {id_: word for word, id_ in word2idx.items() if isinstance(word, str) and type(id_) is int}
     if len(words) != len(word2idx) or set(words) != set(range(len(words))):
-        raise InputError(f'{path}: the ids in word2idx must be 0 to {len(word2idx) - 1}, each once')
+        raise InputError(f"{path}: the ids in word2idx must be 0 to {len(word2idx) - 1}, each once")
     for id_, word in enumerate(SPECIAL):
         if words.get(id_) != word:
-            raise InputError(f'{path}: {word} must have id {id_}, which is {words.get(id_)!r}')
+            raise InputError(f"{path}: {word} must have id {id_}, which is {words.get(id_)!r}")
     if {str(id_): word for id_, word in words.items()} != {str(id_): word for id_, word in idx2word.items()}:
-        raise InputError(f'{path}: idx2word does not match word2idx')
-    if content['idx'] != len(words):
-        raise InputError(f'{path}: idx must be {len(words)}, the number of words')
+        raise InputError(f"{path}: idx2word does not match word2idx")
+    if content["idx"] != len(words):
+        raise InputError(f"{path}: idx must be {len(words)}, the number of words")
     return [words[id_] for id_ in range(len(words))]
 
 
@@ -123,26 +129,29 @@ def load_vocab(vocab_path, data_name, size=None):
 
     size: the number of words wanted (a checkpoint's): the file that has it is taken, or InputError.
     """
-    names = [Path(vocab_path) / f'{data_name}_vocab{suffix}' for suffix in ('.json', '.pkl')]
+    names = [Path(vocab_path) / f"{data_name}_vocab{suffix}" for suffix in (".json", ".pkl")]
     found = {name: None for name in names if name.exists()}
     if not found:
-        raise InputError(f'{names[0]}: no such file; build it with python vocab.py --data_name {data_name}, '
-                         'or say where it is with --vocab_path')
+        raise InputError(
+            f"{names[0]}: no such file; build it with python vocab.py --data_name {data_name}, "
+            "or say where it is with --vocab_path"
+        )
     for name in found:
         vocab = deserialize_vocab(name)
         if size in (None, len(vocab)):
             return vocab
         found[name] = len(vocab)
-    sizes = ', '.join(f'{name} has {n} words' for name, n in found.items())
-    raise InputError(f'{sizes}; {size} are needed: give the vocabulary of the training (--vocab_path)')
+    sizes = ", ".join(f"{name} has {n} words" for name, n in found.items())
+    raise InputError(f"{sizes}; {size} are needed: give the vocabulary of the training (--vocab_path)")
 
 
 # ---- building ----
 
+
 def vocab_of_captions(captions, threshold=4):
     """A vocabulary of the words seen threshold times or more: special words, then in the order first seen."""
     counts = Counter()  # keeps the order of first insertion
-    for caption in tqdm(captions, desc='vocabulary', unit=' captions', mininterval=0.5):
+    for caption in tqdm(captions, desc="vocabulary", unit=" captions", mininterval=0.5):
         counts.update(tokenize(caption))
     return Vocabulary([*SPECIAL, *(word for word, n in counts.items() if n >= threshold)])
 
@@ -150,26 +159,25 @@ def vocab_of_captions(captions, threshold=4):
 def build_vocab(data_path, data_name, threshold=4):
     """The vocabulary of train_caps.txt and dev_caps.txt in data_path/data_name, or of a picture data set."""
     if data_name in PICTURES:
-        from images import training_captions  # stands below this module
         return vocab_of_captions(training_captions(data_path, data_name), threshold)
-    folder = files.data_folder(data_path, data_name)
-    captions = files.read_captions(folder / 'train_caps.txt') + files.read_captions(folder / 'dev_caps.txt')
+    folder = data_folder(data_path, data_name)
+    captions = read_captions(folder / "train_caps.txt") + read_captions(folder / "dev_caps.txt")
     return vocab_of_captions(captions, threshold)
 
 
 def main():
-    parser = flags.Parser(description='Build a vocabulary from train_caps.txt and dev_caps.txt.')
-    parser.add_argument('--data_path', default='./data/', help='folder of the data sets')
-    parser.add_argument('--data_name', required=True, help='data set: a folder in data_path')
-    parser.add_argument('--vocab_path', default='./vocab/', help='folder to write {data_name}_vocab.json to')
-    parser.add_argument('--threshold', type=flags.whole(), default=4, help='words seen less often become <unk>')
+    parser = commandline.Parser(description="Build a vocabulary from train_caps.txt and dev_caps.txt.")
+    parser.add_argument("--data_path", default="./data/", help="folder of the data sets")
+    parser.add_argument("--data_name", required=True, help="data set: a folder in data_path")
+    parser.add_argument("--vocab_path", default="./vocab/", help="folder to write {data_name}_vocab.json to")
+    parser.add_argument("--threshold", type=commandline.whole(), default=4, help="words seen less often become <unk>")
     opt = parser.parse_args()
     vocab = build_vocab(opt.data_path, opt.data_name, opt.threshold)
-    files.make_folder(opt.vocab_path)
-    path = Path(opt.vocab_path) / f'{opt.data_name}_vocab.json'
+    make_folder(opt.vocab_path)
+    path = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
     serialize_vocab(vocab, path)
-    print(f'{path}: {len(vocab)} words')
+    print(f"{path}: {len(vocab)} words")
 
 
-if __name__ == '__main__':
-    files.run(main)
+if __name__ == "__main__":
+    run(main)

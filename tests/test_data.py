@@ -1,4 +1,5 @@
 """Files -> batches: what is read, in which order, how it is batched, and what is refused."""
+
 import json
 import pickle
 import resource
@@ -9,21 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny, shared
+from tiny import make_tiny, shared
 
-import boxes
 import data
-import files
 import vocab
-from files import InputError
+from files import boxes
+from files.arrays import read_sizes
+from files.errors import InputError
+from files.text import read_json
 
 WORKERS = [0, 2]
 
 
-def dataset(tiny, split='dev', **more):
+def dataset(tiny, split="dev", **more):
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = Namespace(**{'data_path': tiny.data_path, 'img_dim': tiny.img_dim, **more})
-    return data.PrecompDataset(split, more.get('data_name', tiny.data_name), words, opt)
+    opt = Namespace(**{"data_path": tiny.data_path, "img_dim": tiny.img_dim, **more})
+    return data.PrecompDataset(split, more.get("data_name", tiny.data_name), words, opt)
 
 
 def same(a, b):
@@ -39,16 +41,17 @@ def resave(tiny, file, change):
 
 def expected_boxes(tiny, g):
     w, h = 200 + g, 100 + g
-    return np.load(tiny.folder / 'dev_ims_bbx.npy')[g] / np.float32([w, h, w, h])
+    return np.load(tiny.folder / "dev_ims_bbx.npy")[g] / np.float32([w, h, w, h])
 
 
 # ---- one item ----
+
 
 def test_an_item_is_what_the_files_say(tiny_data):
     dev = dataset(tiny_data, is_sparse=True)
     item = dev[17]
     assert len(dev) == 50 and dev.n_images == 10 and dev.im_div == 5 and dev.image_of(17) == 3
-    assert torch.equal(item.image, torch.from_numpy(np.load(tiny_data.folder / 'dev_ims.npy')[3]))
+    assert torch.equal(item.image, torch.from_numpy(np.load(tiny_data.folder / "dev_ims.npy")[3]))
     assert np.array_equal(item.boxes, expected_boxes(tiny_data, 3)) and item.boxes.dtype == torch.float32
     assert item.caption == vocab.encode(dev.captions[17], dev.vocab)
     assert item.depends == [[i, i + 1] for i in range(len(item.caption) - 2)] and item.id == 17
@@ -61,9 +64,9 @@ def test_boxes_stay_the_same_however_often_they_are_read(tiny_data):
     assert all(torch.equal(dev[0].boxes, first) for _ in range(20)) and first.max() > 0.1
 
 
-@pytest.mark.parametrize('length', range(2, 9))
+@pytest.mark.parametrize("length", range(2, 9))
 def test_labels_and_masks_by_hand(length):
-    ids = [1, 11, 12, 13, 14, 15, 16, 17][:length - 1] + [2]
+    ids = [1, 11, 12, 13, 14, 15, 16, 17][: length - 1] + [2]
     label, mask = data.label_and_mask(ids, max_len=5)
     shown = {2: [1, 2, 0, 0, 0, 0], 3: [1, 11, 2, 0, 0, 0], 4: [1, 11, 12, 2, 0, 0], 5: [1, 11, 12, 13, 2, 0]}
     assert label.tolist() == shown[min(length, 5)]
@@ -72,84 +75,97 @@ def test_labels_and_masks_by_hand(length):
 
 # ---- the reference data ----
 
+
 def test_gsmn_batch_equals_the_reference():
-    folder = shared('golden/gsmn')
-    words = vocab.deserialize_vocab(folder / 'f30k_precomp_vocab.json')
+    folder = shared("golden/gsmn")
+    words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
     opt = Namespace(data_path=folder, img_dim=64, is_sparse=True)
-    train = data.PrecompDataset('train', 'f30k_precomp', words, opt)
-    expected = np.load(folder / 'train_dense.npz')
-    batch = data.collate([train[i] for i in expected['order'][0].tolist()])
-    for ours, name in ((batch.ids, 'ids'), (batch.lengths, 'lengths'), (batch.captions, 'targets'),
-                       (batch.images, 'images'), (batch.bboxes, 'bboxes')):
-        assert np.array_equal(ours, expected[f'batch0_{name}']), name
-    pairs = json.loads((folder / 'f30k_precomp' / 'train_caps.json').read_text())
+    train = data.PrecompDataset("train", "f30k_precomp", words, opt)
+    expected = np.load(folder / "train_dense.npz")
+    batch = data.collate([train[i] for i in expected["order"][0].tolist()])
+    for ours, name in (
+        (batch.ids, "ids"),
+        (batch.lengths, "lengths"),
+        (batch.captions, "targets"),
+        (batch.images, "images"),
+        (batch.bboxes, "bboxes"),
+    ):
+        assert np.array_equal(ours, expected[f"batch0_{name}"]), name
+    pairs = json.loads((folder / "f30k_precomp" / "train_caps.json").read_text())
     assert batch.depends == [pairs[i] for i in batch.ids]
 
 
-@pytest.mark.parametrize('data_name', ['f30k_precomp', 'coco_precomp'])
+@pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
 def test_vsrn_items_and_batches_equal_the_reference(data_name):
-    words = vocab.load_vocab(shared('golden/vsrn/vocab'), data_name)
-    opt = Namespace(data_path=shared('golden/vsrn/data'), img_dim=64, model='vsrn', max_len=20)
-    expected = files.read_json(shared(f'golden/vsrn/{data_name}/pipeline.json'))
-    for split in ('train', 'test'):
+    words = vocab.load_vocab(shared("golden/vsrn/vocab"), data_name)
+    opt = Namespace(data_path=shared("golden/vsrn/data"), img_dim=64, model="vsrn", max_len=20)
+    expected = read_json(shared(f"golden/vsrn/{data_name}/pipeline.json"))
+    for split in ("train", "test"):
         items = [*data.PrecompDataset(split, data_name, words, opt)]
-        assert [item.caption for item in items] == expected[split]['target_ids']
-        assert [item.label.tolist() for item in items] == expected[split]['caption_label']
-        assert [item.mask.tolist() for item in items] == expected[split]['caption_mask']
-    expected = np.load(shared(f'golden/vsrn/{data_name}/batch.npz'))
-    train = data.PrecompDataset('train', data_name, words, opt)
-    batch = data.collate([train[i] for i in expected['batch_order'][0].tolist()])
-    for ours, name in ((batch.ids, 'ids'), (batch.lengths, 'lengths'), (batch.captions, 'targets'),
-                       (batch.images, 'images'), (batch.labels, 'caption_labels'),
-                       (batch.masks, 'caption_masks')):
+        assert [item.caption for item in items] == expected[split]["target_ids"]
+        assert [item.label.tolist() for item in items] == expected[split]["caption_label"]
+        assert [item.mask.tolist() for item in items] == expected[split]["caption_mask"]
+    expected = np.load(shared(f"golden/vsrn/{data_name}/batch.npz"))
+    train = data.PrecompDataset("train", data_name, words, opt)
+    batch = data.collate([train[i] for i in expected["batch_order"][0].tolist()])
+    for ours, name in (
+        (batch.ids, "ids"),
+        (batch.lengths, "lengths"),
+        (batch.captions, "targets"),
+        (batch.images, "images"),
+        (batch.labels, "caption_labels"),
+        (batch.masks, "caption_masks"),
+    ):
         assert np.array_equal(ours, expected[name]), name
-    for order, ordered in zip(expected['batch_order'], expected['batch_order_sorted']):
+    for order, ordered in zip(expected["batch_order"], expected["batch_order_sorted"]):
         assert data.collate([train[i] for i in order.tolist()]).ids == ordered.tolist()
 
 
 def test_boxes_equal_the_released_evaluations_bit_for_bit():
     # 2 of the 36 regions of the reference, which the released code made with batches of 16
-    golden = np.load(Path(__file__).parent / 'golden' / 'boxes.npz')
-    raw, sizes = golden['boxes'], golden['sizes']
-    assert np.array_equal(boxes.released_rows(raw, sizes, np.arange(100), 100, 16), golden['rows'])
-    assert np.array_equal(boxes.released_boxes(raw, sizes, 100, 16), golden['rows'][:20])
-    assert np.array_equal(boxes.released_boxes(raw, sizes, 100, 16, fold5=True), golden['fold5'])
+    golden = np.load(Path(__file__).parent / "golden" / "boxes.npz")
+    raw, sizes = golden["boxes"], golden["sizes"]
+    assert np.array_equal(boxes.released_rows(raw, sizes, np.arange(100), 100, 16), golden["rows"])
+    assert np.array_equal(boxes.released_boxes(raw, sizes, 100, 16), golden["rows"][:20])
+    assert np.array_equal(boxes.released_boxes(raw, sizes, 100, 16, fold5=True), golden["fold5"])
 
 
 def test_all_reference_boxes():
-    folder = shared('golden/gsmn')
-    expected = np.load(folder / 'expected_dense.npz')
-    words = vocab.deserialize_vocab(folder / 'f30k_precomp_vocab.json')
-    test = data.PrecompDataset('test', 'f30k_precomp', words, Namespace(data_path=folder, img_dim=64))
-    assert np.array_equal(test.boxes, expected['boxes_correct'])
-    assert np.array_equal(test.released_boxes(16), expected['quirk_bbox'][:20])
-    assert np.array_equal(test.released_boxes(16, fold5=True).reshape(5, 4, 36, 4), expected['fold5_bbox'])
-    structured = files.read_sizes(folder / 'f30k_precomp' / 'test_ims_size_struct.npy')
+    folder = shared("golden/gsmn")
+    expected = np.load(folder / "expected_dense.npz")
+    words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
+    test = data.PrecompDataset("test", "f30k_precomp", words, Namespace(data_path=folder, img_dim=64))
+    assert np.array_equal(test.boxes, expected["boxes_correct"])
+    assert np.array_equal(test.released_boxes(16), expected["quirk_bbox"][:20])
+    assert np.array_equal(test.released_boxes(16, fold5=True).reshape(5, 4, 36, 4), expected["fold5_bbox"])
+    structured = read_sizes(folder / "f30k_precomp" / "test_ims_size_struct.npy")
     assert np.array_equal(test.sizes, structured)
 
 
 # ---- features in other forms ----
 
-@pytest.mark.parametrize('change', [
-    lambda x: x.astype(np.float64), lambda x: x.astype('>f4'), np.asfortranarray, lambda x: x.repeat(5, 0)])
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.astype(np.float64), lambda x: x.astype(">f4"), np.asfortranarray, lambda x: x.repeat(5, 0)]
+)
 def test_features_in_other_forms_give_the_same_batches(tiny_data, capsys, change):
     expected = [*data.make_loader(dataset(tiny_data), data.in_order(50, 16), 0)]
     images = [*data.image_loader(dataset(tiny_data), 4)]
-    resave(tiny_data, 'dev_ims.npy', change)
+    resave(tiny_data, "dev_ims.npy", change)
     dev = dataset(tiny_data)
     if dev.im_div == 1:  # a row for each caption: boxes and sizes may have that, too
         assert np.array_equal(dev[17].boxes, expected_boxes(tiny_data, 3))
-        resave(tiny_data, 'dev_ims_bbx.npy', change)
-        resave(tiny_data, 'dev_ims_size.npy', change)
+        resave(tiny_data, "dev_ims_bbx.npy", change)
+        resave(tiny_data, "dev_ims_size.npy", change)
         dev = dataset(tiny_data)
     assert all(map(same, expected, data.make_loader(dev, data.in_order(50, 16), 0)))
     assert all(map(same, images, data.image_loader(dev, 4)))
     assert dev.raw_boxes.shape == (10, 4, 4)
-    assert ('Fortran order' in capsys.readouterr().err) == (change is np.asfortranarray)
+    assert ("Fortran order" in capsys.readouterr().err) == (change is np.asfortranarray)
 
 
 def test_float16_features_are_converted_item_by_item(tiny_data):
-    resave(tiny_data, 'dev_ims.npy', lambda x: x.astype(np.float16))
+    resave(tiny_data, "dev_ims.npy", lambda x: x.astype(np.float16))
     dev = dataset(tiny_data)
     assert isinstance(dev.images, np.memmap) and dev.images.dtype == np.float16
     assert dev[7].image.dtype == torch.float32 and np.array_equal(dev[7].image, dev.images[1])
@@ -157,86 +173,89 @@ def test_float16_features_are_converted_item_by_item(tiny_data):
 
 def test_features_are_not_read_whole(tiny_data):
     shape = (5000, 36, 2048)  # 1.5 GB of zeros, a file without blocks
-    big = np.lib.format.open_memmap(tiny_data.folder / 'train_ims.npy', 'w+', np.float32, shape)
+    big = np.lib.format.open_memmap(tiny_data.folder / "train_ims.npy", "w+", np.float32, shape)
     del big
-    (tiny_data.folder / 'train_precaps_stan.txt').write_text('1,4,2\n' * 25000)
+    (tiny_data.folder / "train_precaps_stan.txt").write_text("1,4,2\n" * 25000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    train = dataset(tiny_data, 'train', boxes='none', img_dim=2048)
+    train = dataset(tiny_data, "train", boxes="none", img_dim=2048)
     loader = data.make_loader(train, [[0, 12345], [24999]], 0)
     assert [len(batch.ids) for batch in loader] == [2, 1]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200e3  # kilobytes
     assert len(pickle.dumps(train)) < 1e6  # what a worker that is not forked would be sent
 
 
-@pytest.mark.parametrize('regions, width', [(1, 8), (7, 16)])
+@pytest.mark.parametrize("regions, width", [(1, 8), (7, 16)])
 def test_any_number_of_regions_and_width(tmp_path, regions, width):
-    tiny = make_tiny(tmp_path, regions, width, {'dev': 1})  # one image, too
+    tiny = make_tiny(tmp_path, regions, width, {"dev": 1})  # one image, too
     batch = next(iter(data.make_loader(dataset(tiny), data.in_order(5, 8), 0)))
     assert batch.images.shape == (5, regions, width) and batch.bboxes.shape == (5, regions, 4)
 
 
 def test_dev_is_cut_to_its_first_5000_captions(tmp_path):
-    tiny = make_tiny(tmp_path, 1, 8, {'dev': 1014})
+    tiny = make_tiny(tmp_path, 1, 8, {"dev": 1014})
     dev = dataset(tiny, is_sparse=True)
     assert len(dev) == len(dev.captions) == 5000
     assert dev.n_images == len(dev.boxes) == len(dev.raw_boxes) == 1000
     assert sum(len(images) for images, _ in data.image_loader(dev, 300)) == 1000
     assert sorted(i for batch in data.caption_loader(dev, 300) for i in batch.ids) == list(range(5000))
-    for file in tiny.folder.glob('dev_*'):
-        file.rename(tiny.folder / file.name.replace('dev', 'test'))
-    assert len(dataset(tiny, 'test')) == 5070
+    for file in tiny.folder.glob("dev_*"):
+        file.rename(tiny.folder / file.name.replace("dev", "test"))
+    assert len(dataset(tiny, "test")) == 5070
 
 
 # ---- optional files ----
 
+
 def test_missing_ids_are_made_from_the_captions_and_it_is_said(tiny_data, capsys):
     ready = dataset(tiny_data).tokens
-    (tiny_data.folder / 'dev_precaps_stan.txt').unlink()
+    (tiny_data.folder / "dev_precaps_stan.txt").unlink()
     made = dataset(tiny_data).tokens
-    assert 'dev_precaps_stan.txt is missing: making the word ids from dev_caps.txt' in capsys.readouterr().err
+    assert "dev_precaps_stan.txt is missing: making the word ids from dev_caps.txt" in capsys.readouterr().err
     assert len(made) == 50 and list(made) == list(ready)
 
 
 def test_vsrn_reads_captions_only(tiny_data, capsys):
     expected = list(dataset(tiny_data).tokens)
-    for ending in ('precaps_stan.txt', 'ims_bbx.npy', 'ims_size.npy', 'caps.json'):
-        (tiny_data.folder / f'dev_{ending}').write_text('not read')
-    dev = dataset(tiny_data, model='vsrn', max_len=6, is_sparse=True)
+    for ending in ("precaps_stan.txt", "ims_bbx.npy", "ims_size.npy", "caps.json"):
+        (tiny_data.folder / f"dev_{ending}").write_text("not read")
+    dev = dataset(tiny_data, model="vsrn", max_len=6, is_sparse=True)
     batch = next(iter(data.make_loader(dev, [[3, 4]], 0)))
     assert list(dev.tokens) == expected and dev.boxes is None and dev.depends is None
     assert batch.bboxes is None and batch.depends is None
     assert batch.labels.shape == batch.masks.shape == (2, 7)
     assert batch.labels.dtype == torch.int64 and batch.masks.dtype == torch.float32
-    assert 'warning' not in capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_gsmn_without_boxes_sizes_texts_and_dependencies(tiny_data):
-    for ending in ('caps.txt', 'ims_bbx.npy', 'ims_size.npy', 'caps.json'):
-        (tiny_data.folder / f'dev_{ending}').unlink()
-    dev = dataset(tiny_data, boxes='none')
+    for ending in ("caps.txt", "ims_bbx.npy", "ims_size.npy", "caps.json"):
+        (tiny_data.folder / f"dev_{ending}").unlink()
+    dev = dataset(tiny_data, boxes="none")
     batch = next(iter(data.make_loader(dev, [[3, 4]], 0)))
     assert batch.bboxes is None and batch.depends is None and dev.captions is None
     assert [boxes for _, boxes in data.image_loader(dev, 8)] == [None, None]
 
 
-@pytest.mark.parametrize('model', ['gsmn', 'vsrn'])
+@pytest.mark.parametrize("model", ["gsmn", "vsrn"])
 def test_another_vocabulary_is_noticed(tiny_data, capsys, model):
-    (tiny_data.folder / 'dev_precaps_stan.txt').write_text('1,4,3,5,2\n' * 50)
-    (tiny_data.folder / 'dev_caps.txt').write_text('a zebra there\n' * 50)
+    (tiny_data.folder / "dev_precaps_stan.txt").write_text("1,4,3,5,2\n" * 50)
+    (tiny_data.folder / "dev_caps.txt").write_text("a zebra there\n" * 50)
     dataset(tiny_data, model=model)
-    assert '33 % of the words are <unk>' in capsys.readouterr().err
+    assert "33 % of the words are <unk>" in capsys.readouterr().err
 
 
 def test_published_flickr8k_reads():
-    words = vocab.load_vocab(shared('real/vocab'), 'flickr8k_precomp')
-    dev = data.PrecompDataset('dev', 'flickr8k_precomp', words,
-                              Namespace(data_path=shared('real'), img_dim=256, is_sparse=True))
+    words = vocab.load_vocab(shared("real/vocab"), "flickr8k_precomp")
+    dev = data.PrecompDataset(
+        "dev", "flickr8k_precomp", words, Namespace(data_path=shared("real"), img_dim=256, is_sparse=True)
+    )
     batch = next(iter(data.make_loader(dev, data.in_order(5000, 128), 0)))
     assert len(dev) == 5000 and batch.images.shape == (128, 36, 256)
     assert batch.bboxes.min() == 0 and 0.99 < batch.bboxes.max() <= 1.01
 
 
 # ---- order and batches ----
+
 
 def batches(n, size, **more):
     return [*data.EpochSampler(n, size, **more)]
@@ -257,7 +276,7 @@ def test_every_caption_comes_once_an_epoch_in_an_order_of_seed_and_epoch():
     assert [*sampler] == epochs[1][4:] and len(sampler) == 11
 
 
-@pytest.mark.parametrize('replicas', [1, 2, 3, 4])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 def test_processes_share_the_same_global_batches(replicas):
     whole = batches(103, 10, seed=1)
     shares = [batches(103, 10, seed=1, replicas=replicas, rank=rank) for rank in range(replicas)]
@@ -267,7 +286,7 @@ def test_processes_share_the_same_global_batches(replicas):
 
 def test_an_empty_share_is_an_empty_batch(tiny_data):
     dev = dataset(tiny_data, is_sparse=True)
-    empty, = data.make_loader(dev, [[]], 0)
+    (empty,) = data.make_loader(dev, [[]], 0)
     assert empty.images.shape == (0, 4, 8) and empty.bboxes.shape == (0, 4, 4) and len(empty.captions) == 0
     assert empty.lengths == empty.ids == empty.depends == [] and empty.labels is None
 
@@ -298,7 +317,7 @@ def test_loaders_do_not_depend_on_workers_nor_touch_the_random_state(tiny_data):
 def test_workers_that_are_not_forked(tiny_data):
     dev = dataset(tiny_data)
     loader = data.image_loader(dev, 5, 1)
-    loader.multiprocessing_context = 'spawn'
+    loader.multiprocessing_context = "spawn"
     assert all(map(same, loader, data.image_loader(dev, 5)))
 
 
@@ -318,40 +337,51 @@ def test_evaluation_reads_images_and_captions_once(tiny_data):
 
 # ---- what is refused ----
 
+
 def put(value, *where):
     def change(array):
         array[where] = value
         return array
+
     return change
 
 
 ARRAYS = {  # file, change, message
-    'other width': ('ims.npy', lambda x: x[:, :, :7], 'features are 7 wide, but --img_dim is 8; they must be'),
-    'integers': ('ims.npy', lambda x: x.astype(int), 'features of type int64; need float32 or float16'),
-    'one matrix': ('ims.npy', lambda x: x[0], 'shape (4, 8); need (images, regions, numbers)'),
-    'no image': ('ims.npy', lambda x: x[:0], 'dev_ims.npy'),
-    'fewer images': ('ims.npy', lambda x: x[:9], '9 rows of features for 50 captions; need 5 captions'),
-    'no width': ('ims_size.npy', put((0, 5), 3), 'row 3: image size 0 x 5; width and height must be positive'),
-    'fewer sizes': ('ims_size.npy', lambda x: x[:9], 'boxes of 10 images, but 9 image sizes'),
-    'fewer regions': ('ims_bbx.npy', lambda x: x[:, :3],
-                      'boxes of 3 regions in 10 images; need 4 regions in 10 images'),
-    'flat boxes': ('ims_bbx.npy', lambda x: x.reshape(10, 16),
-                   'shape (10, 16), type float32; need (images, regions, 4)'),
-    'box of text': ('ims_bbx.npy', lambda x: x.astype('S4'), 'need (images, regions, 4)'),
-    'box outside': ('ims_bbx.npy', put((0, 0, 9, 140), 6, 2),
-                    'row 6, region 2: box [0.0, 0.0, 9.0, 140.0] lies outside its image of 206 x 106 pixels'),
-    'box left of it': ('ims_bbx.npy', put(-60, 0, 0, 0), 'row 0, region 0: box [-60.0, '),
-    'box of NaN': ('ims_bbx.npy', put(np.nan, 1, 0, 0), 'row 1, region 0: box [nan, '),
+    "other width": ("ims.npy", lambda x: x[:, :, :7], "features are 7 wide, but --img_dim is 8; they must be"),
+    "integers": ("ims.npy", lambda x: x.astype(int), "features of type int64; need float32 or float16"),
+    "one matrix": ("ims.npy", lambda x: x[0], "shape (4, 8); need (images, regions, numbers)"),
+    "no image": ("ims.npy", lambda x: x[:0], "dev_ims.npy"),
+    "fewer images": ("ims.npy", lambda x: x[:9], "9 rows of features for 50 captions; need 5 captions"),
+    "no width": ("ims_size.npy", put((0, 5), 3), "row 3: image size 0 x 5; width and height must be positive"),
+    "fewer sizes": ("ims_size.npy", lambda x: x[:9], "boxes of 10 images, but 9 image sizes"),
+    "fewer regions": (
+        "ims_bbx.npy",
+        lambda x: x[:, :3],
+        "boxes of 3 regions in 10 images; need 4 regions in 10 images",
+    ),
+    "flat boxes": (
+        "ims_bbx.npy",
+        lambda x: x.reshape(10, 16),
+        "shape (10, 16), type float32; need (images, regions, 4)",
+    ),
+    "box of text": ("ims_bbx.npy", lambda x: x.astype("S4"), "need (images, regions, 4)"),
+    "box outside": (
+        "ims_bbx.npy",
+        put((0, 0, 9, 140), 6, 2),
+        "row 6, region 2: box [0.0, 0.0, 9.0, 140.0] lies outside its image of 206 x 106 pixels",
+    ),
+    "box left of it": ("ims_bbx.npy", put(-60, 0, 0, 0), "row 0, region 0: box [-60.0, "),
+    "box of NaN": ("ims_bbx.npy", put(np.nan, 1, 0, 0), "row 1, region 0: box [nan, "),
 }
 TEXTS = {  # file, change of its text, message
-    'unknown id': ('precaps_stan.txt', lambda x: x + '1,99,2\n', 'line 51: word id 99'),
-    'empty ids': ('precaps_stan.txt', lambda x: '\n' + x, 'line 1: empty'),
-    'not five': ('precaps_stan.txt', lambda x: x.split('\n', 2)[2], '10 rows of features for 48 captions'),
-    'no captions': ('precaps_stan.txt', lambda x: '', '10 rows of features for 0 captions'),
-    'few pairs': ('caps.json', lambda x: '[]', 'dependencies of 0 captions, but there are 50 captions'),
-    'broken JSON': ('caps.json', lambda x: x[:-9], 'not valid JSON'),
-    'fewer texts': ('caps.txt', lambda x: x + 'more\n', '51 captions, but dev_precaps_stan.txt has 50'),
-    'empty text': ('caps.txt', lambda x: 'a dog\n\n' + x, 'line 2: empty caption'),
+    "unknown id": ("precaps_stan.txt", lambda x: x + "1,99,2\n", "line 51: word id 99"),
+    "empty ids": ("precaps_stan.txt", lambda x: "\n" + x, "line 1: empty"),
+    "not five": ("precaps_stan.txt", lambda x: x.split("\n", 2)[2], "10 rows of features for 48 captions"),
+    "no captions": ("precaps_stan.txt", lambda x: "", "10 rows of features for 0 captions"),
+    "few pairs": ("caps.json", lambda x: "[]", "dependencies of 0 captions, but there are 50 captions"),
+    "broken JSON": ("caps.json", lambda x: x[:-9], "not valid JSON"),
+    "fewer texts": ("caps.txt", lambda x: x + "more\n", "51 captions, but dev_precaps_stan.txt has 50"),
+    "empty text": ("caps.txt", lambda x: "a dog\n\n" + x, "line 2: empty caption"),
 }
 
 
@@ -360,43 +390,49 @@ def refused(tiny, text, file, **more):
         dev = dataset(tiny, is_sparse=True, **more)
         assert dev.captions
     message = str(error.value)
-    assert message.startswith(str(tiny.folder / f'dev_{file}')) and text in message, message
+    assert message.startswith(str(tiny.folder / f"dev_{file}")) and text in message, message
 
 
-@pytest.mark.parametrize('case', ARRAYS)
+@pytest.mark.parametrize("case", ARRAYS)
 def test_unusable_arrays(tiny_data, case):
     file, change, text = ARRAYS[case]
-    resave(tiny_data, f'dev_{file}', change)
-    refused(tiny_data, text, 'ims_bbx.npy' if case == 'fewer sizes' else file)
+    resave(tiny_data, f"dev_{file}", change)
+    refused(tiny_data, text, "ims_bbx.npy" if case == "fewer sizes" else file)
 
 
-@pytest.mark.parametrize('case', TEXTS)
+@pytest.mark.parametrize("case", TEXTS)
 def test_unusable_texts(tiny_data, case):
     file, change, text = TEXTS[case]
-    path = tiny_data.folder / f'dev_{file}'
+    path = tiny_data.folder / f"dev_{file}"
     path.write_text(change(path.read_text()))
-    refused(tiny_data, text, 'ims.npy' if 'rows of features' in text else file)
+    refused(tiny_data, text, "ims.npy" if "rows of features" in text else file)
 
 
-@pytest.mark.parametrize('file, advice', [
-    ('ims.npy', 'check --data_path'), ('ims_bbx.npy', '--boxes none'), ('ims_size.npy', '--boxes none'),
-    ('caps.json', '--is_sparse')])
+@pytest.mark.parametrize(
+    "file, advice",
+    [
+        ("ims.npy", "check --data_path"),
+        ("ims_bbx.npy", "--boxes none"),
+        ("ims_size.npy", "--boxes none"),
+        ("caps.json", "--is_sparse"),
+    ],
+)
 def test_missing_files(tiny_data, file, advice):
-    (tiny_data.folder / f'dev_{file}').unlink()
-    refused(tiny_data, f'no such file; {advice}' if advice[0] == 'c' else advice, file)
+    (tiny_data.folder / f"dev_{file}").unlink()
+    refused(tiny_data, f"no such file; {advice}" if advice[0] == "c" else advice, file)
 
 
 def test_unknown_data_name_and_split(tiny_data):
-    with pytest.raises(InputError, match=r'data/other: no such folder; .*data has: tiny_precomp; check --data_p'):
-        dataset(tiny_data, data_name='other')
-    with pytest.raises(InputError, match=r'val_ims.npy: no such file; check --data_path, --data_name and'):
-        dataset(tiny_data, 'val')
+    with pytest.raises(InputError, match=r"data/other: no such folder; .*data has: tiny_precomp; check --data_p"):
+        dataset(tiny_data, data_name="other")
+    with pytest.raises(InputError, match=r"val_ims.npy: no such file; check --data_path, --data_name and"):
+        dataset(tiny_data, "val")
 
 
-@pytest.mark.parametrize('workers', WORKERS)
-@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_no_numbers_are_named_from_workers_too(tiny_data, workers, value):
-    resave(tiny_data, 'dev_ims.npy', put(value, 6, 1, 2))
+    resave(tiny_data, "dev_ims.npy", put(value, 6, 1, 2))
     dev = dataset(tiny_data)
     for loader in (data.make_loader(dev, [[1], [31]], workers), data.image_loader(dev, 4, workers)):
         batches = iter(loader)
@@ -404,5 +440,7 @@ def test_features_that_are_no_numbers_are_named_from_workers_too(tiny_data, work
             list(batches)
         if workers:
             batches._shutdown_workers()  # at once; left to the garbage collector it takes ten seconds
-        assert str(error.value) == (f'{tiny_data.folder / "dev_ims.npy"}, row 6: NaN or infinity among the '
-                                    'features; extract the features of this image again')
+        assert str(error.value) == (
+            f"{tiny_data.folder / 'dev_ims.npy'}, row 6: NaN or infinity among the "
+            "features; extract the features of this image again"
+        )

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import shared
-from test_gsmn import golden
+from gsmn_cases import golden
+from tiny import shared
 
 import evaluation
 import test_stack
 import testall
 import train
-from files import InputError
+from files.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")
@@ -36,8 +36,10 @@ def released(tmp_path, monkeypatch):
 def sorted_ranks(sims):
     """The released definition: sort, then look where the true ones stand."""
     per = sims.shape[1] // sims.shape[0]
-    i2t = [min(np.where(np.argsort(-row)[None] == np.arange(i * per, i * per + per)[:, None])[1])
-           for i, row in enumerate(sims)]
+    i2t = [
+        min(np.where(np.argsort(-row)[None] == np.arange(i * per, i * per + per)[:, None])[1])
+        for i, row in enumerate(sims)
+    ]
     t2i = [np.where(np.argsort(-column) == c // per)[0][0] for c, column in enumerate(sims.T)]
     return i2t, t2i
 
@@ -133,8 +135,13 @@ def test_five_folds(released, capsys):
     printed = capsys.readouterr().out.splitlines()
     folds = [line for line in golden("expected_dense_evalrank_fold5.txt").read_text().splitlines() if "," in line]
     assert [line for line in printed if re.match("(Image|Text) to .*,", line)] == [f for f in folds if "to" in f]
-    assert printed[-5:] == ["rsum: 458.0", "Average i2t Recall: 75.0", "Image to text: 50.0 80.0 95.0 1.6 3.1",
-                            "Average t2i Recall: 77.7", "Text to image: 33.0 100.0 100.0 2.0 2.1"]
+    assert printed[-5:] == [
+        "rsum: 458.0",
+        "Average i2t Recall: 75.0",
+        "Image to text: 50.0 80.0 95.0 1.6 3.1",
+        "Average t2i Recall: 77.7",
+        "Text to image: 33.0 100.0 100.0 2.0 2.1",
+    ]
 
 
 def test_ensemble(released):
@@ -155,8 +162,17 @@ def script(name, *args, code=0):
 
 def test_scripts(released):
     expected = np.load(golden("expected_stack.npz"))
-    script("test_stack.py", "--model_path", *(f"model_{k}/model_best.pth.tar" for k in KINDS), "--split", "test",
-           "--save_sims", "sims.npy", "--json", "m.json")
+    script(
+        "test_stack.py",
+        "--model_path",
+        *(f"model_{k}/model_best.pth.tar" for k in KINDS),
+        "--split",
+        "test",
+        "--save_sims",
+        "sims.npy",
+        "--json",
+        "m.json",
+    )
     np.testing.assert_allclose(np.load("sims.npy"), expected["correct_sims"], atol=2e-6)
     metrics = json.loads(Path("m.json").read_text())
     assert [m["model"] for m in metrics] == [*(f"model_{k}/model_best.pth.tar" for k in KINDS), "ensemble"]
@@ -205,10 +221,19 @@ def test_vsrn_order_ensemble_is_the_mean(released_vsrn, name):
 
 def test_gsmn_and_vsrn_ensemble(tiny_data, tmp_path):
     small = [*tiny_data.args, *"--embed_size 16 --word_dim 8 --num_epochs 1 --workers 0 --device cpu".split()]
-    train.main([*small, *"--num_block 4 --feat_dim 4 --hid_dim 8".split(), "--logger_name", str(tmp_path / "g/log"),
-                "--model_name", str(tmp_path / "g")])
-    train.main([*small, *"--model vsrn --dim_hidden 8 --dim_word 8 --max_len 12".split(),
-                "--logger_name", str(tmp_path / "v")])
+    train.main(
+        [
+            *small,
+            *"--num_block 4 --feat_dim 4 --hid_dim 8".split(),
+            "--logger_name",
+            str(tmp_path / "g/log"),
+            "--model_name",
+            str(tmp_path / "g"),
+        ]
+    )
+    train.main(
+        [*small, *"--model vsrn --dim_hidden 8 --dim_word 8 --max_len 12".split(), "--logger_name", str(tmp_path / "v")]
+    )
     singles = []
     for name in "gv":
         _, sims = evaluation.evaluate([tmp_path / name / "model_best.pth.tar"], "test", device="cpu")

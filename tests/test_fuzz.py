@@ -14,16 +14,16 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny
+from damage import damaged
 from hypothesis import strategies as st
 from states import gsmn, state, vsrn
-from test_files import damaged
+from tiny import make_tiny
 
-import checkpoint
 import data
 import vocab
-from files import InputError
-from logger import RunLog, event_records, tensorboard
+from files.errors import InputError
+from runtime import checkpoint
+from runtime.logger import RunLog, event_records, tensorboard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))
 SETTINGS = hypothesis.settings(
@@ -48,18 +48,29 @@ def dump(content):
 # ---- a data set with one file of plausible but wrong content
 
 NUMBERS = st.one_of(st.integers(-3, 30), st.integers(), st.floats())
-JSON = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4)),
-                    lambda inner: st.one_of(st.lists(inner, max_size=5),
-                                            st.dictionaries(st.text(max_size=4), inner, max_size=3)), max_leaves=12)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=4)),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=12,
+)
 PAIRS = st.lists(st.lists(st.lists(NUMBERS, min_size=1, max_size=3), max_size=4), min_size=5, max_size=5)
-IDS = st.lists(st.lists(st.one_of(st.integers(0, 9), NUMBERS), max_size=6).map(lambda x: ",".join(map(str, x))),
-               min_size=4, max_size=6).map("\n".join)
+IDS = st.lists(
+    st.lists(st.one_of(st.integers(0, 9), NUMBERS), max_size=6).map(lambda x: ",".join(map(str, x))),
+    min_size=4,
+    max_size=6,
+).map("\n".join)
 SIDES = st.integers(0, 5)
-ANY_ARRAY = hnp.arrays(st.one_of(hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.unicode_string_dtypes()),
-                       st.one_of(st.sampled_from([(1, 4, 8), (5, 4, 8), (1, 4, 4)]), st.tuples(SIDES, SIDES, SIDES),
-                                 hnp.array_shapes(min_dims=0, max_side=5)))
+ANY_ARRAY = hnp.arrays(
+    st.one_of(hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.unicode_string_dtypes()),
+    st.one_of(
+        st.sampled_from([(1, 4, 8), (5, 4, 8), (1, 4, 4)]),
+        st.tuples(SIDES, SIDES, SIDES),
+        hnp.array_shapes(min_dims=0, max_side=5),
+    ),
+)
 SIZE_FIELDS = st.tuples(hnp.scalar_dtypes(), hnp.scalar_dtypes()).map(
-    lambda kinds: np.dtype([("image_w", kinds[0]), ("image_h", kinds[1])]))
+    lambda kinds: np.dtype([("image_w", kinds[0]), ("image_h", kinds[1])])
+)
 SIZES = hnp.arrays(SIZE_FIELDS, st.one_of(st.just((1,)), hnp.array_shapes(min_dims=0, max_side=5)))
 
 
@@ -120,7 +131,9 @@ def test_fuzzed_data_sets(tiny, model, name):
 @hypothesis.given(
     st.dictionaries(st.sampled_from([*vocab.SPECIAL, "a", "b"]), st.one_of(st.integers(0, 6), JSON), max_size=6),
     st.dictionaries(st.sampled_from("0123456"), st.one_of(st.sampled_from([*vocab.SPECIAL, "a"]), JSON), max_size=6),
-    JSON, st.booleans())
+    JSON,
+    st.booleans(),
+)
 def test_fuzzed_vocabularies(tmp_path_factory, word2idx, idx2word, idx, right):
     if right:  # close to a good one
         words = vocab.Vocabulary([*vocab.SPECIAL, "a"])
@@ -134,11 +147,15 @@ def test_fuzzed_vocabularies(tmp_path_factory, word2idx, idx2word, idx, right):
     shutil.rmtree(path.parent)
 
 
-HEADERS = st.fixed_dictionaries({
-    "descr": st.one_of(st.sampled_from(["<f4", "|O", "<f2", ">f8", "|V0", "<U0", "<M8[s]"]), st.text(max_size=5), JSON),
-    "fortran_order": st.one_of(st.booleans(), JSON),
-    "shape": st.one_of(st.lists(NUMBERS, max_size=4).map(tuple), JSON),
-}).map(repr)
+HEADERS = st.fixed_dictionaries(
+    {
+        "descr": st.one_of(
+            st.sampled_from(["<f4", "|O", "<f2", ">f8", "|V0", "<U0", "<M8[s]"]), st.text(max_size=5), JSON
+        ),
+        "fortran_order": st.one_of(st.booleans(), JSON),
+        "shape": st.one_of(st.lists(NUMBERS, max_size=4).map(tuple), JSON),
+    }
+).map(repr)
 
 
 @SETTINGS
@@ -179,8 +196,15 @@ def test_fuzzed_checkpoint_bytes(tmp_path_factory, kind):
 
 
 PLAIN = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-2, 2**62), st.floats(), st.text(max_size=4),
-              st.just(torch.ones(2, 2)), st.builds(argparse.Namespace, embed_size=st.integers())),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-2, 2**62),
+        st.floats(),
+        st.text(max_size=4),
+        st.just(torch.ones(2, 2)),
+        st.builds(argparse.Namespace, embed_size=st.integers()),
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
     max_leaves=8,
 )

@@ -2,38 +2,21 @@
 
 import argparse
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
-import literal
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, shared
+from gsmn_cases import dataset, golden, golden_or_skip, random_case, small_opt
+from tiny import shared
 
-import boxes as boxes_module
 import data
 import graph
 import model
 import train
-from checkpoint import load_checkpoint
-from vocab import deserialize_vocab
-
-OWN = Path(__file__).parent / "golden" / "gsmn"
-
-
-def golden(name):
-    """Numbers of the released code: the full set where it is, else the part kept in tests/golden."""
-    return SHARED / "golden/gsmn" / name if (SHARED / "golden/gsmn").exists() else OWN / name
-
-
-def golden_or_skip(name):
-    return golden(name) if golden(name).exists() else shared(f"golden/gsmn/{name}")
-
-
-def dataset(split, is_sparse=True):
-    opt = SimpleNamespace(data_path=golden("."), img_dim=64, is_sparse=is_sparse)
-    return data.PrecompDataset(split, "f30k_precomp", deserialize_vocab(golden("f30k_precomp_vocab.json")), opt)
+from files import boxes as boxes_module
+from modules import literal
+from runtime.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
@@ -47,8 +30,11 @@ def tested(request):
         images, captions, lengths = net.forward_emb(batch.images, batch.captions, batch.lengths)
     order = np.argsort(batch.ids)
     embedded = SimpleNamespace(
-        images=images[order[::5]], captions=captions[order], lengths=np.array(lengths)[order].tolist(),
-        depends=[batch.depends[i] for i in order], boxes=batch.bboxes[order[::5]],
+        images=images[order[::5]],
+        captions=captions[order],
+        lengths=np.array(lengths)[order].tolist(),
+        depends=[batch.depends[i] for i in order],
+        boxes=batch.bboxes[order[::5]],
     )
     return net, embedded, np.load(golden(f"expected_{request.param}.npz")), request.param
 
@@ -155,25 +141,6 @@ def test_ten_steps(kind, loss):
 # ---- against the literal definition
 
 
-def small_opt(**changes):
-    opt = SimpleNamespace(
-        img_dim=12, vocab_size=20, word_dim=6, embed_size=24, num_layers=1, bi_gru=True, no_imgnorm=False,
-        no_txtnorm=False, num_block=4, feat_dim=4, hid_dim=16, out_dim=1, lambda_softmax=9.0, is_sparse=False,
-        margin=0.2, max_violation=False, propagation="self",
-    )
-    vars(opt).update(changes)
-    return opt
-
-
-def random_case(regions=5, lengths=(3, 1, 7, 3, 2), images=4, width=24, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    unit = lambda *shape: model.l2norm(torch.randn(*shape, generator=rng))  # noqa: E731
-    corners = torch.rand(images, regions, 4, generator=rng)
-    words = [unit(n, width) for n in lengths]
-    depends = [[[0, 1]] + [[j, (j * 2 + 1) % (n + 1)] for j in range(n)] + [[0, 0]] for n in lengths]
-    return unit(images, regions, width), words, corners, depends, list(lengths)
-
-
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("case", [{}, {"regions": 1}, {"images": 1}, {"lengths": (1,)}, {"lengths": (40, 1)}])
@@ -210,9 +177,9 @@ def test_a_score_does_not_depend_on_its_batch():
     images, words, boxes, depends, lengths = random_case(lengths=(3, 1, 7, 3, 2, 3))
     with torch.no_grad():
         whole = net.forward_sim(images, words, boxes, depends, lengths)
-        alone = torch.cat([
-            net.forward_sim(images, [w], boxes, [d], [n]) for w, d, n in zip(words, depends, lengths)
-        ], 1)
+        alone = torch.cat(
+            [net.forward_sim(images, [w], boxes, [d], [n]) for w, d, n in zip(words, depends, lengths)], 1
+        )
         padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=7.0)
         torch.testing.assert_close(net.forward_sim(images, padded, boxes, depends, lengths), whole, rtol=0, atol=0)
     torch.testing.assert_close(alone, whole, rtol=0, atol=5e-7)
@@ -227,7 +194,7 @@ def test_captions_of_any_order_and_length_encode_alike():
         for row, one in zip(together, ids):
             alone = net.encode_captions(one[None], [len(one)])[0]
             torch.testing.assert_close(row[: len(one)], alone, rtol=0, atol=2e-7)
-            assert not row[len(one):].any()
+            assert not row[len(one) :].any()
 
 
 def test_without_boxes_all_centres_are_one():
@@ -272,10 +239,15 @@ def test_adjacency():
     assert graph.adjacency([[]], 1)[0].tolist() == [[1.0]]
 
 
-@pytest.mark.parametrize("changes, says", [
-    ({"embed_size": 25}, "embed_size 25"), ({"feat_dim": 8}, "feat_dim 8"),
-    ({"hid_dim": 12}, "hid_dim 12"), ({"out_dim": 2}, "out_dim 2"),
-])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"embed_size": 25}, "embed_size 25"),
+        ({"feat_dim": 8}, "feat_dim 8"),
+        ({"hid_dim": 12}, "hid_dim 12"),
+        ({"out_dim": 2}, "out_dim 2"),
+    ],
+)
 def test_widths_that_do_not_divide(changes, says):
     with pytest.raises(ValueError, match=says):
         model.GSMN(small_opt(**changes))

@@ -32,6 +32,7 @@ def bytes_of(name, change):
     def spoil():
         path = Path(TINY, name)
         path.write_bytes(change(path.read_bytes()))
+
     return spoil
 
 
@@ -61,16 +62,24 @@ SAME = {
     "Fortran order": ("test", array("test_ims", fortran), "stored in Fortran order, which is slow", 0),
     "vsrn: Fortran order": ("test vsrn", array("test_ims", fortran), "stored in Fortran order", 0),
     "Windows' ids": ("test", bytes_of("test_precaps_stan.txt", windows), "", 0),
-    "Windows' captions": ("test", all_of(remove("test_precaps_stan.txt"), bytes_of("test_caps.txt", windows)),
-                          "test_precaps_stan.txt is missing: making the word ids", 0),
+    "Windows' captions": (
+        "test",
+        all_of(remove("test_precaps_stan.txt"), bytes_of("test_caps.txt", windows)),
+        "test_precaps_stan.txt is missing: making the word ids",
+        0,
+    ),
     "vsrn: Windows' captions": ("test vsrn", bytes_of("test_caps.txt", windows), "", 0),
     "no newline at the end": ("test vsrn", bytes_of("test_caps.txt", lambda x: x.rstrip(b"\n")), "", 0),
     "a row for each caption": ("test", a_row_each, "", 0),
     "vsrn: a row for each caption": ("test vsrn", a_row_each, "", 0),
     "sizes in dicts": ("test", objects, "", 0),
     "float64 boxes": ("test", array("test_ims_bbx", lambda x: x.astype(np.float64)), "", 0),
-    "vsrn: no other files": ("test vsrn", remove("test_ims_bbx.npy", "test_ims_size.npy", "test_precaps_stan.txt",
-                                                 "test_caps.json"), "", 0),
+    "vsrn: no other files": (
+        "test vsrn",
+        remove("test_ims_bbx.npy", "test_ims_size.npy", "test_precaps_stan.txt", "test_caps.json"),
+        "",
+        0,
+    ),
 }
 
 
@@ -126,8 +135,10 @@ def test_broken_features_found_by_a_worker(script, place, monkeypatch, capsys, w
     split = script.split()[0]
     array(f"{split}_ims", put(np.nan, 3, 1, 2))()
     code, said = spoil.run(script, "--workers 2", monkeypatch, capsys)
-    assert code == 2 and said == [f"error: {TINY}/{split}_ims.npy, row 3: NaN or infinity among the features; "
-                                  "extract the features of this image again"]
+    assert code == 2 and said == [
+        f"error: {TINY}/{split}_ims.npy, row 3: NaN or infinity among the features; "
+        "extract the features of this image again"
+    ]
     assert not list(Path(".").glob("run/ck/*"))
 
 
@@ -136,8 +147,10 @@ def test_in_a_process_of_its_own(place):
     remove("train_ims.npy")()
     command = [sys.executable, str(SCRIPT_FOLDER / "train.py"), *spoil.FLAGS["train vsrn"].split()]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = (f"error: {TINY}/train_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
-            "tools/extract_features.py\n")
+    said = (
+        f"error: {TINY}/train_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
+        "tools/extract_features.py\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 

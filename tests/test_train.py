@@ -4,49 +4,16 @@ import json
 import logging
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from states import same
+from training import names, points, run, same_state, same_weights, stop_after
 
 import evaluation
 import train
-from checkpoint import load_checkpoint
-from files import InputError
-from logger import RunLog, event_records, tensorboard
-
-SMALL = "--embed_size 16 --word_dim 8 --batch_size 32 --learning_rate 0.01 --workers 0 --log_step 5 --device cpu"
-GSMN = "--num_block 4 --feat_dim 4 --hid_dim 8 --lambda_softmax 9 --bi_gru"
-VSRN = "--dim_hidden 8 --dim_word 8 --max_len 10"
-
-
-def flags(tiny, folder, *more, epochs=2):
-    """The command line of a small run."""
-    own = VSRN if "vsrn" in more else GSMN
-    return [*tiny.args, *SMALL.split(), *own.split(), "--num_epochs", str(epochs), "--logger_name", f"{folder}/log",
-            "--model_name", f"{folder}/ck", *map(str, more)]
-
-
-def run(tiny, folder, *more, epochs=2):
-    train.main(flags(tiny, folder, *more, epochs=epochs))
-    return Path(folder) / "ck"
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def same_weights(a, b):
-    a, b = (load_checkpoint(path)["model"] for path in (a, b))
-    return all(torch.equal(x[name], y[name]) for x, y in zip(a, b) for name in x)
-
-
-def same_state(a, b):
-    """Two checkpoints agree bit for bit in all that a run depends on."""
-    a, b = load_checkpoint(a), load_checkpoint(b)
-    for key in ("model", "caption_model", "optimizer", "rng", "epoch", "step", "Eiters", "best_rsum", "vocab"):
-        same(a[key], b[key])
+from files.errors import InputError
+from runtime.checkpoint import load_checkpoint
+from runtime.logger import RunLog
 
 
 def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
@@ -73,22 +40,15 @@ def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
     assert not same_weights(a / "checkpoint_0.pth.tar", c / "checkpoint_0.pth.tar")
 
 
-def points(folder):
-    """(tag, step) of all points of a run's event files, and their values but for times."""
-    event = tensorboard().event_pb2.Event
-    found = []
-    for path in sorted(Path(folder).glob("events*")):
-        for record in event_records(path):
-            one = event.FromString(record[12:-4])
-            found += [(v.tag, one.step, v.simple_value) for v in one.summary.value
-                      if "time" not in v.tag and v.tag != "pairs_per_second"]
-    return sorted(found)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", [
-    [], ["--is_sparse", "--propagation", "neighbors", "--max_violation"], ["--model", "vsrn"],
-])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        [],
+        ["--is_sparse", "--propagation", "neighbors", "--max_violation"],
+        ["--model", "vsrn"],
+    ],
+)
 def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, workers, kind):
     """Stopped in the middle of an epoch, with dropout where the model has it."""
     more = [*kind, "--workers", workers, "--val_step", 4]
@@ -102,8 +62,10 @@ def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, workers, kin
     for name in ("checkpoint_1.pth.tar", "model_best.pth.tar"):
         same_state(whole / name, parts / name)
     assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
-    logs = [[{**json.loads(line), "time": 0} for line in (tmp_path / name / "log/log.jsonl").read_text().splitlines()]
-            for name in ("whole", "parts")]
+    logs = [
+        [{**json.loads(line), "time": 0} for line in (tmp_path / name / "log/log.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
     assert logs[0] == logs[1]
 
 
@@ -116,18 +78,6 @@ def test_a_new_run_leaves_the_log_of_an_earlier_one_aside(tmp_path, caplog):
         assert [json.loads(line)["rsum"] for line in lines] == [score]
         assert len(list((folder / kept).glob("events.out.tfevents.*"))) == 1
     assert f"{folder}: holds the log of an earlier run, which is now in {folder}/before-1" in caplog.text
-
-
-def stop_after(monkeypatch, steps):
-    """SIGTERM arrives during the given step."""
-    step = train.train_step
-
-    def counted(model, optimizer, batch, grad_clip, Eiters):
-        if Eiters == steps - 1:
-            signal.raise_signal(signal.SIGTERM)
-        return step(model, optimizer, batch, grad_clip, Eiters)
-
-    monkeypatch.setattr(train, "train_step", counted)
 
 
 def test_a_stop_during_validation_is_made_up_for(tiny_data, tmp_path, monkeypatch):
@@ -157,8 +107,17 @@ def test_save_every_and_keep(tiny_data, tmp_path):
 def test_flags_that_contradict_the_checkpoint(tiny_data, tmp_path, caplog):
     folder = run(tiny_data, tmp_path / "run", epochs=1)
     with caplog.at_level(logging.WARNING):
-        run(tiny_data, tmp_path / "run", "--resume", folder / "checkpoint_0.pth.tar", "--embed_size", 32,
-            "--learning_rate", "0.5", epochs=2)
+        run(
+            tiny_data,
+            tmp_path / "run",
+            "--resume",
+            folder / "checkpoint_0.pth.tar",
+            "--embed_size",
+            32,
+            "--learning_rate",
+            "0.5",
+            epochs=2,
+        )
     said = caplog.text
     assert "--embed_size: 16 in the checkpoint, 32 on the command line; the checkpoint's is used" in said
     assert "--learning_rate: 0.01 in the checkpoint, 0.5 on the command line; the command line's is used" in said

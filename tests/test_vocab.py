@@ -1,4 +1,5 @@
 """Words and ids: the same tokens and the same vocabulary everywhere, and nothing but vocabularies read."""
+
 import copy
 import json
 import os
@@ -8,103 +9,110 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import shared
+from tiny import shared
 
-import files
 import vocab
-from files import InputError
+from files.errors import InputError
+from files.text import read_captions, read_ids, read_json
 
 REPO = Path(__file__).resolve().parents[1]
-CAPTIONS = json.loads((REPO / 'tests' / 'golden' / 'captions.json').read_text())
-WORDS = [*vocab.SPECIAL, 'a', 'dog']
+CAPTIONS = json.loads((REPO / "tests" / "golden" / "captions.json").read_text())
+WORDS = [*vocab.SPECIAL, "a", "dog"]
 
 
 # ---- tokens ----
 
-@pytest.mark.parametrize('example', CAPTIONS, ids=lambda example: example['caption'][:20])
+
+@pytest.mark.parametrize("example", CAPTIONS, ids=lambda example: example["caption"][:20])
 def test_twenty_captions_keep_their_tokens_and_ids(example):
     words = vocab.Vocabulary(vocab.SPECIAL)
     for one in CAPTIONS:
-        for token in one['tokens'].split():
+        for token in one["tokens"].split():
             words.add_word(token)
-    assert vocab.tokenize(example['caption']) == example['tokens'].split()
-    assert vocab.encode(example['caption'], words) == example['ids']
+    assert vocab.tokenize(example["caption"]) == example["tokens"].split()
+    assert vocab.encode(example["caption"], words) == example["ids"]
 
 
 def test_words_not_known_become_unk():
     words = vocab.Vocabulary(WORDS)
-    assert len(words) == words.idx == 6 and words('cat') == 3
-    assert vocab.encode('A cat and a dog', words) == [1, 4, 3, 3, 4, 5, 2]
+    assert len(words) == words.idx == 6 and words("cat") == 3
+    assert vocab.encode("A cat and a dog", words) == [1, 4, 3, 3, 4, 5, 2]
 
 
-@pytest.mark.parametrize('data_name', ['f30k_precomp', 'coco_precomp'])
-@pytest.mark.parametrize('split', ['train', 'test'])
+@pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_tokens_and_ids_equal_the_reference(data_name, split):
-    captions = files.read_captions(shared(f'golden/vsrn/data/{data_name}/{split}_caps.txt'))
-    expected = files.read_json(shared(f'golden/vsrn/{data_name}/pipeline.json'))[split]
-    words = vocab.load_vocab(shared('golden/vsrn/vocab'), data_name)
-    assert [vocab.tokenize(text) for text in captions] == expected['tokens']
-    assert [vocab.encode(text, words) for text in captions] == expected['target_ids']
+    captions = read_captions(shared(f"golden/vsrn/data/{data_name}/{split}_caps.txt"))
+    expected = read_json(shared(f"golden/vsrn/{data_name}/pipeline.json"))[split]
+    words = vocab.load_vocab(shared("golden/vsrn/vocab"), data_name)
+    assert [vocab.tokenize(text) for text in captions] == expected["tokens"]
+    assert [vocab.encode(text, words) for text in captions] == expected["target_ids"]
 
 
-def test_ids_equal_those_made_for_flickr30k(split='test'):
-    words = vocab.load_vocab(shared('real/vocab'), 'f30k_precomp')
-    captions = files.read_captions(shared(f'real/f30k_precomp/{split}_caps.txt'))
-    expected = files.read_ids(shared(f'real/f30k_precomp/{split}_precaps_stan.txt'), len(words))
+def test_ids_equal_those_made_for_flickr30k(split="test"):
+    words = vocab.load_vocab(shared("real/vocab"), "f30k_precomp")
+    captions = read_captions(shared(f"real/f30k_precomp/{split}_caps.txt"))
+    expected = read_ids(shared(f"real/f30k_precomp/{split}_precaps_stan.txt"), len(words))
     assert [vocab.encode(text, words) for text in captions] == list(expected)
 
 
 # ---- building ----
 
+
 def test_a_vocabulary_holds_frequent_words_in_the_order_seen(tmp_path):
-    folder = tmp_path / 'x'
+    folder = tmp_path / "x"
     folder.mkdir()
-    (folder / 'train_caps.txt').write_text('The dog .\nthe cat .\nthe bird\n')
-    (folder / 'dev_caps.txt').write_text('a dog\n')
-    words = vocab.build_vocab(tmp_path, 'x', threshold=2)
-    assert list(words.word2idx) == [*vocab.SPECIAL, 'the', 'dog', '.']
+    (folder / "train_caps.txt").write_text("The dog .\nthe cat .\nthe bird\n")
+    (folder / "dev_caps.txt").write_text("a dog\n")
+    words = vocab.build_vocab(tmp_path, "x", threshold=2)
+    assert list(words.word2idx) == [*vocab.SPECIAL, "the", "dog", "."]
     assert words.idx2word == dict(enumerate(words.word2idx))
 
 
-def command(tiny, data_name, vocab_path, hash_seed='0'):
-    flags = ['--data_path', tiny.data_path, '--data_name', data_name, '--vocab_path', str(vocab_path)]
-    return subprocess.run([sys.executable, str(REPO / 'vocab.py'), *flags, '--threshold', '2'],
-                          env={**os.environ, 'PYTHONHASHSEED': hash_seed}, capture_output=True, text=True)
+def command(tiny, data_name, vocab_path, hash_seed="0"):
+    flags = ["--data_path", tiny.data_path, "--data_name", data_name, "--vocab_path", str(vocab_path)]
+    return subprocess.run(
+        [sys.executable, str(REPO / "vocab.py"), *flags, "--threshold", "2"],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_command_writes_the_same_file_whatever_the_hash_seed(tiny_data):
     written = []
-    for seed in '12':
-        folder = Path(tiny_data.vocab_path, f'new{seed}')
-        done = command(tiny_data, 'tiny_precomp', folder, seed)
-        path = folder / 'tiny_precomp_vocab.json'
-        assert done.returncode == 0 and f'{path}: ' in done.stdout
-        assert '250/250' in done.stderr  # the progress bar
+    for seed in "12":
+        folder = Path(tiny_data.vocab_path, f"new{seed}")
+        done = command(tiny_data, "tiny_precomp", folder, seed)
+        path = folder / "tiny_precomp_vocab.json"
+        assert done.returncode == 0 and f"{path}: " in done.stdout
+        assert "250/250" in done.stderr  # the progress bar
         written.append(path.read_bytes())
     assert written[0] == written[1]
-    assert vocab.deserialize_vocab(path)('dog') > vocab.UNK
+    assert vocab.deserialize_vocab(path)("dog") > vocab.UNK
 
 
 def test_the_command_refuses_in_one_line(tiny_data):
-    folder = Path(tiny_data.vocab_path, 'new')
-    for name, text in (('other', 'has: tiny_precomp; check'), ('tiny_precomp', 'dev_caps.txt: no such file')):
-        (tiny_data.folder / 'dev_caps.txt').unlink(missing_ok=True)
+    folder = Path(tiny_data.vocab_path, "new")
+    for name, text in (("other", "has: tiny_precomp; check"), ("tiny_precomp", "dev_caps.txt: no such file")):
+        (tiny_data.folder / "dev_caps.txt").unlink(missing_ok=True)
         done = command(tiny_data, name, folder)
-        assert done.returncode == 2 and text in done.stderr and done.stderr.count('\n') == 1
+        assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
     assert not folder.exists()
 
 
 def test_flickr8k_captions_give_the_published_words():
-    ours = vocab.build_vocab(shared('real/flickr8k_precomp').parent, 'flickr8k_precomp')
-    assert ours.word2idx.keys() == vocab.load_vocab(shared('real/vocab'), 'f8k_precomp').word2idx.keys()
-    assert ours.word2idx == vocab.load_vocab(shared('real/vocab'), 'flickr8k_precomp').word2idx
+    ours = vocab.build_vocab(shared("real/flickr8k_precomp").parent, "flickr8k_precomp")
+    assert ours.word2idx.keys() == vocab.load_vocab(shared("real/vocab"), "f8k_precomp").word2idx.keys()
+    assert ours.word2idx == vocab.load_vocab(shared("real/vocab"), "flickr8k_precomp").word2idx
 
 
 # ---- files ----
 
-@pytest.mark.parametrize('name', ['x.json', 'x.pkl'])
+
+@pytest.mark.parametrize("name", ["x.json", "x.pkl"])
 def test_a_written_vocabulary_reads_back(tmp_path, name):
-    words = vocab.Vocabulary([*WORDS, 'çà', "n't"])
+    words = vocab.Vocabulary([*WORDS, "çà", "n't"])
     vocab.serialize_vocab(words, tmp_path / name)
     read = vocab.deserialize_vocab(tmp_path / name)
     assert (read.word2idx, read.idx2word, read.idx) == (words.word2idx, words.idx2word, 8)
@@ -113,66 +121,71 @@ def test_a_written_vocabulary_reads_back(tmp_path, name):
 
 def test_a_pickle_of_python_2_reads(tmp_path):
     # special words are byte strings, the others unicode, the class is __main__.Vocabulary
-    words = [word.encode() for word in [*vocab.SPECIAL, 'café']]
-    texts = [b'U%c%s' % (len(word), word) for word in words[:4]]
-    texts.append(b'X%c\0\0\0%s' % (len(words[4]), words[4]))
-    forth = b''.join(b'%sK%c' % (text, i) for i, text in enumerate(texts))
-    back = b''.join(b'K%c%s' % (i, text) for i, text in enumerate(texts))
-    state = b'}(U\x08word2idx}(%suU\x08idx2word}(%suU\x03idxK\x05u' % (forth, back)
-    (tmp_path / 'x.pkl').write_bytes(b'\x80\x02c__main__\nVocabulary\n)\x81%sb.' % state)
-    assert list(vocab.deserialize_vocab(tmp_path / 'x.pkl').word2idx) == [*vocab.SPECIAL, 'café']
+    words = [word.encode() for word in [*vocab.SPECIAL, "café"]]
+    texts = [b"U%c%s" % (len(word), word) for word in words[:4]]
+    texts.append(b"X%c\0\0\0%s" % (len(words[4]), words[4]))
+    forth = b"".join(b"%sK%c" % (text, i) for i, text in enumerate(texts))
+    back = b"".join(b"K%c%s" % (i, text) for i, text in enumerate(texts))
+    state = b"}(U\x08word2idx}(%suU\x08idx2word}(%suU\x03idxK\x05u" % (forth, back)
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02c__main__\nVocabulary\n)\x81%sb." % state)
+    assert list(vocab.deserialize_vocab(tmp_path / "x.pkl").word2idx) == [*vocab.SPECIAL, "café"]
 
 
 def test_published_vocabularies_read_and_agree():
-    folder = shared('real/vocab')
-    read = {path.name.replace('_precomp_vocab', ''): vocab.deserialize_vocab(path)
-            for path in folder.iterdir()}
+    folder = shared("real/vocab")
+    read = {path.name.replace("_precomp_vocab", ""): vocab.deserialize_vocab(path) for path in folder.iterdir()}
     assert {name: len(words) for name, words in read.items()} == {
-        'f30k.json': 8481, 'f30k.pkl': 8481, 'f8k.pkl': 3178,
-        'coco.json': 11353, 'coco.pkl': 10006, 'flickr8k.json': 3178}
-    assert read['f30k.json'].word2idx == read['f30k.pkl'].word2idx
-    assert len(vocab.load_vocab(folder, 'coco_precomp')) == 11353
-    assert len(vocab.load_vocab(folder, 'coco_precomp', size=10006)) == 10006
-    assert vocab.load_vocab(folder, 'f8k_precomp')('dog') > vocab.UNK
+        "f30k.json": 8481,
+        "f30k.pkl": 8481,
+        "f8k.pkl": 3178,
+        "coco.json": 11353,
+        "coco.pkl": 10006,
+        "flickr8k.json": 3178,
+    }
+    assert read["f30k.json"].word2idx == read["f30k.pkl"].word2idx
+    assert len(vocab.load_vocab(folder, "coco_precomp")) == 11353
+    assert len(vocab.load_vocab(folder, "coco_precomp", size=10006)) == 10006
+    assert vocab.load_vocab(folder, "f8k_precomp")("dog") > vocab.UNK
 
 
-@pytest.mark.parametrize('data_name', ['f30k_precomp', 'coco_precomp'])
+@pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
 def test_reference_pickle_and_json_agree(data_name):
-    json_, pkl = (vocab.deserialize_vocab(shared(f'golden/vsrn/vocab/{data_name}_vocab.{end}'))
-                  for end in ('json', 'pkl'))
+    json_, pkl = (
+        vocab.deserialize_vocab(shared(f"golden/vsrn/vocab/{data_name}_vocab.{end}")) for end in ("json", "pkl")
+    )
     assert json_.word2idx == pkl.word2idx and json_.idx2word == pkl.idx2word
 
 
 def change(**tables):
     """A vocabulary's content with some entries replaced (None: taken away)."""
     words = vocab.Vocabulary(WORDS)
-    content = {name: copy.copy(getattr(words, name)) for name in ('word2idx', 'idx2word', 'idx')}
+    content = {name: copy.copy(getattr(words, name)) for name in ("word2idx", "idx2word", "idx")}
     for name, entries in tables.items():
         content[name].update(entries) if isinstance(entries, dict) else content.update({name: entries})
     return content
 
 
 BAD = {
-    'not a table': (['a'], 'not a vocabulary; it needs word2idx, idx2word and idx'),
-    'without idx': ({'word2idx': {}, 'idx2word': {}}, 'not a vocabulary'),
-    'list of words': (change(word2idx=['a']), 'must be tables'),
-    'gap': (change(word2idx={'a': 7}), 'the ids in word2idx must be 0 to 5, each once'),
-    'twice the same id': (change(word2idx={'a': 5}), 'each once'),
-    'text for an id': (change(word2idx={'a': '4'}), 'each once'),
-    'no <unk>': (change(word2idx={'<unk>': 4, 'a': 3}), "<unk> must have id 3, which is 'a'"),
-    'special words later': (change(word2idx={'<pad>': 4, 'a': 0}), "<pad> must have id 0, which is 'a'"),
-    'tables differ': (change(idx2word={4: 'cat'}), 'idx2word does not match word2idx'),
-    'too many ids': (change(idx2word={6: 'cat'}), 'idx2word does not match word2idx'),
-    'wrong count': (change(idx=7), 'idx must be 6, the number of words'),
+    "not a table": (["a"], "not a vocabulary; it needs word2idx, idx2word and idx"),
+    "without idx": ({"word2idx": {}, "idx2word": {}}, "not a vocabulary"),
+    "list of words": (change(word2idx=["a"]), "must be tables"),
+    "gap": (change(word2idx={"a": 7}), "the ids in word2idx must be 0 to 5, each once"),
+    "twice the same id": (change(word2idx={"a": 5}), "each once"),
+    "text for an id": (change(word2idx={"a": "4"}), "each once"),
+    "no <unk>": (change(word2idx={"<unk>": 4, "a": 3}), "<unk> must have id 3, which is 'a'"),
+    "special words later": (change(word2idx={"<pad>": 4, "a": 0}), "<pad> must have id 0, which is 'a'"),
+    "tables differ": (change(idx2word={4: "cat"}), "idx2word does not match word2idx"),
+    "too many ids": (change(idx2word={6: "cat"}), "idx2word does not match word2idx"),
+    "wrong count": (change(idx=7), "idx must be 6, the number of words"),
 }
 
 
-@pytest.mark.parametrize('case', BAD)
-@pytest.mark.parametrize('kind', ['json', 'pkl'])
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("kind", ["json", "pkl"])
 def test_bad_vocabularies_are_refused(tmp_path, case, kind):
     content, text = BAD[case]
-    path = tmp_path / f'x.{kind}'
-    if kind == 'json':
+    path = tmp_path / f"x.{kind}"
+    if kind == "json":
         path.write_text(json.dumps(content))
     elif isinstance(content, list):
         path.write_bytes(pickle.dumps(content))
@@ -182,14 +195,14 @@ def test_bad_vocabularies_are_refused(tmp_path, case, kind):
         path.write_bytes(pickle.dumps(words, 2))
     with pytest.raises(InputError) as error:
         vocab.deserialize_vocab(path)
-    assert str(error.value).startswith(f'{path}: ') and text in str(error.value)
+    assert str(error.value).startswith(f"{path}: ") and text in str(error.value)
 
 
 def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
-    with pytest.raises(InputError, match=r'x_vocab.json: no such file; build it with python vocab.py'):
-        vocab.load_vocab(tmp_path, 'x')
-    vocab.serialize_vocab(vocab.Vocabulary(WORDS), tmp_path / 'x_vocab.json')
-    vocab.serialize_vocab(vocab.Vocabulary([*WORDS, 'cat']), tmp_path / 'x_vocab.pkl')
-    assert [len(vocab.load_vocab(tmp_path, 'x', size)) for size in (None, 6, 7)] == [6, 6, 7]
-    with pytest.raises(InputError, match=r'json has 6 words, .*pkl has 7 words; 8 are needed'):
-        vocab.load_vocab(tmp_path, 'x', 8)
+    with pytest.raises(InputError, match=r"x_vocab.json: no such file; build it with python vocab.py"):
+        vocab.load_vocab(tmp_path, "x")
+    vocab.serialize_vocab(vocab.Vocabulary(WORDS), tmp_path / "x_vocab.json")
+    vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "cat"]), tmp_path / "x_vocab.pkl")
+    assert [len(vocab.load_vocab(tmp_path, "x", size)) for size in (None, 6, 7)] == [6, 6, 7]
+    with pytest.raises(InputError, match=r"json has 6 words, .*pkl has 7 words; 8 are needed"):
+        vocab.load_vocab(tmp_path, "x", 8)

@@ -8,16 +8,29 @@ from torch.nn.utils.rnn import pad_sequence
 
 import graph
 import model
-import vsrn
-from files import InputError
+from files.errors import InputError
+from modules import order_similarity
 
 
 def options(**changed):
     values = {
-        "data_name": "f30k_precomp", "img_dim": 10, "embed_size": 8, "vocab_size": 12, "word_dim": 5,
-        "num_layers": 1, "use_abs": False, "no_imgnorm": False, "measure": "cosine", "margin": 0.2,
-        "max_violation": False, "dim_hidden": 6, "dim_word": 4, "max_len": 7, "rnn_type": "gru",
-        "bidirectional": 0, "input_dropout_p": 0.2,
+        "data_name": "f30k_precomp",
+        "img_dim": 10,
+        "embed_size": 8,
+        "vocab_size": 12,
+        "word_dim": 5,
+        "num_layers": 1,
+        "use_abs": False,
+        "no_imgnorm": False,
+        "measure": "cosine",
+        "margin": 0.2,
+        "max_violation": False,
+        "dim_hidden": 6,
+        "dim_word": 4,
+        "max_len": 7,
+        "rnn_type": "gru",
+        "bidirectional": 0,
+        "input_dropout_p": 0.2,
     }
     return argparse.Namespace(**{**values, **changed})
 
@@ -37,13 +50,15 @@ def literal_image(net, features, flickr):
     if not flickr:
         v = over_regions(v)
     for layer in (enc.Rs_GCN_1, enc.Rs_GCN_2, enc.Rs_GCN_3, enc.Rs_GCN_4):
+
         def conv(c, x):
             return c.weight[:, :, 0] @ x + c.bias
 
         rows = []
         for i in range(len(v)):
-            y = sum(conv(layer.theta, v[i]) @ conv(layer.phi, v[j]) / len(v) * conv(layer.g, v[j])
-                    for j in range(len(v)))
+            y = sum(
+                conv(layer.theta, v[i]) @ conv(layer.phi, v[j]) / len(v) * conv(layer.g, v[j]) for j in range(len(v))
+            )
             bn = layer.W[1]
             w = (conv(layer.W[0], y) - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
             rows.append(v[i] + w * bn.weight + bn.bias)
@@ -141,14 +156,14 @@ def test_zero_columns_and_single_items_stay_finite(data_name):
 
 def test_unit_of_zero_is_zero_and_has_no_epsilon():
     x = torch.tensor([[0.0, 0.0], [3e-6, 4e-6]], dtype=torch.float64, requires_grad=True)
-    y = vsrn.unit(x)
+    y = model.unit(x)
     torch.testing.assert_close(y.detach(), torch.tensor([[0, 0], [0.6, 0.8]]).double())
     y.sum().backward()
     assert x.grad.isfinite().all() and x.grad[0].abs().max() <= 1
 
 
 def test_similarities_are_the_literal_definitions(monkeypatch):
-    monkeypatch.setattr(vsrn, "TILE", 40)  # many tiles, and the last of each kind smaller
+    monkeypatch.setattr(order_similarity, "TILE", 40)  # many tiles, and the last of each kind smaller
     torch.manual_seed(1)
     images, captions = torch.randn(7, 8).double(), torch.randn(11, 8).double()
     order = model.VSRN(options(measure="order")).forward_sim(images, captions)
@@ -156,29 +171,29 @@ def test_similarities_are_the_literal_definitions(monkeypatch):
     for i, image in enumerate(images):
         for c, caption in enumerate(captions):
             below = [max(0.0, (s - m).item()) ** 2 for s, m in zip(caption, image)]
-            assert order[i, c].item() == pytest.approx(-sum(below) ** 0.5, rel=1e-12)
+            assert order[i, c].item() == pytest.approx(-(sum(below) ** 0.5), rel=1e-12)
             inner = sum(s * m for s, m in zip(caption, image)).item()
             assert cosine[i, c].item() == pytest.approx(inner, rel=1e-12)
 
 
 @pytest.mark.parametrize("tile", [8, 40, 1 << 20])
 def test_order_similarity_gradient(monkeypatch, tile):
-    monkeypatch.setattr(vsrn, "TILE", tile)
+    monkeypatch.setattr(order_similarity, "TILE", tile)
     torch.manual_seed(1)
     images = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
     captions = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(vsrn.order_similarity, (images, captions))
+    assert torch.autograd.gradcheck(order_similarity.order_similarity, (images, captions))
     captions = images.detach().clone().requires_grad_()  # on the diagonal the violation is 0
-    vsrn.order_similarity(images, captions).diagonal().sum().backward()
+    order_similarity.order_similarity(images, captions).diagonal().sum().backward()
     assert not captions.grad.any()
-    assert vsrn.order_similarity(images, captions[:0]).shape == (3, 0)
+    assert order_similarity.order_similarity(images, captions[:0]).shape == (3, 0)
 
 
 def test_order_similarity_makes_no_large_tensor():
     """1,000 x 1,000 pairs of width 64 would be 256 MB; the largest tensor made is the result, 4 MB."""
     images, captions = torch.rand(1000, 64), torch.rand(1000, 64)
     with torch.profiler.profile(profile_memory=True) as profile:
-        vsrn.order_similarity(images, captions)
+        order_similarity.order_similarity(images, captions)
     assert max(event.cpu_memory_usage for event in profile.events()) < 10 << 20
 
 
@@ -212,8 +227,9 @@ def picture_options(**changed):
     return options(**{**values, **changed})
 
 
-@pytest.mark.parametrize("name, width", [
-    ("resnet18", 512), ("vgg11", 4096), ("squeezenet1_1", 512), ("mobilenet_v3_small", 1024)])
+@pytest.mark.parametrize(
+    "name, width", [("resnet18", 512), ("vgg11", 4096), ("squeezenet1_1", 512), ("mobilenet_v3_small", 1024)]
+)
 def test_any_classifier_without_its_last_layer(name, width):
     net = model.VSRN(picture_options(cnn_type=name)).eval()
     assert net.img_enc.fc.in_features == width

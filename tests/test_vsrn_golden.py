@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from tiny import shared
 from torch.nn.utils.rnn import pad_sequence
 
 import model
@@ -73,8 +73,13 @@ def both_losses(net, batch):
 
 def fixed_batch(data_set, dtype=torch.float32):
     batch = {k: torch.from_numpy(v) for k, v in golden(data_set, "batch.npz").items()}
-    return (batch["images"].to(dtype), batch["targets"], batch["lengths"],
-            batch["caption_labels"], batch["caption_masks"].to(dtype))
+    return (
+        batch["images"].to(dtype),
+        batch["targets"],
+        batch["lengths"],
+        batch["caption_labels"],
+        batch["caption_masks"].to(dtype),
+    )
 
 
 @pytest.mark.parametrize("data_set", DATA_SETS)

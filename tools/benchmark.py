@@ -20,19 +20,19 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-import literal  # noqa: E402
-import test_caption  # noqa: E402
-
-import data  # noqa: E402
-import evaluation  # noqa: E402
-import model  # noqa: E402
-import native  # noqa: E402
-from files import run  # noqa: E402
-from flags import Parser  # noqa: E402
-from options import defaults  # noqa: E402
-from tools import throughput  # noqa: E402
+import data
+import evaluation
+import model
+from files.errors import run
+from modules import (
+    cpu_kernel,
+    literal,
+)
+from runtime.commandline import Parser
+from runtime.options import defaults
+from tools import throughput
 
 HEADER = f"{'':44}{'seconds':>10}{'x bare':>9}{'x literal':>11}{'MB':>8}"
 
@@ -49,8 +49,13 @@ def options(argv=None):
     add("--num_block", default=16, type=int, help="blocks of GSMN")
     add("--rank_images", default=1000, type=int, help="images that are ranked, with five captions each")
     add("--processes", default=0, type=int, metavar="N", help="training with one process and with N (half a minute)")
-    add("--testall", default=0, type=int, metavar="I",
-        help="memory of evaluating COCO's 5,000 images and 25,000 captions, of which the similarity of I images")
+    add(
+        "--testall",
+        default=0,
+        type=int,
+        metavar="I",
+        help="memory of evaluating COCO's 5,000 images and 25,000 captions, of which the similarity of I images",
+    )
     add("--repeat", default=3, type=int, help="measurements of each, of which the best counts")
     add("--threads", default=torch.get_num_threads(), type=int, help="threads of torch and the kernel")
     add("--busy", action="store_true", help="the machine has other work: count one thread's processor time")
@@ -100,7 +105,7 @@ def memory(reset=False):
     """Peak memory of this process in MB since the last reset, which gives what is in use then (Linux; else NaN)."""
     try:
         if reset:
-            native.SPARE.clear()  # what is kept for the next call is not there for free
+            cpu_kernel.SPARE.clear()  # what is kept for the next call is not there for free
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -150,9 +155,9 @@ def similarity(opt):
         measure(propagation, lambda: net.forward_sim(regions, words, boxes, None, lengths), opt.repeat, bare, each)  # noqa: B023
     few = [regions[:32], words[:64], boxes[:32], None, lengths[:64]]
     net, bare = gsmn(opt), bare_product(few[0], few[1], few[4])
-    kernel, native.kernel = native.kernel, lambda *_: None
+    kernel, cpu_kernel.kernel = cpu_kernel.kernel, lambda *_: None
     measure("self, without the kernel, 32 x 64", lambda: net.forward_sim(*few), 1, bare)
-    native.kernel = kernel
+    cpu_kernel.kernel = kernel
 
 
 def training_step(opt, batch):
@@ -267,7 +272,7 @@ def caption_loss(opt, net):
         label[:n], mask[: n + 1] = torch.randint(4, 8500, (n,)), 1
 
     def every_step():
-        log_p = test_caption.literal_log_probs(net.caption_model, regions, labels)
+        log_p = literal.literal_log_probs(net.caption_model, regions, labels)
         (-(log_p * masks[:, 1:-1]).sum() / len(labels)).backward()
 
     print(f"\nVSRN's caption loss and its gradient, batch of 128, max_len 60, vocabulary 8,500\n{HEADER}")
@@ -282,7 +287,7 @@ def main(argv=None):
         global clock
         opt.threads, clock = 1, time.process_time
     torch.set_num_threads(opt.threads)
-    kernel = native.kernel(opt.num_block, 32)
+    kernel = cpu_kernel.kernel(opt.num_block, 32)
     print(f"torch {torch.__version__}, {opt.device}, {opt.threads} threads, {'compiled' if kernel else 'no'} kernel")
     if opt.testall:
         testall(opt)

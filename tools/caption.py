@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import checkpoint
 import data
 from evaluation import load_model
-from files import InputError, run
-from flags import Parser, whole
-from options import add_override_flags, overrides_of
+from files.errors import InputError, run
+from runtime import checkpoint
+from runtime.commandline import Parser, whole
+from runtime.options import add_override_flags, overrides_of
 from vocab import END
 
 

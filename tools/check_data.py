@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import PrecompDataset
-from files import InputError, data_folder, open_array, run
-from flags import Parser
-from tools import data_facts
-from tools.splits import SPLITS
+from files.arrays import open_array
+from files.errors import InputError, run
+from files.text import data_folder
+from runtime.commandline import Parser
+from tools.own_data import data_facts
+from tools.own_data.splits import SPLITS
 from vocab import load_vocab
 
 WAYS = {  # in an order in which whatever is ready for the first GSMN is ready for the second
@@ -125,8 +127,12 @@ def options(argv=None):
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
     add("--model", choices=["gsmn", "vsrn"], help="the model to be trained (default: any)")
     add("--is_sparse", action="store_true", help="with --model gsmn: its sparse graph, which needs dependencies")
-    add("--boxes", default="normalized", choices=["normalized", "none"],
-        help="none: GSMN without geometry, which needs no boxes (default: normalized)")
+    add(
+        "--boxes",
+        default="normalized",
+        choices=["normalized", "none"],
+        help="none: GSMN without geometry, which needs no boxes (default: normalized)",
+    )
     add("--img_dim", type=int, help="width of the features (default: as train's)")
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
     add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")

@@ -13,11 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import CAPTIONS_PER_IMAGE
-from eccv import letters
-from files import InputError, atomic_write, check_writable, data_folder, read_captions, run
-from flags import Parser
-from images import read_coco
+from files.errors import InputError, run
+from files.pictures import read_coco
+from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
+from files.writing import atomic_write, check_writable
+from reporting.eccv import letters
+from runtime.commandline import Parser
 
 
 def known_captions(paths):
@@ -63,8 +64,10 @@ def main(arguments=None):
     for i in tqdm(range(0, len(captions), CAPTIONS_PER_IMAGE), desc=flags.split, disable=None, leave=False):
         found = numbers_of(captions[i : i + CAPTIONS_PER_IMAGE], known)
         if not found:
-            raise InputError(f"{source}, lines {i + 1} to {i + CAPTIONS_PER_IMAGE}: not the captions of one image in "
-                             f"{', '.join(map(str, flags.annotations))}; give the files these captions are from")
+            raise InputError(
+                f"{source}, lines {i + 1} to {i + CAPTIONS_PER_IMAGE}: not the captions of one image in "
+                f"{', '.join(map(str, flags.annotations))}; give the files these captions are from"
+            )
         numbers += found
     atomic_write(out, lambda file: file.write("".join(f"{number}\n" for number in numbers).encode()))
     print(f"{out}: {len(numbers)} captions")

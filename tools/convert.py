@@ -1,8 +1,8 @@
 """Convert checkpoints and features; run once.
 
-    python tools/convert.py checkpoint model_best.pth.tar gsmn.safetensors   (writes gsmn.json beside it)
-    python tools/convert.py checkpoint gsmn.safetensors model_best.pth.tar
-    python tools/convert.py features --data_path ./data/ --data_name f30k_precomp --split train
+python tools/convert.py checkpoint model_best.pth.tar gsmn.safetensors   (writes gsmn.json beside it)
+python tools/convert.py checkpoint gsmn.safetensors model_best.pth.tar
+python tools/convert.py features --data_path ./data/ --data_name f30k_precomp --split train
 """
 
 import argparse
@@ -16,10 +16,13 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import checkpoint
-import torchfile
-from files import InputError, atomic_write, open_array, read_json, run
-from flags import Parser
+from files import pickles
+from files.arrays import open_array
+from files.errors import InputError, run
+from files.text import read_json
+from files.writing import atomic_write
+from runtime import checkpoint
+from runtime.commandline import Parser
 
 # Names of the state dicts in `model`, by their number; others are called model.0, model.1 ...
 PARTS = {4: ["img_enc", "txt_enc", "i2t_match_G", "t2i_match_G"], 2: ["img_enc", "txt_enc"]}
@@ -33,7 +36,7 @@ def to_safetensors(source, target):
 
     Nothing is lost: from_safetensors gives back values, types, names and order (docs/method.md, section 5).
     """
-    content, tensors = torchfile.read(source), {}
+    content, tensors = pickles.read(source), {}
     try:
         outline = take(content, [], tensors)
     except TypeError as error:

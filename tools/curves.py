@@ -14,13 +14,22 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files import InputError, check_writable, read_lines, run
-from flags import Parser
-from tools.plotting import matplotlib_figure, save_figure
+from files.errors import InputError, run
+from files.text import read_lines
+from files.writing import check_writable
+from reporting.figures import matplotlib_figure, save_figure
+from runtime.commandline import Parser
 
 METRICS = ("rsum", "r1", "r5", "r10", "r1r5", "r1i", "r5i", "r10i")
-TITLES = {"rsum": "rsum", "r1r5": "R@1 + R@5, both ways", "ar": "mean recall, image to text",
-          "ari": "mean recall, text to image", "Eiters": "training step", "epoch": "epoch", "time": "hours"}
+TITLES = {
+    "rsum": "rsum",
+    "r1r5": "R@1 + R@5, both ways",
+    "ar": "mean recall, image to text",
+    "ari": "mean recall, text to image",
+    "Eiters": "training step",
+    "epoch": "epoch",
+    "time": "hours",
+}
 FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "median rank", "meanr": "mean rank"}
 STYLES = ("-", "--", "-.", ":")
 COLUMNS = 4

@@ -6,6 +6,7 @@ Every step is a command as a user would type it, and is printed. GSMN dense as r
 the paper (--propagation neighbors) and VSRN, about two minutes on two CPU cores. What is in runs/demo from
 before is replaced. Exit code 1 when a model is not far above chance.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from files import run
+from files.errors import run
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = "runs/demo"
@@ -70,11 +71,17 @@ def run_all() -> dict[str, float]:
     best = {name: f"{checkpoints(name)}/model_best.pth.tar" for name in MODELS}
     for name, path in best.items():
         step(f"Test {TITLES[name]}", f"test.py --model_path {path} {outputs(name)}", times)
-    step("GSMN dense on the five folds of testall, and on all of it at once",
-         f"testall.py --model_path {best['dense']} {outputs('testall')}", times)
-    step("Each model and their ensemble, with a report to look at",
-         f"test_stack.py --model_path {' '.join(best.values())} {outputs('stack')} "
-         f"--report {RUNS}/report --images demo/images", times)
+    step(
+        "GSMN dense on the five folds of testall, and on all of it at once",
+        f"testall.py --model_path {best['dense']} {outputs('testall')}",
+        times,
+    )
+    step(
+        "Each model and their ensemble, with a report to look at",
+        f"test_stack.py --model_path {' '.join(best.values())} {outputs('stack')} "
+        f"--report {RUNS}/report --images demo/images",
+        times,
+    )
     return times
 
 
@@ -90,8 +97,12 @@ def chance(n_images: int, per_image: int = 5) -> dict[str, float]:
 
 def twin_accuracy(sims: np.ndarray, scenes: list[dict]) -> float:
     """Percent of the captions true of a scene and false of its twin that score higher with their own scene."""
-    wins = [sims[i, 5 * i + k] > sims[scene["twin"], 5 * i + k]
-            for i, scene in enumerate(scenes) for k, telling in enumerate(scene["telling"]) if telling]
+    wins = [
+        sims[i, 5 * i + k] > sims[scene["twin"], 5 * i + k]
+        for i, scene in enumerate(scenes)
+        for k, telling in enumerate(scene["telling"])
+        if telling
+    ]
     return 100 * float(np.mean(wins))
 
 
@@ -102,8 +113,10 @@ def load(name: str):
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Rows of recalls, and of twin accuracy where it was measured."""
-    lines = [f"{'':30}{'image to text':^21}   {'text to image':^21}",
-             f"{'':30}" + "   ".join(["".join(f"{f'R@{k}':>7}" for k in KS)] * 2) + f"{'rsum':>9}{'twins':>8}"]
+    lines = [
+        f"{'':30}{'image to text':^21}   {'text to image':^21}",
+        f"{'':30}" + "   ".join(["".join(f"{f'R@{k}':>7}" for k in KS)] * 2) + f"{'rsum':>9}{'twins':>8}",
+    ]
     for title, row in rows.items():
         i2t, t2i = (f"{''.join(f'{row[name]:7.1f}' for name in part)}" for part in (RECALLS[:3], RECALLS[3:]))
         twins = f"{row['twins']:8.1f}" if "twins" in row else ""
@@ -116,8 +129,10 @@ def summary() -> tuple[str, bool]:
     folder = ROOT / "demo" / "data" / "demo_precomp"
     scenes = json.loads((folder / "test_scenes.json").read_text())
     n_all = len(json.loads((folder / "testall_scenes.json").read_text()))
-    test = {name: {**load(f"{name}.json")[-1]["full"], "twins": twin_accuracy(load(f"{name}.npy"), scenes)}
-            for name in TITLES}
+    test = {
+        name: {**load(f"{name}.json")[-1]["full"], "twins": twin_accuracy(load(f"{name}.npy"), scenes)}
+        for name in TITLES
+    }
     luck, luck_all, whole = chance(len(scenes)), chance(n_all), load("testall.json")[0]
     rows = {f"chance, {len(scenes)} images": {**luck, "twins": 50.0}}
     rows.update({title: test[name] for name, title in TITLES.items()})
@@ -135,12 +150,16 @@ def main() -> int:
     text, good = summary()
     print("\n=== Summary: recalls in percent\n")
     print(text)
-    print("\nChance is a random order: of n images a caption finds its own in the first k with k/n, and an image one"
-          "\nof its five captions in the first k of 5n with 1 - C(5n-5, k) / C(5n, k). Twins are two scenes with two"
-          "\nthings exchanged; given is how often a caption true of only one of them scores higher there.\n")
+    print(
+        "\nChance is a random order: of n images a caption finds its own in the first k with k/n, and an image one"
+        "\nof its five captions in the first k of 5n with 1 - C(5n-5, k) / C(5n, k). Twins are two scenes with two"
+        "\nthings exchanged; given is how often a caption true of only one of them scores higher there.\n"
+    )
     print("  ".join(f"{title.split(',')[0]} {seconds:.0f} s." for title, seconds in times.items()))
-    print(f"All in {sum(times.values()):.0f} s. Models and figures: {RUNS}. Open {RUNS}/report/index.html for what "
-          "was found for each picture and each caption.")
+    print(
+        f"All in {sum(times.values()):.0f} s. Models and figures: {RUNS}. Open {RUNS}/report/index.html for what "
+        "was found for each picture and each caption."
+    )
     if not good:
         print(f"error: a model's R@1 is less than {FAR} times chance", file=sys.stderr)
     return 0 if good else 1

@@ -22,13 +22,15 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import evaluation
-from files import InputError, atomic_write, check_writable, run
-from flags import Parser, whole
-from options import add_override_flags, overrides_of
-from tools import index, index_benchmark
-from tools.plotting import matplotlib_figure, need_matplotlib, save_figure
+from files.errors import InputError, run
+from files.writing import atomic_write, check_writable
+from reporting.figures import matplotlib_figure, need_matplotlib, save_figure
+from runtime.commandline import Parser, whole
+from runtime.options import add_override_flags, overrides_of
+from tools import index
+from tools.explaining.sentences import Sentence
 from tools.search import need_gsmn, rerank
-from tools.sentences import Sentence
+from tools.searching import index_benchmark
 
 SIZES = [5, 10, 20, 50, 100, 200, 500, 1000]
 TIMED, SECONDS = 20, 5.0  # sentences timed for each K, and time after which no further one is
@@ -151,8 +153,14 @@ def draw(rows):
     for place, way in enumerate(WAYS, start=1):
         axes = figure.add_subplot(1, 3, place, xscale="log", xlabel="shortlist K", ylabel="recall in %")
         for color, name in enumerate(("r1", "r5", "r10")):
-            axes.plot([r["k"] for r in inner], [r[way][name] for r in inner], "o-", color=f"C{color}", markersize=3,
-                      label=f"R@{name[1:]}")
+            axes.plot(
+                [r["k"] for r in inner],
+                [r[way][name] for r in inner],
+                "o-",
+                color=f"C{color}",
+                markersize=3,
+                label=f"R@{name[1:]}",
+            )
             axes.axhline(rows[-1][way][name], color=f"C{color}", linestyle="--", linewidth=1)
         axes.set_title(WAYS[way], fontsize=10, loc="left")
         axes.legend(frameon=False)
@@ -160,8 +168,9 @@ def draw(rows):
     for style, name, label in (("o-", "ms", "embeddings at hand"), ("s--", "ms_encoding", "features encoded")):
         axes.plot([r[name] for r in rows[1:]], [r["t2i"]["r1"] for r in rows[1:]], style, markersize=3, label=label)
     for row in rows[1:]:  # which K a point is
-        axes.annotate(row["k"] or "all", (row["ms"], row["t2i"]["r1"]), fontsize=7, xytext=(2, 3),
-                      textcoords="offset points")
+        axes.annotate(
+            row["k"] or "all", (row["ms"], row["t2i"]["r1"]), fontsize=7, xytext=(2, 3), textcoords="offset points"
+        )
     axes.set_title("text to image", fontsize=10, loc="left")
     axes.legend(frameon=False)
     return figure
@@ -181,8 +190,13 @@ def parse(arguments=None):
     add("--json", metavar="FILE", help="write what is printed, as json (default: no file)")
     add("--synthetic", type=whole(), metavar="N", help="measure the kinds of index on N vectors instead")
     add("--width", default=1024, type=whole(), help="with --synthetic: numbers in a vector (default: 1024)")
-    add("--kinds", nargs="+", default=list(index.KINDS), choices=index.KINDS,
-        help="with --synthetic: kinds to measure, beside exact (default: all)")
+    add(
+        "--kinds",
+        nargs="+",
+        default=list(index.KINDS),
+        choices=index.KINDS,
+        help="with --synthetic: kinds to measure, beside exact (default: all)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -198,8 +212,10 @@ def cascade(flags):
     vsrn, gsmn = encode(flags, flags.model_path, index.need_vectors), encode(flags, flags.rerank, need_gsmn)
     n, m = gsmn.dataset.n_images, len(gsmn.dataset)
     if (vsrn.dataset.n_images, len(vsrn.dataset)) != (n, m):
-        raise InputError(f"{flags.rerank}: reads {n} images, {flags.model_path} {vsrn.dataset.n_images}; both need the "
-                         "same split: give --data_path and --data_name")
+        raise InputError(
+            f"{flags.rerank}: reads {n} images, {flags.model_path} {vsrn.dataset.n_images}; both need the "
+            "same split: give --data_path and --data_name"
+        )
     sims = evaluation.shard_xattn(gsmn.model, *gsmn.encoded)
     rows = recall_table(sims, vsrn.encoded.img_embs.numpy(), vsrn.encoded.cap_embs.numpy(), flags.kind)
     add_times(rows, vsrn, gsmn, flags.kind)

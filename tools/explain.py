@@ -20,15 +20,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
-import thumbnails
 from evaluation import load_model
-from files import InputError, atomic_write, check_writable, run, warn
-from flags import Parser
-from options import add_override_flags, overrides_of
-from report import TEMPLATES, template
-from tools.explaining import explain
-from tools.plotting import need_matplotlib, save_figure
-from tools.sentences import Reader, Sentence
+from files.errors import InputError, run, warn
+from files.writing import atomic_write, check_writable
+from reporting import thumbnails
+from reporting.figures import need_matplotlib, save_figure
+from reporting.pages import TEMPLATES, template
+from runtime.commandline import Parser
+from runtime.options import add_override_flags, overrides_of
+from tools.explaining.explanation import explain
+from tools.explaining.sentences import Reader, Sentence
 
 SIDE = 960  # pixels of the picture's longer side, in the page
 
@@ -172,13 +173,21 @@ def parse(arguments=None):
     add("--model_path", required=True, help="checkpoint of GSMN")
     add_override_flags(parser, boxes=True)
     add("--image", type=int, required=True, metavar="I", help="number of the image, from 0")
-    add("--caption", metavar="J|SENTENCE",
-        help="number of a caption, from 0, or a sentence (default: the image's first caption)")
+    add(
+        "--caption",
+        metavar="J|SENTENCE",
+        help="number of a caption, from 0, or a sentence (default: the image's first caption)",
+    )
     add("--images", metavar="DIR", help="folder of the picture files; {split}_imagename.txt beside the data names them")
     add("--region", type=int, metavar="R", help="region whose spatial weights are drawn (default: what adds most)")
     add("--out", metavar="NAME", help="name of what is written (default: explain-I-J)")
-    add("--format", nargs="+", default=["html", "png"], choices=["html", "png", "pdf", "svg"],
-        help="the page, and kinds of figures, which need matplotlib (default: html png)")
+    add(
+        "--format",
+        nargs="+",
+        default=["html", "png"],
+        choices=["html", "png", "pdf", "svg"],
+        help="the page, and kinds of figures, which need matplotlib (default: html png)",
+    )
     add("--spacy_model", metavar="NAME", help="spaCy's model for a sentence (default: any installed English one)")
     return parser.parse_args(arguments)
 
@@ -187,8 +196,10 @@ def load(flags):
     """The model, the split and what reads a sentence; InputError for a model without graphs to show."""
     model, opt, vocab = load_model(flags.model_path, **overrides_of(flags))
     if opt.model != "gsmn":
-        raise InputError(f"{flags.model_path}: holds {opt.model}, which matches whole vectors; words and regions are "
-                         "matched by GSMN alone")
+        raise InputError(
+            f"{flags.model_path}: holds {opt.model}, which matches whole vectors; words and regions are "
+            "matched by GSMN alone"
+        )
     numbered = flags.caption.isdecimal()
     opt_data = SimpleNamespace(**{**vars(opt), "is_sparse": opt.is_sparse and numbered})
     dataset = data.open_split(flags.split, opt.data_name, vocab, opt_data)
@@ -210,8 +221,10 @@ def main(arguments=None):
     explanation = explain_pair(model, dataset, flags.image, sentence)
     scene = scene_of(dataset, flags.image, flags.images)
     title = f"Image {flags.image} and " + (f"caption {flags.caption}" if flags.caption.isdecimal() else "a sentence")
-    print(f"{title}: score {explanation.score:.6f} = regions {explanation.regions.sum():.6f} "
-          f"+ words {explanation.words.sum():.6f}")
+    print(
+        f"{title}: score {explanation.score:.6f} = regions {explanation.regions.sum():.6f} "
+        f"+ words {explanation.words.sum():.6f}"
+    )
     if "html" in flags.format:
         text = page(title, explanation, sentence, scene)
         atomic_write(f"{out}.html", lambda file: file.write(text.encode()))
@@ -221,7 +234,7 @@ def main(arguments=None):
 
 
 def write_figures(out, kind, explanation, sentence, scene, region):
-    from tools import explain_figures
+    from tools.explaining import figures as explain_figures
 
     if region is None:
         region = int(explanation.regions.argmax())

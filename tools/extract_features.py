@@ -21,11 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files import InputError, atomic_write, data_folder, make_folder, open_array, read_json, read_lines, run
-from flags import Parser, number, whole
-from options import default_device, device
+from files.arrays import open_array
+from files.errors import InputError, run
+from files.text import data_folder, read_json, read_lines
+from files.writing import atomic_write, make_folder
+from runtime.commandline import Parser, number, whole
+from runtime.options import default_device, device
+from tools.own_data.splits import SPLITS, chosen, unfinished
 from tools.prepare_captions import Notes
-from tools.splits import SPLITS, chosen, unfinished
 
 SIZE = np.dtype([("image_w", "<i8"), ("image_h", "<i8")])
 ENDINGS = ("ims_size.npy", "ims_bbx.npy", "ims.npy")  # the features come last: with them a split is complete
@@ -94,8 +97,9 @@ class Output:
         self.shape = self.shape or shape
         make_folder(self.parts)
         shapes = (self.n,), (self.n, self.shape[0], 4), (self.n, *self.shape)
-        self.rows = [Rows(self.parts / ending, *kind)
-                     for ending, *kind in zip(ENDINGS, (SIZE, np.float32, self.dtype), shapes)]
+        self.rows = [
+            Rows(self.parts / ending, *kind) for ending, *kind in zip(ENDINGS, (SIZE, np.float32, self.dtype), shapes)
+        ]
 
     def save(self):
         """Make sure that what was put so far outlives a crash."""
@@ -133,8 +137,10 @@ def extract_split(folder, split, source, opt, notes):
                 output.save()
     output.save()
     if missing := np.flatnonzero(~output.done).tolist():
-        raise InputError(f"{given(opt)}: {len(missing)} of {len(names)} images of {split} are not there (first: "
-                         f"{names[missing[0]]}); give all files, or take these images out of the captions")
+        raise InputError(
+            f"{given(opt)}: {len(missing)} of {len(names)} images of {split} are not there (first: "
+            f"{names[missing[0]]}); give all files, or take these images out of the captions"
+        )
     output.finish()
     again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""
     return f"{output.targets[-1]}: {opt.dtype} {(len(names), *output.shape)}, boxes and sizes beside it{again}"
@@ -190,26 +196,51 @@ def options(argv=None):
     add("--split", nargs="+", choices=SPLITS, help="splits to extract (default: each that has a {split}_imagename.txt)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures, for --detector and --grid")
-    source.add_argument("--tsv", type=Path, nargs="+", metavar="FILE",
-                        help="another extractor's output: bottom-up attention's TSV, or LXMERT's")
+    source.add_argument(
+        "--tsv",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="another extractor's output: bottom-up attention's TSV, or LXMERT's",
+    )
     source.add_argument("--npz", type=Path, metavar="DIR", help="another extractor's output: MILVLG's npz files")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--detector", default="fasterrcnn_resnet50_fpn_v2", metavar="NAME",
-                      help="torchvision's detector (default: fasterrcnn_resnet50_fpn_v2)")
-    kind.add_argument("--grid", metavar="NAME",
-                      help="no detector: a grid over the last map of a backbone of torchvision, timm or, with its "
-                           "package, efficientnet-lite0")
+    kind.add_argument(
+        "--detector",
+        default="fasterrcnn_resnet50_fpn_v2",
+        metavar="NAME",
+        help="torchvision's detector (default: fasterrcnn_resnet50_fpn_v2)",
+    )
+    kind.add_argument(
+        "--grid",
+        metavar="NAME",
+        help="no detector: a grid over the last map of a backbone of torchvision, timm or, with its "
+        "package, efficientnet-lite0",
+    )
     add("--no_pretrained", action="store_true", help="random weights, always the same: only to try the steps")
     add("--regions", default=36, type=whole(1), help="regions an image (default: 36)")
-    add("--size", type=whole(1), metavar="PIXELS",
-        help="a detector sees the shorter side so long (default: its own, 800), a grid both sides (default: 224)")
-    add("--min_score", default=0.0, type=number(1), metavar="P",
-        help="the detector's boxes less certain than this are left out (default: 0, the best ones whatever they are)")
+    add(
+        "--size",
+        type=whole(1),
+        metavar="PIXELS",
+        help="a detector sees the shorter side so long (default: its own, 800), a grid both sides (default: 224)",
+    )
+    add(
+        "--min_score",
+        default=0.0,
+        type=number(1),
+        metavar="P",
+        help="the detector's boxes less certain than this are left out (default: 0, the best ones whatever they are)",
+    )
     add("--batch_size", default=8, type=whole(1), help="pictures the network sees at once (default: 8)")
     add("--workers", default=2, type=whole(0), help="processes that read pictures (default: 2)")
     add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ... (default: cuda where it works)")
-    add("--dtype", default="float32", choices=["float32", "float16"],
-        help="of the features; float16 takes half the room, and training reads either (default: float32)")
+    add(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16"],
+        help="of the features; float16 takes half the room, and training reads either (default: float32)",
+    )
     add("--shard", default=500, type=whole(1), metavar="N", help="images that an interruption may cost (default: 500)")
     add("--overwrite", action="store_true", help="extract again where the files are there already")
     opt = parser.parse_args(argv)
@@ -220,10 +251,10 @@ def options(argv=None):
 
 def make_source(opt, notes):
     if opt.tsv or opt.npz:
-        from tools.region_files import Npz, Tsv
+        from tools.own_data.region_files import Npz, Tsv
 
         return Tsv(opt, notes) if opt.tsv else Npz(opt, notes)
-    from tools.region_sources import Detector, Grid
+    from tools.own_data.region_sources import Detector, Grid
 
     return Grid(opt) if opt.grid else Detector(opt, notes)
 
@@ -231,8 +262,13 @@ def make_source(opt, notes):
 def main(argv=None):
     opt = options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
-    splits = chosen(opt, folder, "imagename.txt", "no names of images here; tools/prepare_captions.py writes "
-                    "{split}_imagename.txt with the captions, do that first")
+    splits = chosen(
+        opt,
+        folder,
+        "imagename.txt",
+        "no names of images here; tools/prepare_captions.py writes "
+        "{split}_imagename.txt with the captions, do that first",
+    )
     for path in opt.tsv or []:
         if not path.is_file():
             raise InputError(f"{path}: no such file (--tsv)")
@@ -243,8 +279,9 @@ def main(argv=None):
         for split in todo:
             print(extract_split(folder, split, source, opt, notes))
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); free some room, and the "
-                         "same command goes on") from error
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some room, and the same command goes on"
+        ) from error
     notes.tell()
 
 

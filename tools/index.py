@@ -23,11 +23,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import evaluation
-import thumbnails
-from checkpoint import BEST
-from files import InputError, atomic_write, check_writable, run
-from flags import Parser
-from options import add_override_flags, overrides_of
+from files.errors import InputError, run
+from files.writing import atomic_write, check_writable
+from reporting import thumbnails
+from runtime.checkpoint import BEST
+from runtime.commandline import Parser
+from runtime.options import add_override_flags, overrides_of
 from tools.check_data import sha256
 
 END = b"image index 1\n"  # the last bytes of a file; before them the description's length, 8 bytes
@@ -140,8 +141,9 @@ def read(path):
     try:
         return Index(str(path), faiss.read_index(str(path)), facts)
     except RuntimeError as error:
-        raise InputError(f"{path}: FAISS cannot read it ({str(error).splitlines()[-1]}); build it again with "
-                         f"tools/index.py") from None
+        raise InputError(
+            f"{path}: FAISS cannot read it ({str(error).splitlines()[-1]}); build it again with tools/index.py"
+        ) from None
 
 
 def read_facts(path):
@@ -225,8 +227,10 @@ def check_model(index, opt, model_path):
     """InputError unless the index was made with this checkpoint, whose flags are opt."""
     need_vectors(opt, model_path)
     if sha256(checkpoint_file(model_path)) != index.facts["checkpoint"]:
-        raise InputError(f"{index.path}: made with another checkpoint, {index.facts['model']} as it was then; "
-                         f"for {model_path} build another index with tools/index.py")
+        raise InputError(
+            f"{index.path}: made with another checkpoint, {index.facts['model']} as it was then; "
+            f"for {model_path} build another index with tools/index.py"
+        )
 
 
 def check_features(index, folder):
@@ -244,8 +248,10 @@ def check_features(index, folder):
 def need_vectors(opt, path):
     """InputError unless a checkpoint's model gives one vector an image, compared by inner product."""
     if opt.model != "vsrn":
-        raise InputError(f"{path}: holds {opt.model}, which scores pairs; an index needs VSRN's one vector an image, "
-                         f"and {opt.model} re-orders what it finds (tools/search.py --rerank)")
+        raise InputError(
+            f"{path}: holds {opt.model}, which scores pairs; an index needs VSRN's one vector an image, "
+            f"and {opt.model} re-orders what it finds (tools/search.py --rerank)"
+        )
     if opt.measure != "cosine":
         raise InputError(f"{path}: compares by --measure {opt.measure}; an index compares by inner product (cosine)")
 
@@ -288,8 +294,10 @@ def main(arguments=None):
     facts = facts_of(flags.model_path, opt, dataset)
     vectors = encode_images(model, dataset).numpy()
     write(out, build(vectors, flags.kind), facts)
-    print(f"{out}: {len(vectors)} images, {vectors.shape[1]} numbers each, {flags.kind}, "
-          f"{Path(out).stat().st_size / 1e6:.3g} MB")
+    print(
+        f"{out}: {len(vectors)} images, {vectors.shape[1]} numbers each, {flags.kind}, "
+        f"{Path(out).stat().st_size / 1e6:.3g} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 The same flags always give the same bytes. A Ctrl-C leaves everything as it was.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,9 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from files import InputError, run
-from tools.demo_captions import Caption, describe, fact_holds
-from tools.demo_scenes import Scene, draw, make_projection, region_boxes, region_features, sample_scenes
+from files.errors import InputError, run
+from tools.demo_data.captions import Caption, describe, fact_holds
+from tools.demo_data.scenes import Scene, draw, make_projection, region_boxes, region_features, sample_scenes
 from vocab import build_vocab, encode, serialize_vocab
 
 NAME = "demo_precomp"
@@ -30,7 +31,8 @@ FOLDS = 5  # testall is evaluated in five folds; test is the first of them
 TITLE = "Demo data for image-text matching: scenes of coloured shapes"
 OURS = re.compile(  # paths inside the folder
     rf"README\.txt|data|vocab|images|images/(train|dev|test)_\d+\.png|vocab/{NAME}_vocab\.json|data/{NAME}|"
-    rf"data/{NAME}/(train|dev|test|testall)_(ims|ims_bbx|ims_size|caps|precaps_stan|imagename|scenes)\.\w+")
+    rf"data/{NAME}/(train|dev|test|testall)_(ims|ims_bbx|ims_size|caps|precaps_stan|imagename|scenes)\.\w+"
+)
 README = f"""{TITLE}
 
 Made by tools/make_demo.py {{flags}}
@@ -60,7 +62,7 @@ class Example:
     scene: Scene
     twin: int | None
     captions: list[Caption]
-    boxes: np.ndarray     # (regions, 4)
+    boxes: np.ndarray  # (regions, 4)
     features: np.ndarray  # (regions, img_dim)
 
 
@@ -87,12 +89,17 @@ def record(example: Example, examples: list[Example], name: str) -> dict:
     scene, twin = example.scene, example.twin
     other = None if twin is None else examples[twin].scene
     return {
-        "image": name, "width": scene.width, "height": scene.height,
+        "image": name,
+        "width": scene.width,
+        "height": scene.height,
         "things": [vars(thing) for thing in scene.things],
-        "twin": twin, "swapped": scene.swapped,
+        "twin": twin,
+        "swapped": scene.swapped,
         "facts": [caption.facts for caption in example.captions],
-        "telling": [other is not None and not all(fact_holds(other, fact) for fact in caption.facts)
-                    for caption in example.captions],
+        "telling": [
+            other is not None and not all(fact_holds(other, fact) for fact in caption.facts)
+            for caption in example.captions
+        ],
     }
 
 
@@ -171,12 +178,15 @@ def check(out: Path, opt: argparse.Namespace) -> None:
         raise InputError(f"{out}: exists and is not a folder; choose another --out")
     others = [path for path in out.rglob("*") if not OURS.fullmatch(path.relative_to(out).as_posix())]
     if others:
-        raise InputError(f"{min(others)}: no part of the demo data, and making them again would delete it; "
-                         "move it or choose another --out")
+        raise InputError(
+            f"{min(others)}: no part of the demo data, and making them again would delete it; "
+            "move it or choose another --out"
+        )
 
 
-def make_demo(out="demo", n_train=400, n_dev=50, n_testall=250, regions=36, img_dim=64, twins=0.5, noise=0.3,
-              seed=0, quiet=False) -> Path:
+def make_demo(
+    out="demo", n_train=400, n_dev=50, n_testall=250, regions=36, img_dim=64, twins=0.5, noise=0.3, seed=0, quiet=False
+) -> Path:
     """Make the data set in the folder ``out``, replacing one made before; returns its path.
 
     Everything is made in a temporary folder beside ``out`` and renamed at the end. Raises InputError
@@ -210,8 +220,9 @@ def _replace(out: Path, fresh: Path, old: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = result.add_argument
     add("--out", default="demo", help="folder to make; one made before is replaced")
     add("--n_train", type=int, default=400, help="scenes to train on, five captions each")

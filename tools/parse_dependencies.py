@@ -21,10 +21,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files import InputError, atomic_write, data_folder, make_folder, read_captions, read_json, read_pairs, run
-from flags import Parser, whole
-from tools.splits import SPLITS, chosen, unfinished
-from tools.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
+from files.errors import InputError, run
+from files.text import data_folder, read_captions, read_dependencies, read_json
+from files.writing import atomic_write, make_folder
+from runtime.commandline import Parser, whole
+from tools.own_data.splits import SPLITS, chosen, unfinished
+from tools.own_data.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
 from vocab import split_words
 
 BATCH = 100  # captions handed to a parser at once
@@ -214,7 +216,7 @@ def is_complete(folder, split):
     target, source = folder / f"{split}_caps.json", folder / f"{split}_caps.txt"
     if not target.exists():
         return False
-    there, captions = len(read_pairs(target)), len(read_captions(source))
+    there, captions = len(read_dependencies(target)), len(read_captions(source))
     if there != captions:
         raise InputError(
             f"{target}: dependencies of {there} captions, but {source.name} has {captions}; --overwrite makes them anew"
@@ -234,8 +236,13 @@ def options(argv=None):
     add("--parser", default="spacy", choices=PARSERS, help="what parses (default: spacy)")
     add("--spacy_model", metavar="NAME", help="spaCy's model, a package or folder (default: any installed English one)")
     add("--url", default="http://localhost:9000", help="the CoreNLP server (default: http://localhost:9000)")
-    add("--timeout", default=120.0, type=float, metavar="SECONDS",
-        help="how long the CoreNLP server may take for 100 captions (default: 120)")
+    add(
+        "--timeout",
+        default=120.0,
+        type=float,
+        metavar="SECONDS",
+        help="how long the CoreNLP server may take for 100 captions (default: 120)",
+    )
     add("--part", default=2000, type=whole(), metavar="N", help="captions that an interruption may cost")
     add("--overwrite", action="store_true", help="parse again where {split}_caps.json is there already")
     opt = parser.parse_args(argv)

@@ -16,10 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files import InputError, atomic_write, make_folder, run
-from flags import Parser, whole
-from tools.caption_sources import READERS, guess_format
-from tools.splits import SPLITS
+from files.errors import InputError, run
+from files.writing import atomic_write, make_folder
+from runtime.commandline import Parser, whole
+from tools.own_data.caption_sources import READERS, guess_format
+from tools.own_data.splits import SPLITS
 from vocab import END, UNK, deserialize_vocab, encode, load_vocab, serialize_vocab, vocab_of_captions
 
 FIVE = 5  # captions of an image
@@ -155,8 +156,10 @@ def contents(splits, texts, vocab, opt, notes):
         ids = [encode(text, vocab) for text in bar]
         words = [word for one in ids for word in one if word > END]
         unknown = 100 * words.count(UNK) / len(words)
-        print(f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
-              f"{unknown:.1f} % <unk>")
+        print(
+            f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
+            f"{unknown:.1f} % <unk>"
+        )
         if unknown > 5 and (opt.vocab or opt.threshold > 1):
             how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
             notes.add(f"splits with many unknown words; {how}", split)
@@ -226,22 +229,41 @@ def options(argv=None):
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder under --data_path that is written to")
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json (default: ./vocab/)")
-    add("--vocab", type=Path, metavar="FILE",
-        help="use this vocabulary, .json or .pkl (default: made of train and dev, or, without train, the one there)")
+    add(
+        "--vocab",
+        type=Path,
+        metavar="FILE",
+        help="use this vocabulary, .json or .pkl (default: made of train and dev, or, without train, the one there)",
+    )
     add("--threshold", default=4, type=int, help="words seen less often become <unk> (default: 4)")
     add("--split", choices=SPLITS, help="the whole source is this split (default: Karpathy's own, or --dev, --test)")
     add("--dev", default=0, type=whole(0), metavar="N", help="images drawn for dev; the rest is train (default: 0)")
     add("--test", default=0, type=whole(0), metavar="N", help="images drawn for test (default: 0)")
     add("--seed", default=0, type=int, help="fixes the draw (default: 0)")
-    add("--restval", default="train", choices=["train", "drop"],
-        help="Karpathy's COCO: where its restval images go (default: train)")
-    add("--testall", action="store_true",
-        help="as for COCO, call the test images testall (five folds), and the first fifth of them test")
+    add(
+        "--restval",
+        default="train",
+        choices=["train", "drop"],
+        help="Karpathy's COCO: where its restval images go (default: train)",
+    )
+    add(
+        "--testall",
+        action="store_true",
+        help="as for COCO, call the test images testall (five folds), and the first fifth of them test",
+    )
     add("--images", type=Path, metavar="DIR", help="folder of the images: check that each is there (default: no check)")
-    add("--missing", default="stop", choices=["stop", "drop"],
-        help="with --images, captions whose image is not there: an error, or left out (default: stop)")
-    add("--fewer", default="drop", choices=["drop", "repeat"],
-        help="images with fewer than five captions: leave out, or repeat their captions (default: drop)")
+    add(
+        "--missing",
+        default="stop",
+        choices=["stop", "drop"],
+        help="with --images, captions whose image is not there: an error, or left out (default: stop)",
+    )
+    add(
+        "--fewer",
+        default="drop",
+        choices=["drop", "repeat"],
+        help="images with fewer than five captions: leave out, or repeat their captions (default: drop)",
+    )
     add("--overwrite", action="store_true", help="replace files that are there with other content")
     return parser.parse_args(argv)
 

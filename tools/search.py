@@ -22,16 +22,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import evaluation
-import thumbnails
-from files import InputError, atomic_write, check_writable, make_folder, open_array, run, warn
-from flags import Parser, whole
-from options import add_override_flags, overrides_of
+from files.arrays import open_array
+from files.errors import InputError, run, warn
+from files.writing import atomic_write, check_writable, make_folder
+from reporting import thumbnails
+from reporting.figures import matplotlib_figure, need_matplotlib, save_figure
+from runtime.commandline import Parser, whole
+from runtime.options import add_override_flags, overrides_of
 from tools import index
 from tools.check_data import sha256
 from tools.explain import grid, open_picture
+from tools.explaining.sentences import Reader
 from tools.index import checkpoint_file, encode_images, features_of, first_captions, names_of
-from tools.plotting import matplotlib_figure, need_matplotlib, save_figure
-from tools.sentences import Reader
 
 COLUMNS = 5
 
@@ -223,21 +225,37 @@ def parse(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model_path", help="checkpoint of GSMN or VSRN; with --index not needed: that names its own")
-    add("--index", metavar="FILE", help="index of tools/index.py, which answers in place of a look at every image;"
-        " without one, --split is test")
+    add(
+        "--index",
+        metavar="FILE",
+        help="index of tools/index.py, which answers in place of a look at every image; without one, --split is test",
+    )
     add("--rerank", metavar="PATH", help="with --index: checkpoint of GSMN that re-orders the nearest images")
-    add("--shortlist", default=100, type=whole(), metavar="K",
-        help="with --rerank: images of the index that GSMN looks at (default: 100)")
-    add("--breadth", type=whole(), metavar="N",
+    add(
+        "--shortlist",
+        default=100,
+        type=whole(),
+        metavar="K",
+        help="with --rerank: images of the index that GSMN looks at (default: 100)",
+    )
+    add(
+        "--breadth",
+        type=whole(),
+        metavar="N",
         help=f"with --index: groups that an ivf looks into (default: {index.PROBES}), or candidates that an hnsw keeps "
-             f"(default: {index.EFFORT}); more miss less and take longer")
+        f"(default: {index.EFFORT}); more miss less and take longer",
+    )
     add_override_flags(parser, split=None, boxes=True)
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
     add("--images", metavar="DIR", help="folder of the picture files: draw what was found")
     add("--out", metavar="FILE", help="figure to write: png, pdf or svg (default with --images: search-SENTENCE.png)")
-    add("--cache", default="search_cache", metavar="DIR",
-        help="folder for the images' embeddings; '' for none (default: search_cache)")
+    add(
+        "--cache",
+        default="search_cache",
+        metavar="DIR",
+        help="folder for the images' embeddings; '' for none (default: search_cache)",
+    )
     add("--spacy_model", metavar="NAME", help="spaCy's model (default: any installed English one)")
     return parser.parse_args(arguments)
 

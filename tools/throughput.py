@@ -21,13 +21,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import data  # noqa: E402
-import distributed  # noqa: E402
-import joint  # noqa: E402
-import train  # noqa: E402
-from files import InputError, run  # noqa: E402
-from flags import Parser  # noqa: E402
-from options import train_options  # noqa: E402
+import data
+import train
+from files.errors import InputError, run
+from runtime import (
+    distributed,
+    global_batch,
+)
+from runtime.commandline import Parser
+from runtime.options import train_options
 
 VOCABULARY = 8481  # words, as of Flickr30K
 
@@ -81,7 +83,7 @@ def work(opt):
     with distributed.joined():
         train.seed_everything(0)
         model = train.build_model(model_opt).to(distributed.own_device(opt.device))
-        optimizer, replica = torch.optim.Adam(model.parameters(), lr=1e-4), joint.replicate(model)
+        optimizer, replica = torch.optim.Adam(model.parameters(), lr=1e-4), global_batch.replicate(model)
         batch, times = share(random_batch(opt, model_opt)), []
         first = train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)  # allocates and compiles
         for step in range(opt.steps):
@@ -117,7 +119,7 @@ def random_batch(opt, model_opt):
 
 def share(batch):
     """This process's part of a batch."""
-    return joint.split(batch, distributed.size())[distributed.rank()]
+    return global_batch.split(batch, distributed.size())[distributed.rank()]
 
 
 def main(argv=None):

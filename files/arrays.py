@@ -1,0 +1,111 @@
+"""Reads .npy files: memory-mapped arrays and image sizes."""
+
+import warnings
+
+import numpy as np
+
+from files.errors import InputError
+from files.pickles import restricted_load
+
+
+def open_array(path):
+    """A .npy file as a read-only memory map (nothing is read yet); object arrays are refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy remarks on headers written by Python 2
+            return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # a damaged header can fail anywhere in numpy's parser
+        raise InputError(f"{path}: truncated or not a plain .npy file ({error}); make or copy it again") from None
+
+
+def read_sizes(path):
+    """Image sizes, float32 (N, 2): width, height in pixels (docs/method.md, section 1).
+
+    Accepts a structured array with the fields image_w and image_h, or an object array of dicts with these
+    keys (as Python 2 wrote it). Raises InputError for anything else and for sizes that are not positive.
+    """
+    if _is_object_array(path):
+        sizes = _sizes_of_dicts(path)
+    else:
+        sizes = _sizes_of_fields(path)
+    bad = np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)).all(axis=1))
+    if len(bad):
+        w, h = sizes[bad[0]]
+        raise InputError(f"{path}, row {bad[0]}: image size {w:g} x {h:g}; width and height must be positive")
+    return sizes
+
+
+def _sizes_of_fields(path):
+    array = open_array(path)
+    names = array.dtype.names or ()
+    if array.ndim != 1 or "image_w" not in names or "image_h" not in names:
+        raise InputError(
+            f"{path}: shape {array.shape}, type {array.dtype}; "
+            "need one item per image with the fields image_w and image_h"
+        )
+    if not all(array.dtype[name].kind in "iuf" for name in ("image_w", "image_h")):
+        raise InputError(f"{path}: image_w and image_h must be numbers, not {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.stack([array["image_w"], array["image_h"]], axis=1).astype(np.float32)
+
+
+def _sizes_of_dicts(path):
+    with open(path, "rb") as file:
+        _read_header(file)
+        array = restricted_load(file, _array_stand_ins(), what=path)
+    try:
+        items = array.state[4]
+        sizes = [(float(item["image_w"]), float(item["image_h"])) for item in items]
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        raise InputError(f"{path}: not an array of dicts with the numbers image_w and image_h") from None
+    with np.errstate(over="ignore"):
+        return np.array(sizes, np.float32).reshape(-1, 2)
+
+
+def _is_object_array(path):
+    try:
+        with open(path, "rb") as file:
+            return _read_header(file) == np.dtype(object)
+    except Exception:  # missing or damaged: open_array says how
+        return False
+
+
+def _read_header(file):
+    """Read a .npy header, leaving the file at the data; returns the dtype."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read(file)[2]
+
+
+def _array_stand_ins():
+    """What the pickle inside an object array's .npy names, as classes that only keep what they are given."""
+
+    class Array:
+        def __setstate__(self, state):
+            self.state = state  # version, shape, dtype, Fortran order, list of items
+
+    class Dtype:
+        def __init__(self, code, *_):
+            self.code, self.order = code, "<"
+
+        def __setstate__(self, state):
+            self.order = state[1] if state[1] in ("<", ">") else "|"
+
+    def scalar(dtype, data):
+        data = data.encode("latin1") if isinstance(data, str) else data
+        kind = np.dtype(dtype.order + dtype.code)
+        if kind.kind not in "iuf":
+            raise TypeError(f"a scalar of type {kind}")
+        return np.frombuffer(data, kind)[0].item()
+
+    stand_ins = {("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        stand_ins[module, "_reconstruct"] = lambda *_: Array()
+        stand_ins[module, "scalar"] = scalar
+    return stand_ins

@@ -1,0 +1,29 @@
+"""Errors of the user's input, warnings, and how a script ends."""
+
+import sys
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. One line: the file, what was found, what to do."""
+
+    def __init__(self, message):
+        # a DataLoader raises a worker's exception anew, with the worker's whole traceback as its message
+        own = str(message).rpartition(f"{__name__}.InputError: ")[2]
+        # text from a file may hold anything: nothing that ends the line or steers the terminal gets through
+        super().__init__("".join(c if c.isprintable() else " " for c in own).strip())
+
+
+def warn(message):
+    """Tell the user something that does not stop the program."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run(main):
+    """Run a script's main(): InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

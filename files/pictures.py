@@ -1,0 +1,134 @@
+"""Pictures -> batches: COCO and Flickr as image files with annotations (docs/method.md, section 3.5).
+
+Needs torchvision, and pycocotools for COCO; nothing else imports this module unless --data_name asks for
+pictures.
+"""
+
+import contextlib
+import io
+
+from PIL import Image, ImageOps
+
+from files.arrays import open_array
+from files.errors import InputError
+from files.text import CAPTIONS_PER_IMAGE, data_folder, read_json
+
+KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+PICTURES = ("coco", "f8k", "f30k")  # data sets of pictures with annotations; all others have region features
+
+
+# ---- which picture has which captions ----
+
+
+def captioned_pictures(folder, data_name, split, use_restval=False):
+    """[(path of the picture, caption)] of a split, in the files' order. 'testall' is the test split."""
+    split = "test" if split == "testall" else split
+    splits = ["train", "restval"] if split == "train" and use_restval else [split]
+    if data_name in KARPATHY:
+        pairs = flickr_pairs(folder, KARPATHY[data_name], splits)
+    else:
+        pairs = [pair for one in splits for pair in coco_pairs(folder, one)]
+    if not pairs:
+        raise InputError(f"{folder}: no captions in the split {split}")
+    check_pictures({path for path, _ in pairs})
+    return pairs
+
+
+def training_captions(data_path, data_name):
+    """The captions a vocabulary is built from: those of train and dev."""
+    folder = data_folder(data_path, data_name)
+    return [text for split in ("train", "dev") for _, text in captioned_pictures(folder, data_name, split)]
+
+
+def coco_pairs(folder, split):
+    """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
+    year = "train2014" if split == "train" else "val2014"
+    path = folder / "annotations" / f"captions_{year}.json"
+    ids_path = folder / "annotations" / f"coco_{split}_ids.npy"
+    ids = open_array(ids_path)
+    coco = read_coco(path)
+    pairs = []
+    for number in ids.ravel().tolist():
+        try:
+            annotation = coco.anns[number]
+            name = coco.imgs[annotation["image_id"]]["file_name"]
+            pairs.append((folder / "images" / year / name, annotation["caption"]))
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{ids_path}: annotation {number} is not complete in {path}; take both files from the same release"
+            ) from None
+    return pairs
+
+
+def read_coco(path):
+    """pycocotools' index of an annotation file, without its progress lines."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = read_json(path)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        if not coco.anns or not coco.imgs:
+            raise KeyError
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not a COCO annotation file, or an empty one") from None
+    return coco
+
+
+def flickr_pairs(folder, name, splits):
+    """Karpathy's JSON for Flickr, which calls the dev split 'val'."""
+    wanted = ["val" if split == "dev" else split for split in splits]
+    try:
+        return [
+            (folder / "images" / image["filename"], sentence["raw"])
+            for image in read_json(folder / name)["images"]
+            if image["split"] in wanted
+            for sentence in image["sentences"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / name}: not in the form of Karpathy's splits ({error} is missing); "
+            "need images[*].split, filename, sentences[*].raw"
+        ) from None
+
+
+def check_pictures(paths):
+    """InputError for the first picture that is not there: one look at each folder, not one at each file."""
+    there = {}
+    for folder in {path.parent for path in paths}:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of pictures")
+        there[folder] = {path.name for path in folder.iterdir()}
+    missing = sorted(path for path in paths if path.name not in there[path.parent])
+    if missing:
+        raise InputError(f"{missing[0]}: no such picture; {len(missing)} of {len(paths)} are missing")
+
+
+def five_each(pairs, folder, split):
+    """The first five captions of each image, images in the order they first appear."""
+    groups = {}
+    for path, text in pairs:
+        groups.setdefault(path, []).append(text)
+    few = sum(len(texts) < CAPTIONS_PER_IMAGE for texts in groups.values())
+    if few:
+        raise InputError(
+            f"{folder}: {few} images of the split {split} have fewer than "
+            f"{CAPTIONS_PER_IMAGE} captions; evaluation needs {CAPTIONS_PER_IMAGE} for each"
+        )
+    return [(path, text) for path, texts in groups.items() for text in texts[:CAPTIONS_PER_IMAGE]]
+
+
+# ---- one picture ----
+
+
+def read_picture(path):
+    """An RGB picture the right way up, whatever its mode and orientation; InputError where it is damaged."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such picture") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None

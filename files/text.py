@@ -1,0 +1,115 @@
+"""Reads text and JSON: captions, word ids, dependencies."""
+
+import codecs
+import json
+import re
+from pathlib import Path
+
+from files.errors import InputError
+
+CAPTIONS_PER_IMAGE = 5
+
+
+def data_folder(data_path, data_name):
+    """The folder of a data set; InputError listing those there are."""
+    folder = Path(data_path) / data_name
+    if folder.is_dir():
+        return folder
+    there = sorted(p.name for p in Path(data_path).glob("*") if p.is_dir())
+    raise InputError(
+        f"{folder}: no such folder; {data_path} has: {', '.join(there) or 'nothing'}; check --data_path and --data_name"
+    )
+
+
+def _read_bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_text(path):
+    data = _read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def read_lines(path):
+    """The lines of a UTF-8 file as a list of str, without their ends; BOM and CRLF are accepted.
+
+    Lines end at '\\n' only, so that other Unicode separators inside a caption do not shift the numbering.
+    """
+    lines = _read_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_json(path):
+    """The content of a JSON file; InputError names line and column of a mistake."""
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise InputError(f"{where}: not valid JSON ({error.msg}); write or copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not usable JSON ({error})") from None
+
+
+def read_captions(path):
+    """The captions of a {split}_caps.txt, a list of str; InputError for an empty one."""
+    captions = read_lines(path)
+    for number, caption in enumerate(captions, start=1):
+        if not caption.strip():
+            raise InputError(f"{path}, line {number}: empty caption; every line needs one")
+    return captions
+
+
+def read_ids(path, n_words):
+    """The word ids of a {split}_precaps_stan.txt, one caption's list at a time, all in 0 ... n_words - 1."""
+    for number, line in enumerate(read_lines(path), start=1):
+        yield _ids_of_line(line, f"{path}, line {number}", n_words)
+
+
+_NUMBERS = re.compile(r"\s*-?\d{1,18}\s*(,\s*-?\d{1,18}\s*)*", re.ASCII)
+
+
+def _ids_of_line(line, where, n_words):
+    if not line.strip():
+        raise InputError(f"{where}: empty; every caption needs a line of word ids")
+    if not _NUMBERS.fullmatch(line):
+        raise InputError(f"{where}: {line[:40]!r} is not a list of numbers with commas between")
+    ids = [int(x) for x in line.split(",")]
+    for bad in (min(ids), max(ids)):
+        if not 0 <= bad < n_words:
+            raise InputError(
+                f"{where}: word id {bad}, but the vocabulary has ids 0 to {n_words - 1}; "
+                "use the vocabulary the ids were made with"
+            )
+    return ids
+
+
+def read_dependencies(path):
+    """The dependencies of a {split}_caps.json as they stand: per caption a list of [governor, dependent]."""
+    captions = read_json(path)
+    if not isinstance(captions, list):
+        raise InputError(f"{path}: need a list with the dependencies of every caption")
+    for i, pairs in enumerate(captions):
+        if not isinstance(pairs, list) or not all(map(_is_pair, pairs)):
+            found = str(pairs)[:40]
+            raise InputError(f"{path}, caption {i}: need a list of [governor, dependent] pairs, not {found}")
+    return captions
+
+
+def _is_pair(pair):
+    return (
+        isinstance(pair, list) and len(pair) == 2 and all(type(index) is int and abs(index) < 2**31 for index in pair)
+    )

@@ -1,0 +1,1 @@
+"""Parts of the models too large for model.py."""

@@ -1,0 +1,132 @@
+"""GSMN's similarity written plainly from docs/method.md, section 2: the reference for the fast code.
+
+Like the released code it goes through the captions one by one and forms the attended contexts and the
+neighbours' features of every pair.  No piece of graph.py is used, only parameters by their released names.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+EPS = 1e-8
+
+
+def similarity(model, images, captions, boxes, depends):
+    """images (I, R, D), captions a list of (n, D), boxes (I, R, 4) -> visual and textual scores (I, C) each."""
+    visual = torch.stack([visual_scores(model, images, words, boxes) for words in captions], 1)
+    columns = [textual_scores(model, images, words, pairs) for words, pairs in zip(captions, depends)]
+    return visual, torch.stack(columns, 1)
+
+
+def affinity(images, words):
+    return F.leaky_relu(images @ words.t(), 0.1)  # (I, R, n)
+
+
+def block_cosine(query, context, blocks):
+    query, context = (x.unflatten(-1, (blocks, -1)) for x in (query, context))  # (..., K, d)
+    dot = (query * context).sum(-1)
+    return dot / (query.norm(dim=-1) * context.norm(dim=-1)).clamp(min=EPS)  # (..., K)
+
+
+def visual_scores(model, images, words, boxes):
+    raw = affinity(images, words)
+    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPS), 2)
+    match = block_cosine(images, weights @ words, model.blocks)  # (I, R, K)
+    graph = model.i2t_match_G
+    conv = graph.graph_convolution_1
+    edges = spatial_weights(conv, boxes)  # (I, R, R, 8): of neighbour j for node i
+    return node_scores(graph, convolve(graph, conv, match, edges, torch.ones(edges.shape[1], edges.shape[1])))
+
+
+def textual_scores(model, images, words, pairs):
+    raw = affinity(images, words).transpose(1, 2)  # (I, n, R)
+    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPS), 2)
+    match = block_cosine(words.expand(len(images), *words.shape), weights @ images, model.blocks)  # (I, n, K)
+    graph = model.t2i_match_G
+    conv = graph.graph_convolution_3
+    n = len(words)
+    relation = torch.softmax(model.smooth * words @ words.t(), 1)
+    adjacency = torch.ones(n, n)
+    if model.is_sparse:
+        adjacency = torch.zeros(n, n)
+        for a, b in pairs[1:]:
+            if a in range(n) and b in range(n):
+                adjacency[a, b] = adjacency[b, a] = 1
+        adjacency = adjacency + torch.eye(n)
+        relation = adjacency * relation
+        relation = relation / (relation.norm(dim=1, keepdim=True) + EPS)
+    edges = relation.unsqueeze(-1) * conv.params.view(-1)  # (n, n, 8)
+    edges = edges / edges.sum(1, keepdim=True)
+    return node_scores(graph, convolve(graph, conv, match, edges.expand(len(images), n, n, 8), adjacency))
+
+
+def spatial_weights(conv, boxes):
+    x, y = (boxes[..., 0] + boxes[..., 2]) / 2, (boxes[..., 1] + boxes[..., 3]) / 2
+    dx, dy = (c.unsqueeze(2) - c.unsqueeze(1) for c in (x, y))  # (I, R, R)
+    rho, theta = torch.sqrt(dx**2 + dy**2), torch.atan2(dx, dy)
+    kernels = []
+    for k in range(8):
+        turn = (theta - conv.mean_theta[k]).abs()
+        turn = torch.minimum(turn, (2 * math.pi - turn).abs())
+        near = torch.exp(-0.5 * (rho - conv.mean_rho[k]) ** 2 / (1e-14 + conv.precision_rho[k] ** 2))
+        kernels.append(near * torch.exp(-0.5 * turn**2 / (1e-14 + conv.precision_theta[k] ** 2)))
+    weights = torch.stack(kernels, -1)
+    weights = torch.where(weights.isnan(), torch.zeros(()), weights)
+    return torch.where(weights.sum(-1, keepdim=True) > 0, weights / weights.sum(-1, keepdim=True), torch.zeros(()))
+
+
+def convolve(graph, conv, match, edges, adjacency):
+    """match (I, N, K), edges (I, N, N, 8), adjacency (N, N) -> (I, N, H)."""
+    hidden = []
+    for k, linear in enumerate(conv.conv_weights):
+        w = edges[..., k] * adjacency  # (I, N, N)
+        if graph.propagation == "self":
+            mixed = w.sum(2, keepdim=True) * match
+        else:
+            mixed = torch.stack([(w[:, i, :, None] * match).sum(1) for i in range(match.shape[1])], 1)
+        out = mixed @ linear.weight.t()
+        out = out if linear.bias is None else out + linear.bias
+        hidden.append(out if graph.propagation == "self" else torch.tanh(out))
+    return torch.cat(hidden, -1)
+
+
+def node_scores(graph, hidden):
+    weight_1, weight_2 = (
+        layer.weight_g * layer.weight_v / layer.weight_v.norm(dim=1, keepdim=True)
+        for layer in (graph.out_1, graph.out_2)
+    )
+    hidden = torch.tanh(hidden @ weight_1.t() + graph.out_1.bias)
+    return (hidden @ weight_2.t() + graph.out_2.bias).mean((1, 2))
+
+
+# ---- the caption model, step by step
+
+
+def literal_step(model, word, state, memory):
+    """e_i = v . tanh(W [H_i ; h] + b), c = sum_i softmax(e)_i H_i, one recurrent step of torch's layer."""
+    decoder = model.decoder
+    hidden = (state[0] if isinstance(state, tuple) else state)[0]  # (B, H)
+    both = torch.cat([memory, hidden.unsqueeze(1).expand_as(memory)], 2)
+    weights = decoder.attention.linear2(torch.tanh(decoder.attention.linear1(both))).softmax(1)  # (B, R, 1)
+    context = (weights * memory).sum(1)
+    output, state = decoder.rnn(torch.cat([decoder.embedding(word), context], 1).unsqueeze(0), state)
+    return decoder.out(output[0]).log_softmax(1), state
+
+
+def literal_start(model, regions):
+    """The encoder by hand; the two directions' last states stand side by side."""
+    memory, last = model.encoder.rnn(model.encoder.vid2hid(regions))
+    if isinstance(last, tuple):
+        return memory, tuple(torch.cat(list(x), 1).unsqueeze(0) for x in last)
+    return memory, torch.cat(list(last), 1).unsqueeze(0)
+
+
+def literal_log_probs(model, regions, labels):
+    """All max_len - 1 steps, each with its own output layer: (B, max_len - 1)."""
+    memory, state = literal_start(model, regions)
+    columns = []
+    for t in range(labels.shape[1] - 2):
+        log_p, state = literal_step(model, labels[:, t], state, memory)
+        columns.append(log_p.gather(1, labels[:, t + 1 : t + 2]))
+    return torch.cat(columns, 1)

@@ -1,0 +1,180 @@
+"""Scores that know more than one right answer, on MSCOCO's 5,000 test images: ECCV Caption, CxC and PMRP.
+
+By the package eccv_caption (arXiv 2204.03359); docs/method.md, section 4.5.
+"""
+
+import contextlib
+import hashlib
+import io
+import re
+import warnings
+
+import numpy as np
+from tqdm import tqdm
+
+from files.arrays import open_array
+from files.errors import InputError, warn
+from files.text import CAPTIONS_PER_IMAGE, read_lines
+
+# of the letters and digits of coco_precomp's testall_caps.txt, a line each: its captions stand in the package's order
+PUBLISHED = "ef2c967434bc87b11033a879cd0b81eae5d8a39329a1c46a6f604087eeeb00d4"
+PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")  # PMRP's answers, which the package lacks
+PAGE = "https://github.com/naver-ai/eccv-caption"
+
+
+class Eccv:
+    """The scores of one split: check(dataset) before the work, add(result, sims, dataset, name) after it.
+
+    InputError where the package is missing, or COCO's numbers of the captions cannot be known.
+    """
+
+    def __init__(self):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it would like ujson
+                import eccv_caption
+        except ImportError:
+            raise InputError("--eccv needs the package eccv_caption: pip install eccv_caption") from None
+        self.metrics = eccv_caption.Metrics()
+        self.images = self.captions = None  # COCO's numbers of the split's images and captions
+
+    def check(self, dataset):
+        """Find COCO's numbers, and PMRP's answers where they are."""
+        owner = {caption: images[0] for caption, images in self.metrics.coco_gts["t2i"].items()}
+        self.captions, source = caption_ids(dataset, owner, self.metrics.coco_ids.tolist())
+        self.images = image_ids(self.captions, owner, source)
+        paths = [dataset.folder / name for name in PLAUSIBLE]
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            warn(f"{missing[0]}: no such file; PMRP is left out ({PAGE} has the file)")
+            return
+        try:
+            self.metrics.set_pm_gts(*map(str, paths))
+            if not (
+                set(self.images).issuperset(self.metrics.pm_gts["i2t"])
+                and set(self.captions).issuperset(self.metrics.pm_gts["t2i"])
+            ):
+                raise ValueError("images or captions of another data set")
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{paths[0]} and {paths[1].name}: not the package's files ({error}); get them again from {PAGE}"
+            ) from None
+
+    def add(self, result, sims, dataset=None, name=None):
+        """Print the scores of sims["full"][0], images down and captions across, and keep them in result["eccv"]."""
+        found = self.retrieved(sims["full"][0])
+        result["eccv"] = self.scores(found)
+        show(result["eccv"])
+
+    def retrieved(self, sims):
+        """{"i2t": {image: captions, best first}, "t2i": ...} by COCO's numbers, as far as any score looks.
+
+        Equal similarities keep the split's order.
+        """
+        gts = [self.metrics.eccv_gts, self.metrics.pm_gts]
+        sides = {"i2t": (sims, self.images, self.captions), "t2i": (sims.T, self.captions, self.images)}
+        found = {}
+        for way, (rows, queries, candidates) in sides.items():
+            depth = max(10, *(len(answers) for one in gts if one for answers in one[way].values()))
+            shared = np.array(candidates, object)  # one object for each number, not one for each place
+            bar = tqdm(zip(queries, rows), f"order, {way}", len(queries), disable=None, leave=False)
+            found[way] = {query: shared[np.argsort(-row, kind="stable")[:depth]].tolist() for query, row in bar}
+        return found
+
+    def scores(self, found):
+        """{name: {"i2t": from 0 to 1, "t2i": ...}}, the names being the package's."""
+        metrics = self.metrics
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be switched off
+            scores = metrics.eccv_metrics(found, "all")
+            scores.update({f"cxc_r{k}": metrics.cxc_recalls(found, "all", K=k) for k in (1, 5, 10)})
+            if metrics.pm_gts:
+                scores["pmrp"] = metrics.pmrp(found, "all")
+        return {name: {way: float(value) for way, value in one.items()} for name, one in scores.items()}
+
+
+# ---- COCO's numbers
+
+
+def caption_ids(dataset, owner, published):
+    """COCO's numbers of a split's captions, and where they are from.
+
+    {split}_cocoids.txt has one a line; pictures have coco_test_ids.npy; SCAN's testall has the package's order.
+    owner: {caption: image} of all that the scores know.
+    """
+    path = dataset.folder / f"{dataset.split}_cocoids.txt"
+    if path.exists():
+        return read_ids(path, len(dataset)), path
+    if hasattr(dataset, "pictures") and dataset.split.startswith("test"):
+        return picture_ids(dataset.folder / "annotations" / "coco_test_ids.npy", owner)
+    need = f"need {path} with COCO's number of each caption, one a line (tools/coco_ids.py finds them)"
+    if len(dataset) != len(published):
+        raise InputError(f"--eccv: {dataset.split} has {len(dataset)} captions, COCO's test {len(published)}; {need}")
+    if dataset.captions is None:
+        warn(f"{path.name} and the captions' texts are missing: their order is taken to be SCAN's testall")
+    elif digest(dataset.captions) != PUBLISHED:
+        raise InputError(f"--eccv: the captions of {dataset.split} are not those of SCAN's testall; {need}")
+    return published, "eccv_caption"
+
+
+def read_ids(path, n):
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not re.fullmatch(r"\s*\d{1,18}\s*", line, re.ASCII):
+            raise InputError(f"{path}, line {number}: {line[:40]!r} is not one of COCO's numbers")
+    if len(lines) != n:
+        raise InputError(f"{path}: {len(lines)} lines; need one for each of {n} captions")
+    return [int(line) for line in lines]
+
+
+def picture_ids(path, owner):
+    """The first five captions of each image, as the data set takes them."""
+    groups = {}
+    for caption in open_array(path).ravel().tolist():
+        groups.setdefault(owner.get(caption), []).append(caption)
+    return [caption for some in groups.values() for caption in some[:CAPTIONS_PER_IMAGE]], path
+
+
+def image_ids(captions, owner, source):
+    """The image of each five captions; InputError unless they are all of COCO's test captions, five by five."""
+    images = []
+    for i, caption in enumerate(captions):
+        if caption not in owner:
+            raise InputError(
+                f"{source}: caption {i} is COCO's {caption}, which is not among its test captions; --eccv "
+                "knows no others"
+            )
+        if i % CAPTIONS_PER_IMAGE == 0:
+            images.append(owner[caption])
+        elif owner[caption] != images[-1]:
+            raise InputError(
+                f"{source}: caption {i} is COCO's {caption} of image {owner[caption]}, after one of image "
+                f"{images[-1]}; five in a row must be of one image"
+            )
+    if len(set(captions)) != len(owner) or len(captions) != len(owner):
+        raise InputError(f"{source}: {len(set(captions))} different captions, where the scores need all {len(owner)}")
+    return images
+
+
+def letters(text):
+    """Letters and digits alone: what tokenizers and spellings of punctuation leave alone."""
+    return re.sub("[^a-z0-9]", "", text.lower())
+
+
+def digest(captions):
+    return hashlib.sha256("\n".join(map(letters, captions)).encode()).hexdigest()
+
+
+# ---- what is printed
+
+
+def show(scores):
+    """Both directions in percent, a line for each family of scores."""
+    families = {
+        "ECCV Caption mAP@R, R-Precision, R@1": ("eccv_map_at_r", "eccv_rprecision", "eccv_r1"),
+        "CxC R@1, R@5, R@10": ("cxc_r1", "cxc_r5", "cxc_r10"),
+        "PMRP": ("pmrp",),
+    }
+    for title, names in families.items():
+        if names[0] in scores:
+            ways = (" ".join(f"{100 * scores[name][way]:.1f}" for name in names) for way in ("i2t", "t2i"))
+            print("{}: image to text {}, text to image {}".format(title, *ways))

@@ -1,0 +1,317 @@
+"""Checkpoints, written and read in one place: complete, atomic, and safe to open whoever made the file.
+
+A checkpoint is a dict (docs/method.md, section 5).  Released files hold `epoch`, `model` (a list of state
+dicts), `best_rsum`, `opt` (argparse.Namespace) and `Eiters`.  Ours add `format`, `saved` (seconds since
+1970), `versions`, `step`, `optimizer`, `caption_model`, `vocab` (words in the order of their ids) and `rng`.
+"""
+
+import argparse
+import contextlib
+import functools
+import platform
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from files import pickles
+from files.errors import InputError, warn
+from files.writing import atomic_write, check_writable, make_folder
+from vocab import Vocabulary
+
+FORMAT = 1
+BEST = "model_best.pth.tar"
+
+# What the opt of a released file lacks, because its program knew only one way.
+ADDED = {
+    "gsmn": {"model": "gsmn", "propagation": "self", "boxes": "normalized"},
+    "vsrn": {"model": "vsrn", "boxes": "none"},
+}
+
+
+class CheckpointError(InputError):
+    """A checkpoint could not be written or removed; what stood under its name before is intact."""
+
+
+# ---- reading
+
+
+def load_checkpoint(path):
+    """The checkpoint of a file, or model_best.pth.tar of a folder, on the CPU and ready to use.
+
+    Released files (zip or the older format, Python 2 or 3) and ours come out alike: `opt` complete, names
+    in `model` and `caption_model` without DataParallel's 'module.', counters present (docs/method.md,
+    section 5).
+    InputError, one line, where there is none, it is damaged, asks for code, or is of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / BEST
+        if not path.is_file():
+            raise InputError(f"{path.parent}: no {BEST} in this folder; give a checkpoint file")
+    return normalise(pickles.read(path), path)
+
+
+def normalise(checkpoint, path):
+    """What a checkpoint file holds, completed in the way load_checkpoint says."""
+    check_parts(checkpoint, path)
+    if checkpoint.get("format", 0) > FORMAT:
+        raise InputError(
+            f"{path}: format {checkpoint['format']}, this program reads up to {FORMAT}; update the program"
+        )
+    model = [strip_module(part, path) for part in checkpoint["model"]]
+    done = {"epoch": 0, "best_rsum": 0.0, "Eiters": 0, **checkpoint, "model": model}
+    done["opt"] = complete(checkpoint["opt"], model, path)
+    if checkpoint.get("caption_model") is not None:
+        done["caption_model"] = strip_module(checkpoint["caption_model"], path)
+    return done
+
+
+def check_parts(checkpoint, path):
+    """InputError unless this is a dict with a list of state dicts, flags and counters."""
+
+    def refuse(what):
+        raise InputError(f"{path}: {what}; not a checkpoint of GSMN or VSRN")
+
+    if not isinstance(checkpoint, dict):
+        refuse(f"holds a {type(checkpoint).__name__}")
+    if not isinstance(checkpoint.get("opt"), argparse.Namespace):
+        refuse("holds no flags of a run ('opt')")
+    if not isinstance(checkpoint.get("model"), list):
+        refuse("holds no list of state dicts ('model')")
+    caption_model, known = checkpoint.get("caption_model"), checkpoint.get("vocab")
+    for part in [*checkpoint["model"], {} if caption_model is None else caption_model]:
+        if not isinstance(part, dict) or not all(map(torch.is_tensor, part.values())):
+            refuse("a state dict holds something other than tensors")
+    if known is not None and (type(known) is not list or not all(type(word) is str for word in known)):
+        refuse("'vocab' is not a list of words")
+    for key in ("epoch", "Eiters", "best_rsum", "format", "saved"):
+        if not isinstance(checkpoint.get(key, 0), (int, float)):
+            refuse(f"'{key}' is not a number")
+
+
+def strip_module(state, path):
+    """A state dict without the 'module' that DataParallel puts into names, on any level."""
+    names = [".".join(part for part in name.split(".") if part != "module") for name in state]
+    if names == list(state):
+        return state
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: the same parameter with and without 'module.'; write the file anew")
+    return dict(zip(names, state.values()))
+
+
+def complete(opt, model, path):
+    """The flags of a run, with those that a released file lacks."""
+    flags = {**ADDED[model_of(model, path)], **vars(opt)}
+    embedding = model[1].get("embed.weight")
+    if embedding is not None:
+        flags.setdefault("vocab_size", len(embedding))
+    if any(name.startswith("cnn.") for name in model[0]):
+        flags["no_pretrained"] = True  # the CNN's weights are in the file
+    return argparse.Namespace(**flags)
+
+
+def model_of(model, path):
+    """'gsmn' or 'vsrn', by the state dicts of a checkpoint."""
+    if len(model) == 4:
+        return "gsmn"
+    if len(model) == 2 and any(name.startswith(("Rs_GCN", "cnn.")) for name in model[0]):
+        return "vsrn"
+    raise InputError(
+        f"{path}: {len(model)} state dicts; GSMN has 4, VSRN has 2 with region relations (Rs_GCN) "
+        "or a CNN; a SCAN or VSE++ file can only be converted (tools/convert.py)"
+    )
+
+
+# ---- vocabulary
+
+
+def words(vocab):
+    """The words of a Vocabulary in the order of their ids, as a checkpoint keeps them."""
+    return [vocab.idx2word[i] for i in range(len(vocab))]
+
+
+def vocabulary(checkpoint):
+    """The Vocabulary a checkpoint was trained with, or None in a released file, which does not hold it."""
+    known = checkpoint.get("vocab")
+    return None if known is None else Vocabulary(known)
+
+
+def check_vocab(checkpoint, vocab, path="checkpoint"):
+    """InputError, saying how they differ, when `vocab` is not the vocabulary a checkpoint was trained with.
+
+    A released file holds no words; there only their number can be compared.
+    """
+    given = words(vocab)
+    known = checkpoint.get("vocab") or given
+    size = len(known) if checkpoint.get("vocab") else checkpoint["opt"].vocab_size
+    differ = [f"word {i} is '{g}', not '{k}'" for i, (g, k) in enumerate(zip(given, known)) if g != k]
+    if len(given) != size:
+        differ.insert(0, f"{len(given)} words, not {size}")
+    if differ:
+        raise InputError(f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path")
+
+
+# ---- writing
+
+
+def save_checkpoint(state, path):
+    """Write a checkpoint (the keys above), whole or not at all; adds `format`, `saved` and `versions`.
+
+    CheckpointError when the disk is full, the folder read-only or gone; an older file of that name stays.
+    ValueError, with nothing written, for a value that load_checkpoint would refuse.
+    """
+    stamp = {"format": FORMAT, "saved": time.time(), "versions": versions()}
+    write_checkpoint(plain({**state, **stamp}), path)
+
+
+def write_checkpoint(state, path):
+    """Write `state` as it is, atomically; CheckpointError as save_checkpoint."""
+    try:
+        atomic_write(path, lambda file: torch.save(state, file))
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    except RuntimeError as error:  # of torch's zip writer, which hides the system's error
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise CheckpointError(f"{path}: cannot be written ({error.__context__.strerror})") from error
+
+
+def plain(value, name="checkpoint"):
+    """`value` with NumPy's numbers and arrays, paths and devices as what loads safely; ValueError else."""
+    if value is None or type(value) in (bool, int, float, str) or torch.is_tensor(value):
+        return value
+    if isinstance(value, np.generic):
+        return plain(value.item(), name)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**plain(vars(value), name))
+    if isinstance(value, dict):
+        if all(map(torch.is_tensor, value.values())):
+            return value  # a state dict, which may carry metadata
+        return {plain(key, name): plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item, f"{name}[{i}]") for i, item in enumerate(value))
+    raise ValueError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+# ---- what a run depends on beside its weights
+
+
+def capture_rng():
+    """States of the random generators (Python, NumPy, torch, each CUDA device) as tensors and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_rng(state):
+    """Set the generators to what capture_rng found; states of CUDA devices that are not here are left out."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+@functools.cache
+def versions():
+    """Versions of Python, torch, NumPy and, in a clone, git's commit ('-dirty' with uncommitted changes)."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a folder not ours
+            answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
+            found["git"] = answer.stdout.strip()
+    return found
+
+
+# ---- the checkpoints of a folder
+
+
+class Keeper:
+    """Writes a run's checkpoints into its folder, `keep` of them beside the best (0 for all).
+
+    A write that fails (full disk, folder gone) is said and the run goes on: the next one may succeed.
+    InputError at the start for a folder that cannot be written to.
+    """
+
+    def __init__(self, folder, keep, say):
+        self.folder, self.keep, self.say = Path(folder), keep, say
+        self.failed = {}  # {is it the best: error}, of what could not be written since
+        make_folder(self.folder)
+        check_writable(self.folder / BEST)
+
+    def save(self, state, name):
+        """True when written."""
+        try:
+            make_folder(self.folder)
+            save_checkpoint(state, self.folder / name)
+        except InputError as error:
+            self.failed[name == BEST] = error
+            self.say(f"{error}; training goes on, the next checkpoint is tried as usual")
+            return False
+        self.failed.pop(name == BEST, None)
+        try:
+            prune(self.folder, self.keep if name != BEST else 0)
+        except CheckpointError as error:
+            self.say(str(error))
+        return True
+
+    def check(self):
+        """CheckpointError when the newest checkpoint, or the best, is not on the disk."""
+        for error in self.failed.values():
+            raise CheckpointError(f"{error}: this checkpoint is lost, those written before are good")
+
+
+def newest(folder, say=warn):
+    """Path of the newest complete checkpoint of a folder, to resume from; `say` hears of files passed over.
+
+    Newest is what was saved last by its own account, so that copying a folder changes nothing.  InputError
+    when there is none.
+    """
+    for path in ordered(folder, ["checkpoint_*.pth.tar", BEST], say):
+        try:
+            load_checkpoint(path)
+            return path
+        except InputError as error:
+            say(f"{error} (passed over)")
+    raise InputError(f"{folder}: no complete checkpoint in this folder; give another, or a file")
+
+
+def prune(folder, keep):
+    """Remove all but the newest `keep` of a folder's checkpoint_*.pth.tar (0 keeps all); model_best stays.
+
+    Unreadable files are left alone.  CheckpointError when one cannot be removed.
+    """
+    if keep <= 0:
+        return
+    for path in ordered(folder, ["checkpoint_*.pth.tar"])[keep:]:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be removed ({error.strerror})") from error
+
+
+def ordered(folder, patterns, say=lambda line: None):
+    """Paths of the readable checkpoints of a folder, the one saved last first."""
+    found = []
+    for path in [path for pattern in patterns for path in Path(folder).glob(pattern)]:
+        try:
+            state = normalise(pickles.read(path, lazily=True), path)
+            found.append((state.get("saved", 0), state["Eiters"], state["epoch"], path))
+        except InputError as error:
+            say(f"{error} (passed over)")
+    return [path for *_, path in sorted(found, reverse=True)]

@@ -1,0 +1,160 @@
+"""Where a run writes what happened: TensorBoard's event file, log.jsonl and config.json."""
+
+import bisect
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shlex
+import struct
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from files.errors import InputError
+from files.text import read_json
+from files.writing import atomic_write, make_folder
+
+
+def tensorboard():
+    """The module behind the package tensorboard_logger.
+
+    Its generated protobuf code predates current protobuf, which refuses it unless protobuf's own Python
+    implementation is chosen before the first import.
+    """
+    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on the age of that generated code
+        from tensorboard_logger import tensorboard_logger
+    return tensorboard_logger
+
+
+class RunLog:
+    """Scalars to TensorBoard and a JSON line for each validation, under the run's --logger_name.
+
+    resume_at: the step a resumed run goes on from; what an interrupted run wrote after it is removed, so
+    that no point stands twice.  A new run moves what an earlier one left there to a folder before-N.
+    InputError when the folder cannot be used; once the run is under way, what cannot be written is said,
+    and missing.
+    """
+
+    def __init__(self, folder, resume_at=None):
+        self.folder, self.resume_at, self.board = Path(folder), resume_at, None
+        make_folder(self.folder)
+        try:
+            if resume_at is not None:
+                self.forget_after(resume_at)
+            else:
+                self.set_aside()
+            self.open_board()
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+
+    def set_aside(self):
+        """Moves an earlier run's files to before-1, before-2, …: curves of two runs are not to mix."""
+        files = ("log.jsonl", "config.json", "events.out.tfevents.*")
+        earlier = [path for name in files for path in self.folder.glob(name)]
+        if earlier:
+            aside = next(path for n in itertools.count(1) if not (path := self.folder / f"before-{n}").exists())
+            aside.mkdir()
+            for path in earlier:
+                path.rename(aside / path.name)
+            logging.warning("%s: holds the log of an earlier run, which is now in %s", self.folder, aside)
+
+    def open_board(self):
+        """A new event file; its name holds the second, and none may be written over."""
+        while any(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.1)
+        self.board = tensorboard().Logger(str(self.folder))
+
+    @contextlib.contextmanager
+    def goes_on(self):
+        """A full disk or a folder that vanished does not end the training: it is said, the log has a gap."""
+        try:
+            yield
+        except (OSError, InputError) as error:
+            logging.error("%s: cannot be written (%s); training goes on, its log has a gap", self.folder, error)
+            if self.board:
+                with contextlib.suppress(OSError):
+                    self.board._writer.close()  # or the destructor would complain
+            self.board = None  # its file may end in half a record: the next validation begins another
+
+    def scalars(self, values, step):
+        """{tag: number} to TensorBoard."""
+        if self.board:
+            with self.goes_on():
+                for tag, value in values.items():
+                    self.board.log_value(tag, value, step)
+
+    def validation(self, metrics, step, epoch):
+        """One validation: every metric to TensorBoard under its released tag, all of them to log.jsonl."""
+        line = json.dumps({"time": time.time(), "epoch": epoch, "Eiters": step, **metrics})
+        with self.goes_on():
+            vanished, log = not self.folder.exists(), self.folder / "log.jsonl"
+            make_folder(self.folder)
+            lines = (log.read_bytes() if log.exists() else b"") + line.encode() + b"\n"
+            atomic_write(log, lambda f: f.write(lines))
+            if vanished or not self.board:
+                self.open_board()
+        self.scalars(metrics, step)
+
+    def config(self, opt, versions, datasets):
+        """config.json: every flag, the command line, versions (commit included), data files and their bytes.
+
+        A resumed run adds its own under 'resumed' and leaves the first one's as they were.
+        """
+        path = self.folder / "config.json"
+        data_files = [file for d in datasets for file in d.files]
+        content = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "opt": vars(opt),
+            "command": shlex.join([sys.executable, *sys.argv]),
+            "versions": versions,
+            "data": {str(f): os.path.getsize(f) for f in data_files},
+        }
+        if self.resume_at is not None and path.exists():
+            first = read_json(path)
+            first = first if isinstance(first, dict) else {}
+            content = {**first, "resumed": [*first.get("resumed", []), {"Eiters": self.resume_at, **content}]}
+        text = json.dumps(content, indent=1, default=str)
+        atomic_write(path, lambda f: f.write(text.encode()))
+
+    def forget_after(self, step):
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            kept = [line for line in log.read_bytes().splitlines(True) if step_of(line) <= step]
+            atomic_write(log, lambda f: f.write(b"".join(kept)))
+        for path in self.folder.glob("events.out.tfevents.*"):
+            records = list(event_records(path))  # steps only rise: a search spares millions of slow decodings
+            kept = records[: bisect.bisect_right(records, step, key=step_of_event)]
+            atomic_write(path, lambda f, kept=kept: f.write(b"".join(kept)))
+
+
+def step_of(line):
+    """The step of a line of log.jsonl; infinity for one that was cut off."""
+    try:
+        return json.loads(line)["Eiters"]
+    except (ValueError, LookupError, TypeError):
+        return float("inf")
+
+
+def step_of_event(record):
+    """The step of an event file's record; infinity for a damaged one."""
+    try:
+        return tensorboard().event_pb2.Event.FromString(record[12:-4]).step
+    except Exception:  # of protobuf, which has several implementations
+        return float("inf")
+
+
+def event_records(path):
+    """The whole records of an event file: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    content, start = Path(path).read_bytes(), 0
+    while start + 12 <= len(content):
+        length = struct.unpack_from("<Q", content, start)[0]
+        end = start + 12 + length + 4
+        if not length or end > len(content):
+            return  # cut off while it was written
+        yield content[start:end]
+        start = end

@@ -1,0 +1,168 @@
+"""Pickles as Python 2 wrote them, and pickles that attack: for the tests of everything that reads one."""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import torch
+
+
+class Raw:
+    """Opcodes that stand in a pickle in place of an object."""
+
+    def __init__(self, code):
+        self.code = code
+
+
+class RawPickler(pickle._Pickler):
+    """Python's pickler (the one written in Python), which writes Raw objects as they are."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Raw):
+            self.write(obj.code)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+class Python2Pickler(RawPickler):
+    """The opcodes of torch.save under Python 2: byte strings, OrderedDicts made from pairs, long sizes."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, obj):
+        data = obj.encode("latin1")
+        self.write(pickle.SHORT_BINSTRING + bytes([len(data)]) + data)
+        self.memoize(obj)
+
+    dispatch[str] = save_text
+
+    def save_pers(self, pid):
+        size = pickle.encode_long(pid[4])
+        super().save_pers((*pid[:4], Raw(pickle.LONG1 + bytes([len(size)]) + size), *pid[5:]))
+
+    def reducer_override(self, obj):
+        if type(obj) is OrderedDict:
+            return OrderedDict, ([[key, value] for key, value in obj.items()],)
+        return NotImplemented
+
+
+def torch_save(state, path, legacy=False, pickler=RawPickler, protocol=2):
+    """torch.save in either format with one of the picklers above."""
+    module = SimpleNamespace(
+        __name__="pickle", Pickler=pickler, dump=lambda obj, file, protocol: pickler(file, protocol).dump(obj)
+    )
+    torch.save(state, path, pickle_module=module, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+
+
+# ---- attacks: each makes a pickle whose loading creates the file `marker`
+
+
+class Trap:
+    """A harmless-looking class whose loading has an effect."""
+
+    def __init__(self, marker=None):
+        if marker:
+            Path(marker).touch()
+
+    def __setstate__(self, state):
+        Path(state["marker"]).touch()
+
+
+def text(string):
+    data = string.encode()
+    return pickle.BINUNICODE + len(data).to_bytes(4, "little") + data
+
+
+def blob(data):
+    """bytes, as protocol 2 writes them."""
+    return call("_codecs", "encode", text(data.decode("latin1")), text("latin1"))
+
+
+def name(module, attribute):
+    return b"c" + f"{module}\n{attribute}\n".encode()
+
+
+def apply(function, *arguments):
+    return function + b"(" + b"".join(arguments) + b"tR"
+
+
+def call(module, attribute, *arguments):
+    return apply(name(module, attribute), *arguments)
+
+
+def getattr_chain(marker):
+    module = call("builtins", "__import__", text("os"))
+    return apply(call("builtins", "getattr", module, text("system")), text(f"touch {marker}"))
+
+
+def torch_in_torch(marker):
+    inner = pickle.PROTO + b"\x02" + call("os", "system", text(f"touch {marker}")) + b"."
+    return call("torch.storage", "_load_from_bytes", blob(inner))
+
+
+def nested_pickle(marker):
+    return call("_pickle", "loads", blob(call("os", "system", text(f"touch {marker}")) + b"."))
+
+
+def stack_global(marker):
+    return text("os") + pickle.MEMOIZE + text("system") + b"\x93" + b"(" + text(f"touch {marker}") + b"tR"
+
+
+def borrowed_strings(marker):
+    """STACK_GLOBAL again, its two names stored beforehand and other text last."""
+    store = text("os") + pickle.BINPUT + b"\xf0" + b"0" + text("system") + pickle.BINPUT + b"\xf1" + b"0"
+    names = text("argparse") + b"0" + pickle.BINGET + b"\xf0" + pickle.BINGET + b"\xf1" + b"\x93"
+    return store + names + b"(" + text(f"touch {marker}") + b"tR"
+
+
+def state_of_ours(marker):
+    state = b"}" + text("marker") + text(str(marker)) + b"s"
+    return name("pickle_samples", "Trap") + b")\x81" + state + b"b"
+
+
+def system(marker):
+    return call("os", "system", text(f"touch {marker}"))
+
+
+def open_for_writing(marker):
+    return text(f"open({str(marker)!r}, 'w')")
+
+
+def popen(marker):
+    return call("subprocess", "Popen", b"](" + text("touch") + text(str(marker)) + b"e")
+
+
+def method(marker):
+    path = call("pathlib", "Path", text(str(marker)))
+    return b"\x80\x04" + text("pathlib") + text("Path.touch") + b"\x93(" + path + b"tR"
+
+
+def allowed_by_torch(marker):
+    """weights_only would let this one in, though not what it is to call."""
+    arguments = [name("os", "system"), name("builtins", "int"), b"(" + text(f"touch {marker}") + b"t", b"}"]
+    return call("torch._tensor", "_rebuild_from_type_v2", *arguments)
+
+
+# title: (the name it must be refused under, its opcodes)
+ATTACKS = {
+    "os.system": ("os.system", system),
+    "posix.system": ("posix.system", lambda m: call("posix", "system", text(f"touch {m}"))),
+    "eval": ("builtins.eval", lambda m: call("builtins", "eval", open_for_writing(m))),
+    "exec": ("builtins.exec", lambda m: call("builtins", "exec", open_for_writing(m))),
+    "Python 2 eval": ("__builtin__.eval", lambda m: call("__builtin__", "eval", open_for_writing(m))),
+    "open": ("io.open", lambda m: call("io", "open", text(str(m)), text("w"))),
+    "getattr chain": ("builtins.getattr", getattr_chain),
+    "Popen": ("subprocess.Popen", popen),
+    "method of a class": ("pathlib.Path.touch", method),
+    "torch.load inside": ("torch.storage._load_from_bytes", torch_in_torch),
+    "pickle inside": ("_pickle.loads", nested_pickle),
+    "stack_global": ("os.system", stack_global),
+    "stack_global from the memo": ("os.system", borrowed_strings),
+    "inst": ("os.system", lambda m: b"(" + text(f"touch {m}") + b"ios\nsystem\n"),
+    "obj": ("os.system", lambda m: b"(" + name("os", "system") + text(f"touch {m}") + b"o"),
+    "constructor of ours": ("pickle_samples.Trap", lambda m: call("pickle_samples", "Trap", text(str(m)))),
+    "state of ours": ("pickle_samples.Trap", state_of_ours),
+    "helper of torch": ("torch._tensor._rebuild_from_type_v2", allowed_by_torch),
+}

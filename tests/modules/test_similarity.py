@@ -1,0 +1,276 @@
+"""The compiled kernel and the tiles: the same numbers as graph.py, whatever the memory, the threads, the batch."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gsmn_cases import random_case, small_opt
+
+import evaluation
+import graph
+import model
+from modules import cpu_kernel, similarity
+
+SIZES = [(4, 16, 24), (3, 24, 60), (16, 32, 64), (20, 40, 60)]  # blocks, hidden width, embedding
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Kernels that a test loaded under other circumstances."""
+    yield
+    cpu_kernel.kernel.cache_clear()
+
+
+def network(blocks=4, hidden=16, width=24, **changes):
+    torch.manual_seed(1)
+    sizes = {"num_block": blocks, "feat_dim": blocks, "hid_dim": hidden, "embed_size": width}
+    return model.GSMN(small_opt(**sizes, **changes))
+
+
+def scores_and_gradients(net, images, words, boxes, depends, lengths):
+    """Both scores, and gradients of a mixture of them in everything they depend on."""
+    words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
+    inputs = {"images": images.clone().requires_grad_(), "words": words.requires_grad_()}
+    scores = net.forward_scores(inputs["images"], inputs["words"], boxes, depends, lengths)
+    weight = torch.randn(scores[0].shape, generator=torch.Generator().manual_seed(2)).to(images)
+    wanted = inputs | {n: p for n, p in net.named_parameters() if "match_G" in n and "params" not in n}
+    loss = (scores[0] * weight + scores[1] * weight.sin()).sum()
+    gradients = torch.autograd.grad(loss, list(wanted.values()))
+    return {"visual": scores[0].detach(), "textual": scores[1].detach()} | dict(zip(wanted, gradients))
+
+
+def as_double(net, images, words, boxes, depends, lengths):
+    exact = copy.deepcopy(net).double()
+    return exact, images.double(), [w.double() for w in words], boxes.double(), depends, lengths
+
+
+def error(found, exact):
+    """Largest difference over the largest number, for every tensor."""
+    return {
+        name: ((found[name] - exact[name]).abs().max() / exact[name].abs().max().clamp_min(1e-6)).item()
+        for name in exact
+    }
+
+
+def test_a_compiler_gives_a_kernel():
+    assert subprocess.run(["cc", "--version"], capture_output=True).returncode == 0
+    assert cpu_kernel.kernel(16, 32) is not None
+
+
+@pytest.mark.parametrize("propagation, is_sparse", [("self", True), ("neighbors", False), ("neighbors", True)])
+@pytest.mark.parametrize("blocks, hidden, width", SIZES)
+@pytest.mark.parametrize("regions", [5, 36, 1])
+def test_kernel_is_as_exact_as_torch(propagation, is_sparse, blocks, hidden, width, regions, monkeypatch):
+    """Against float64: scores to rounding, gradients about as near as those of float32 torch."""
+    net = network(blocks, hidden, width, propagation=propagation, is_sparse=is_sparse, lambda_softmax=20.0)
+    case = random_case(regions=regions, lengths=(3, 1, 18, 3, 2, 7), width=width)
+    exact = scores_and_gradients(*as_double(net, *case))
+    found = error(scores_and_gradients(net, *case), exact)
+    monkeypatch.setattr(cpu_kernel, "kernel", lambda *_: None)
+    eager = error(scores_and_gradients(net, *case), exact)
+    assert max(found["visual"], found["textual"]) < 3e-6
+    for name in exact:
+        assert found[name] < 10 * eager[name] + 2e-5, name
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+def test_kernel_does_not_depend_on_memory_threads_or_company(propagation):
+    net = network(16, 32, 64, propagation=propagation, is_sparse=True)
+    case = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7, 9) * 3, images=11, width=64)
+    images, words, boxes, depends, lengths = case
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        whole = net.forward_sim(*case)
+        net.sim_memory = 1e-3  # tiles of one image and one caption
+        assert torch.equal(net.forward_sim(*case), whole)
+        alone = net.forward_sim(images[4:5], words[2:3], boxes[4:5], depends[2:3], lengths[2:3])
+        assert torch.equal(alone, whole[4:5, 2:3])
+    gradients = scores_and_gradients(net, *case)
+    try:
+        torch.set_num_threads(3)
+        with torch.no_grad():
+            assert torch.equal(net.forward_sim(*case), whole)
+        for name, value in scores_and_gradients(net, *case).items():
+            torch.testing.assert_close(value, gradients[name], rtol=0, atol=0, msg=name)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+def test_tiles_change_rounding_only(propagation, monkeypatch):
+    """Without the kernel, and with it recomputed in the backward pass: tiles of one pair against one tile."""
+    monkeypatch.setattr(cpu_kernel, "kernel", lambda *_: None)
+    net = network(16, 32, 64, propagation=propagation, lambda_softmax=20.0)
+    case = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), width=64)
+    net.sim_memory = 1e4
+    whole = scores_and_gradients(net, *case)
+    net.sim_memory = 1e-3
+    tiles = scores_and_gradients(net, *case)
+    assert (tiles["visual"] - whole["visual"]).abs().max() < 1e-6
+    assert (tiles["textual"] - whole["textual"]).abs().max() < 1e-6
+    assert max(error(tiles, whole).values()) < 3e-5
+
+
+def test_tiles_fit_the_budget():
+    graphs = similarity.Graphs(*[getattr(network(16, 32, 64), part) for part in model.GSMN.parts[2:]], 16, 20.0)
+    each = similarity.pair_bytes(graphs, 36, 12)
+    for pairs in (0, 1, 7, 100, 10**6):
+        rows, columns = similarity.tile_shape(64, 300, pairs)
+        assert 1 <= rows <= 64 and 1 <= columns <= 300
+        assert rows * columns <= max(1, pairs) and (pairs < 64 * 300 or rows * columns == 64 * 300)
+    assert each > 4 * 16 * 36 * 12  # at least the block products
+
+
+@pytest.mark.parametrize("budget", [1, 1000, 8000, 10**7])
+def test_blocks_of_an_evaluation_fit_the_budget(budget):
+    rows = [1, 3, 3, 5, 30, 7] * 5
+    cut = evaluation.pieces(rows, 16, budget)
+    assert [i for part in cut for i in range(30)[part]] == list(range(30))
+    for items in (rows[part] for part in cut):
+        assert len(items) == 1 or (sum(items) * 16 * 4 <= budget / 2 and len(items) ** 2 * 4 <= budget / 4)
+    assert (len(cut) == 30) == (budget == 1) and (len(cut) == 1) == (budget == 10**7)
+
+
+def test_evaluation_does_not_depend_on_memory():
+    net = network(16, 32, 64, propagation="neighbors")
+    images, words, boxes, _, lengths = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), images=5, width=64)
+    with torch.no_grad():
+        whole = net.forward_sim(images, words, boxes, None, lengths)
+    for net.sim_memory in (256, 0.2, 1e-4):
+        found = evaluation.shard_xattn(net, images, words, boxes, None, lengths)
+        assert torch.equal(torch.from_numpy(found), whole)
+
+
+def test_pairs_without_gradient_cost_nothing_and_change_nothing():
+    net = network()
+    images, words, boxes, depends, lengths = random_case()
+    images.requires_grad_()
+    scores = net.forward_sim(images, words, boxes, depends, lengths)
+    (full,) = torch.autograd.grad((scores * torch.eye(4, 5)).sum(), images, retain_graph=True)
+    parts = [torch.autograd.grad(scores[i, i], images, retain_graph=True)[0] for i in range(4)]
+    torch.testing.assert_close(full, sum(parts), rtol=1e-5, atol=1e-7)
+    assert not torch.autograd.grad(scores[2, 3], images)[0][[0, 1, 3]].any()
+
+
+def test_calls_alive_at_once_do_not_share_memory():
+    net = network(16, 32, 64, propagation="neighbors")
+    cases = [random_case(width=64, seed=seed) for seed in (0, 1)]
+    alone = [scores_and_gradients(net, *case)["images"] for case in cases]
+    images = [case[0].clone().requires_grad_() for case in cases]
+    scores = [net.forward_scores(x, *case[1:]) for x, case in zip(images, cases)]
+    weight = torch.randn(scores[0][0].shape, generator=torch.Generator().manual_seed(2))
+    for x, (visual, textual), expected in zip(images, scores, alone):
+        (visual * weight + textual * weight.sin()).sum().backward()
+        assert torch.equal(x.grad, expected)
+
+
+def test_links_are_the_adjacency():
+    depends, lengths = [[], [[0, 0]], [[0, 0], [0, 1], [2, 2], [5, 1], [-1, 0]]], torch.tensor([2, 1, 3])
+    expected = [
+        graph.adjacency([pairs], n)[0][tuple(torch.triu_indices(n, n))] for pairs, n in zip(depends, lengths.tolist())
+    ]
+    assert torch.equal(cpu_kernel.links(depends, lengths), torch.cat(expected))
+    assert cpu_kernel.links(None, lengths) is None
+
+
+def test_not_a_number_stays_in_its_row():
+    net = network(16, 32, 64)
+    images, words, boxes, depends, lengths = random_case(regions=7, width=64)
+    images[1, 3, 5] = float("nan")
+    with torch.no_grad():
+        scores = net.forward_sim(images, words, boxes, depends, lengths)
+    assert scores.isnan().any(1).tolist() == [False, True, False, False] and scores[1].isnan().all()
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+def test_gradients_at_zero_vectors_are_finite(propagation):
+    net = network(16, 32, 64, propagation=propagation, lambda_softmax=100.0)
+    images, words, boxes, depends, lengths = random_case(regions=36, width=64)
+    images[0], images[1, 2], words[1][:], words[2][3] = 0, 0, 0, 0
+    boxes[2] = boxes[2, :1]
+    assert all(
+        value.isfinite().all() for value in scores_and_gradients(net, images, words, boxes, depends, lengths).values()
+    )
+
+
+@pytest.mark.parametrize("environment", [{"CC": "no-such-compiler"}, {"CC": "false"}, {"GSMN_NATIVE": "0"}])
+def test_without_a_compiler(environment, monkeypatch, tmp_path, caplog):
+    net, case = network(), random_case()
+    with torch.no_grad():
+        compiled = net.forward_sim(*case)
+        for name, value in {"GSMN_CACHE": str(tmp_path), **environment}.items():
+            monkeypatch.setenv(name, value)
+        cpu_kernel.kernel.cache_clear()
+        assert cpu_kernel.kernel(4, 16) is None and cpu_kernel.kernel(4, 16) is None
+        assert caplog.text.count("cannot be compiled") == (0 if "GSMN_NATIVE" in environment else 1)
+        torch.testing.assert_close(net.forward_sim(*case), compiled, rtol=0, atol=2e-6)
+
+
+def test_cache(monkeypatch, tmp_path):
+    """Compiled once, whole or not at all, and anew where the source or the sizes are others."""
+    monkeypatch.setenv("GSMN_CACHE", str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(cpu_kernel, "SOURCE", tmp_path)
+    for name in cpu_kernel.SOURCES:
+        (tmp_path / name).write_text("")
+    library = cpu_kernel.compiled(2, 8)
+    made = library.stat().st_mtime_ns
+    assert cpu_kernel.compiled(2, 8) == library and library.stat().st_mtime_ns == made
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+    (tmp_path / "forward.c").write_text("int more;")
+    assert len({library, cpu_kernel.compiled(2, 8), cpu_kernel.compiled(3, 8)}) == 3
+    (tmp_path / "forward.c").write_text("not C")
+    with pytest.raises(subprocess.CalledProcessError):
+        cpu_kernel.compiled(2, 8)
+    assert len(list(library.parent.iterdir())) == 3
+    monkeypatch.setenv("GSMN_CACHE", str(tmp_path / "pairs.h"))  # a file where a folder is needed
+    assert cpu_kernel.kernel(2, 8) is None
+
+
+def test_a_forked_process_computes_too():
+    """Its parent's threads do not exist in it."""
+    script = (
+        "import os, torch; torch.set_num_threads(2)\n"
+        "from gsmn_cases import *\n"
+        "net, case = model.GSMN(small_opt()), random_case()\n"
+        "with torch.no_grad():\n"
+        "    before = net.forward_sim(*case); child = os.fork()\n"
+        "    if not child: os._exit(0 if torch.equal(net.forward_sim(*case), before) else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "tests/helpers")])
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_bfloat16_ranks_alike(monkeypatch):
+    """--amp bf16 keeps the order of even an untrained model's candidates, nearly, and float32 everything else."""
+    monkeypatch.setattr(cpu_kernel, "kernel", lambda *_: None)
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(20, 6, 12, generator=rng)
+    ids, boxes = torch.randint(4, 20, (40, 6), generator=rng), torch.rand(20, 6, 4, generator=rng)
+    sims = []
+    for amp in ("off", "bf16"):
+        torch.manual_seed(1)
+        sizes = {"num_block": 16, "feat_dim": 16, "hid_dim": 32, "embed_size": 64}
+        net = model.build(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, **sizes))
+        images, words, lengths = net.forward_emb(features, ids, [6] * 40)
+        sims.append(net.forward_sim(images, words, boxes, None, lengths))
+        assert {images.dtype, words.dtype, sims[-1].dtype} == {torch.float32}
+    sims[1].sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    order = [s.argsort(1).argsort(1).float().flatten() for s in sims]
+    assert not torch.equal(*sims) and torch.corrcoef(torch.stack(order))[0, 1] > 0.98
+
+
+def test_large_ranking_by_counting():
+    """5-caption blocks of a matrix with many candidates: against the definition, sorted, on a sample."""
+    rng = torch.Generator().manual_seed(0)
+    sims = torch.randn(300, 1500, generator=rng).numpy()
+    _, (ranks, _) = evaluation.i2t(sims, return_ranks=True)
+    for i in range(0, 300, 37):
+        order = (-sims[i]).argsort()
+        assert ranks[i] == min((order == c).argmax() for c in range(5 * i, 5 * i + 5))

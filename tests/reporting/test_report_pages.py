@@ -1,0 +1,225 @@
+"""The pages of the retrieval report in a browser: what they show, filter and name, and how they look."""
+
+import json
+import re
+import time
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from browser import open_browser
+from test_report import random_sims, write_report
+from tiny import make_tiny, shared
+
+import evaluation
+from data import PrecompDataset
+from reporting import pages
+from vocab import load_vocab
+
+READY = "!document.body.dataset.kind || document.body.dataset.ready"
+NASTY = '<img src=x onerror="boom()"> & </script><script>boom()</script> “quoted” naïve'
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A report of 60 images and two models with their ensemble; half of the images are there."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("report")
+    tiny = make_tiny(root, splits={"test": 60})
+    (root / "images").mkdir()
+    for i in range(30):
+        Image.new("RGB", (64, 48), (8 * i, 100, 50)).save(root / "images" / f"{i}.png")
+    (tiny.folder / "test_imagename.txt").write_text("".join(f"{i}.png\n" for i in range(60)))
+    lines = (tiny.folder / "test_caps.txt").read_text().splitlines()
+    lines[7] = NASTY
+    (tiny.folder / "test_caps.txt").write_text("\n".join(lines) + "\n")
+    sims = write_report(tiny, root / "site", 2, root / "images")
+    return SimpleNamespace(
+        path=root / "site",
+        texts=lines,
+        sims=sims,
+        ranks=[[r + 1 for r, _ in evaluation.metrics(one)["ranks"]] for one in sims],
+    )
+
+
+def shown(browser):
+    """Numbers of the queries on the page."""
+    return browser.run("[...document.querySelectorAll('.query')].map(q => Number(q.dataset.query))")
+
+
+def change(browser, **fields):
+    """Fill in the form as a user does, and wait until the result is drawn."""
+    before = browser.run("document.body.dataset.ready")
+    for name, value in fields.items():
+        browser.run(f"document.forms[0].elements.{name}.value = {json.dumps(value)}")
+    browser.run(f"document.forms[0].elements.{name}.dispatchEvent(new Event('input', {{ bubbles: true }}))")
+    browser.wait(f"document.body.dataset.ready !== {json.dumps(before)}")
+
+
+def open_page(browser, site, page):
+    browser.errors.clear()
+    browser.screen()
+    browser.open((site.path / page.partition("#")[0]).as_uri() + "#" + page.partition("#")[2], READY)
+
+
+def test_pages_load_without_errors_and_are_not_blank(browser, site, tmp_path):
+    from PIL import Image
+
+    for page in ("index.html", "images.html#beside=0&sort=gain", "captions.html"):
+        open_page(browser, site, page)
+        for look in ({}, {"dark": True}, {"width": 390, "height": 844, "phone": True}):
+            browser.screen(**look)
+            assert browser.run("document.documentElement.scrollWidth") <= look.get("width", 1280), (page, look)
+            browser.screenshot(tmp_path / "shot.png")
+            with Image.open(tmp_path / "shot.png") as shot:
+                colours = shot.convert("RGB").getcolors(1 << 24)  # [(number of pixels, colour)]
+                background = sum(max(colours, key=lambda c: c[0])[1]) / 3
+            assert len(colours) > 100 and (background < 60) == look.get("dark", False)
+            assert browser.errors == [], page
+
+
+def test_query_shows_the_best_candidates(browser, site):
+    open_page(browser, site, "images.html#query=5")
+    sims, own = site.sims[-1][5], range(25, 30)
+    order = sorted(range(300), key=lambda c: (-sims[c], c in own, c))
+    texts = browser.run("[...document.querySelectorAll('.found a')].map(a => a.textContent)")
+    assert texts[:10] == [site.texts[c] for c in order[:10]]
+    marked = browser.run("[...document.querySelectorAll('.found .own .place')].map(p => p.firstChild.textContent)")
+    assert marked == [f"✓ {place}" for place in sorted(order.index(c) + 1 for c in own)]
+    assert browser.run("document.querySelector('.rank').textContent") == f"rank {site.ranks[-1][0][5]}"
+    open_page(browser, site, "captions.html#query=40")
+    order = sorted(range(60), key=lambda i: (-site.sims[-1][i, 40], i == 8, i))
+    hrefs = browser.run("[...document.querySelectorAll('.found a')].map(a => a.getAttribute('href'))")
+    assert hrefs[:10] == [f"images.html#query={i}" for i in order[:10]]
+    browser.wait("[...document.images].every(i => i.complete && i.naturalWidth)")
+    browser.wait("document.querySelectorAll('.regions path').length == document.querySelectorAll('.regions').length")
+    assert browser.run("document.querySelectorAll('.query img').length") == sum(i < 30 for i in {*order[:10], 8})
+
+
+def test_captions_are_text_never_markup(browser, site):
+    open_page(browser, site, "captions.html#query=7")
+    assert browser.run("document.querySelector('.query h2').firstChild.textContent") == NASTY
+    open_page(browser, site, "images.html#query=1")
+    assert NASTY in browser.run("[...document.querySelectorAll('.found a')].map(a => a.textContent)")
+    assert browser.run("document.querySelectorAll('img[onerror], main script').length") == 0 and not browser.errors
+
+
+def test_filters_filter(browser, site):
+    ranks = site.ranks[-1][1]
+    open_page(browser, site, "captions.html")
+    assert shown(browser) == list(range(20))
+    change(browser, rank="1-1")
+    assert shown(browser) == np.flatnonzero(ranks == 1)[:20].tolist()
+    change(browser, rank="11-")
+    assert shown(browser) == np.flatnonzero(ranks >= 11)[:20].tolist()
+    change(browser, rank="", words="RED do")  # whole words, any case: nothing has the word 'do'
+    assert shown(browser) == []
+    change(browser, words="RED do*")
+    want = [c for c, text in enumerate(site.texts) if "red" in text.split() and "dog" in text.split()]
+    assert want and shown(browser) == want[:20]
+    assert browser.run("document.getElementById('count').textContent") == f"{len(want)} of 300 captions"
+    change(browser, words="", to="3")  # 'a red dog .'
+    assert {site.texts[c] for c in shown(browser)} <= {t for t in site.texts if re.fullmatch(r"a \w+ \w+ \.", t)}
+    change(browser, to="", sort="worst")
+    assert [ranks[c] for c in shown(browser)] == sorted(ranks.tolist(), reverse=True)[:20]
+    change(browser, sort="best", words="nothing is like this")
+    assert shown(browser) == [] and "nothing fits" in browser.run("document.getElementById('count').textContent")
+    browser.run("document.querySelector('button[type=reset]').click()")
+    browser.wait("document.querySelectorAll('.query').length == 20")
+    assert browser.run("location.hash") in ("", "#") and browser.errors == []
+
+
+def test_models_side_by_side_by_gain_and_loss(browser, site):
+    gain = site.ranks[0][0] - site.ranks[2][0]
+    open_page(browser, site, "images.html#beside=0&sort=gain")
+    assert shown(browser) == np.argsort(-gain, kind="stable")[:20].tolist()
+    heads = browser.run("[...document.querySelector('.query').querySelectorAll('h3')].map(h => h.textContent)")
+    first = int(np.argmax(gain))
+    assert heads == [f"ensemblerank {site.ranks[2][0][first]}", f"arank {site.ranks[0][0][first]}"]
+    change(browser, sort="loss")
+    assert shown(browser) == np.argsort(gain, kind="stable")[:20].tolist()
+    open_page(browser, site, "index.html")
+    better = browser.run("document.querySelector('a[href=\"images.html#beside=0&sort=gain\"]').textContent")
+    assert better == str(np.count_nonzero(gain > 0))
+
+
+def test_bars_lead_to_their_queries(browser, site):
+    open_page(browser, site, "index.html")
+    links = browser.run("[...document.querySelectorAll('.bar')].map(a => [a.href.split('/').pop(), a.innerText])")
+    assert len(links) == 2 * 3 * 7
+    for href, number in links[::4]:
+        open_page(browser, site, href)
+        assert browser.run("document.getElementById('count').textContent").split()[0] == number, href
+
+
+def test_keys_and_pages(browser, site):
+    open_page(browser, site, "images.html")
+    at = "Number(document.activeElement.dataset.query)"
+    browser.press("ArrowRight")
+    assert browser.run(at) == 0
+    browser.press("ArrowRight")
+    assert browser.run(at) == 1
+    browser.press("ArrowLeft")
+    assert browser.run(at) == 0
+    for _ in range(20):
+        browser.press("ArrowRight")
+        browser.wait("document.activeElement.matches('.query')")
+    browser.wait(f"{at} == 20")
+    assert browser.run("location.hash") == "#page=2"
+    browser.press("ArrowLeft")
+    browser.wait(f"{at} == 19")
+    browser.run("document.forms[0].elements.words.focus()")
+    browser.press("ArrowRight")
+    assert browser.run("document.activeElement.name") == "words"  # the field keeps its arrows
+    browser.run("document.querySelector('[data-step=\"1\"]').click()")
+    browser.wait("document.querySelector('.query')?.dataset.query == 20")
+    browser.run("history.back()")
+    browser.wait("document.querySelector('.query')?.dataset.query == 0")
+    assert browser.errors == []
+
+
+def test_everything_has_a_name(browser, site):
+    """What can be reached with Tab tells what it is: the browser's own names for assistive technology."""
+    for page in ("index.html", "images.html#beside=0", "captions.html"):
+        open_page(browser, site, page)
+        nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+        asked = {"link", "button", "combobox", "searchbox", "spinbutton", "article", "region", "image", "textbox"}
+        found = [node for node in nodes if node.get("role", {}).get("value") in asked and not node["ignored"]]
+        assert len(found) > 20
+        assert [node["role"]["value"] for node in found if not node.get("name", {}).get("value", "").strip()] == []
+
+
+def test_curve_tells_its_values(browser, site):
+    open_page(browser, site, "index.html")
+    box = browser.run("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
+    middle = box["left"] + box["width"] * (40 + 340 / 2) / 400  # of the logarithmic axis: K = 10
+    browser.point(middle, box["top"] + box["height"] / 2)
+    text = browser.run("document.querySelector('.readout').textContent")
+    values = [evaluation.metrics(one)["r10"] for one in site.sims]
+    assert text == "K = 10: " + ", ".join(f"{n} {v:.1f}" for n, v in zip(("a", "b", "ensemble"), values)) + " %"
+
+
+def test_real_photographs_and_captions(browser, tmp_path, capsys):
+    real = shared("real")
+    tiny = SimpleNamespace(vocab_path=real / "vocab", data_name="flickr8k_precomp", data_path=real)
+    vocab = load_vocab(tiny.vocab_path, tiny.data_name)
+    dataset = PrecompDataset("dev", tiny.data_name, vocab, Namespace(data_path=real, img_dim=256))
+    sims = random_sims(1000)
+    one = pages.Report(tmp_path / "site", real / "flickr8k_images", "dev")
+    one.add({"model": "m", "full": evaluation.metrics(sims)}, {"full": [sims]}, dataset, tiny.data_name)
+    one.write()
+    assert "800 of 1000 images are not there" in capsys.readouterr().err
+    site = SimpleNamespace(path=tmp_path / "site")
+    open_page(browser, site, "captions.html#words=two+dog*&sort=best")
+    assert len(shown(browser)) == 20 and browser.errors == []
+    start = time.monotonic()
+    change(browser, words="dog")
+    assert time.monotonic() - start < 5 and len(shown(browser)) == 20

@@ -1,0 +1,249 @@
+"""Reading checkpoints: released and own files come out alike; what is none is refused in one line."""
+
+import argparse
+import json
+import random
+import zipfile
+from collections import Counter, OrderedDict
+
+import numpy as np
+import pickle_samples
+import pytest
+import torch
+from states import gsmn, message, same, state, vsrn
+from tiny import shared
+
+from files import pickles
+from files.errors import InputError
+from runtime import checkpoint
+from runtime.checkpoint import load_checkpoint, save_checkpoint
+
+# ---- released files
+
+
+@pytest.mark.parametrize(
+    "name, model, vocab_size, epoch, best",
+    [
+        ("gsmn/model_dense/model_best.pth.tar", "gsmn", 50, 6, 355.0),
+        ("gsmn/model_dense/model_best_legacyformat.pth.tar", "gsmn", 50, 6, 355.0),
+        ("gsmn/model_sparse/model_best.pth.tar", "gsmn", 50, 6, 407.0),
+        ("vsrn/f30k_precomp/checkpoint1.pth.tar", "vsrn", 59, 40, 213.0),
+        ("vsrn/f30k_precomp/checkpoint1_py2.pth.tar", "vsrn", 59, 40, 213.0),
+        ("vsrn/f30k_precomp/checkpoint2.pth.tar", "vsrn", 59, 40, 258.0),
+        ("vsrn/coco_precomp/checkpoint1.pth.tar", "vsrn", 60, 40, 248.0),
+        ("vsrn/coco_precomp/checkpoint1_py2.pth.tar", "vsrn", 60, 40, 248.0),
+        ("vsrn/coco_precomp/checkpoint2.pth.tar", "vsrn", 60, 40, 215.0),
+    ],
+)
+def test_released_files(name, model, vocab_size, epoch, best):
+    found = load_checkpoint(shared("golden") / name)
+    assert len(found["model"]) == {"gsmn": 4, "vsrn": 2}[model]
+    assert (found["opt"].model, found["opt"].vocab_size) == (model, vocab_size)
+    assert (found["epoch"], found["best_rsum"]) == (epoch, best)
+    if model == "gsmn":
+        assert {"out_1.weight_g", "out_1.weight_v"} < found["model"][2].keys()
+        assert (found["opt"].propagation, found["opt"].boxes) == ("self", "normalized")
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("gsmn/model_dense/model_best_legacyformat.pth.tar", "gsmn/model_dense/model_best.pth.tar"),
+        ("vsrn/f30k_precomp/checkpoint1_py2.pth.tar", "vsrn/f30k_precomp/checkpoint1.pth.tar"),
+        ("vsrn/coco_precomp/checkpoint1_py2.pth.tar", "vsrn/coco_precomp/checkpoint1.pth.tar"),
+    ],
+)
+def test_formats_hold_the_same(old, new):
+    """Python 2's dicts have no order; all else is equal."""
+    old, new = (load_checkpoint(shared("golden") / name) for name in (old, new))
+    assert old["opt"] == new["opt"]
+    same(old["model"], new["model"])
+    assert all(old[key] == new[key] for key in ("epoch", "best_rsum", "Eiters"))
+
+
+def test_our_python2_files_are_like_real_ones(tmp_path):
+    """The opcodes of the writer used below are those that Python 2 and torch 1.0 used."""
+    real = shared("golden/vsrn/f30k_precomp/checkpoint1_py2.pth.tar")
+    ours = tmp_path / "ours.pth.tar"
+    pickle_samples.torch_save(pickles.read(real), ours, legacy=True, pickler=pickle_samples.Python2Pickler)
+    memo = {"BINPUT", "LONG_BINPUT"}  # Python 2 does not store what it does not need again
+    real, ours = ({op: n for op, n in opcodes(path).items() if op not in memo} for path in (real, ours))
+    assert real == ours
+
+
+def opcodes(path):
+    counts = Counter()
+    with open(path, "rb") as file:
+        for _ in range(5):
+            counts.update(opcode.name for opcode, _, _ in pickles.pickletools.genops(file))
+    return counts
+
+
+@pytest.mark.parametrize("model", [gsmn, vsrn])
+def test_python2_file(model, tmp_path):
+    before = state(model())
+    pickle_samples.torch_save(before, tmp_path / "x.pth.tar", legacy=True, pickler=pickle_samples.Python2Pickler)
+    after = load_checkpoint(tmp_path / "x.pth.tar")
+    same(before["model"], after["model"])
+    assert after["opt"].model == model.__name__ and after["opt"].bi_gru is True
+    assert after["opt"].data_name == "f30k_precomp" and type(after["opt"].data_name) is str
+
+
+def test_python2_file_with_an_accent(tmp_path):
+    before = state(opt=argparse.Namespace(data_path="/donn\xe9es"))  # latin-1 bytes, which are not UTF-8
+    pickle_samples.torch_save(before, tmp_path / "x.pth.tar", legacy=True, pickler=pickle_samples.Python2Pickler)
+    assert load_checkpoint(tmp_path / "x.pth.tar")["opt"].data_path == "/donn\xe9es"
+
+
+def test_file_from_a_gpu(tmp_path):
+    """Tensors saved on a CUDA device that is not here come out on the CPU."""
+    source, target = tmp_path / "cpu.pth.tar", tmp_path / "gpu.pth.tar"
+    torch.save(state(), source)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                assert pickle_samples.text("cpu") in data
+                data = data.replace(pickle_samples.text("cpu"), pickle_samples.text("cuda:3"))
+            new.writestr(name, data)
+    same(load_checkpoint(target)["model"], gsmn())
+
+
+# ---- one form for all
+
+
+def test_defaults_do_not_replace_what_is_known(tmp_path):
+    opt = argparse.Namespace(propagation="neighbors", boxes="none", vocab_size=9)
+    save_checkpoint(state(opt=opt), tmp_path / "x.pth.tar")
+    found = load_checkpoint(tmp_path / "x.pth.tar")["opt"]
+    assert (found.model, found.propagation, found.boxes, found.vocab_size) == ("gsmn", "neighbors", "none", 9)
+
+
+def test_missing_counters_and_vocab_size(tmp_path):
+    torch.save({"model": vsrn(), "opt": argparse.Namespace()}, tmp_path / "x.pth.tar")
+    found = load_checkpoint(tmp_path / "x.pth.tar")
+    assert (found["epoch"], found["best_rsum"], found["Eiters"]) == (0, 0.0, 0)
+    assert found["opt"].vocab_size == 7
+
+
+def test_data_parallel_names(tmp_path):
+    parts = [OrderedDict(("module." + name, value) for name, value in part.items()) for part in gsmn()]
+    parts[0] = OrderedDict({"cnn.module.0.weight": torch.ones(1), "fc.weight": torch.ones(1)})
+    caption = {"module.decoder.out.weight": torch.ones(2)}
+    save_checkpoint(state(parts, caption_model=caption), tmp_path / "x.pth.tar")
+    found = load_checkpoint(tmp_path / "x.pth.tar")
+    assert list(found["model"][0]) == ["cnn.0.weight", "fc.weight"]
+    same([dict(part) for part in found["model"][1:]], [dict(part) for part in gsmn()[1:]])
+    assert list(found["caption_model"]) == ["decoder.out.weight"]
+
+
+def test_data_parallel_names_twice(tmp_path):
+    parts = [{"a": torch.ones(1), "module.a": torch.zeros(1)}, {}, {}, {}]
+    save_checkpoint(state(parts), tmp_path / "x.pth.tar")
+    assert "with and without 'module.'" in message(load_checkpoint, tmp_path / "x.pth.tar")
+
+
+# ---- what is no checkpoint
+
+
+def write_bytes(data):
+    return lambda path: path.write_bytes(data)
+
+
+def write_state(**changes):
+    return lambda path: torch.save(state(**changes), path)
+
+
+def cut(part, legacy):
+    def write(path):
+        torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * part)])
+
+    return write
+
+
+def flip(path):
+    """One bit of a weight, which torch.load would not notice."""
+    torch.save(state(), path)
+    data = bytearray(path.read_bytes())
+    at = data.find(gsmn()[0]["fc.weight"].numpy().tobytes())
+    data[at + 3] ^= 1
+    path.write_bytes(data)
+
+
+def zip_of(name):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, "x")
+
+    return write
+
+
+BAD = {
+    "missing": (lambda path: None, "no such checkpoint"),
+    "empty": (write_bytes(b""), "empty"),
+    "blank": (write_bytes(b"\n \n"), "empty"),
+    "HTML": (write_bytes(b"\n<!DOCTYPE html><html>Quota exceeded"), "a web page was saved"),
+    "HTML with BOM": (write_bytes(b"\xef\xbb\xbf<html>"), "a web page was saved in place of the file"),
+    "LFS": (write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "gzip": (write_bytes(b"\x1f\x8b\x08\x00"), "unpack it first"),
+    "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "a NumPy array"),
+    "JSON": (lambda path: path.write_text(json.dumps({"a": 1})), "JSON, not a checkpoint"),
+    "text": (write_bytes(b"hello world"), "not a checkpoint; give a .pth.tar file"),
+    "zip": (zip_of("model/checkpoint.pth.tar"), "unpack it first"),
+    "zip head": (write_bytes(b"PK\x03\x04"), "incomplete or damaged"),
+    "zip cut at 20%": (cut(0.2, legacy=False), "incomplete or damaged"),
+    "zip cut at 99%": (cut(0.99, legacy=False), "incomplete or damaged"),
+    "old cut at 2%": (cut(0.02, legacy=True), "incomplete or damaged"),
+    "old cut at 50%": (cut(0.5, legacy=True), "incomplete or damaged"),
+    "old cut at 99%": (cut(0.99, legacy=True), "incomplete or damaged"),
+    "old magic only": (write_bytes(b"\x80\x02K\x01."), "incomplete or damaged"),
+    "flipped bit": (flip, "differs from its checksum"),
+    "a list": (lambda path: torch.save(gsmn(), path), "holds a list"),
+    "no opt": (write_state(opt=None), "holds no flags"),
+    "no model": (write_state(model={"a": torch.ones(1)}), "holds no list of state dicts"),
+    "not state dicts": (write_state(model=[1, 2]), "something other than tensors"),
+    "numbers as weights": (write_state(model=[{"a": 1}] * 4), "something other than tensors"),
+    "caption model": (write_state(caption_model={"a": 1}), "something other than tensors"),
+    "epoch is text": (write_state(epoch="last"), "'epoch' is not a number"),
+    "newer": (write_state(format=checkpoint.FORMAT + 1), "format 2, this program reads up to 1; update"),
+    "SCAN": (write_state(model=gsmn()[:2]), "2 state dicts; GSMN has 4"),
+    "three": (write_state(model=gsmn()[:3]), "3 state dicts; GSMN has 4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_file(case, tmp_path):
+    write, expected = BAD[case]
+    path = tmp_path / "model_best.pth.tar"
+    write(path)
+    found = message(load_checkpoint, path)
+    assert expected in found and found.startswith(f"{path}: ")
+
+
+def test_folder(tmp_path):
+    assert f"{tmp_path}: no model_best.pth.tar" in message(load_checkpoint, tmp_path)
+    save_checkpoint(state(best_rsum=7), tmp_path / "model_best.pth.tar")
+    assert load_checkpoint(tmp_path)["best_rsum"] == 7
+    assert load_checkpoint(str(tmp_path))["best_rsum"] == 7
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_mutated_files(legacy, tmp_path):
+    """Whatever happens to a file's bytes, it loads or it is an InputError."""
+    path, rng = tmp_path / "x.pth.tar", random.Random(5)
+    torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 3, 30])):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
+        try:
+            load_checkpoint(path)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 100

@@ -1,0 +1,253 @@
+"""Several processes, and micro-batches, compute what one process computes with the whole batch.
+
+Training is compared in double precision, where rounding leaves nothing to argue about.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import data
+import evaluation
+import train
+from files.errors import run
+from model import build
+from runtime import distributed, global_batch, shared_arrays
+from runtime.checkpoint import load_checkpoint
+from runtime.options import train_options
+from vocab import load_vocab
+
+ROOT = Path(__file__).parents[2]
+SIZES = (2, 4)
+STEPS = 20
+BATCH = 6  # of 20 captions: 6, 6, 6 and 2, so shares differ, and some of four processes have none
+
+GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --lambda_softmax 9 --bi_gru"
+VSRN = "--model vsrn --embed_size 16 --word_dim 8 --dim_hidden 8 --dim_word 8 --max_len 12 --input_dropout_p 0"
+RUNS = {
+    "dense": GSMN,
+    "sparse": f"{GSMN} --is_sparse --max_violation",
+    "neighbors": f"{GSMN} --propagation neighbors --max_violation",
+    "vsrn": f"{VSRN} --max_violation",
+    "sparse neighbors": f"{GSMN} --is_sparse --propagation neighbors",
+}
+ALL_SIZES = ("sparse", "neighbors", "vsrn")  # the others with two processes only, for the time it takes
+
+
+def options(run, folder):
+    tiny = [f"--data_path={folder}/data", f"--vocab_path={folder}/vocab", "--data_name=tiny_precomp", "--img_dim=8"]
+    return train_options([*RUNS[run].split(), *tiny, "--workers=0", "--device=cpu", f"--batch_size={BATCH}"])[0]
+
+
+def trained(run, folder, accumulate=1):
+    """STEPS steps of this process among the others -> (losses, weights and statistics, all flat)."""
+    opt = options(run, folder)
+    vocab = load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(vocab)
+    loader, _ = data.get_loaders(
+        opt.data_name, vocab, BATCH, 0, opt, distributed.size(), distributed.rank()
+    )  # fmt: skip
+    train.seed_everything(3)
+    opt.data_name = "f30k_precomp"  # VSRN's encoder ends in a BatchNorm there
+    model = build(opt).double()
+    for name, weight in model.named_parameters():
+        if name.endswith("W.1.weight"):
+            torch.nn.init.ones_(weight)  # starts at 0, which would hide the relations
+    # BatchNorm over a few rows is chaotic: with VSRN even another order of a batch's rows grows from 1e-16 to 1e-3
+    # within 20 steps of 0.005
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001 if run == "vsrn" else 0.005)
+    replica, losses = global_batch.replicate(model, accumulate), []
+    for epoch in range(STEPS // len(loader)):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            batch = batch._replace(images=batch.images.double())
+            losses.append(train.train_step(replica, optimizer, batch, 2.0, len(losses)))
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    return np.array([[value for name, value in one.items() if name.startswith("Le")] for one in losses]), weights
+
+
+def main(folder):
+    """One of several processes: all runs, evaluation; what the main process has seen goes to files.  Then one dies."""
+    with distributed.joined():
+        for run in RUNS if distributed.size() == 2 else ALL_SIZES:
+            save(run, *trained(run, folder), folder)
+        if distributed.size() == 2:
+            save("dense accumulated", *trained("dense", folder, accumulate=2), folder)
+        for run in ("sparse", "vsrn"):
+            similarities(run, folder, f"{folder}/sims {run}-{distributed.size()}.npy")
+        die_and_mourn()
+
+
+def similarities(run, folder, path=None):
+    """The matrix of the dev split and an untrained model; of several processes it goes to a file."""
+    opt = options(run, folder)
+    vocab = load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(vocab)
+    train.seed_everything(4)
+    model = build(opt)
+    loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
+    store = shared_arrays.Matrices(path)
+    encoded = evaluation.encode_data(model, loader)
+    sims = store.new((loader.dataset.n_images, len(loader.dataset)))
+    evaluation.shard_xattn(model, *encoded, shard_size=3, sims=sims)
+    in_memory = evaluation.shard_xattn(model, *encoded, shard_size=3)
+    assert np.array_equal(in_memory, sims)  # on every process
+    store.keep()
+    store.close()
+    return in_memory
+
+
+def die_and_mourn():
+    """The last process dies.  Of two, the other waits for its message; of four, the others are busy otherwise."""
+    if distributed.rank() == distributed.size() - 1:
+        os._exit(3)
+    if distributed.size() == 2:
+        distributed.barrier()
+    distributed.SILENCE = 5
+    time.sleep(60)
+
+
+def save(run, losses, weights, folder):
+    for other, _ in distributed.gather_objects((weights, None)):
+        for name in weights:  # every process has the same, to the last bit
+            assert np.array_equal(other[name], weights[name]), name
+    if distributed.is_main():
+        np.savez(f"{folder}/{run}-{distributed.size()}.npz", losses=losses, **weights)
+
+
+def start(size, command, **environment):
+    """size processes on this machine that find one another, as torchrun starts them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {
+        **os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1", **environment,
+    }  # fmt: skip
+    return [
+        subprocess.Popen([sys.executable, *map(str, command)], text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=600):
+    """[(exit code, what was printed)] of all."""
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, said)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tiny.make_tiny(folder, splits={"train": 4, "dev": 4})
+    groups = [start(size, [__file__, folder]) for size in SIZES]
+    for group in groups:
+        *mourners, dead = finish(group)
+        assert dead[0] == 3, dead[1]
+        assert {code for code, _ in mourners} <= {1, 2}, mourners
+        (folder / f"said-{len(group)}").write_text("".join(text for _, text in mourners))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+
+
+def expect(losses, weights, file):
+    found = np.load(file)
+    # rounding (1e-16) grows with every step: Adam turns a gradient's last digits into steps of full size
+    np.testing.assert_allclose(found["losses"][:5], losses[:5], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found["losses"], losses, rtol=2e-6, atol=1e-9)
+    for name, value in weights.items():
+        if name.endswith("W.0.bias"):  # before a BatchNorm: its gradient is 0 but for rounding, which Adam scales up
+            continue
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_processes_train_as_one(folder, run):
+    losses, weights = trained(run, folder)
+    assert len(losses) == STEPS and losses[-1, 0] < losses[0, 0]
+    for size in SIZES if run in ALL_SIZES else [2]:
+        expect(losses, weights, folder / f"{run}-{size}.npz")
+
+
+def test_processes_with_micro_batches(folder):
+    losses, weights = trained("dense", folder)
+    expect(losses, weights, folder / "dense accumulated-2.npz")
+
+
+@pytest.mark.parametrize("run", ["sparse", "vsrn"])
+def test_processes_evaluate_as_one(folder, run):
+    sims = similarities(run, folder)
+    for size in SIZES:
+        np.testing.assert_allclose(np.load(folder / f"sims {run}-{size}.npy"), sims, atol=1e-6)
+    assert not list(folder.glob(".sims*"))
+
+
+def test_a_death_ends_the_others_with_a_message(folder):
+    assert "error: process 0 of 2 stops: the connection to another one is lost" in (folder / "said-2").read_text()
+    said = (folder / "said-4").read_text()
+    for rank in range(3):  # the first to notice takes the connection away from the others
+        assert re.search(f"error: process {rank} of 4 stops: (process 3 gives no sign of life|the connection)", said)
+
+
+def stopped(folder):
+    """One of two processes that train; the second one gets SIGTERM during the second step."""
+    step = train.train_step
+
+    def counted(model, optimizer, batch, grad_clip, Eiters):
+        if Eiters == 1 and distributed.rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(model, optimizer, batch, grad_clip, Eiters)
+
+    train.train_step = counted
+    train.main(whole_run(folder, "parts"))
+
+
+def whole_run(folder, name, *more):
+    tiny = [f"--data_path={folder}/data", f"--vocab_path={folder}/vocab", "--data_name=tiny_precomp", "--img_dim=8"]
+    return [
+        *GSMN.split(),
+        *tiny,
+        "--batch_size=6",
+        "--workers=1",
+        "--device=cpu",
+        "--num_epochs=2",
+        "--seed=5",
+        "--learning_rate=0.001",
+        f"--logger_name={folder}/{name}",
+        f"--model_name={folder}/{name}",
+        *more,
+    ]
+
+
+def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
+    for code, said in finish(start(2, [__file__, folder, "stopped"])):
+        assert code == 128 + signal.SIGTERM, said
+    assert [path.name for path in (folder / "parts").glob("*.pth.tar")] == ["checkpoint_0_2.pth.tar"]
+    train.main(whole_run(folder, "parts", f"--resume={folder}/parts"))
+    train.main(whole_run(folder, "whole"))
+    parts, whole = (load_checkpoint(folder / name / "checkpoint_1.pth.tar") for name in ("parts", "whole"))
+    for a, b in zip(parts["model"], whole["model"]):
+        for name in a:
+            if name != "out_2.bias":  # a constant added to all scores: its gradient is 0 but for rounding
+                torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+if __name__ == "__main__":
+    run(lambda: stopped(sys.argv[1]) if sys.argv[2:] else main(sys.argv[1]))

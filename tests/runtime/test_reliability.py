@@ -1,0 +1,279 @@
+"""Runs that are killed, whose folders fail, whose numbers break: what is kept, and what is said."""
+
+import errno
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training import flags, names, points, run, same_state, stop_after
+
+import train
+from files.errors import InputError
+from runtime import checkpoint, logger
+from runtime.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+FEW = ["--batch_size", 128]  # two steps an epoch
+
+# ---- processes
+
+
+def slow_training(arguments, seconds):
+    """train.py in a process of its own, each step `seconds` longer; writes a file `stepping` at the first."""
+    code = f"""if True:
+        import pathlib, time, train
+        from files.errors import run
+        step = train.train_step
+        def slow(*arguments):
+            pathlib.Path("stepping").touch()
+            time.sleep({seconds})
+            return step(*arguments)
+        train.train_step = slow
+        run(train.main)"""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(path, process):
+    for _ in range(6000):
+        if path.exists():
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    pytest.fail(f"{path} does not appear")
+
+
+def test_killed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, caplog):
+    """SIGKILL in the middle, and the newest checkpoint cut off: the one before leads to the same end."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--save_every", 2, "--val_step", 3]
+    process = slow_training(flags(tiny_data, "parts", *more), 0.1)
+    folder = Path("parts/ck")
+    wait_for(folder / "checkpoint_0_6.pth.tar", process)
+    process.kill()
+    process.communicate()
+    newest = checkpoint.newest(folder)
+    os.truncate(newest, newest.stat().st_size // 2)
+    with caplog.at_level(logging.WARNING):
+        run(tiny_data, "parts", *more, "--resume", folder)
+    assert f"{newest}: incomplete or damaged; copy or download it again (passed over)" in caplog.text
+    run(tiny_data, "whole", *more)
+    same_state(Path("whole/ck/checkpoint_1.pth.tar"), folder / "checkpoint_1.pth.tar")
+    assert points("parts/log") == points("whole/log")
+
+
+def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = slow_training(flags(tiny_data, "run"), 60)
+    wait_for(Path("stepping"), process)
+    process.send_signal(signal.SIGTERM)
+    while "once more to leave at once" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + signal.SIGINT and not said
+    assert not list(Path("run/ck").iterdir())
+
+
+# ---- folders that fail
+
+
+def validated_epochs(folder):
+    return [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def failing_saves(monkeypatch, *bad):
+    """Checkpoints of these names find the disk full."""
+    save = checkpoint.write_checkpoint
+
+    def write(state, path):
+        if path.name in bad:
+            raise checkpoint.CheckpointError(f"{path}: cannot be written (No space left on device)")
+        save(state, path)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+
+
+def test_a_save_that_fails_is_made_up_for(tiny_data, tmp_path, monkeypatch, caplog):
+    whole = run(tiny_data, tmp_path / "whole", *FEW)
+    failing_saves(monkeypatch, "checkpoint_0.pth.tar")
+    folder = run(tiny_data, tmp_path / "run", *FEW)
+    assert "checkpoint_0.pth.tar: cannot be written (No space left on device); training goes on" in caplog.text
+    assert names(folder) == ["checkpoint_1.pth.tar", "model_best.pth.tar"]
+    same_state(whole / "checkpoint_1.pth.tar", folder / "checkpoint_1.pth.tar")
+
+
+def test_a_best_model_that_cannot_be_written_is_not_to_be_beaten(tiny_data, tmp_path, monkeypatch):
+    failing_saves(monkeypatch, "model_best.pth.tar")
+    with pytest.raises(InputError, match=r"model_best.pth.tar: cannot be written .*: this checkpoint is lost"):
+        run(tiny_data, tmp_path, *FEW)
+    assert load_checkpoint(tmp_path / "ck/checkpoint_1.pth.tar")["best_rsum"] == 0
+
+
+def test_stopping_on_a_full_disk_is_an_error(tiny_data, tmp_path, monkeypatch):
+    failing_saves(monkeypatch, "checkpoint_0_1.pth.tar")
+    stop_after(monkeypatch, steps=1)
+    with pytest.raises(InputError, match=r"checkpoint_0_1.pth.tar: cannot be written .*: this checkpoint is lost"):
+        run(tiny_data, tmp_path, *FEW)
+
+
+def test_full_disk(tiny_data, tmp_path, caplog):
+    """A real limit: neither checkpoints nor curves fit, and the run says so to its end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written \(File too large\): this checkpoint is lost"):
+            run(tiny_data, tmp_path, *FEW, epochs=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path / "ck") == []
+    assert f"{tmp_path}/log: cannot be written ([Errno 27] File too large); training goes on" in caplog.text
+
+
+def at_step(monkeypatch, number, do):
+    step = train.train_step
+
+    def stepping(model, optimizer, batch, grad_clip, Eiters):
+        if Eiters == number:
+            do()
+        return step(model, optimizer, batch, grad_clip, Eiters)
+
+    monkeypatch.setattr(train, "train_step", stepping)
+
+
+def test_folders_that_vanish_are_made_again(tiny_data, tmp_path, monkeypatch):
+    at_step(monkeypatch, 2, lambda: shutil.rmtree(tmp_path / "run"))
+    folder = run(tiny_data, tmp_path / "run", *FEW)
+    assert names(folder) == ["checkpoint_1.pth.tar", "model_best.pth.tar"]
+    assert validated_epochs(tmp_path / "run/log") == [1]
+    assert {tag for tag, *_ in points(tmp_path / "run/log")} >= {"rsum", "r1i"}
+
+
+def test_a_file_in_place_of_the_folders(tiny_data, tmp_path, monkeypatch, caplog):
+    def replace():
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").touch()
+
+    at_step(monkeypatch, 2, replace)
+    with pytest.raises(InputError, match=r"run/ck: cannot be made \((File exists|Not a directory)\)"):
+        run(tiny_data, tmp_path / "run", *FEW)
+    assert f"{tmp_path}/run/log: cannot be written" in caplog.text and (tmp_path / "run").read_text() == ""
+
+
+def test_curves_begin_anew_after_a_failure(tiny_data, tmp_path, monkeypatch, caplog):
+    """The event file that failed may end in half a record, so another one takes over at the next validation."""
+    log_value = logger.tensorboard().Logger.log_value
+
+    def failing(self, name, value, step):
+        if step == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log_value(self, name, value, step)
+
+    monkeypatch.setattr(logger.tensorboard().Logger, "log_value", failing)
+    run(tiny_data, tmp_path, *FEW)
+    assert caplog.text.count("its log has a gap") == 1
+    steps = {tag: [step for other, step, _ in points(tmp_path / "log") if other == tag] for tag in ("Le", "rsum")}
+    assert steps == {"Le": [3, 4], "rsum": [2, 4]} and len(list((tmp_path / "log").glob("events*"))) == 2
+
+
+def test_a_log_that_was_cut_off_is_gone_on_from(tiny_data, tmp_path):
+    folder = run(tiny_data, tmp_path, *FEW, epochs=1)
+    with open(tmp_path / "log/log.jsonl", "a") as log:
+        log.write('{"epoch": 1, "Eit')
+    events = next((tmp_path / "log").glob("events*"))
+    with open(events, "ab") as file:
+        file.write(b"\x20" + bytes(40))
+    run(tiny_data, tmp_path, *FEW, "--resume", folder)
+    assert validated_epochs(tmp_path / "log") == [0, 1]
+    assert [step for tag, step, _ in points(tmp_path / "log") if tag == "Le"] == [1, 2, 3, 4]
+
+
+# ---- provenance
+
+
+def test_a_resumed_run_keeps_the_first_record(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--first"])
+    folder = run(tiny_data, tmp_path, *FEW, epochs=1)
+    first = json.loads((tmp_path / "log/config.json").read_text())
+    monkeypatch.setattr(sys, "argv", ["train.py", "--second"])
+    for epochs in (2, 3):
+        run(tiny_data, tmp_path, *FEW, "--resume", folder, "--learning_rate", "0.5", epochs=epochs)
+    both = json.loads((tmp_path / "log/config.json").read_text())
+    again = both.pop("resumed")
+    assert both == first and first["command"].endswith("train.py --first") and first["opt"]["val_step"] == 15000
+    assert [record["Eiters"] for record in again] == [2, 4] and again[0]["opt"]["learning_rate"] == 0.5
+    assert again[1]["command"].endswith("train.py --second")
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+        assert first["versions"].get("git", "").startswith(head.stdout.strip())
+
+
+# ---- numbers
+
+
+def test_the_deterministic_run_is_the_run(tiny_data, tmp_path):
+    plain = run(tiny_data, tmp_path / "plain", *FEW, "--model", "vsrn", epochs=1)
+    try:
+        fixed = run(tiny_data, tmp_path / "fixed", *FEW, "--model", "vsrn", "--deterministic", epochs=1)
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    same_state(plain / "checkpoint_0.pth.tar", fixed / "checkpoint_0.pth.tar")
+
+
+@pytest.mark.parametrize(
+    "model, weights, message",
+    [
+        ("gsmn", "img_enc.fc.bias", "the loss is nan at step 1, first of all the weights img_enc.fc.bias"),
+        ("vsrn", "caption_model.decoder.out.bias", "the loss is nan at step 1, first of all the weights caption_model"),
+    ],
+)
+def test_broken_weights_are_named(tiny_data, tmp_path, monkeypatch, model, weights, message):
+    step = train.train_step
+
+    def breaking(net, *rest):
+        result = step(net, *rest)
+        net.get_parameter(weights).data[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(train, "train_step", breaking)
+    with pytest.raises(InputError, match=message):
+        run(tiny_data, tmp_path, *FEW, "--model", model)
+    assert names(tmp_path / "ck") == []
+
+
+def test_broken_embeddings_and_gradients_are_named(tiny_data, tmp_path, monkeypatch):
+    """Infinity that arises on the way: in an image's embedding, or only in the backward pass."""
+    build, step = train.build_model, train.train_step
+
+    def huge(opt):
+        net = build(opt)
+        net.img_enc.fc.weight.data.fill_(3e38)
+        return net
+
+    def infinite(model, *rest):
+        next(model.parameters()).register_hook(lambda grad: grad * float("inf"))
+        return step(model, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"step 0, .* the image of caption \d+: train"):
+        patch.setattr(train, "build_model", huge)
+        run(tiny_data, tmp_path / "a", *FEW)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"norm is (inf|nan) at step 0: train"):
+        patch.setattr(train, "train_step", infinite)
+        run(tiny_data, tmp_path / "b", *FEW)

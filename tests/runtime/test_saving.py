@@ -1,0 +1,289 @@
+"""Writing checkpoints: complete or not there, whatever the disk does and whenever the writer is killed."""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from states import gsmn, message, same, state, vsrn
+
+from runtime import checkpoint
+from runtime.checkpoint import CheckpointError, load_checkpoint, newest, prune, save_checkpoint
+from vocab import SPECIAL, Vocabulary
+
+# ---- writing
+
+
+def test_round_trip(tmp_path):
+    """Everything a run keeps comes back as it was."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    full = state(
+        step=17,
+        optimizer=optimizer.state_dict(),
+        caption_model=dict(model.state_dict()),
+        vocab=["<pad>", "\xe9t\xe9"],
+        rng=checkpoint.capture_rng(),
+        half=torch.ones(2).half(),
+        nothing=None,
+        schedule=(1, 2.5, float("inf")),
+    )
+    save_checkpoint(full, tmp_path / "x.pth.tar")
+    found = load_checkpoint(tmp_path / "x.pth.tar")
+    assert {"format", "saved", "versions"} < found.keys()
+    for key in full.keys() - {"opt"}:
+        same(full[key], found[key])
+    assert vars(full["opt"]).items() <= vars(found["opt"]).items()
+    optimizer.load_state_dict(found["optimizer"])
+    assert found["format"] == 1 and abs(found["saved"] - time.time()) < 60
+
+
+def test_released_readers_find_what_they_expect(tmp_path):
+    """A program that knows only the released form reads ours."""
+    save_checkpoint(state(), tmp_path / "x.pth.tar")
+    found = torch.load(tmp_path / "x.pth.tar", weights_only=False)
+    assert type(found["opt"]) is argparse.Namespace and found["opt"].embed_size == 4
+    same(found["model"], gsmn())
+
+
+def test_numpy_values_become_plain(tmp_path):
+    """A NumPy float would be written without complaint and refused on loading."""
+    opt = argparse.Namespace(size=np.int64(3), path=Path("a/b"), device=torch.device("cpu"))
+    more = {"list": [np.float32(0.5)], "ids": np.arange(3)}
+    save_checkpoint(state(best_rsum=np.float64(5.5), opt=opt, **more), tmp_path / "x")
+    found = load_checkpoint(tmp_path / "x")
+    assert type(found["best_rsum"]) is float and found["list"] == [0.5] and found["ids"].tolist() == [0, 1, 2]
+    assert (found["opt"].size, found["opt"].path, found["opt"].device) == (3, "a/b", "cpu")
+
+
+def test_other_values_are_named_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"checkpoint\['rng'\]\['sampler'\]\[1\] is a set"):
+        save_checkpoint(state(rng={"sampler": [1, {2}]}), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions():
+    found = checkpoint.versions()
+    assert found["torch"] == torch.__version__ and found["numpy"] == np.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    git = Path(checkpoint.__file__).parents[1] / ".git"
+    assert ("git" in found) == (git.exists() and shutil.which("git") is not None)
+
+
+@pytest.mark.parametrize("limit", [0, 500, 3000, 20000, 40000])
+def test_disk_full(limit, tmp_path):
+    """A system that takes no more bytes, at several points of the file."""
+    path = tmp_path / "checkpoint_0.pth.tar"
+    save_checkpoint(state(epoch=1), path)
+    big = state(epoch=2, extra={"a": torch.ones(3000), "b": torch.ones(9000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        found = message(save_checkpoint, big, path, error=CheckpointError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found == f"{path}: cannot be written (File too large)"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and load_checkpoint(path)["epoch"] == 1
+
+
+def test_folder_that_vanished(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    save_checkpoint(state(), folder / "checkpoint_0.pth.tar")
+    shutil.rmtree(folder)
+    found = message(save_checkpoint, state(), folder / "checkpoint_1.pth.tar", error=CheckpointError)
+    assert f"{folder / 'checkpoint_1.pth.tar'}: cannot be written (No such file" in found
+
+
+def test_read_only_folder(tmp_path):
+    path = tmp_path / "checkpoint_0.pth.tar"
+    save_checkpoint(state(epoch=1), path)
+    tmp_path.chmod(0o555)
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)  # permissions do not hold root back
+    try:
+        found = message(save_checkpoint, state(epoch=2), path, error=CheckpointError)
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
+    assert found == f"{path}: cannot be written (Permission denied)"
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+# ---- random states
+
+
+def draws():
+    return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item(), random.gauss(0, 1)
+
+
+def test_rng(tmp_path):
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    draws()  # leaves half a pair of normal numbers in NumPy's and Python's generators
+    save_checkpoint(state(rng=checkpoint.capture_rng()), tmp_path / "x")
+    expected = [draws() for _ in range(700)]  # beyond the generators' block of 624
+    random.seed(4), np.random.seed(5), torch.manual_seed(6)
+    checkpoint.restore_rng(load_checkpoint(tmp_path / "x")["rng"])
+    assert [draws() for _ in range(700)] == expected
+
+
+def test_rng_of_more_devices_than_here(monkeypatch):
+    """Two GPUs when saved, one when resumed: the first one's state is set."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1]), torch.tensor([2])])
+    saved, found = checkpoint.capture_rng(), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.extend)
+    checkpoint.restore_rng(saved)
+    assert [s.tolist() for s in found] == [[1]]
+
+
+# ---- vocabulary
+
+
+def test_vocabulary(tmp_path):
+    vocab = Vocabulary([*SPECIAL, "dog", "caf\xe9", "a"])
+    save_checkpoint(state(vocab=checkpoint.words(vocab)), tmp_path / "x")
+    found = load_checkpoint(tmp_path / "x")
+    assert checkpoint.vocabulary(found).idx2word == vocab.idx2word
+    assert checkpoint.vocabulary(found).word2idx == vocab.word2idx
+    checkpoint.check_vocab(found, vocab)
+    other = Vocabulary([*SPECIAL, "dog", "cat", "a"])
+    assert "word 5 is 'cat', not 'caf\xe9'" in message(checkpoint.check_vocab, found, other, "runs/x")
+    longer = Vocabulary([*SPECIAL, "dog", "caf\xe9", "a", "b"])
+    assert "8 words, not 7" in message(checkpoint.check_vocab, found, longer)
+
+
+def test_vocabulary_of_a_released_file(tmp_path):
+    torch.save(state(vsrn()), tmp_path / "x")
+    found = load_checkpoint(tmp_path / "x")
+    assert checkpoint.vocabulary(found) is None
+    checkpoint.check_vocab(found, Vocabulary([*SPECIAL, "a", "b", "c"]))
+    assert "6 words, not 7" in message(checkpoint.check_vocab, found, Vocabulary([*SPECIAL, "a", "b"]))
+
+
+# ---- the checkpoints of a folder
+
+
+def fill(folder, epochs):
+    for epoch in epochs:
+        save_checkpoint(state(epoch=epoch + 1, Eiters=10 * epoch), folder / f"checkpoint_{epoch}.pth.tar")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_newest_is_the_one_saved_last(tmp_path):
+    """Neither numbers (a run taken up again at epoch 3) nor the times of copied files decide."""
+    fill(tmp_path, [9, 10, 3])
+    os.utime(tmp_path / "checkpoint_3.pth.tar", (0, 0))
+    assert newest(tmp_path).name == "checkpoint_3.pth.tar"
+
+
+def test_newest_of_released_files(tmp_path):
+    for epoch in (9, 11, 10):
+        torch.save(state(epoch=epoch + 1, Eiters=epoch), tmp_path / f"checkpoint_{epoch}.pth.tar")
+    assert newest(tmp_path).name == "checkpoint_11.pth.tar"
+
+
+def test_newest_passes_over_damage(tmp_path):
+    fill(tmp_path, [0, 1, 2, 3])
+    os.truncate(tmp_path / "checkpoint_3.pth.tar", 1500)
+    data = bytearray((tmp_path / "checkpoint_2.pth.tar").read_bytes())
+    data[data.find(gsmn()[0]["fc.weight"].numpy().tobytes())] ^= 1
+    (tmp_path / "checkpoint_2.pth.tar").write_bytes(data)
+    (tmp_path / ".checkpoint_4.pth.tar.tmp").write_bytes(b"PK")
+    said = []
+    assert newest(tmp_path, said.append).name == "checkpoint_1.pth.tar"
+    assert len(said) == 2 and "checkpoint_3" in said[0] and "checkpoint_2" in said[1]
+    assert all("passed over" in line for line in said)
+
+
+def test_newest_takes_the_best_when_it_is_all_there_is(tmp_path):
+    assert "no complete checkpoint" in message(newest, tmp_path)
+    assert "no complete checkpoint" in message(newest, tmp_path / "nowhere")
+    save_checkpoint(state(), tmp_path / "model_best.pth.tar")
+    assert newest(tmp_path).name == "model_best.pth.tar"
+
+
+def test_prune(tmp_path):
+    fill(tmp_path, [0, 1, 2, 10])
+    save_checkpoint(state(), tmp_path / "model_best.pth.tar")
+    (tmp_path / "checkpoint_5.pth.tar").write_bytes(b"not ours to judge")
+    before = names(tmp_path)
+    prune(tmp_path, 0)
+    prune(tmp_path, 7)
+    assert names(tmp_path) == before
+    prune(tmp_path, 2)
+    left = ["checkpoint_10.pth.tar", "checkpoint_2.pth.tar", "checkpoint_5.pth.tar", "model_best.pth.tar"]
+    assert names(tmp_path) == left
+    fill(tmp_path, [1])  # saved last, though its number is lower
+    prune(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint_1.pth.tar", "checkpoint_5.pth.tar", "model_best.pth.tar"]
+
+
+# ---- kill -9
+
+
+def test_killed_writer(tmp_path):
+    """A writer killed at 50 random moments: the newest checkpoint and the best are always there, load, and
+    are no older than the last ones whose saving had returned.  Several kills must fall into a write."""
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True, timeout=120, env=paths)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) >= 3
+
+
+def kill_writers(folder, times=50):
+    """Fork a writer and kill it, `times` times; prints how many died within a write."""
+    rng, step, returned, torn = random.Random(7), 0, 0, 0
+    write_next(folder, step)
+    for _ in range(times):
+        done, report = os.pipe()
+        child = os.fork()
+        if child == 0:
+            write_forever(folder, step, report)
+        os.close(report)
+        time.sleep(rng.uniform(0.005, 0.06))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with open(done) as lines:
+            returned = max([returned, *map(int, lines.read().split("\n")[:-1])])
+        said = []
+        step = load_checkpoint(newest(folder, said.append))["Eiters"]
+        best = load_checkpoint(folder)["Eiters"]
+        assert not said and step >= returned and best >= returned, (said, step, best, returned)
+        torn += bool(list(folder.glob(".*.tmp")))
+    print(torn)
+
+
+def write_forever(folder, step, report):
+    while True:
+        step += 1
+        write_next(folder, step)
+        os.write(report, f"{step}\n".encode())
+
+
+def write_next(folder, step):
+    weights = {"fc.weight": torch.full((50_000,), float(step))}
+    for name in (f"checkpoint_{step}.pth.tar", "model_best.pth.tar"):
+        save_checkpoint(state([weights, {}, {}, {}], Eiters=step), folder / name)
+    prune(folder, 2)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    kill_writers(Path(sys.argv[1]))

@@ -1,0 +1,348 @@
+"""Pictures as they lie on disk -> batches: layouts, odd files, errors, crops that repeat themselves."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import shared
+
+import data
+import evaluation
+import model
+import train
+import vocab
+from files import pictures
+from files.errors import InputError
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
+WORDS = vocab.Vocabulary([*vocab.SPECIAL, "a", "picture", "of", "something", *COLOURS, *"01234567"])
+
+
+def picture(path, colour, size=(60, 40), mode="RGB", palette=Image.Palette.ADAPTIVE, **save):
+    """A picture of one colour with a white top left corner."""
+    image = Image.new("RGB", size, COLOURS[colour])
+    image.paste((255, 255, 255), (0, 0, size[0] // 4, size[1] // 4))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.convert(mode, palette=palette).save(path, **save)
+
+
+def options(root, **changed):
+    values = {"data_path": str(root), "crop_size": 32, "use_restval": False, "seed": 5, "model": "vsrn"}
+    return argparse.Namespace(**{**values, **changed})
+
+
+def captions_of(n, count=5):
+    return [f"a picture of {list(COLOURS)[n % 4]} {i}" for i in range(count)]
+
+
+def make_coco(root):
+    """Six pictures: 0, 1 train (picture 1 with six captions), 2 dev, 3 test, 4, 5 restval."""
+    folder = root / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    splits = {"train": [0, 1], "dev": [2], "test": [3], "restval": [4, 5]}
+    content = {"train2014": ([], []), "val2014": ([], [])}
+    for split, numbers in splits.items():
+        year, ids = "train2014" if split == "train" else "val2014", []
+        for n in numbers:
+            name = f"COCO_{year}_{n:012}.jpg"
+            picture(folder / "images" / year / name, list(COLOURS)[n % 4])
+            content[year][0].append({"id": 100 + n, "file_name": name})
+            for i, text in enumerate(captions_of(n, 6 if n in (1, 3) else 5)):
+                ids.append(1000 * n + i)
+                content[year][1].append({"id": ids[-1], "image_id": 100 + n, "caption": text})
+        np.save(folder / "annotations" / f"coco_{split}_ids.npy", np.array(ids))
+    for year, (images, annotations) in content.items():
+        text = json.dumps({"images": images, "annotations": annotations})
+        (folder / "annotations" / f"captions_{year}.json").write_text(text)
+    return folder
+
+
+def make_flickr(root, name="f8k"):
+    folder, entries = root / name, []
+    for n, split in enumerate(["train", "val", "test", "train"]):
+        picture(folder / "images" / f"{n}.png", list(COLOURS)[n % 4])
+        sentences = [{"raw": text} for text in captions_of(n)]
+        entries.append({"filename": f"{n}.png", "split": split, "sentences": sentences})
+    (folder / pictures.KARPATHY[name]).write_text(json.dumps({"images": entries}))
+    return folder
+
+
+def colour_of(image):
+    """The name of the colour at the centre of a normalised picture (3, H, W)."""
+    middle = image[:, image.shape[1] // 2, image.shape[2] // 2]
+    pixel = (middle * torch.tensor(pictures.DEVIATION) + torch.tensor(pictures.MEAN)) * 255
+    return min(COLOURS, key=lambda name: (pixel - torch.tensor(COLOURS[name])).abs().sum().item())
+
+
+def test_coco_splits(tmp_path):
+    make_coco(tmp_path)
+    opt = options(tmp_path)
+    train = data.open_split("train", "coco", WORDS, opt)
+    assert (len(train), train.n_images) == (11, 2)
+    assert [train.image_of(i) for i in range(11)] == [0] * 5 + [1] * 6
+    assert train.captions[10] == "a picture of green 5"
+    with_restval = data.open_split("train", "coco", WORDS, options(tmp_path, use_restval=True))
+    assert (len(with_restval), with_restval.n_images) == (21, 4)
+    for split, colour in (("dev", "blue"), ("test", "grey"), ("testall", "grey")):
+        dataset = data.open_split(split, "coco", WORDS, opt)
+        assert (len(dataset), dataset.n_images) == (5, 1)  # five of six
+        assert colour_of(dataset[0].image) == colour_of(dataset.image(0)) == colour
+        assert dataset[3].caption == vocab.encode(f"a picture of {colour} 3", WORDS)
+
+
+@pytest.mark.parametrize("name", ["f8k", "f30k"])
+def test_flickr_splits(tmp_path, name):
+    make_flickr(tmp_path, name)
+    found = [data.open_split(split, name, WORDS, options(tmp_path)) for split in ("train", "dev", "test")]
+    assert [(len(d), d.n_images) for d in found] == [(10, 2), (5, 1), (5, 1)]
+    assert [colour_of(d.image(0)) for d in found] == ["red", "green", "blue"]
+
+
+def test_vocabulary_of_pictures(tmp_path):
+    make_coco(tmp_path)
+    built = vocab.build_vocab(tmp_path, "coco", threshold=5)
+    words = {"a", "picture", "of", "red", "green", "blue"}  # 11 captions of train, 5 of dev, no test
+    assert set(built.word2idx) == words | set(vocab.SPECIAL)
+
+
+def test_batches_and_loaders(tmp_path):
+    make_coco(tmp_path)
+    train, dev = data.get_loaders("coco", WORDS, 4, 0, options(tmp_path))
+    batches = list(train)
+    assert [len(b.ids) for b in batches] == [4, 4, 3]
+    assert sorted(i for b in batches for i in b.ids) == list(range(11))
+    for batch in [*batches, *dev]:
+        assert batch.images.shape == (len(batch.ids), 3, 32, 32) and batch.images.dtype == torch.float32
+        assert batch.lengths == sorted(batch.lengths, reverse=True)
+        assert batch.bboxes is batch.depends is batch.labels is batch.masks is None
+    whole = list(data.image_loader(dev.dataset, batch_size=3))
+    assert whole[0][0].shape == (1, 3, 32, 32) and whole[0][1] is None
+    assert len(next(iter(data.caption_loader(dev.dataset))).ids) == 5
+
+
+def test_crops_depend_on_seed_epoch_and_caption_only(tmp_path):
+    folder = make_coco(tmp_path)
+    for seed, path in enumerate((folder / "images" / "train2014").iterdir()):  # no two crops alike
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+    def epoch(number, workers=0, seed=5, start=0):
+        train, _ = data.get_loaders("coco", WORDS, 4, workers, options(tmp_path, seed=seed))
+        train.batch_sampler.set_epoch(number, start)
+        return {i: image for batch in train for i, image in zip(batch.ids, batch.images)}
+
+    def equal(a, b):
+        return [torch.equal(a[i], b[i]) for i in a]
+
+    first = epoch(0)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert all(equal(first, epoch(0)))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(equal(first, epoch(0, workers=2)))
+    assert all(equal(epoch(1, start=2), epoch(1))) and len(epoch(1, start=2)) == 3
+    assert not any(equal(first, epoch(1))) and not any(equal(first, epoch(0, seed=6)))
+    assert all(equal(epoch(1), epoch(1, workers=1)))
+
+
+def test_evaluation_transform():
+    """The centre of a picture whose shorter side is brought to 256; of 512 x 256 the pixels themselves."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 512, 3), dtype=np.uint8)
+    expected = (pixels[16:240, 144:368] / 255 - pictures.MEAN) / pictures.DEVIATION
+    evaluation, training = data.make_transforms(224)
+    picture = Image.fromarray(pixels)
+    np.testing.assert_allclose(evaluation(picture).permute(1, 2, 0), expected, atol=1e-5)
+    assert training(picture).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    "name, mode",
+    [("grey.jpg", "L"), ("cmyk.jpg", "CMYK"), ("palette.png", "P"), ("alpha.png", "RGBA"), ("both.png", "LA")],
+)
+def test_modes(tmp_path, name, mode):
+    colour = "grey" if mode in ("L", "LA") else "blue"
+    picture(tmp_path / name, colour, mode=mode)
+    found = pictures.read_picture(tmp_path / name)
+    assert (found.mode, found.size) == ("RGB", (60, 40))
+    np.testing.assert_allclose(np.array(found)[30, 40].astype(int), COLOURS[colour], atol=3)
+
+
+@pytest.mark.parametrize("orientation, corner", [(1, (2, 2)), (3, (37, 57)), (6, (2, 37)), (8, (57, 2))])
+def test_exif_rotation(tmp_path, orientation, corner):
+    """The white corner lies where a viewer that obeys the camera's note shows it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(tmp_path / "x.jpg", "blue", exif=exif)
+    found = np.array(pictures.read_picture(tmp_path / "x.jpg"))
+    assert found.shape[:2] == ((40, 60) if orientation < 5 else (60, 40))
+    assert found[corner].min() > 200
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "text": b"<html>", "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how, workers", [("truncated", 0), ("text", 0), ("empty", 0), ("truncated", 1)])
+def test_damaged_picture_is_named(tmp_path, how, workers, workers_end):
+    folder = make_flickr(tmp_path)
+    damage(folder / "images" / "2.png", how)
+    with pytest.raises(InputError, match=r"images/2\.png: not a readable picture") as error:
+        list(data.get_test_loader("test", "f8k", WORDS, 4, workers, options(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def broken(folder, name, change):
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+VAL = "annotations/captions_val2014.json"
+COCO_FAULTS = {
+    "no ids": (lambda f: (f / "annotations/coco_test_ids.npy").unlink(), r"coco_test_ids\.npy: no such file"),
+    "foreign id": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [77]), "annotation 77"),
+    "no annotations": (lambda f: (f / VAL).unlink(), r"captions_val2014\.json: no such file"),
+    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "not a COCO annotation file"),
+    "no json": (lambda f: (f / VAL).write_text("{"), r"captions_val2014\.json"),
+    "no text": (lambda f: broken(f, VAL, lambda c: c["annotations"][5].pop("caption")), "3000 is not"),
+    "no image entry": (lambda f: broken(f, VAL, lambda c: c["images"].pop(1)), "3000 is not complete"),
+    "no picture": (
+        lambda f: (f / "images/val2014/COCO_val2014_000000000003.jpg").unlink(),
+        r"000000000003\.jpg: no such picture; 1 of 1",
+    ),
+    "no folder": (lambda f: (f / "images").rename(f / "pictures"), "val2014: no such folder"),
+    "few captions": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000, 3001]), "fewer than 5"),
+    "no captions": (lambda f: np.save(f / "annotations/coco_test_ids.npy", np.zeros(0, int)), "no captions"),
+}
+
+
+@pytest.mark.parametrize("fault", COCO_FAULTS)
+def test_faults_of_coco_are_named(tmp_path, fault):
+    folder = make_coco(tmp_path)
+    apply, message = COCO_FAULTS[fault]
+    apply(folder)
+    with pytest.raises(InputError, match=message) as error:
+        data.open_split("test", "coco", WORDS, options(tmp_path))
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["images", "split", "filename", "sentences", "raw"])
+def test_faults_of_karpathys_json_are_named(tmp_path, key):
+    folder = make_flickr(tmp_path)
+    path = folder / pictures.KARPATHY["f8k"]
+    path.write_text(path.read_text().replace(f'"{key}"', '"other"'))
+    with pytest.raises(InputError, match=rf"dataset_flickr8k\.json: .*'{key}' is missing"):
+        data.open_split("test", "f8k", WORDS, options(tmp_path))
+
+
+def test_missing_data_folder(tmp_path):
+    with pytest.raises(InputError, match="f8k: no such folder"):
+        data.open_split("test", "f8k", WORDS, options(tmp_path))
+
+
+def lay_out_as_coco(source, root):
+    """80 photographs: 16 to train, 8 dev, the others test."""
+    folder = root / "coco"
+    content = json.loads((source / "captions_train2017.json").read_text())
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").mkdir()
+    for year in ("train2014", "val2014"):
+        (folder / "images" / year).symlink_to(source / "images")
+        (folder / "annotations" / f"captions_{year}.json").write_text(json.dumps(content))
+    order = sorted(content["annotations"], key=lambda a: (a["image_id"], a["id"]))
+    ids = np.array([a["id"] for a in order])
+    for split, part in (("train", ids[:80]), ("dev", ids[80:120]), ("test", ids[120:])):
+        np.save(folder / "annotations" / f"coco_{split}_ids.npy", part)
+
+
+def test_real_coco_pictures_train(tmp_path):
+    """An untrained small CNN learns which of 16 photographs a caption belongs to, and dev can be encoded."""
+    lay_out_as_coco(shared("real/coco_mini"), tmp_path)
+    words = vocab.build_vocab(tmp_path, "coco", threshold=2)
+    opt = options(
+        tmp_path,
+        data_name="coco",
+        crop_size=64,
+        cnn_type="shufflenet_v2_x0_5",
+        no_pretrained=True,
+        finetune=True,
+        embed_size=64,
+        word_dim=32,
+        num_layers=1,
+        use_abs=False,
+        no_imgnorm=False,
+        measure="cosine",
+        margin=0.2,
+        max_violation=False,
+        vocab_size=len(words),
+    )
+    train, dev = data.get_loaders("coco", words, 16, 0, opt)
+    dataset = train.dataset
+    assert (len(dataset), dataset.n_images, dev.dataset.n_images) == (80, 16, 8)
+    pictures = next(iter(data.image_loader(dataset)))[0]
+    captions = data.collate([dataset[i] for i in range(0, 80, 5)])  # one of each picture
+    torch.manual_seed(0)
+    net = model.VSRN(opt).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(15):
+        img_emb, cap_emb, regions = net.forward_emb(pictures[[i // 5 for i in captions.ids]], *captions[1:3])
+        loss = net.forward_loss(net.forward_sim(img_emb, cap_emb)) + net.caption_loss(regions, None, None)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad():
+        encoded = [net.eval().forward_emb(*batch[:3])[0] for batch in dev]
+    assert torch.cat(encoded).isfinite().all()
+
+
+def test_pictures_through_the_scripts(tmp_path, monkeypatch):
+    """Train, evaluate and resume; pretrained weights are asked for at the start of a run only."""
+    make_flickr(tmp_path)
+    vocab.serialize_vocab(WORDS, tmp_path / "f8k_vocab.json")
+    asked, classifier = [], model.classifier
+
+    def offline(name, pretrained):
+        asked.append(pretrained)
+        return classifier(name, pretrained=False)
+
+    monkeypatch.setattr(model, "classifier", offline)
+    flags = [
+        "--model",
+        "vsrn",
+        "--num_epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--data_name",
+        "f8k",
+        "--data_path",
+        str(tmp_path),
+        "--vocab_path",
+        str(tmp_path),
+        "--cnn_type",
+        "shufflenet_v2_x0_5",
+        "--crop_size",
+        "32",
+        "--embed_size",
+        "8",
+        "--word_dim",
+        "8",
+        "--batch_size",
+        "4",
+    ]
+    train.main([*flags, "--logger_name", str(tmp_path / "run")])
+    result = evaluation.evalrank(tmp_path / "run/model_best.pth.tar", split="testall", ranks=None, device="cpu")
+    assert result["rsum"] == 600  # a single image cannot be missed
+    train.main([*flags[:3], "2", *flags[4:], "--resume", str(tmp_path / "run")])
+    assert asked == [True, False, False]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert list(config["data"]) == [str(tmp_path / "f8k/dataset_flickr8k.json")]

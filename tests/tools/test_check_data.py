@@ -1,0 +1,230 @@
+"""tools/check_data.py: what is missing for which model, exit codes, oddities found and counted."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from states import message
+
+from tools import check_data
+from tools.own_data import data_facts
+
+
+@pytest.fixture
+def check(tiny_data, capsys):
+    """Runs the tool on the tiny data set -> (exit code, what it printed)."""
+
+    def check(*flags):
+        capsys.readouterr()
+        where = ["--data_path", tiny_data.data_path, "--vocab_path", tiny_data.vocab_path]
+        code = check_data.main([*where, "--data_name", tiny_data.data_name, *flags])
+        return code, capsys.readouterr().out
+
+    check.folder = tiny_data.folder
+    check.vocab = f"{tiny_data.vocab_path}/{tiny_data.data_name}_vocab.json"
+    return check
+
+
+def change(path, how):
+    """Replace an array by how(array), which may also change it in place."""
+    array = np.load(path)
+    changed = how(array)
+    np.save(path, array if changed is None else changed)
+
+
+def line_of(said, split, start):
+    """The first line of a split's part of the report that begins with `start`."""
+    part = said.split(f"\n{split}\n")[1].split("\n\n")[0]
+    return next(line.strip() for line in part.split("\n") if line.strip().startswith(start))
+
+
+def can_start(said):
+    return {line.split(":")[0] for line in said.split("\n") if line.endswith(": training can start")}
+
+
+ALL = {"GSMN sparse", "GSMN dense", "VSRN"}
+
+
+def test_complete_data(check):
+    code, said = check()
+    assert code == 0 and can_start(said) == ALL and "--img_dim 8" in said
+    assert line_of(said, "train", "ims.npy").endswith("float32 (40, 4, 8), 5.25e-06 GB")
+    assert "200 captions, 5 for each of 40 rows" in line_of(said, "train", "caps.txt")
+    assert "the ids of caps.txt, line for line" in said and "missing: names" in line_of(said, "dev", "imagename.txt")
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in check.folder.iterdir()}
+    assert {line.split()[-1] for line in said.split("\n") if line.strip().startswith("sha256")} == digests
+    assert "sha256" not in check("--no_checksum")[1]
+
+
+@pytest.mark.parametrize(
+    "missing, able",
+    [
+        (["train_caps.json"], {"GSMN dense", "VSRN"}),
+        (["dev_ims_bbx.npy"], {"VSRN"}),
+        (["train_ims_size.npy"], {"VSRN"}),
+        (["train_caps.txt"], {"GSMN sparse", "GSMN dense"}),
+        (["dev_precaps_stan.txt"], ALL),  # ids are then made from the captions
+        (["dev_precaps_stan.txt", "dev_caps.txt"], set()),
+        (["train_ims.npy"], set()),
+        (["test_ims.npy", "test_caps.txt"], ALL),  # not for training
+        ([f"dev_{ending}" for ending in check_data.FILES if ending != "imagename.txt"], set()),
+    ],
+)
+def test_what_is_missing(check, missing, able):
+    for name in missing:
+        (check.folder / name).unlink()
+    code, said = check("--no_checksum")
+    assert can_start(said) == able and code == (0 if able else 1)
+    for way, flags in {"GSMN sparse": ["gsmn", "--is_sparse"], "GSMN dense": ["gsmn"], "VSRN": ["vsrn"]}.items():
+        assert check("--quick", "--model", *flags)[0] == (0 if way in able else 1)
+
+
+def test_boxes_none_needs_no_boxes(check):
+    (check.folder / "train_ims_bbx.npy").unlink()
+    assert check("--quick", "--model", "gsmn")[0] == 1
+    assert check("--quick", "--model", "gsmn", "--boxes", "none")[0] == 0
+
+
+def test_no_vocabulary_and_no_folder(check, tmp_path):
+    (tmp_path / "vocab" / "tiny_precomp_vocab.json").unlink()
+    code, said = check()
+    assert code == 1 and "cannot start: no vocabulary" in said and "python vocab.py" in said
+    with pytest.raises(check_data.InputError, match="no such folder"):
+        check_data.main(["--data_path", str(tmp_path), "--data_name", "nothing"])
+
+
+def test_another_width(check):
+    change(check.folder / "dev_ims.npy", lambda x: x[:, :, :6])
+    code, said = check("--quick")
+    assert code == 1 and "6 wide, but --img_dim is 8" in said
+
+
+def test_nan_is_found_before_training_meets_it(check):
+    def spoil(x):
+        x[3, 2, 1] = np.nan
+        x[7] = np.inf
+
+    change(check.folder / "train_ims.npy", spoil)
+    assert check("--quick")[0] == 0
+    code, said = check()
+    assert code == 1 and not can_start(said)
+    assert "rows of features with NaN or infinity: 2 (first: row 3)" in said
+
+
+def test_counts_of_odd_features(check, monkeypatch):
+    def spoil(x):
+        x[1, 2] = x[1, 0]
+        x[5, 3] = x[5, 1] = x[5, 0]
+        x[6, 1] = 0
+        x[39] = x[0]
+
+    change(check.folder / "train_ims.npy", spoil)
+    monkeypatch.setattr(data_facts, "CHUNK", 3 * 4 * 4 * 8)  # three images at a time
+    code, said = check()
+    assert code == 0
+    assert "regions that repeat another of their image: 3 (first: row 1, region 2)" in said
+    assert "regions all zero: 1 (first: row 6, region 1)" in said
+    assert "images with the features of an earlier one: 1 (first: row 39)" in said
+
+
+def test_features_are_read_in_chunks_and_counted_once(monkeypatch):
+    x = np.random.default_rng(0).normal(3, 2, (11, 5, 7)).astype(np.float16)
+    sizes, add = [], data_facts.Scan.add
+    monkeypatch.setattr(data_facts.Scan, "add", lambda self, start, x: (sizes.append(len(x)), add(self, start, x)))
+    monkeypatch.setattr(data_facts, "CHUNK", 4 * 4 * 35)
+    found = data_facts.scan(x, "x")
+    assert sizes == [4, 4, 3]
+    assert (found.low, found.high) == (x.min(), x.max())
+    assert np.allclose([found.mean, found.deviation], [x.mean(dtype=float), x.std(dtype=float)], rtol=1e-12)
+
+
+def test_a_row_for_each_caption(check):
+    change(check.folder / "train_ims.npy", lambda x: x.repeat(5, axis=0))
+    code, said = check()
+    assert code == 0 and "1 for each of 200 rows" in said and "earlier one" not in said
+
+    def spoil(x):
+        x[12, 0, 0] += 1
+
+    change(check.folder / "train_ims.npy", spoil)
+    assert "images whose five rows of features differ: 1 (first: row 10)" in check()[1]
+
+
+def test_boxes_outside_their_image(check):
+    def reach(x, by):
+        x[2, 1] = [90, 90, 202 + by, 95]  # image 2 is 202 wide
+        x[3, 0] = [10, 10, 10, 20]
+
+    change(check.folder / "train_ims_bbx.npy", lambda x: reach(x, 1))
+    code, said = check()
+    assert code == 0 and can_start(said) == ALL
+    assert "boxes that reach outside their image: 1 (first: row 2, region 1)" in said
+    assert "boxes without area: 1 (first: row 3, region 0)" in said
+    change(check.folder / "train_ims_bbx.npy", lambda x: reach(x, 100))
+    code, said = check()
+    assert code == 0 and can_start(said) == {"VSRN"} and "lies outside its image" in said
+
+
+def test_captions(check):
+    path = check.folder / "train_caps.txt"
+    lines = path.read_text().splitlines()
+    lines[6] = lines[5]
+    lines[8] = "ein Hündchen ."
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said = check()[1]
+    assert "images that have a caption twice: 1 (first: image 1)" in said
+    assert "captions with letters beyond a-z: 1 (first: line 9)" in said
+    assert "captions with other ids than caps.txt gives with this vocabulary: 2 (first: line 7)" in said
+    path.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    said = check()[1]
+    assert "199 captions, 4.975 for each of 40 rows" in said and "not the captions of caps.txt, which has 199" in said
+    assert can_start(said) == {"GSMN sparse", "GSMN dense"}
+
+
+def test_unknown_words_and_bare_ids(check):
+    path = check.folder / "dev_precaps_stan.txt"
+    lines = path.read_text().splitlines()
+    words = sum(line.count(",") - 1 for line in lines)
+    lines[1] = ",".join(["1", *["3"] * (lines[1].count(",") - 1), "2"])
+    lines[4] = lines[4].removeprefix("1,")
+    path.write_text("\n".join(lines) + "\n")
+    said = check("--model", "gsmn")[1]
+    rate = 100 * (lines[1].count(",") - 1) / words
+    assert f"{rate:.1f} % of the words <unk>" in line_of(said, "dev", "precaps_stan.txt")
+    assert "captions not from <start> to <end>: 1 (first: line 5)" in said
+    assert "captions with other ids than caps.txt gives with this vocabulary: 2 (first: line 2)" in said
+
+
+def test_dependencies(check):
+    path = check.folder / "train_caps.json"
+    trees = json.loads(path.read_text())
+    trees[3].append([2, 2])
+    trees[4] = trees[4][1:]
+    trees[9][-1][0] = 99
+    path.write_text(json.dumps(trees))
+    said = check()[1]
+    for what in (
+        "captions with a word that depends on itself: 1 (first: caption 3)",
+        "captions whose first pair is not ROOT's: 1 (first: caption 4)",
+        "captions with words that depend on nothing: 1 (first: caption 4)",
+        "captions with pairs outside their words, which are skipped: 1 (first: caption 9)",
+    ):
+        assert what in said
+
+
+def test_repeated_names(check):
+    (check.folder / "dev_imagename.txt").write_text("a\nb\na\n")
+    assert "names that stand there already: 1 (first: line 3)" in check()[1]
+
+
+@pytest.mark.parametrize("ending", [ending for ending in check_data.FILES if ending.endswith(".npy")])
+def test_a_truncated_file_is_told(check, ending):
+    path = check.folder / f"train_{ending}"
+    path.write_bytes(path.read_bytes()[:-40])
+    code, said = check("--model", "gsmn")
+    assert code == 1 and f"train_{ending}: truncated" in line_of(said, "train", "GSMN dense")
+
+
+def test_is_sparse_goes_with_gsmn(check):
+    assert "--is_sparse: goes with --model gsmn" in message(check, "--is_sparse", "--model", "vsrn")

@@ -1,0 +1,489 @@
+"""tools/extract_features.py: pictures and others' files become regions; interruption; odd pictures, damaged files."""
+
+import argparse
+import base64
+import json
+import resource
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+from torchvision.ops import box_iou
+
+from data import PrecompDataset
+from files.arrays import read_sizes
+from files.boxes import read_boxes
+from files.errors import InputError
+from files.pictures import read_picture
+from tools import extract_features
+from tools.own_data import region_sources
+from tools.own_data.region_files import BUTD, LXMERT, find_by_key
+from tools.own_data.region_sources import backbone, cell_boxes, last_map
+from vocab import Vocabulary
+
+DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
+TINY = ["--grid", "tiny", "--size", "12", "--workers", "0"]
+
+
+class Tiny(torch.nn.Module):
+    """A backbone without weights: its map are the averages of 2 x 2 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = torch.nn.AvgPool2d(2)
+
+    def forward(self, x):
+        return self.pool(x).mean((2, 3))
+
+
+class Place:
+    """A data set `mine` whose pictures lie in photos/; `extract` runs the tool on it."""
+
+    def __init__(self, root):
+        self.root, self.folder, self.photos = root, root / "data" / "mine", root / "photos"
+        self.folder.mkdir(parents=True)
+        self.photos.mkdir()
+
+    def name(self, *names, split="dev"):
+        (self.folder / f"{split}_imagename.txt").write_text("".join(f"{name}\n" for name in names))
+
+    def picture(self, name, size=(24, 12), mode="RGB", **save):
+        # top half red, bottom half blue; what lies in between changes with the name
+        image = Image.new("RGB", size, (0, 0, 255))
+        image.paste((255, len(name), 0), (0, 0, size[0], size[1] // 2))
+        image.convert(mode).save(self.photos / name, **save)
+
+    def extract(self, *flags):
+        extract_features.main(["--data_path", str(self.root / "data"), "--data_name", "mine", *map(str, flags)])
+        return self.arrays()
+
+    def grid(self, *flags):
+        return self.extract("--images", self.photos, *TINY, *flags)
+
+    def error(self, *flags):
+        with pytest.raises(InputError) as info:
+            self.extract(*flags)
+        return str(info.value)
+
+    def arrays(self, split="dev"):
+        features = np.load(self.folder / f"{split}_ims.npy")
+        boxes = np.load(self.folder / f"{split}_ims_bbx.npy")
+        return features, boxes, read_sizes(self.folder / f"{split}_ims_size.npy")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    made = region_sources.backbone
+    monkeypatch.setattr(
+        region_sources,
+        "backbone",
+        lambda name, *rest: (Tiny(), (0, 0, 0), (1, 1, 1)) if name == "tiny" else made(name, *rest),
+    )
+    return Place(tmp_path)
+
+
+# ---- grid
+
+
+def test_grid_cells_are_where_their_boxes_say(place):
+    place.picture("a.png")
+    place.picture("bb.png", size=(7, 30))
+    place.name("bb.png", "a.png")
+    features, boxes, sizes = place.grid()
+    assert features.shape == (2, 36, 3) and features.dtype == np.float32
+    assert sizes.tolist() == [[7, 30], [24, 12]]
+    assert boxes[1, 7].tolist() == [4, 2, 8, 4] and boxes[:, -1, 2:].tolist() == sizes.tolist()
+    for row, name in enumerate(("bb.png", "a.png")):
+        red = np.array([0 if box[1] >= sizes[row, 1] / 2 else 1 for box in boxes[row]])
+        clear = np.r_[:12, 24:36]  # the rows of cells that resizing does not blur across
+        assert np.array_equal(features[row, clear, 0], red[clear])
+        assert np.allclose(features[row, clear, 1] * 255, len(name) * red[clear], rtol=1e-6)
+
+
+def test_the_data_set_opens(place):
+    place.picture("a.png")
+    place.name("a.png")
+    place.grid("--dtype", "float16")
+    (place.folder / "dev_precaps_stan.txt").write_text("1,4,2\n" * 5)
+    vocab = Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "dog"])
+    opt = argparse.Namespace(
+        data_path=str(place.root / "data"), img_dim=3, boxes="normalized", model="gsmn", is_sparse=False
+    )
+    data = PrecompDataset("dev", "mine", vocab, opt)
+    assert len(data) == 5 and data.images.dtype == np.float16
+    assert np.allclose(data.boxes[0, 7], [1 / 6, 1 / 6, 1 / 3, 1 / 3])
+
+
+def test_cell_boxes():
+    assert cell_boxes(2, 10, 6).tolist() == [[0, 0, 5, 3], [5, 0, 10, 3], [0, 3, 5, 6], [5, 3, 10, 6]]
+    with pytest.raises(InputError, match="square number"):
+        region_sources.Grid(extract_features.options(["--data_name", "x", "--images", "x", "--regions", "35"]))
+
+
+def test_last_map():
+    model = backbone("shufflenet_v2_x0_5", pretrained=False)[0].eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        found = last_map(model, x, "shufflenet")
+        assert found.shape == (1, 1024, 2, 2)
+        assert torch.allclose(model.fc(found.mean((2, 3))), model(x), atol=1e-5)  # what its classifier reads
+
+
+def test_last_map_of_tokens():
+    sizes = {"image_size": 8, "patch_size": 2, "num_layers": 1, "num_heads": 2, "hidden_dim": 4, "mlp_dim": 4}
+    vit = models.VisionTransformer(**sizes).eval()
+    x = torch.rand(1, 3, 8, 8)
+    with torch.inference_mode():
+        tokens = torch.cat([vit.class_token, vit._process_input(x)], dim=1)
+        expected = vit.encoder(tokens)[0, 1:].T.reshape(4, 4, 4)
+        assert torch.equal(last_map(vit, x, "vit")[0], expected)
+        with pytest.raises(InputError, match="takes no pictures of 6 x 6"):
+            last_map(vit, x[:, :, :6, :6], "vit")
+
+
+# ---- detector
+
+
+def decided(name, pretrained, made=region_sources.detector):
+    """A detector with random weights whose scores are far from equal."""
+    model = made(name, pretrained)
+    with region_sources.seeded(1), torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.normal_(0, 1000)
+    return model
+
+
+def test_detector_agrees_with_torchvision(place, monkeypatch):
+    monkeypatch.setattr(region_sources, "detector", decided)
+    for name, size in {"a.png": (96, 64), "bb.png": (96, 64)}.items():
+        noise = np.random.default_rng(len(name)).integers(0, 255, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(noise).save(place.photos / name)
+    place.name("a.png", "bb.png")
+    flags = ["--images", place.photos, "--detector", DETECTOR, "--no_pretrained", "--size", "64", "--workers", "0"]
+    features, boxes, sizes = place.extract(*flags)
+    assert features.shape == (2, 36, 1024) and np.isfinite(features).all()
+    read_boxes(place.folder / "dev_ims_bbx.npy", sizes)  # inside their images
+    model = region_sources.detector(DETECTOR, False).eval()
+    model.transform.min_size, model.transform.max_size = (64,), round(64 * 1333 / 800)
+    model.roi_heads.score_thresh = 0.0
+    pictures = [
+        torch.from_numpy(np.array(read_picture(place.photos / n))).permute(2, 0, 1) / 255 for n in ("a.png", "bb.png")
+    ]
+    with torch.inference_mode():
+        theirs = model(pictures)
+        inputs = model.transform(pictures)[0]
+        assert inputs.image_sizes == [(64, 96)] * 2  # so that boxes have the same pixels before and after
+        own = [torch.from_numpy(b) for b in boxes]
+        pooled = model.roi_heads.box_roi_pool(model.backbone(inputs.tensors), own, inputs.image_sizes)
+        again = model.roi_heads.box_head(pooled).view(2, 36, -1)
+    for i in range(2):
+        assert torch.allclose(theirs[i]["boxes"][0], own[i][0], atol=1e-4)
+        found = own[i][(own[i] != torch.tensor([0.0, 0, 96, 64])).any(dim=1)]  # the others fill up
+        assert len(found) > 5
+        assert box_iou(found, found).fill_diagonal_(0).max() <= region_sources.OVERLAP + 1e-6
+    assert np.allclose(again.numpy(), features, atol=1e-5)
+    assert not np.array_equal(features[0, 0], features[1, 0])
+
+
+def test_nothing_detected_is_the_whole_image_and_said(place, capsys):
+    place.picture("a.png", size=(40, 30))
+    place.picture("dot.png", size=(1, 1))
+    place.name("a.png", "dot.png")
+    flags = ["--images", place.photos, "--detector", DETECTOR, "--no_pretrained", "--size", "32", "--workers", "0"]
+    features, boxes, _ = place.extract(*flags, "--min_score", "1", "--regions", "3", "--batch_size", "1")
+    assert boxes.tolist() == [[[0, 0, 40, 30]] * 3, [[0, 0, 1, 1]] * 3]
+    assert (features == features[:, :1]).all() and np.isfinite(features).all()
+    assert "fewer than 3 detections, filled up with the whole image: 2 (first: a.png: 0)" in capsys.readouterr().out
+
+
+def test_models_that_are_not_there(place, monkeypatch, tmp_path):
+    place.picture("a.png")
+    place.name("a.png")
+    where = ["--images", place.photos, "--workers", "0"]
+    assert "not one of torchvision's with a box head" in place.error(*where, "--detector", "ssd300_vgg16")
+    monkeypatch.setitem(extract_features.sys.modules, "timm", None)
+    assert "pip install timm" in place.error(*where, "--grid", "nothing")
+    monkeypatch.setitem(extract_features.sys.modules, "efficientnet_lite_pytorch", None)
+    assert "pip install efficientnet-lite-pytorch" in place.error(*where, "--grid", "efficientnet-lite0")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", raise_offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", raise_offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    files = {
+        "--detector fasterrcnn_resnet50_fpn_v2": "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+        "--grid resnet18": "resnet18-f37072fd.pth",
+    }
+    for flags, file in files.items():
+        said = place.error(*where, *flags.split())
+        assert file in said and f"{tmp_path}/hub/checkpoints" in said and "--no_pretrained" in said
+
+
+def raise_offline(*args, **kwargs):
+    raise OSError("no network")
+
+
+# ---- pictures of every kind
+
+
+@pytest.mark.parametrize("name, mode", [("a.png", "L"), ("a.jpg", "CMYK"), ("a.gif", "P"), ("a.png", "RGBA")])
+def test_modes(place, name, mode):
+    place.picture(name, mode=mode)
+    place.name(name)
+    features, _, sizes = place.grid()
+    assert sizes.tolist() == [[24, 12]] and np.ptp(features) > 0.1 and np.isfinite(features).all()
+
+
+def test_rotated_by_exif_and_one_pixel(place):
+    place.picture("upright.png")
+    rotated = read_picture(place.photos / "upright.png").rotate(90, expand=True)  # the camera was held so
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rotated.save(place.photos / "turned.png", exif=exif)
+    place.picture("dot.png", size=(1, 1))
+    place.name("upright.png", "turned.png", "dot.png")
+    features, boxes, sizes = place.grid()
+    assert sizes.tolist() == [[24, 12], [24, 12], [1, 1]]
+    assert np.array_equal(features[0], features[1]) and (features[2] == features[2, 0]).all()
+    assert boxes[2, -1, 2:].tolist() == [1, 1]
+
+
+def test_bad_pictures(place):
+    place.picture("a.jpg", size=(200, 100))
+    place.name("a.jpg", "b.jpg")
+    where = ["--images", place.photos, *TINY]
+    assert "b.jpg: no such picture; 1 of 2 are missing" in place.error(*where)
+    whole = (place.photos / "a.jpg").read_bytes()
+    (place.photos / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    assert "b.jpg: not a readable picture" in place.error(*where)
+    (place.photos / "b.jpg").write_bytes(b"")
+    assert "b.jpg: not a readable picture" in place.error(*where)
+    assert "b.jpg: not a readable picture" in place.error(*where, "--workers", "1")
+    assert not (place.folder / "dev_ims.npy").exists()
+    place.name("a.jpg", "c.jpg", "a.jpg")
+    assert "line 3: a.jpg stands in line 1 already" in place.error(*where)
+    (place.folder / "dev_imagename.txt").unlink()
+    assert "prepare_captions.py" in place.error(*where)
+    assert "prepare_captions.py" in place.error(*where, "--split", "train")
+
+
+# ---- interruption
+
+
+def test_interrupted_run_goes_on(place, monkeypatch, capsys):
+    names = [f"{'x' * i}.png" for i in range(1, 8)]
+    for name in names:
+        place.picture(name)
+    place.name(*names)
+    whole = [array.copy() for array in place.grid("--batch_size", "1")]
+    for file in place.folder.glob("*.npy"):
+        file.unlink()
+    read, seen = region_sources.read_picture, []
+
+    def read_some(path):
+        seen.append(path.name)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(region_sources, "read_picture", read_some)
+    with pytest.raises(KeyboardInterrupt):
+        place.grid("--batch_size", "1", "--shard", "2")
+    assert not list(place.folder.glob("*.npy"))
+    again = place.grid("--batch_size", "1", "--shard", "2")
+    assert seen == names[:6] + names[4:]  # four were safe
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again))
+    assert "4 of them in an earlier run" in capsys.readouterr().out
+    assert {p.name for p in place.folder.glob(".*")} == set()
+    place.grid()
+    assert len(seen) == 9 and "complete" in capsys.readouterr().out
+
+
+def test_parts_of_another_run_are_not_taken(place, monkeypatch):
+    place.picture("a.png")
+    place.name("a.png", "b.png")
+    (place.photos / "b.png").write_bytes(b"")
+    place.error("--images", place.photos, *TINY, "--batch_size", "1", "--shard", "1")
+    progress = place.folder / ".dev_ims.parts" / "progress.json"
+    assert json.loads(progress.read_text())["done"] == "80"
+    place.picture("b.png")
+    monkeypatch.setattr(region_sources, "read_picture", read := Reader())
+    place.grid("--dtype", "float16")
+    assert read.seen == ["a.png", "b.png"]
+
+
+class Reader:
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, path):
+        self.seen.append(path.name)
+        return read_picture(path)
+
+
+def test_files_for_other_images_and_overwrite(place):
+    place.picture("a.png")
+    place.picture("b.png")
+    place.name("a.png")
+    place.grid()
+    place.name("a.png", "b.png")
+    assert "1 rows for 2 images; --overwrite" in place.error("--images", place.photos, *TINY)
+    assert len(place.grid("--overwrite")[0]) == 2
+
+
+def test_no_room(place):
+    place.picture("a.png")
+    place.name("a.png")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        said = place.error("--images", place.photos, *TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written (File too large)" in said and "the same command goes on" in said
+    assert len(place.grid()[0]) == 1
+
+
+def test_a_grid_needs_pictures(place):
+    assert "--grid: goes with --images" in place.error("--tsv", "a.tsv", "--grid", "resnet18")
+
+
+# ---- others' files
+
+
+def encoded(array):
+    return base64.b64encode(np.ascontiguousarray(array, "<f4")).decode()
+
+
+def regions(seed, count, width=5):
+    rng = np.random.default_rng(seed)
+    boxes = np.sort(rng.uniform(0, 50, (count, 2, 2)), axis=1).reshape(count, 4)
+    return boxes.astype(np.float32), rng.normal(size=(count, width)).astype(np.float32)
+
+
+def line(layout, name, boxes, features, conf=()):
+    n = len(boxes)
+    values = {
+        "image_id": name,
+        "img_id": name,
+        "image_w": 60,
+        "img_w": 60,
+        "image_h": 50,
+        "img_h": 50,
+        "objects_id": "",
+        "objects_conf": encoded(conf) if n else "",
+        "attrs_id": "",
+        "attrs_conf": "",
+        "num_boxes": n,
+        "boxes": encoded(boxes),
+        "features": encoded(features),
+    }
+    return "\t".join(str(values[column]) for column in layout) + "\n"
+
+
+@pytest.fixture
+def three(place):
+    """Three images with 3, 4 and 2 boxes, for --regions 3."""
+    place.name("COCO_val2014_000000000042.jpg", "000000000007.jpg", "dir/1_a.jpg")
+    place.found = [regions(seed, count) for seed, count in enumerate((3, 4, 2))]
+    return place
+
+
+def check_three(place, arrays, best):
+    features, boxes, sizes = arrays
+    assert sizes.tolist() == [[60, 50]] * 3
+    assert np.array_equal(boxes[0], place.found[0][0]) and np.array_equal(features[0], place.found[0][1])
+    assert np.array_equal(boxes[1], place.found[1][0][best]) and np.array_equal(features[1], place.found[1][1][best])
+    assert np.array_equal(boxes[2, :2], place.found[2][0]) and boxes[2, 2].tolist() == [0, 0, 60, 50]
+    assert np.allclose(features[2, 2], place.found[2][1].mean(0), rtol=1e-6)
+
+
+def test_bottom_up_tsv(three, capsys):
+    path, more = three.root / "a.tsv", three.root / "b.tsv"
+    other = line(BUTD, 99, *regions(9, 3))
+    path.write_text(line(BUTD, 7, *three.found[1]) + other + line(BUTD, "1_a", *three.found[2]))
+    more.write_text(line(BUTD, 42, *three.found[0]) + line(BUTD, 7, *regions(8, 3)))
+    said = three.error("--tsv", path, "--regions", "3")
+    assert "1 of 3 images of dev are not there (first: COCO_val2014_000000000042.jpg)" in said
+    check_three(three, three.extract("--tsv", path, more, "--regions", "3"), [0, 1, 2])
+    said = capsys.readouterr().out
+    assert f"images that come twice, of which the first is taken: 1 (first: {more}, line 2: 7)" in said
+    assert "more than 3 boxes, of which the first are taken: 1" in said and "filled up with the whole image" in said
+
+
+def test_lxmert_tsv_takes_the_most_certain(three):
+    path = three.root / "a.tsv"
+    confs = [(3, 2, 1), (0.1, 0.4, 0.2, 0.3), (1, 1)]
+    names = ["COCO_val2014_000000000042", "COCO_train2014_000000000007", "1_a"]
+    path.write_text("".join(line(LXMERT, *row) for row in [(n, *f, c) for n, f, c in zip(names, three.found, confs)]))
+    check_three(three, three.extract("--tsv", path, "--regions", "3"), [1, 3, 2])
+
+
+def test_npz(three):
+    folder = three.root / "npz"
+    folder.mkdir()
+    names = ["COCO_val2014_000000000042.jpg", "000000000007", "1_a"]
+    for i, (name, (boxes, x)) in enumerate(zip(names, three.found)):
+        info = np.array({"a": 1}, dtype=object)  # pickled in the file, never read
+        np.savez_compressed(folder / name, x=x.T if i == 1 else x, bbox=boxes, image_w=60, image_h=50, info=info)
+    check_three(three, three.extract("--npz", folder, "--regions", "3"), [0, 1, 2])
+    whole = (folder / "1_a.npz").read_bytes()
+    (folder / "1_a.npz").write_bytes(whole[: len(whole) // 2])
+    assert "1_a.npz: truncated" in three.error("--npz", folder, "--regions", "3", "--overwrite")
+    np.savez(folder / "1_a.npz", x=three.found[0][1])
+    assert "1_a.npz: " in (said := three.error("--npz", folder, "--overwrite")) and "need x, bbox" in said
+
+
+def test_no_boxes_in_a_file(three, capsys):
+    path = three.root / "a.tsv"
+    path.write_text(
+        "".join(line(BUTD, *row) for row in [(42, *three.found[0]), (7, *regions(0, 0)), ("1_a", *three.found[2])])
+    )
+    features, boxes, _ = three.extract("--tsv", path, "--regions", "3")
+    assert boxes[1].tolist() == [[0, 0, 60, 50]] * 3 and not features[1].any()
+    assert "line 2: 0)" in capsys.readouterr().out
+
+
+def cut(text):
+    """A file that ends in the middle of its last line, at some twenty places."""
+    first, last = text.rsplit("\n", 2)[0] + "\n", text.rsplit("\n", 2)[1]
+    return [first + last[:end] for end in range(1, len(last) - 1, max(1, len(last) // 20))]
+
+
+@pytest.mark.parametrize("layout", [BUTD, LXMERT])
+def test_tsv_cut_in_the_middle(three, layout):
+    path = three.root / "a.tsv"
+    rows = [(name, *found, np.ones(len(found[0]))) for name, found in zip((42, 7, "1_a"), three.found)]
+    for text in cut("".join(line(layout, *row) for row in rows)):
+        path.write_text(text)
+        said = three.error("--tsv", path, "--regions", "3", "--shard", "1")
+        assert f"{path}, line 3: " in said and "\n" not in said and "again" in said
+    assert not (three.folder / "dev_ims.npy").exists()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("a\tb\n", "line 1: 2 columns"),
+        ("42\tx\t5\t0\t\t\n", "image size or number of boxes"),
+        ("42\t5\t5\t0\t\t\n", "how wide features are"),
+        (f"42\t5\t5\t1\t{encoded([0, 0, 1, 1])}\t{encoded([np.nan])}\n", "NaN or infinity"),
+        (f"42\t0\t5\t1\t{encoded([0, 0, 1, 1])}\t{encoded([1])}\n", "image of 0 x 5 pixels"),
+        ("", "3 of 3 images of dev are not there"),
+    ],
+)
+def test_bad_tsv(three, text, said):
+    path = three.root / "a.tsv"
+    path.write_text(text)
+    assert said in three.error("--tsv", path)
+
+
+def test_beyond_float16(three):
+    path = three.root / "a.tsv"
+    path.write_text(line(BUTD, 42, regions(0, 1)[0], np.full((1, 5), 1e6)))
+    assert "try --dtype float32" in three.error("--tsv", path, "--dtype", "float16")
+
+
+def test_names_that_several_images_share_are_not_guessed():
+    keys = find_by_key(["a/1.jpg", "b/1.jpg", "COCO_val2014_000000000002.jpg"])
+    coco = ("COCO_val2014_000000000002.jpg", "COCO_val2014_000000000002", "2")
+    assert keys == {"a/1.jpg": 0, "b/1.jpg": 1, **dict.fromkeys(coco, 2)}

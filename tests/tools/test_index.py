@@ -1,0 +1,227 @@
+"""tools/index.py and what answers from it: the nearest are found, and a wrong index is told, not believed."""
+
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from models import write_model
+from states import message
+from test_search import VSRN, find
+from tiny import make_tiny
+
+from tools import index as tool
+from tools import search
+
+pytest.importorskip("faiss")
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A split of twelve images, checkpoints of both models, and VSRN's index."""
+    made = make_tiny(tmp_path_factory.mktemp("index"), regions=5, splits={"test": IMAGES, "dev": IMAGES})
+    made.root = made.folder.parents[1]
+    for name, changes in (("vsrn", VSRN), ("gsmn", {}), ("other", {**VSRN, "use_abs": True, "embed_size": 16})):
+        write_model(made, made.root / name, **changes)
+    make_index("--model_path", made.root / "vsrn", "--out", made.root / "test.index")
+    return made
+
+
+def make_index(*flags):
+    tool.main([*map(str, flags), "--device", "cpu"])
+
+
+def ask(tiny, capsys, *flags, name="test.index", top=IMAGES):
+    """What search.py finds by an index."""
+    asked = ["--index", tiny.root / name, "--device", "cpu", "--cache", tiny.root / "cache", "--top", top]
+    capsys.readouterr()
+    search.main([*map(str, asked), "--query", "a red dog", *map(str, flags)])
+    said = capsys.readouterr()
+    rows = [line.split(maxsplit=5) for line in said.out.splitlines()]
+    return [int(row[3]) for row in rows], [float(row[1]) for row in rows], said
+
+
+def groups(n=2000, width=16):
+    """Vectors that lie in groups, as embeddings do, and questions near some of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, width))[rng.integers(0, 50, n)] + 0.3 * rng.normal(size=(n, width))
+    q = x[:200] + 0.1 * rng.normal(size=(200, width))
+    return x.astype(np.float32), q.astype(np.float32)
+
+
+# ---- the nearest
+
+
+def test_exact_is_the_products_sorted():
+    x, q = groups()
+    numbers, scores = tool.nearest(tool.build(x), q, 10)
+    assert np.array_equal(numbers, np.argsort(-(q @ x.T), kind="stable")[:, :10])
+    np.testing.assert_allclose(scores, np.sort(q @ x.T)[:, ::-1][:, :10], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_faster_kinds_miss_little(kind):
+    x, q = groups()
+    index = tool.build(x, kind)
+    if kind == "ivf":
+        tool.set_breadth(index, 8)
+    exact = tool.nearest(tool.build(x), q, 10)[0]
+    found = tool.nearest(index, q, 10)[0]
+    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found)])
+    assert 0.9 < share <= 1
+    if kind == "ivf":  # all groups looked into: nothing is missed
+        assert index.nlist == 51
+        tool.set_breadth(index, index.nlist)
+        assert np.array_equal(tool.nearest(index, q, 10)[0], exact)
+
+
+def test_a_shortlist_may_be_short():
+    x, q = groups()
+    index = tool.build(x, "ivf")
+    tool.set_breadth(index, 1)
+    numbers, scores = tool.shortlist(index, q[:1], 1000)
+    assert 1 < len(numbers) < 1000 and (tool.nearest(index, q[:1], 1000)[0][0, len(numbers) :] == -1).all()
+    np.testing.assert_allclose(scores, x[numbers] @ q[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", tool.KINDS)
+def test_more_neighbours_than_there_are(kind):
+    x = groups()[0][:7]
+    numbers = tool.nearest(tool.build(x, kind), x[:2], 50)[0]
+    assert np.array_equal(np.sort(numbers), [range(7)] * 2)
+
+
+@pytest.mark.parametrize("kind", tool.KINDS)
+def test_an_index_answers_as_a_search_through_all(tiny, tmp_path, capsys, kind):
+    make_index("--model_path", tiny.root / "vsrn", "--out", tmp_path / "an.index", "--kind", kind)
+    assert f"{IMAGES} images, 32 numbers each, {kind}" in capsys.readouterr().out
+    numbers, scores, said = ask(tiny, capsys, name=tmp_path / "an.index")
+    best, all_scores, plain = find(tiny.root / "vsrn", capsys, "--query", "a red dog", "--top", 12, "--cache", "")
+    assert dict(zip(numbers, scores)) == pytest.approx(dict(zip(best, all_scores)), abs=1.1e-4)  # printed to 1e-4
+    texts = [sorted(line[14:] for line in one.out.splitlines()) for one in (said, plain)]  # name and caption
+    assert texts[0] == texts[1] and "dog" in said.out
+
+
+def test_answers_without_the_data(tiny, tmp_path, capsys):
+    """Names, captions and vocabulary are in the index and the checkpoint."""
+    there = ask(tiny, capsys)[2].out
+    moved = ["--data_path", tmp_path, "--vocab_path", tmp_path]
+    assert "no such file" in message(lambda: ask(tiny, capsys, *moved))  # a vocabulary asked for
+    assert ask(tiny, capsys, "--data_path", tmp_path)[2].out == there
+    shutil.copy(tiny.root / "vsrn", tmp_path / "copy")
+    assert ask(tiny, capsys, "--model_path", tmp_path / "copy")[2].out == there
+
+
+# ---- GSMN re-orders
+
+
+def test_whole_shortlist_is_gsmns_own_search(tiny, capsys):
+    rerank = ["--rerank", tiny.root / "gsmn", "--shortlist"]
+    best, scores, _ = find(tiny.root / "gsmn", capsys, "--query", "a red dog", "--top", 12, "--cache", "")
+    numbers, again, _ = ask(tiny, capsys, *rerank, IMAGES)
+    assert (numbers, again) == (best, scores)
+    said = ask(tiny, capsys, *rerank, IMAGES, "--query", "a unicorn")[2].err
+    assert said.count("not in the vocabulary: unicorn") == 1
+    near = ask(tiny, capsys, top=4)[0]
+    numbers, again, _ = ask(tiny, capsys, *rerank, 4, top=3)
+    assert numbers == [g for g in best if g in near][:3] and again == [scores[best.index(g)] for g in numbers]
+
+
+def test_cost_grows_with_the_shortlist(tiny, capsys, monkeypatch):
+    """Features of the shortlist alone are read; none where all embeddings are in the cache."""
+    import data
+
+    read = []
+    image = data.PrecompDataset.image
+    monkeypatch.setattr(data.PrecompDataset, "image", lambda self, g: read.append(g) or image(self, g))
+    flags = ["--rerank", tiny.root / "gsmn", "--shortlist", 5]
+    first = ask(tiny, capsys, *flags, top=5)[:2]
+    assert len(read) == 5 and set(read) == set(first[0])
+    find(tiny.root / "gsmn", capsys, "--query", "a dog", "--cache", tiny.root / "cache")
+    read.clear()
+    assert ask(tiny, capsys, *flags, top=5)[:2] == first and not read
+    shutil.rmtree(tiny.root / "cache")
+
+
+# ---- what cannot be trusted
+
+
+def test_told_without_faiss(tiny, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for call in (lambda: ask(tiny, capsys), lambda: make_index("--model_path", tiny.root / "vsrn")):
+        assert message(call) == "an index needs the package faiss: pip install faiss-cpu"
+
+
+def test_wrong_models_are_told(tiny, tmp_path, capsys):
+    def build(name):
+        return message(make_index, "--model_path", tiny.root / name, "--out", tmp_path / "x.index")
+
+    assert "holds gsmn, which scores pairs; an index needs VSRN's one vector" in build("gsmn")
+    write_model(tiny, tiny.root / "order", **{**VSRN, "measure": "order"})
+    assert "compares by --measure order" in build("order")
+    told = message(lambda: ask(tiny, capsys, "--model_path", tiny.root / "other"))  # of another width, too
+    assert f"made with another checkpoint, {tiny.root / 'vsrn'} as it was then" in told
+    assert "holds gsmn, which scores pairs" in message(lambda: ask(tiny, capsys, "--model_path", tiny.root / "gsmn"))
+    rerank = ["--rerank", tiny.root / "vsrn"]
+    assert "holds vsrn; --rerank takes a checkpoint of GSMN" in message(lambda: ask(tiny, capsys, *rerank))
+
+
+def test_wrong_flags_are_told(tiny, tmp_path, capsys):
+    assert "holds the split test" in message(lambda: ask(tiny, capsys, "--split", "dev"))
+    rerank = ["--rerank", tiny.root / "gsmn", "--shortlist", 5]
+    assert message(lambda: ask(tiny, capsys, *rerank, top=6)) == "--shortlist 5: less than the --top 6 images to show"
+    assert "goes with --index" in message(search.main, ["--model_path", "x", "--rerank", "y"])
+    assert "need --model_path, a checkpoint, or --index" in message(search.main, ["--query", "x"])
+    assert "there is no folder" in message(make_index, "--model_path", "x", "--out", tmp_path / "none" / "x.index")
+
+
+def test_damaged_files_are_told(tiny, tmp_path, capsys):
+    whole = (tiny.root / "test.index").read_bytes()
+    path = tmp_path / "an.index"
+
+    def told(content):
+        path.write_bytes(content)
+        return message(lambda: ask(tiny, capsys, name=path))
+
+    assert "tools/index.py builds an index" in message(lambda: ask(tiny, capsys, name=path))
+    for content in (b"", b"text", whole[:-1], whole[: len(whole) // 2], whole[-30:]):
+        assert told(content) == f"{path}: not an index of tools/index.py, or cut off; build it again"
+    for place in (3, 60, 900):
+        assert "its checksum is another" in told(whole[:place] + b"\x80" + whole[place + 1 :])
+    path.unlink()
+    path.mkdir()
+    assert "cannot be read (Is a directory)" in message(lambda: ask(tiny, capsys, name=path))
+
+
+def test_changed_features_are_told(tiny, capsys):
+    features = tiny.folder / "test_ims.npy"
+    before = features.read_bytes()
+    os.utime(features)  # as a copy has it: the same bytes at another time
+    ask(tiny, capsys)
+    np.save(features, -np.load(features))
+    try:
+        for flags in ([], ["--rerank", tiny.root / "gsmn", "--shortlist", IMAGES]):
+            told = message(lambda: ask(tiny, capsys, *flags))  # noqa: B023
+            assert told.startswith(f"{features}: is not what {tiny.root / 'test.index'} was made from")
+    finally:
+        features.write_bytes(before)
+
+
+def test_nothing_half_written(tiny, monkeypatch):
+    """Ctrl-C while writing leaves the old index, and nothing beside it."""
+    path = tiny.root / "test.index"
+    before, there = path.read_bytes(), sorted(tiny.root.iterdir())
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool.json, "dumps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_index("--model_path", tiny.root / "vsrn", "--out", path)
+    assert path.read_bytes() == before and sorted(tiny.root.iterdir()) == there
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    told = message(make_index, "--model_path", tiny.root / "vsrn", "--out", path)
+    assert told == f"{path}: cannot be written (No space left on device)" and path.read_bytes() == before

@@ -1,0 +1,204 @@
+"""docs/data.md from beginning to end on thirty photographs: every step one command, a wrong order told."""
+
+import json
+import re
+import types
+from pathlib import Path
+
+import pytest
+from tiny import shared
+
+import test
+import train
+from files.errors import InputError
+from tools import check_data, extract_features, index, parse_dependencies, prepare_captions, search
+from tools.explaining import sentences
+
+IMAGES = {"train": 20, "dev": 5, "test": 5}
+WHERE = ["--data_path", "data", "--data_name", "mine_precomp"]
+VOCAB = ["--vocab_path", "vocab"]
+SMALL = [
+    *WHERE,
+    *VOCAB,
+    *"--img_dim 1024 --embed_size 32 --word_dim 16 --batch_size 50 --num_epochs 1 --workers 0 "
+    "--device cpu --max_violation --warmup_sum 1".split(),
+]
+MODELS = {
+    "vsrn": "--model vsrn --dim_vid 32 --dim_hidden 16 --dim_word 16 --max_len 20".split(),
+    "gsmn": "--is_sparse --bi_gru --num_block 4 --feat_dim 4 --hid_dim 8".split(),
+}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Thirty photographs and their captions; a parser stands in for spaCy, which may not be here."""
+    source = shared("real/coco_mini/captions_train2017.json")
+    everything = json.loads(source.read_text())
+    chosen = everything["images"][: sum(IMAGES.values())]
+    numbers = {image["id"] for image in chosen}
+    captions = [one for one in everything["annotations"] if one["image_id"] in numbers]
+    (tmp_path / "captions.json").write_text(json.dumps({**everything, "images": chosen, "annotations": captions}))
+    monkeypatch.chdir(tmp_path)
+    try:
+        parse_dependencies.Spacy(types.SimpleNamespace(spacy_model=None))
+    except InputError:
+        monkeypatch.setitem(parse_dependencies.PARSERS, "spacy", Chain)
+        monkeypatch.setattr(sentences, "Spacy", Chain)
+    return source.parent / "images"
+
+
+class Chain:
+    """Every word depends on the one before it."""
+
+    name = "chain"
+
+    def __init__(self, opt):
+        pass
+
+    def __call__(self, captions):
+        return [list(range(sum(map(len, caption)))) for caption in captions]
+
+
+def prepare(photos):
+    prepare_captions.main(
+        [
+            "captions.json",
+            *WHERE,
+            *VOCAB,
+            "--images",
+            str(photos),
+            "--threshold",
+            "2",
+            "--dev",
+            str(IMAGES["dev"]),
+            "--test",
+            str(IMAGES["test"]),
+        ]
+    )
+
+
+def extract(photos, *more):
+    extract_features.main(
+        [
+            *WHERE,
+            "--images",
+            str(photos),
+            "--grid",
+            "shufflenet_v2_x0_5",
+            "--no_pretrained",
+            "--size",
+            "64",
+            "--workers",
+            "0",
+            "--dtype",
+            "float16",
+            *more,
+        ]
+    )
+
+
+def parse(photos):
+    parse_dependencies.main(WHERE)
+
+
+def check(*flags):
+    return check_data.main([*WHERE, *VOCAB, "--no_checksum", *flags])
+
+
+def fit(model):
+    train.main([*SMALL, *MODELS[model], "--logger_name", model, "--model_name", model])
+
+
+def evaluate(model, capsys, *report):
+    """What test.py prints."""
+    capsys.readouterr()
+    test.main(["--model_path", model, "--split", "test", "--device", "cpu", "--ranks=", *report])
+    return capsys.readouterr().out
+
+
+def build(model):
+    index.main(["--model_path", model, "--split", "test", "--out", "photos.index", "--device", "cpu"])
+
+
+def find(photos, capsys):
+    """The numbers of the images that search.py finds for a sentence that nobody wrote, and what it prints."""
+    capsys.readouterr()
+    search.main(
+        [
+            "--index",
+            "photos.index",
+            "--rerank",
+            "gsmn",
+            "--shortlist",
+            "4",
+            "--top",
+            "3",
+            "--cache=",
+            "--query",
+            "A woman and two dogs look at a red train.",
+            "--device",
+            "cpu",
+        ]
+    )
+    said = capsys.readouterr().out
+    return [int(number) for number in re.findall(r"image (\d+)", said)], said
+
+
+def told(step, *args):
+    with pytest.raises(InputError) as info:
+        step(*args)
+    return str(info.value)
+
+
+def test_from_photographs_to_search_and_report(photos, capsys):
+    pytest.importorskip("faiss")
+    # out of order: each step says what comes first
+    assert "data/mine_precomp: no such folder" in told(extract, photos)
+    assert "data/mine_precomp: no such folder" in told(parse, photos)
+    assert "mine_precomp_vocab.json: no such file" in told(fit, "vsrn")
+    prepare(photos)
+    for model in MODELS:
+        assert re.search("train_ims.npy: no such file.*tools/extract_features.py", told(fit, model))
+    capsys.readouterr()
+    assert check("--quick") == 1
+    assert "missing: features, for all (tools/extract_features.py)" in capsys.readouterr().out
+
+    extract(photos)
+    assert check("--quick", "--model", "vsrn") == 0 and check("--quick", "--model", "gsmn", "--is_sparse") == 1
+    assert "train_caps.json: no such file; only --is_sparse needs it" in told(fit, "gsmn")
+    assert "vsrn" in told(evaluate, "vsrn", capsys)  # not trained yet
+
+    parse(photos)
+    assert check() == 0
+    written = times()
+    capsys.readouterr()
+    for step in (prepare, extract, parse):  # again: nothing is left to do
+        step(photos)
+    said = capsys.readouterr().out
+    assert times() == written and said.count("unchanged") == 10 and said.count("complete") == 6
+
+    for model in MODELS:
+        assert f"{model}: no such" in told(build, model)
+        fit(model)
+        said = evaluate(model, capsys)
+        for way in ("Image to text", "Text to image"):
+            recalls = re.search(rf"{way}: ([\d.]+) ([\d.]+) ([\d.]+)", said)
+            assert 0 <= float(recalls[1]) <= float(recalls[2]) <= float(recalls[3]) <= 100
+        assert recalls[3] == "100.0"  # ten places for five images
+
+    assert "photos.index: no such file; tools/index.py builds an index" in told(find, photos, capsys)
+    assert "gsmn: holds gsmn, which scores pairs" in told(build, "gsmn")
+    build("vsrn")
+    found, said = find(photos, capsys)
+    assert len(set(found)) == 3 and set(found) <= set(range(5))
+    names = Path("data/mine_precomp/test_imagename.txt").read_text().split()
+    assert all(names[number] in said for number in found)
+    extract(photos, "--split", "test", "--size", "96", "--overwrite")
+    assert "is not what photos.index was made from; build that again" in told(find, photos, capsys)
+
+    evaluate("gsmn", capsys, "--report", "report", "--images", str(photos))
+    assert Path("report/index.html").exists() and len(list(Path("report").rglob("*.jpg"))) == IMAGES["test"]
+
+
+def times():
+    return {path: path.stat().st_mtime_ns for path in Path("data").rglob("*")}

@@ -1,0 +1,46 @@
+"""A sentence that is in no file -> what a model reads: ids by its vocabulary, dependencies where it is sparse."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+from files.errors import InputError, warn
+from tools.own_data.stanford_scheme import is_tree, pairs_of
+from tools.parse_dependencies import Spacy, sentences_of
+from vocab import UNK, encode, tokenize
+
+
+class Sentence(NamedTuple):
+    words: list  # <start>, the words, <end>; those that the vocabulary lacks in ‹ ›
+    ids: list
+    pairs: list | None  # [governor, dependent], ROOT's first; None for a model that reads none
+
+
+class Reader:
+    """reader(text) -> Sentence.
+
+    is_sparse: sentences are parsed, by spaCy; InputError, at once, where it is not installed.
+    """
+
+    def __init__(self, vocab, is_sparse=False, spacy_model=None):
+        self.vocab, self.parser, self.quiet = vocab, None, False
+        if is_sparse:
+            try:
+                self.parser = Spacy(SimpleNamespace(spacy_model=spacy_model))
+            except InputError as error:
+                raise InputError(f"a sparse model reads a sentence's dependencies: {error}") from None
+
+    def __call__(self, text):
+        words, ids = tokenize(text), encode(text, self.vocab)
+        if not words:
+            raise InputError("the sentence has no words")
+        unknown = [word for word, id_ in zip(words, ids[1:]) if id_ == UNK]
+        if unknown and not self.quiet:
+            warn(f"not in the vocabulary: {', '.join(unknown)}")
+        shown = [f"‹{word}›" if id_ == UNK else word for word, id_ in zip(words, ids[1:])]
+        return Sentence(["<start>", *shown, "<end>"], ids, self.parse(text, len(words)) if self.parser else None)
+
+    def parse(self, text, n_words):
+        heads = next(iter(self.parser([sentences_of(text)])))
+        if len(heads) != n_words or not is_tree(heads):
+            raise InputError(f"{self.parser.name} gives no tree over the {n_words} words of {text!r}")
+        return pairs_of(heads)

@@ -1,0 +1,1 @@
+"""What the tools for a data set of one's own are made of."""

@@ -1,0 +1,220 @@
+"""What tools/check_data.py finds in each file beyond the checks that loading makes anyway."""
+
+import numpy as np
+from tqdm import tqdm
+
+from data import encode_captions
+from files.arrays import open_array, read_sizes
+from files.ragged import Ragged
+from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
+from vocab import END, START, UNK
+
+CHUNK = 1 << 24  # bytes of features read at once
+
+
+def of_file(ending, split):
+    """(facts, faults) of a file of a check_data.Split: lines to print; training fails on a fault.
+
+    Raises InputError where the file cannot be used at all.
+    """
+    return {
+        "ims.npy": features,
+        "caps.txt": captions,
+        "precaps_stan.txt": ids,
+        "caps.json": pairs,
+        "ims_bbx.npy": boxes,
+        "ims_size.npy": sizes,
+        "imagename.txt": names,
+    }[ending](split)
+
+
+def counted(checks):
+    """'regions all zero: 3 (first: row 0, region 5)' for each check, (what, places), that found something."""
+    return [f"{what}: {len(places):,} (first: {places[0]})" for what, places in checks if places]
+
+
+# ---- captions
+
+
+def captions(split):
+    lines = read_captions(split.path("caps.txt"))
+    images = [lines[i : i + CAPTIONS_PER_IMAGE] for i in range(0, len(lines), CAPTIONS_PER_IMAGE)]
+    twice = [f"image {i}" for i, some in enumerate(images) if len(set(some)) < len(some)]
+    foreign = [f"line {i}" for i, line in enumerate(lines, 1) if any(c.isalpha() and not c.isascii() for c in line)]
+    checks = [("images that have a caption twice", twice), ("captions with letters beyond a-z", foreign)]
+    return [f"{len(lines):,} captions{per_image(len(lines), split)}", *counted(checks)], []
+
+
+def per_image(n, split):
+    """', 5 for each of 1,000 rows of features', where there are features."""
+    path = split.path("ims.npy")
+    rows = len(open_array(path)) if path.exists() else 0
+    return f", {n / rows:g} for each of {rows:,} rows of features" if rows else ""
+
+
+def names(split):
+    lines = read_lines(split.path("imagename.txt"))
+    twice = [f"line {i + 1}" for i in np.flatnonzero(repeated(np.array([lines]))[0])]
+    return [f"{len(lines):,} names", *counted([("names that stand there already", twice)])], []
+
+
+def ids(split):
+    if split.vocab is None:
+        return ["not read without the vocabulary"], []
+    tokens = Ragged(read_ids(split.path("precaps_stan.txt"), len(split.vocab)))
+    if not len(tokens):
+        return ["0 captions"], []
+    unknown = np.sum(tokens.flat == UNK) / max(np.sum(tokens.flat > END), 1)
+    facts = [
+        f"{len(tokens):,} captions of {tokens.lengths.min()} to {tokens.lengths.max()} ids, "
+        f"{100 * unknown:.1f} % of the words <unk>"
+    ]
+    ends = [f"line {i + 1}" for i in range(len(tokens)) if tokens[i][0] != START or tokens[i][-1] != END]
+    facts += counted([("captions not from <start> to <end>", ends)])
+    if split.path("caps.txt").exists() and not split.opt.quick:
+        facts.append(agreement(tokens, of_captions(split)))
+    return facts, []
+
+
+def of_captions(split):
+    """The ids that the captions give; the data set of VSRN has them already."""
+    if "VSRN" in split.data:
+        return split.data["VSRN"].tokens
+    path = split.path("caps.txt")
+    return encode_captions(read_captions(path), split.vocab, path)
+
+
+def agreement(tokens, ours):
+    if len(tokens) != len(ours):
+        return f"not the captions of caps.txt, which has {len(ours):,}"
+    other = [f"line {i + 1}" for i in range(len(ours)) if ours[i] != tokens[i]]
+    differ = counted([("captions with other ids than caps.txt gives with this vocabulary", other)])
+    return differ[0] if differ else "the ids of caps.txt, line for line"
+
+
+def pairs(split):
+    trees = read_dependencies(split.path("caps.json"))
+    checks = {
+        "captions with a word that depends on itself": [any(a == b for a, b in tree) for tree in trees],
+        "captions whose first pair is not ROOT's": [not tree or tree[0][0] != 0 for tree in trees],
+    }
+    lengths = next((data.tokens.lengths for data in split.data.values()), [])
+    if len(lengths) == len(trees):
+        words = (lengths - 2).tolist()  # without <start> and <end>
+        checks["captions with pairs outside their words, which are skipped"] = [
+            any(not (0 <= a <= n and 1 <= b <= n) for a, b in tree) for tree, n in zip(trees, words)
+        ]
+        checks["captions with words that depend on nothing"] = [
+            len({b for _, b in tree}) < n for tree, n in zip(trees, words)
+        ]
+    found = [(what, [f"caption {i}" for i, bad in enumerate(where) if bad]) for what, where in checks.items()]
+    return [f"dependencies of {len(trees):,} captions", *counted(found)], []
+
+
+# ---- arrays
+
+
+def features(split):
+    path = split.path("ims.npy")
+    images = open_array(path)
+    facts = [f"{images.dtype} {images.shape}, {path.stat().st_size / 1e9:.3g} GB"]
+    if split.opt.quick or images.ndim != 3 or images.dtype.kind != "f" or not images.size:
+        return facts, []
+    found = scan(images, split.name)
+    facts.append(f"values {found.low:.4g} to {found.high:.4g}, mean {found.mean:.4g}, deviation {found.deviation:.4g}")
+    checks = [("regions all zero", found.zeros), ("regions that repeat another of their image", found.repeats)]
+    facts += counted([*checks, equal_rows(split, found.hashes)])
+    return facts, counted([("rows of features with NaN or infinity", found.broken)])
+
+
+class Scan:
+    """Statistics of features, gathered chunk by chunk."""
+
+    def __init__(self, images, regions, width):
+        self.low, self.high, self.n, self.sum, self.squares = np.inf, -np.inf, 0, 0.0, 0.0
+        self.zeros, self.repeats, self.broken = [], [], []
+        self.hashes = np.zeros(images, np.uint64)
+        self.weights = np.random.default_rng(0).integers(2**63, size=max(regions, width), dtype=np.uint64)
+
+    def add(self, start, x):
+        """x: (images, R, F) float32, of which the first is image `start`."""
+        finite = np.isfinite(x)
+        good = x if finite.all() else x[finite]
+        if good.size:
+            self.low, self.high = min(self.low, good.min()), max(self.high, good.max())
+            self.n += good.size
+            self.sum += good.sum(dtype=np.float64)
+            self.squares += np.square(good, dtype=np.float64).sum()
+        # a hash: equal vectors have equal sums of their bits times some fixed numbers, modulo 2^64
+        regions = x.view(np.uint32) @ self.weights[: x.shape[2]]  # (images, R)
+        self.hashes[start : start + len(x)] = regions @ self.weights[: x.shape[1]]
+        self.broken += [f"row {start + i}" for i in np.flatnonzero(~finite.all(axis=(1, 2)))]
+        zero = (x == 0).all(axis=2)
+        self.zeros += [f"row {start + i}, region {r}" for i, r in np.argwhere(zero)]
+        self.repeats += [f"row {start + i}, region {r}" for i, r in np.argwhere(repeated(regions) & ~zero)]
+
+    @property
+    def mean(self):
+        return self.sum / max(self.n, 1)
+
+    @property
+    def deviation(self):
+        return max(self.squares / max(self.n, 1) - self.mean**2, 0) ** 0.5
+
+
+def scan(images, name):
+    """Read features (N, R, F) once, CHUNK bytes at a time."""
+    found = Scan(*images.shape)
+    step = max(1, CHUNK // (4 * images[0].size))
+    with tqdm(total=len(images), desc=f"{name} features", unit=" images", disable=None, leave=False) as bar:
+        for start in range(0, len(images), step):
+            found.add(start, np.ascontiguousarray(images[start : start + step], np.float32))
+            bar.update(min(step, len(images) - start))
+    return found
+
+
+def repeated(values):
+    """Where a row of (N, R) numbers has one that stands further left in it: (N, R) bool."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    later = np.zeros(values.shape, bool)
+    np.put_along_axis(later, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return later
+
+
+def equal_rows(split, hashes):
+    """With a row for each caption, an image's five must be equal; with a row for each image, all should differ."""
+    n_captions = next((len(data.tokens) for data in split.data.values()), None)
+    if n_captions == len(hashes):
+        five = hashes.reshape(-1, CAPTIONS_PER_IMAGE)
+        other = CAPTIONS_PER_IMAGE * np.flatnonzero((five != five[:, :1]).any(axis=1))
+        return "images whose five rows of features differ", [f"row {i}" for i in other]
+    return "images with the features of an earlier one", [f"row {i}" for i in np.flatnonzero(repeated(hashes[None])[0])]
+
+
+def boxes(split):
+    pixels, sized = open_array(split.path("ims_bbx.npy")), split.path("ims_size.npy")
+    facts = [f"{pixels.dtype} {pixels.shape}"]
+    limits = read_sizes(sized)[:, None] if sized.exists() else np.zeros(0)  # (N, 1, 2)
+    if pixels.ndim != 3 or pixels.shape[2] != 4 or not pixels.size or len(limits) != len(pixels):
+        return facts, []
+    low, high = np.array(pixels[..., :2], np.float32), np.array(pixels[..., 2:], np.float32)
+    share = ((high - low).prod(axis=2) / limits.prod(axis=2)).mean()
+    facts.append(f"a box covers {100 * share:.1f} % of its image on average")
+    checks = {
+        "boxes that reach outside their image": ((low < 0) | (high > limits)).any(axis=2),
+        "boxes without area": (high <= low).any(axis=2),
+    }
+    return facts + counted([(what, regions_where(where)) for what, where in checks.items()]), []
+
+
+def regions_where(where):
+    return [f"row {i}, region {r}" for i, r in np.argwhere(where)]
+
+
+def sizes(split):
+    table = read_sizes(split.path("ims_size.npy"))
+    if not len(table):
+        return ["0 images"], []
+    (w0, h0), (w1, h1) = table.min(axis=0), table.max(axis=0)
+    return [f"{len(table):,} images, {w0:g} to {w1:g} wide, {h0:g} to {h1:g} high"], []

@@ -1,0 +1,204 @@
+"""What others have extracted -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's npz.
+
+A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
+"""
+
+import base64
+import binascii
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from files.errors import InputError
+from tools.own_data.region_sources import Regions
+
+BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+LXMERT = (
+    "img_id",
+    "img_h",
+    "img_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
+LAYOUTS = {len(columns): columns for columns in (BUTD, LXMERT)}
+
+
+class FileSource:
+    """What both kinds of files have in common: `opt.regions` of the regions that are there."""
+
+    def __init__(self, opt, notes):
+        self.regions, self.notes = opt.regions, notes
+
+    def fit(self, index, where, features, boxes, size, scores=None):
+        """Regions of one image: the best by `scores`, else the first; too few are filled up.
+
+        Filled up with the whole image, whose features are the mean of those there are.
+        """
+        check(where, features, boxes, size)
+        count = self.regions
+        if len(boxes) > count:
+            which = "the first" if scores is None else "the most certain"
+            self.notes.add(f"images with more than {count} boxes, of which {which} are taken", f"{where}: {len(boxes)}")
+            best = slice(count) if scores is None else np.argsort(-scores, kind="stable")[:count]
+            features, boxes = features[best], boxes[best]
+        if (missing := count - len(boxes)) > 0:
+            self.notes.add(
+                f"images with fewer than {count} boxes, filled up with the whole image and the mean of their features",
+                f"{where}: {len(boxes)}",
+            )
+            mean = features.mean(axis=0) if len(features) else np.zeros(features.shape[1], np.float32)
+            features = np.concatenate([features, np.tile(mean, (missing, 1))])
+            boxes = np.concatenate([boxes, np.tile(np.float32([0, 0, *size]), (missing, 1))])
+        return Regions(index, features, boxes, size)
+
+
+def check(where, features, boxes, size):
+    if not (features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)):
+        raise InputError(f"{where}: features {features.shape} and boxes {boxes.shape}; need (boxes, width), (boxes, 4)")
+    if not all(np.isfinite(array).all() for array in (features, boxes)):
+        raise InputError(f"{where}: features or boxes with NaN or infinity; extract this image again")
+    if min(size) < 1:
+        raise InputError(f"{where}: image of {size[0]} x {size[1]} pixels")
+
+
+def keys_of(name):
+    """What an extractor may call an image, most particular first: its path, file name, stem, COCO number."""
+    stem = Path(name).stem
+    number = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,18})", stem, re.ASCII)
+    return list(dict.fromkeys([name, Path(name).name, stem, *([number[1]] if number else [])]))
+
+
+def find_by_key(names):
+    """{what an extractor may call it: index}, without what several images may be called."""
+    found = {}
+    for index, name in enumerate(names):
+        for key in keys_of(name):
+            found.setdefault(key, set()).add(index)
+    return {key: next(iter(some)) for key, some in found.items() if len(some) == 1}
+
+
+# ---- TSV
+
+
+class Tsv(FileSource):
+    """Lines of bottom-up attention's or LXMERT's columns, numbers in base64; several files are one."""
+
+    def __init__(self, opt, notes):
+        super().__init__(opt, notes)
+        self.paths, self.width = opt.tsv, None
+
+    def __call__(self, names, wanted):
+        index_of, wanted, seen = find_by_key(names), set(map(int, wanted)), {}
+        for where, row in self.rows():
+            found = next((index_of[key] for key in keys_of(row["id"]) if key in index_of), None)
+            if found in seen:
+                self.notes.add("images that come twice, of which the first is taken", f"{where}: {row['id']}")
+            elif found is not None:
+                seen[found] = where
+                if found in wanted:
+                    yield self.regions_of(found, where, row)
+
+    def rows(self):
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    columns = None
+                    for number, line in enumerate(file, start=1):
+                        where = f"{path}, line {number}"
+                        fields = line.rstrip(b"\r\n").split(b"\t")
+                        columns = columns or LAYOUTS.get(len(fields))
+                        yield where, named(columns, fields, where)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def regions_of(self, index, where, row):
+        try:
+            size = tuple(int(float(row[side])) for side in ("w", "h"))
+            count = int(row["num_boxes"])
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{where}: image size or number of boxes cannot be read ({error})") from None
+        boxes = numbers(row["boxes"], where, "boxes").reshape(-1, 4) if count else np.zeros((0, 4), np.float32)
+        features = numbers(row["features"], where, "features")
+        if len(boxes) != count or (features.size % count if count else features.size):
+            raise InputError(
+                f"{where}: {count} boxes, but {len(boxes)} in 'boxes' and {features.size} numbers in "
+                "'features'; the line is cut off or damaged, copy or extract it again"
+            )
+        scores = numbers(row["objects_conf"], where, "objects_conf") if row.get("objects_conf") else None
+        if scores is not None and len(scores) != count:
+            raise InputError(f"{where}: {count} boxes, but {len(scores)} in 'objects_conf'")
+        width = features.size // count if count else self.width
+        if self.width not in (None, width):
+            raise InputError(
+                f"{where}: features are {width} wide, {self.width} before; the line is cut off or "
+                "damaged, copy or extract it again"
+            )
+        self.width = width
+        if width is None:
+            raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
+        return self.fit(index, where, features.reshape(count, width), boxes, size, scores)
+
+
+def named(columns, fields, where):
+    """A line's fields by name; InputError where it has another number of them."""
+    if columns is None:
+        raise InputError(
+            f"{where}: {len(fields)} columns; bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
+        )
+    if len(fields) != len(columns):
+        raise InputError(f"{where}: cut off, {len(fields)} of {len(columns)} columns; copy or extract the file again")
+    short = {"image_id": "id", "img_id": "id", "image_w": "w", "img_w": "w", "image_h": "h", "img_h": "h"}
+    row = {short.get(column, column): field for column, field in zip(columns, fields)}
+    return {**row, "id": row["id"].decode(errors="replace").strip()}
+
+
+def numbers(text, where, column):
+    """The float32 numbers of one base64 field, as an array that may be written to."""
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<f4").copy()
+    except (binascii.Error, ValueError):
+        raise InputError(
+            f"{where}: {column!r} is no base64 of whole float32 numbers; the line is cut off or damaged, "
+            "copy or extract it again"
+        ) from None
+
+
+# ---- npz
+
+
+class Npz(FileSource):
+    """MILVLG's folder of .npz files, one an image: x (boxes, F) or (F, boxes), bbox, image_w, image_h."""
+
+    def __init__(self, opt, notes):
+        super().__init__(opt, notes)
+        self.folder = Path(opt.npz)
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such folder (--npz)")
+
+    def __call__(self, names, wanted):
+        for index in map(int, wanted):
+            for key in keys_of(names[index]):
+                path = self.folder / f"{key}.npz"
+                if path.is_file():
+                    yield self.fit(index, *self.read(path))
+                    break
+
+    def read(self, path):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                x, boxes = (np.asarray(arrays[name], np.float32) for name in ("x", "bbox"))
+                size = tuple(int(arrays[name]) for name in ("image_w", "image_h"))
+        except KeyError as error:
+            raise InputError(f"{path}: {error}; need x, bbox, image_w and image_h") from None
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise InputError(f"{path}: truncated or not an .npz file of arrays ({error}); extract it again") from None
+        if x.ndim == 2 and boxes.ndim == 2 and len(x) != len(boxes) == x.shape[1]:
+            x = x.T  # as older releases wrote it
+        return path, x, boxes, size

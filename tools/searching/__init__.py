@@ -1,0 +1,1 @@
+"""Indexes, shortlists and re-ranking."""

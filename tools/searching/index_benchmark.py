@@ -1,0 +1,121 @@
+"""Kinds of index on vectors made up for it: time to build, size, latency, what they miss.
+
+Run by tools/evaluate_cascade.py --synthetic.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tools import index as tool
+
+BREADTHS = {"exact": [None], "ivf": [16, 64, 256], "hnsw": [32, 64, 128, 256]}
+LATENT = 32  # dimensions that the vectors really have, as embeddings have fewer than numbers
+NEAR = 0.5  # distance of a question from the vector it is made from, in deviations of the vectors
+QUESTIONS, TIMED = 1000, 200
+K = 100  # neighbours asked for
+
+
+def block(number, width, n=tool.PIECE):
+    """Block `number` of the vectors (n, width), of length 1: always the same ones."""
+    return unit(latent(number, n) @ axes(width))
+
+
+def latent(number, n=tool.PIECE):
+    return np.random.default_rng([1, number]).standard_normal((n, LATENT), np.float32)
+
+
+def axes(width):
+    return np.random.default_rng(0).standard_normal((LATENT, width), np.float32)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def questions(width):
+    """Vectors (Q, width) near the first ones of block 0."""
+    noise = np.random.default_rng(2).standard_normal((QUESTIONS, LATENT), np.float32)
+    return unit((latent(0)[:QUESTIONS] + NEAR * noise) @ axes(width))
+
+
+def blocks(n, width):
+    for number, start in enumerate(range(0, n, tool.PIECE)):
+        yield block(number, width)[: n - start]
+
+
+def build(kind, n, width):
+    """An index of n vectors, and the seconds that training and adding took, not making the vectors."""
+    index, seconds = tool.empty(kind, width, n), 0.0
+    if not index.is_trained:
+        some = -(-min(n, index.nlist * tool.TRAINING) // tool.PIECE)
+        sample = np.concatenate([part for part, _ in zip(blocks(n, width), range(some))])
+        seconds += timed(index.train, sample)
+    for part in tqdm(blocks(n, width), kind, -(-n // tool.PIECE), disable=None, leave=False):
+        seconds += timed(index.add, part)
+    return index, seconds
+
+
+def timed(call, *arguments):
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+READER = """
+import sys, faiss
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+before = resident()
+index = faiss.read_index(sys.argv[1])
+print(resident() - before)
+"""
+
+
+def memory_of(path):
+    """Bytes of memory that a fresh process takes to read an index file; 0 where the system does not tell."""
+    done = subprocess.run([sys.executable, "-c", READER, str(path)], capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def measure(n, width, kinds=tool.KINDS, folder=None):
+    """Rows of figures, one for each kind and breadth: dicts of numbers; printed as they come.  'exact' comes first."""
+    asked, truth, rows = questions(width), None, []
+    print(
+        f"{n} vectors of {width} numbers, {LATENT} dimensions; {K} neighbours a question\n"
+        f"{'kind':>6} {'breadth':>8} {'build s':>8} {'disk GB':>8} {'memory GB':>9} {'ms':>8} {'ms 95 %':>8} "
+        f"{'of 10':>7} {'of 100':>7}"
+    )
+    for kind in kinds:
+        index, seconds = build(kind, n, width)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            tool.write(Path(place) / "index", index, {})
+            disk, memory = (Path(place) / "index").stat().st_size, memory_of(Path(place) / "index")
+        for breadth in BREADTHS[kind]:
+            tool.set_breadth(index, breadth)
+            found = tool.nearest(index, asked, K)[0]
+            truth = found if kind == "exact" else truth
+            times = [1000 * timed(tool.nearest, index, one[None], K) for one in asked[:TIMED]]
+            rows.append({
+                "kind": kind, "breadth": breadth, "build_s": seconds, "disk": disk, "memory": memory,
+                "ms": float(np.median(times)), "ms95": float(np.quantile(times, 0.95)),
+                "of10": share(truth, found, 10), "of100": share(truth, found, K),
+            })  # fmt: skip
+            row = rows[-1]
+            print(
+                f"{kind:>6} {breadth or '':>8} {seconds:8.1f} {disk / 1e9:8.3f} {memory / 1e9:9.3f} "
+                f"{row['ms']:8.2f} {row['ms95']:8.2f} {row['of10']:7.1%} {row['of100']:7.1%}",
+                flush=True,
+            )
+        del index
+    return rows
+
+
+def share(truth, found, k):
+    """Of the k nearest vectors, the part that an index gives among its first k."""
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(truth[:, :k], found[:, :k])]))
