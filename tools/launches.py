@@ -1,0 +1,106 @@
+"""Kernels and bytes of GSMN's similarity, loss and backward pass on a GPU, counted on the CPU; needs no GPU.
+
+    python tools/launches.py --batch_size 64 128
+    python tools/launches.py --data_path DATA --data_name f30k_precomp      # lengths of real captions
+
+Random embeddings and weights go through the code that a GPU runs.  The last column is a model, not a measurement:
+the longer of 4.5 us a kernel and the bytes at 2.5 TB/s.  docs/scaling.md.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import model
+from files.errors import InputError, run
+from modules import cpu_kernel
+from runtime.commandline import Parser
+from runtime.options import defaults
+from tools import throughput
+from tools.measuring.counting import Counter
+
+HEADER = f"{'batch':>6} {'':9} {'':6} {'launches':>9} {'(forward)':>10} {'GB':>7} {'MB/pair':>8} {'model, ms':>10}"
+
+
+def options(argv=None):
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--batch_size", nargs="+", default=[64], type=int, help="pairs in a batch")
+    add("--regions", default=36, type=int, help="regions of an image")
+    add("--embed_size", default=1024, type=int, help="width of the embeddings")
+    add("--sim_memory", default=4096, type=float, metavar="MB", help="memory for the similarity")
+    add("--propagation", nargs="+", default=["self", "neighbors"], help="what a node receives")
+    add("--is_sparse", action="store_true", help="join words along (made-up) dependencies")
+    add("--data_path", help="folder of data sets: take captions' lengths from a real split")
+    add("--data_name", default="f30k_precomp", help="which data set")
+    add("--split", default="train", help="which split")
+    add("--top", default=0, type=int, metavar="N", help="also list the N operators that touch most bytes")
+    return parser.parse_args(argv)
+
+
+def caption_lengths(opt, count):
+    """Lengths of `count` captions drawn from a split, seed 0; without --data_path made up."""
+    if not opt.data_path:
+        return throughput.caption_lengths(count)
+    path = Path(opt.data_path) / opt.data_name / f"{opt.split}_precaps_stan.txt"
+    try:
+        lengths = [line.count(",") + 1 for line in path.read_text().splitlines() if line]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; --data_path names the folder that holds data sets") from None
+    return np.random.default_rng(0).choice(lengths, count).tolist()
+
+
+def count(opt, batch, propagation):
+    """Counters of (similarity and loss, their backward pass) of one training step."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 9, "embed_size": opt.embed_size, "lambda_softmax": 20.0, "sim_memory": opt.sim_memory}
+    net = model.GSMN(SimpleNamespace(**defaults("gsmn") | sizes | {
+        "max_violation": True, "propagation": propagation, "is_sparse": opt.is_sparse,
+    }))  # fmt: skip
+    lengths = caption_lengths(opt, batch)
+    regions = model.l2norm(torch.randn(batch, opt.regions, opt.embed_size)).requires_grad_()
+    words = model.l2norm(torch.randn(batch, max(lengths), opt.embed_size)).requires_grad_()
+    depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
+    with Counter() as forward:
+        scores = net.forward_sim(regions, words, torch.rand(batch, opt.regions, 4), depends, lengths)
+        loss = net.forward_loss(scores)
+    with Counter() as backward:
+        loss.backward()
+    return forward, backward
+
+
+def table(opt):
+    print(HEADER)
+    for batch in opt.batch_size:
+        for propagation in opt.propagation:
+            parts = count(opt, batch, propagation)
+            total = Counter()
+            total.launches, total.bytes = (sum(getattr(c, name) for c in parts) for name in ("launches", "bytes"))
+            print(
+                f"{batch:6} {propagation:9} {'sparse' if opt.is_sparse else 'dense':6} {total.launches:9,} "
+                f"{parts[0].launches:10,} {total.bytes / 1e9:7.1f} {total.bytes / batch**2 / 1e6:8.2f} "
+                f"{1e3 * total.seconds():10.1f}",
+                flush=True,
+            )
+            for name, part in zip(("forward", "backward"), parts):
+                for operator, times, size in part.most(opt.top):
+                    print(f"    {name:9} {operator:40} {times:6,} {size / 1e9:8.2f} GB")
+
+
+def main(argv=None):
+    opt = options(argv)
+    kernel, cpu_kernel.kernel = cpu_kernel.kernel, lambda *_: None  # a GPU does not run the CPU's kernel
+    try:
+        table(opt)
+    finally:
+        cpu_kernel.kernel = kernel
+
+
+if __name__ == "__main__":
+    run(main)
