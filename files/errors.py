@@ -1,5 +1,6 @@
 """Errors of the user's input, warnings, and how a script ends."""
 
+import io
 import sys
 
 
@@ -19,7 +20,13 @@ def warn(message):
 
 
 def run(main):
-    """Run a script's main(): InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
+    """Run a script's main(): InputError -> one line, exit code 2; Ctrl-C -> exit code 130.
+
+    A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except InputError as error:

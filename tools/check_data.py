@@ -9,16 +9,14 @@ that (ranges, repeated regions, boxes, ids against captions, checksums) takes a 
 Exit code 0: train and dev are ready for the model, or without --model for at least one.  1: not.  2: wrong flags.
 """
 
-import hashlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import PrecompDataset
 from files.arrays import open_array
+from files.checksum import sha256
 from files.errors import InputError, run
 from files.text import data_folder
 from runtime.commandline import Parser
@@ -102,18 +100,6 @@ def chosen(opt):
     if not opt.model:
         return list(WAYS)
     return [way for way, flags in WAYS.items() if flags == {"model": opt.model, "is_sparse": opt.is_sparse}]
-
-
-def sha256(path):
-    digest, size = hashlib.sha256(), path.stat().st_size
-    with (
-        open(path, "rb") as file,
-        tqdm(total=size, desc=f"checksum of {path.name}", unit="B", unit_scale=True, disable=None, leave=False) as bar,
-    ):
-        while block := file.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
 
 
 # ---- command line

@@ -23,13 +23,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import evaluation
+from files.checksum import sha256
 from files.errors import InputError, run
 from files.writing import atomic_write, check_writable
 from reporting import thumbnails
 from runtime.checkpoint import BEST
 from runtime.commandline import Parser
 from runtime.options import add_override_flags, overrides_of
-from tools.check_data import sha256
 
 END = b"image index 1\n"  # the last bytes of a file; before them the description's length, 8 bytes
 KINDS = ("exact", "ivf", "hnsw")

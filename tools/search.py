@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 import evaluation
 from files.arrays import open_array
+from files.checksum import sha256
 from files.errors import InputError, run, warn
 from files.writing import atomic_write, check_writable, make_folder
 from reporting import thumbnails
@@ -30,7 +31,6 @@ from reporting.figures import matplotlib_figure, need_matplotlib, save_figure
 from runtime.commandline import Parser, whole
 from runtime.options import add_override_flags, overrides_of
 from tools import index
-from tools.check_data import sha256
 from tools.explain import grid, open_picture
 from tools.explaining.sentences import Reader
 from tools.index import checkpoint_file, encode_images, features_of, first_captions, names_of

@@ -1,0 +1,38 @@
+"""How a script ends and prints, whatever the terminal's encoding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")) if '__name__ == "__main__"' in p.read_text()]
+PRINTS = """
+import sys
+from files.errors import InputError, run, warn
+def main():
+    print("naïve ‹word›")
+    warn("naïve")
+    raise InputError("no such word: ‹…›")
+run(main)
+"""
+
+
+def test_a_terminal_that_lacks_characters_gets_escapes():
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == "na\\xefve \\u2039word\\u203a\n"
+    assert done.stderr == "warning: na\\xefve\nerror: no such word: \\u2039\\u2026\\u203a\n"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_runs_through_it(path):
+    assert path.read_text().rstrip().endswith("    run(main)")
