@@ -28,7 +28,10 @@ FEW = ["--batch_size", 128]  # two steps an epoch
 
 
 def slow_training(arguments, seconds):
-    """train.py in a process of its own, each step `seconds` longer; writes a file `stepping` at the first."""
+    """train.py in a process of its own, each step `seconds` longer; writes a file `stepping` at the first.
+
+    It has as many threads as this process: bits depend on their number.
+    """
     code = f"""if True:
         import pathlib, time, train
         from files.errors import run
@@ -43,7 +46,7 @@ def slow_training(arguments, seconds):
         [sys.executable, "-c", code, *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
 
 
