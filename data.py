@@ -1,55 +1,23 @@
 """Files -> batches: precomputed region features with their captions (docs/method.md, section 1)."""
 
-import atexit
-import contextlib
-import multiprocessing
-import os
-import signal
 from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from files.arrays import open_array, read_sizes
+from files.arrays import open_array, open_features, read_sizes
 from files.boxes import read_boxes, released_boxes
 from files.errors import InputError, warn
-from files.pictures import DEVIATION, MEAN, PICTURES, captioned_pictures, five_each, read_picture
+from files.pictures import PICTURES, captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions, read_dependencies, read_ids
-from vocab import END, PAD, UNK, encode
+from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded, stack
+from vocab import END, PAD, encode_all, warn_unknown
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
 CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
-
-
-class Item(NamedTuple):
-    """One caption with its image; what does not apply is None."""
-
-    image: torch.Tensor  # (R, F) float32
-    caption: list  # n word ids, <start> ... <end>
-    id: int  # number of the caption
-    boxes: torch.Tensor  # (R, 4) x1 y1 x2 y2 as parts of the image's width and height
-    depends: list  # [governor, dependent] pairs, ROOT's first
-    label: np.ndarray  # (max_len + 1,) int64
-    mask: np.ndarray  # (max_len + 1,) float32
-
-
-class Batch(NamedTuple):
-    """B captions with their images, longest caption first; what does not apply is None."""
-
-    images: torch.Tensor  # (B, R, F) float32
-    captions: torch.Tensor  # (B, n) int64, padded with 0
-    lengths: list  # B numbers of ids
-    ids: list  # B numbers of captions
-    bboxes: torch.Tensor  # (B, R, 4) float32
-    depends: list  # B lists of pairs
-    labels: torch.Tensor  # (B, max_len + 1) int64, VSRN's caption model
-    masks: torch.Tensor  # (B, max_len + 1) float32
 
 
 def label_and_mask(ids, max_len):
@@ -61,21 +29,6 @@ def label_and_mask(ids, max_len):
     label[: len(ids)] = ids
     mask[: len(ids) + 1] = 1  # the first pad after <end> counts
     return label, mask
-
-
-def encode_captions(captions, vocab, source):
-    """Captions -> their ids, Ragged, with a progress bar."""
-    bar = tqdm(captions, desc=f"{Path(source).name}: words to ids", unit="", mininterval=0.5, disable=None)
-    tokens = Ragged(encode(text, vocab) for text in bar)
-    warn_unknown(tokens, source)
-    return tokens
-
-
-def warn_unknown(tokens, source):
-    """Warn when more than 5 % of the words are unknown: most likely another data set's vocabulary."""
-    unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
-    if unknown > 0.05 * words:
-        warn(f"{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?")
 
 
 # ---- data set ----
@@ -93,7 +46,7 @@ class PrecompDataset(Dataset):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
         self.vsrn = getattr(opt, "model", "gsmn") == "vsrn"
         self.max_len = getattr(opt, "max_len", 60)
-        self.images = _open_features(self._need("ims.npy", NO_FEATURES), opt.img_dim)
+        self.images = open_features(self._need("ims.npy", NO_FEATURES), opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes(getattr(opt, "boxes", "normalized"))
@@ -131,7 +84,7 @@ class PrecompDataset(Dataset):
             source = self._need("caps.txt")
             if not self.vsrn:
                 warn(f"{ready} is missing: making the word ids from {source.name} with the vocabulary")
-            return encode_captions(read_captions(source), self.vocab, source)
+            return encode_all(read_captions(source), self.vocab, source)
         warn_unknown(tokens, source)
         return tokens
 
@@ -230,19 +183,6 @@ class PrecompDataset(Dataset):
         return Item(self._features(i // self.im_div), caption, i, boxes, depends, label, mask)
 
 
-def _open_features(path, img_dim):
-    images = open_array(path)
-    if images.dtype.kind != "f":
-        raise InputError(f"{path}: features of type {images.dtype}; need float32 or float16")
-    if images.ndim != 3 or not images.size:
-        raise InputError(f"{path}: shape {images.shape}; need (images, regions, numbers)")
-    if images.shape[2] != img_dim:
-        raise InputError(f"{path}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; they must be equal")
-    if not images.flags.c_contiguous:
-        warn(f"{path}: stored in Fortran order, which is slow to read; rewrite it in C order")
-    return images
-
-
 class PictureDataset(Dataset):
     """Captions of one split with their pictures: the face of data.PrecompDataset, images (3, crop, crop).
 
@@ -260,13 +200,13 @@ class PictureDataset(Dataset):
         self.train, self.seed = split == "train", getattr(opt, "seed", 0) or 0
         pairs = captioned_pictures(folder, data_name, split, getattr(opt, "use_restval", False))
         if not self.train:
-            pairs = five_each(pairs, folder, split)
+            pairs = first_five(pairs, folder, split)
         pairs = pairs[:DEV_CAPTIONS] if split == "dev" else pairs
         number = {path: g for g, path in enumerate(dict.fromkeys(path for path, _ in pairs))}
         self.pictures = list(number)
         self.owner = np.array([number[path] for path, _ in pairs], np.int32)
         self.captions = [text for _, text in pairs]
-        self.tokens = encode_captions(self.captions, vocab, f"{folder}, {split}")
+        self.tokens = encode_all(self.captions, vocab, f"{folder}, {split}")
         self.n_images = len(self.pictures)
         self.transform, self.random_transform = make_transforms(getattr(opt, "crop_size", 224))
 
@@ -294,139 +234,6 @@ class PictureDataset(Dataset):
         else:
             image = self.image(self.owner[i])
         return Item(image, self.tokens[i], i, None, None, None, None)
-
-
-def make_transforms(crop_size):
-    """(evaluation, training): PIL image -> (3, crop_size, crop_size), normalised as ImageNet is.
-
-    Evaluation takes the centre of a picture whose shorter side is 256 for 224, in proportion for other sizes.
-    """
-    from torchvision import transforms  # only pictures need it
-
-    end = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
-    centre = [transforms.Resize(round(crop_size * 256 / 224)), transforms.CenterCrop(crop_size)]
-    chance = [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
-    return transforms.Compose([*centre, *end]), transforms.Compose([*chance, *end])
-
-
-@contextlib.contextmanager
-def seeded(*key):
-    """Inside, torch's random numbers depend on `key` alone; afterwards they go on as if none was drawn."""
-    state = torch.get_rng_state()
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    torch.default_generator.manual_seed(int(seed[0]))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-# ---- batches ----
-
-
-def collate(items):
-    """Items -> Batch, sorted by caption length, longest first; equal lengths keep their order."""
-    items = sorted(items, key=lambda item: -len(item.caption))
-    images, captions, ids, boxes, depends, labels, masks = zip(*items)
-    lengths = [len(caption) for caption in captions]
-    padded = torch.full((len(items), lengths[0]), PAD)  # (B, n)
-    for row, caption in zip(padded, captions):
-        row[: len(caption)] = torch.tensor(caption)
-    return Batch(
-        _stack(images),
-        padded,
-        lengths,
-        list(ids),
-        _stack(boxes),
-        None if depends[0] is None else list(depends),
-        _stack(labels),
-        _stack(masks),
-    )
-
-
-def _stack(parts):
-    return None if parts[0] is None else torch.stack([torch.as_tensor(part) for part in parts])
-
-
-class EpochSampler:
-    """Batches of caption numbers in an order that depends on seed and epoch alone.
-
-    n: number of captions. With several processes (replicas) each gets a contiguous share of every global
-    batch, the shares differing by one caption at most; when the last batch has fewer captions than there are
-    processes, some shares are empty. The global batches are the same for every number of processes.
-    len is the number of steps of a whole epoch.
-    """
-
-    def __init__(self, n, batch_size, seed=0, replicas=1, rank=0):
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.replicas, self.rank = replicas, rank
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch, start_step=0):
-        """Choose the epoch; the next iteration skips its first start_step batches (resumed runs)."""
-        self.epoch, self.start_step = epoch, start_step
-
-    def __len__(self):
-        return -(-self.n // self.batch_size)
-
-    def pairs(self, step):
-        """Captions in the global batch of a step."""
-        return min(self.batch_size, self.n - step * self.batch_size)
-
-    def __iter__(self):
-        key = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(1, np.uint64)
-        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
-        for step in range(self.start_step, len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            first, end = (len(batch) * r // self.replicas for r in (self.rank, self.rank + 1))
-            yield batch[first:end]
-
-
-class _Collate:
-    """collate that also knows what an empty share of a batch looks like."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __call__(self, items):
-        if items:
-            return collate(items)
-        return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
-
-
-def make_loader(dataset, batches, workers, collate_fn=None):
-    """A DataLoader over batches (lists of indices) that leaves torch's global random state alone."""
-    workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=_ignore_interrupt,
-        collate_fn=collate_fn or _Collate(dataset),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-
-
-def _ignore_interrupt(worker):
-    """Ctrl-C reaches every process of a terminal, torchrun's signals every process it started; the main one
-    decides when the workers stop.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def _end_workers():
-    """At its exit Python sends SIGTERM to workers left over by an error, which they ignore, and waits for them."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def in_order(n, batch_size):
-    """0 ... n-1 in batches."""
-    return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
 
 
 def open_split(split, data_name, vocab, opt):
@@ -484,7 +291,7 @@ def image_loader(dataset, batch_size=128, workers=0, only=None):
 
 
 def _collate_images(items):
-    return tuple(_stack(parts) for parts in zip(*items))
+    return tuple(stack(parts) for parts in zip(*items))
 
 
 class _Captions(Dataset):
@@ -496,11 +303,6 @@ class _Captions(Dataset):
     def __getitem__(self, i):
         depends = None if self.dataset.depends is None else self.dataset.depends[i]
         return Item(None, self.dataset.tokens[i], i, None, depends, None, None)
-
-
-def longest_first(lengths):
-    """Numbers of captions, longest first; equal lengths keep their order."""
-    return np.argsort(-np.asarray(lengths), kind="stable").tolist()
 
 
 def caption_loader(dataset, batch_size=128, only=None):

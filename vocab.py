@@ -6,12 +6,14 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import punkt
 from tqdm import tqdm
 
-from files.errors import InputError, run
+from files.errors import InputError, run, warn
 from files.pickles import restricted_load
 from files.pictures import PICTURES, training_captions
+from files.ragged import Ragged
 from files.text import data_folder, read_captions, read_json
 from files.writing import atomic_write, make_folder
 from runtime import commandline
@@ -65,6 +67,21 @@ def tokenize(text):
 def encode(text, vocab):
     """The ids of a caption: <start> words <end>."""
     return [START, *(vocab(word) for word in tokenize(text)), END]
+
+
+def encode_all(captions, vocab, source):
+    """Captions -> their ids, Ragged, with a progress bar. source: the file of the captions, for messages."""
+    bar = tqdm(captions, desc=f"{Path(source).name}: words to ids", unit="", mininterval=0.5, disable=None)
+    tokens = Ragged(encode(text, vocab) for text in bar)
+    warn_unknown(tokens, source)
+    return tokens
+
+
+def warn_unknown(tokens, source):
+    """Warn when more than 5 % of the words are unknown: most likely another data set's vocabulary."""
+    unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
+    if unknown > 0.05 * words:
+        warn(f"{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?")
 
 
 # ---- files ----

@@ -106,7 +106,7 @@ def check_pictures(paths):
         raise InputError(f"{missing[0]}: no such picture; {len(missing)} of {len(paths)} are missing")
 
 
-def five_each(pairs, folder, split):
+def first_five(pairs, folder, split):
     """The first five captions of each image, images in the order they first appear."""
     groups = {}
     for path, text in pairs:
@@ -132,3 +132,16 @@ def read_picture(path):
         raise InputError(f"{path}: no such picture") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None
+
+
+def make_transforms(crop_size):
+    """(evaluation, training): PIL image -> (3, crop_size, crop_size), normalised as ImageNet is.
+
+    Evaluation takes the centre of a picture whose shorter side is 256 for 224, in proportion for other sizes.
+    """
+    from torchvision import transforms  # only pictures need it
+
+    end = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
+    centre = [transforms.Resize(round(crop_size * 256 / 224)), transforms.CenterCrop(crop_size)]
+    chance = [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
+    return transforms.Compose([*centre, *end]), transforms.Compose([*chance, *end])

@@ -21,13 +21,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import data
 import train
 from files.errors import InputError, run
 from runtime import (
     distributed,
     global_batch,
 )
+from runtime.batches import Batch
 from runtime.commandline import Parser
 from runtime.options import train_options
 
@@ -101,7 +101,7 @@ def caption_lengths(captions):
 
 
 def random_batch(opt, model_opt):
-    """data.Batch of random features (B, R, img_dim) and captions of 5 to 30 words, the longest first."""
+    """A Batch of random features (B, R, img_dim) and captions of 5 to 30 words, the longest first."""
     rng, pairs = np.random.default_rng(0), opt.batch_size
     lengths = sorted(caption_lengths(pairs), reverse=True)
     captions = torch.zeros(pairs, lengths[0], dtype=torch.int64)
@@ -114,7 +114,7 @@ def random_batch(opt, model_opt):
         labels = torch.zeros(pairs, model_opt.max_len + 1, dtype=torch.int64)
         labels[:, : lengths[0]] = captions
         masks = (torch.arange(model_opt.max_len + 1) <= torch.tensor(lengths).unsqueeze(1)).float()
-    return data.Batch(images, captions, lengths, list(range(pairs)), boxes, None, labels, masks)
+    return Batch(images, captions, lengths, list(range(pairs)), boxes, None, labels, masks)
 
 
 def share(batch):

@@ -3,11 +3,10 @@
 import numpy as np
 from tqdm import tqdm
 
-from data import encode_captions
 from files.arrays import open_array, read_sizes
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
-from vocab import END, START, UNK
+from vocab import END, START, UNK, encode_all
 
 CHUNK = 1 << 24  # bytes of features read at once
 
@@ -81,7 +80,7 @@ def of_captions(split):
     if "VSRN" in split.data:
         return split.data["VSRN"].tokens
     path = split.path("caps.txt")
-    return encode_captions(read_captions(path), split.vocab, path)
+    return encode_all(read_captions(path), split.vocab, path)
 
 
 def agreement(tokens, ours):

