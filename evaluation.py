@@ -1,11 +1,11 @@
-"""Evaluation: encode a split, similarity of all pairs, and what ranks.py makes of it, for one model or several.
+"""Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
-docs/method.md, section 4.
+docs/method.md, section 4.  Read from top to bottom: embeddings, similarities, one checkpoint, several, and what
+the scripts call.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
 """
 
 import argparse
 import contextlib
-import json
 import math
 import os
 from itertools import chain
@@ -17,15 +17,21 @@ from tqdm import tqdm
 
 import data
 from files.errors import InputError
-from files.writing import atomic_write, check_writable
+from files.writing import check_writable
 from model import build
 from modules import similarity
+from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.pages import Report
+from reporting.printing import print_folds, print_metrics, save_json, save_ranks
 from runtime import checkpoint, distributed, shared_arrays
 from runtime.options import OVERRIDES, check_options, defaults, overrides_of
 from vocab import load_vocab
 
-RECALLS = ("r1", "r5", "r10", "medr", "meanr")
+__all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
+           "metrics", "recalls", "shard_xattn", "t2i"]  # fmt: skip
+
+
+# ---- embeddings
 
 
 class Encoded(NamedTuple):
@@ -50,44 +56,46 @@ def encode_data(model, data_loader, log_step=10, logging=print):
     lengths = dataset.tokens.lengths[: len(dataset)].tolist()
     boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes)
     depends = None if dataset.depends is None else [dataset.depends[i] for i in range(len(dataset))]
-    return Encoded(encode_images(model, dataset, workers), encode_captions(model, dataset, lengths),
-                   boxes, depends, lengths)  # fmt: skip
+    images, captions = encode_all_images(model, dataset, workers), encode_all_captions(model, dataset, lengths)
+    return Encoded(images, captions, boxes, depends, lengths)
 
 
-def encode_images(model, dataset, workers):
-    """Embeddings of all images, (N, R, D) or (N, D), each process encoding its share."""
+def encode_all_images(model, dataset, workers):
+    """Embeddings of all images, (N, R, D) or (N, D); each process encodes its share of them."""
     n = dataset.n_images
-    own, whole = range(n)[distributed.share(n)], None
-    at = own.start
-    for batch, _ in progress(data.image_loader(dataset, workers=workers, only=own or [0]), "images"):
-        images = finite(model.encode_images(batch), "image", range(at, at + len(batch)))
-        if whole is None:
-            whole = images.new_empty(n, *images.shape[1:], device="cpu")
-        if own:
-            whole[at : at + len(batch)] = images
-        at += len(batch)
-    return distributed.share_out(whole)
+    share, embeddings = range(n)[distributed.share(n)], None
+    start = share.start
+    for batch, _ in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
+        images = finite(model.encode_images(batch), "image", range(start, start + len(batch)))
+        if embeddings is None:
+            embeddings = images.new_empty(n, *images.shape[1:], device="cpu")
+        if share:  # a process without a share encodes image 0, to learn the shape
+            embeddings[start : start + len(batch)] = images
+        start += len(batch)
+    return distributed.share_out(embeddings)
 
 
-def encode_captions(model, dataset, lengths):
-    """Embeddings of all captions as in Encoded, each process encoding its share, longest captions first."""
+def encode_all_captions(model, dataset, lengths):
+    """Embeddings of all captions, as in Encoded; each process encodes its share, longest captions first."""
     n = len(lengths)
-    own, whole = range(n)[distributed.share(n)], None
+    share, embeddings = range(n)[distributed.share(n)], None
     rows = [1] * n if model.one_vector else lengths
-    first = np.cumsum([0, *rows]).tolist()
-    order = [own[i] for i in data.longest_first([lengths[c] for c in own])]
+    starts = np.cumsum([0, *rows]).tolist()  # caption c has the rows from starts[c] to starts[c + 1]
+    order = [share[i] for i in data.longest_first([lengths[c] for c in share])]
     for batch in progress(data.caption_loader(dataset, only=order or [0]), "captions"):
         captions = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids)
-        if whole is None:
-            whole = captions.new_empty(first[-1], captions.shape[-1], device="cpu")
-        for c, words in zip(batch.ids if own else (), captions.view(len(captions), -1, captions.shape[-1]).cpu()):
-            whole[first[c] : first[c + 1]] = words[: rows[c]]
-    parts = [distributed.share(n, of) for of in range(distributed.size())]
-    whole = distributed.share_out(whole, [first[part.stop] - first[part.start] for part in parts])
-    return whole if model.one_vector else list(whole.split(lengths))
+        if embeddings is None:
+            embeddings = captions.new_empty(starts[-1], captions.shape[-1], device="cpu")
+        captions = captions.view(len(captions), -1, captions.shape[-1]).cpu()  # (B, words or 1, D)
+        for c, words in zip(batch.ids if share else (), captions):
+            embeddings[starts[c] : starts[c + 1]] = words[: rows[c]]
+    shares = [distributed.share(n, process) for process in range(distributed.size())]
+    embeddings = distributed.share_out(embeddings, [starts[part.stop] - starts[part.start] for part in shares])
+    return embeddings if model.one_vector else list(embeddings.split(lengths))
 
 
 def progress(batches, what):
+    """The batches, with a progress bar where there is a terminal."""
     return tqdm(batches, desc=what, disable=None, leave=False)
 
 
@@ -100,65 +108,72 @@ def finite(embeddings, what, numbers):
     return embeddings
 
 
+# ---- similarities
+
+
 @torch.no_grad()
 def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128, sims=None):
     """Similarity of all images with all captions, in blocks -> float32 (N, M), written into `sims` where given.
 
-    Arguments as GSMN.forward_sim.  How large the blocks are is decided by the model's memory budget, not by
-    shard_size, the published code's argument.  Several processes each take a share of the images; afterwards
+    Arguments as GSMN.forward_sim.  The model's memory budget decides how large the blocks are; shard_size is an
+    argument of the published code and has no effect.  Several processes each score a share of the images, then
     all have the whole matrix.  InputError where a similarity is not finite.
     """
     n_images, n_captions, width = len(img_embs), len(cap_lens), img_embs.shape[-1]
-    own = distributed.share(n_images)
+    share = distributed.share(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
-    order = np.argsort(np.asarray(cap_lens), kind="stable")  # neighbours have one length: large groups
+    order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length stand together: large groups
     budget = getattr(model, "sim_memory", similarity.MEMORY) * 2**20 / 4
-    rows = np.full(n_images, img_embs[0].numel() // width)
+    rows = np.full(n_images, img_embs[0].numel() // width)[share]
     words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
-    bar = tqdm(total=len(rows[own]) * n_captions, desc="similarity", unit="pair", unit_scale=True, disable=None,
-               leave=False)  # fmt: skip
-    for part in pieces(rows[own], width, budget):
-        part = slice(own.start + part.start, own.start + part.stop)
-        images = img_embs[part].to(model.device)
-        boxes = None if bboxes is None else bboxes[part]
-        for block in (order[some] for some in pieces(words, width, budget)):
-            captions = take(cap_embs, block, model.device)
-            pairs = None if depends is None else [depends[c] for c in block]
-            scores = model.forward_sim(images, captions, boxes, pairs, [cap_lens[c] for c in block])
-            sims[part, block] = scores.float().cpu().numpy()
-            bar.update(len(images) * len(block))
-    bar.close()
-    check_finite(sims[own], own.start)
-    shared_arrays.complete(sims)
+    look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}
+    with tqdm(total=len(rows) * n_captions, **look) as bar:
+        for part in pieces(rows, width, budget):
+            part = slice(share.start + part.start, share.start + part.stop)
+            images = img_embs[part].to(model.device)
+            boxes = None if bboxes is None else bboxes[part]
+            for block in (order[piece] for piece in pieces(words, width, budget)):
+                captions = captions_at(cap_embs, block, model.device)
+                pairs = None if depends is None else [depends[c] for c in block]
+                scores = model.forward_sim(images, captions, boxes, pairs, [cap_lens[c] for c in block])
+                sims[part, block] = scores.float().cpu().numpy()
+                bar.update(len(images) * len(block))
+    check_finite(sims[share], share.start)
+    shared_arrays.exchange(sims)
     return sims
 
 
 def pieces(rows, width, budget):
-    """Items of so many rows of `width` numbers each -> slices of them, each with half of `budget` bytes of rows at
-    most and so few items that the similarities of as many others take a quarter; at least one item each.
+    """Cut items into runs that fit into memory -> slices.
+
+    rows[i]: how many rows of `width` numbers item i has.  The rows of a piece take half of `budget` bytes at most,
+    and the similarities of two pieces a quarter.  A piece has at least one item.
     """
-    most, items = budget / 8 / width, math.isqrt(int(budget / 16))
+    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 16))
     cut, start, total = [], 0, 0
     for i, n in enumerate(rows):
-        if i > start and (total + n > most or i - start >= items):
+        if i > start and (total + n > most_rows or i - start >= most_items):
             cut.append(slice(start, i))
             start, total = i, 0
         total += n
     return [*cut, slice(start, len(rows))] if len(rows) else []
 
 
-def take(cap_embs, captions, device):
-    """Some captions' embeddings: rows of a matrix (VSRN), or a list of matrices of words (GSMN)."""
+def captions_at(cap_embs, numbers, device):
+    """Embeddings of the captions with these numbers: rows of a matrix (VSRN), or a list of matrices (GSMN)."""
     if torch.is_tensor(cap_embs):
-        return cap_embs[captions].to(device)
-    return [cap_embs[c].to(device) for c in captions]
+        return cap_embs[numbers].to(device)
+    return [cap_embs[c].to(device) for c in numbers]
+
+
+# ---- one checkpoint
 
 
 def load_model(model_path, **overrides):
     """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
 
-    overrides replace what the checkpoint's opt says, None leaves it.  InputError when the checkpoint does
-    not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
+    overrides replace options of the checkpoint; None leaves an option as it is.  InputError when the checkpoint
+    does not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
     """
     loaded = checkpoint.load_checkpoint(model_path)
     check_options(loaded["opt"], model_path)
@@ -169,7 +184,7 @@ def load_model(model_path, **overrides):
         if value is not None:
             setattr(opt, name, value)
     if not overrides.get("device"):
-        opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the checkpoint's machine had its own
+        opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the training machine may have had another
     vocab = vocab_of(loaded, opt, overrides, model_path)
     try:
         model = build(opt)
@@ -181,7 +196,7 @@ def load_model(model_path, **overrides):
 
 
 def vocab_of(loaded, opt, overrides, path):
-    """The vocabulary inside the checkpoint, or for released ones the file with the embedding's size."""
+    """The vocabulary inside the checkpoint; for a released one, the file whose size is that of the embedding."""
     vocab = checkpoint.vocabulary(loaded)
     if vocab is None:
         return load_vocab(opt.vocab_path, opt.data_name, size=opt.vocab_size)
@@ -190,138 +205,11 @@ def vocab_of(loaded, opt, overrides, path):
     return vocab
 
 
-class NotFiniteError(InputError):
-    """NaN or infinity in what a model computed."""
+def score_split(model_path, split, fold5, full, overrides, store, observers):
+    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': [five of (N/5, M/5)]}, its options, the split).
 
-
-def check_finite(sims, first=0):
-    """InputError naming the first image and caption whose similarity is not finite; first: number of row 0."""
-    for i, row in enumerate(sims, first):
-        if not np.isfinite(row).all():
-            c = int(np.flatnonzero(~np.isfinite(row))[0])
-            raise NotFiniteError(f"similarity of image {i} and caption {c} is {row[c]}, not a finite number")
-
-
-def captions_per_image(sims):
-    n_images, n_captions = sims.shape
-    if n_captions % n_images:
-        raise InputError(f"{n_captions} captions do not divide evenly among {n_images} images")
-    return n_captions // n_images
-
-
-def i2t(sims, npts=None, return_ranks=False):
-    """Image to text.  sims (N, 5N) -> (r1, r5, r10, medr, meanr), recalls in percent, ranks from 1.
-
-    An image's rank is the best of its own captions' (captions 5i … 5i + 4); a caption that ties with it counts
-    as before it.  With return_ranks also (ranks from 0, best caption).  InputError when sims is not finite.
-    """
-    per = captions_per_image(sims)
-    npts = len(sims) if npts is None else npts
-    sims = sims[:npts, : npts * per]
-    check_finite(sims)
-    ranks, top1 = np.empty(npts, np.int64), np.empty(npts, np.int64)
-    for i, row in enumerate(sims):  # counting, not sorting: one pass over the row
-        own = row[i * per : (i + 1) * per]
-        ranks[i] = np.count_nonzero(row >= own.max()) - np.count_nonzero(own >= own.max())
-        top1[i] = row.argmax()
-    return (recalls(ranks), (ranks, top1)) if return_ranks else recalls(ranks)
-
-
-def t2i(sims, npts=None, return_ranks=False):
-    """Text to image.  sims (N, 5N) -> as i2t, with one rank for each caption: that of its own image."""
-    per = captions_per_image(sims)
-    npts = len(sims) if npts is None else npts
-    sims = sims[:npts, : npts * per]
-    check_finite(sims)
-    own = sims[np.arange(npts * per) // per, np.arange(npts * per)]  # (5N,)
-    ranks = np.full(npts * per, -1, np.int64)  # the true image is no rival of its own
-    best, top1 = sims[0].copy(), np.zeros(npts * per, np.int64)
-    for i, row in enumerate(sims):  # row by row: the matrix may be a file larger than memory
-        ranks += row >= own
-        top1[row > best] = i
-        np.maximum(best, row, out=best)
-    return (recalls(ranks), (ranks, top1)) if return_ranks else recalls(ranks)
-
-
-def recalls(ranks):
-    """Ranks from 0 -> (R@1, R@5, R@10 in percent, median rank, mean rank from 1)."""
-    at = [100.0 * np.count_nonzero(ranks < k) / len(ranks) for k in (1, 5, 10)]
-    return (*at, float(np.floor(np.median(ranks)) + 1), float(ranks.mean() + 1))
-
-
-def metrics(sims):
-    """Both directions of one similarity matrix -> dict of the metrics and, under 'ranks', rt and rti."""
-    r, rt = i2t(sims, return_ranks=True)
-    ri, rti = t2i(sims, return_ranks=True)
-    return {
-        **{name: r[k] for k, name in enumerate(RECALLS)},
-        **{name + "i": ri[k] for k, name in enumerate(RECALLS)},
-        "ar": sum(r[:3]) / 3,
-        "ari": sum(ri[:3]) / 3,
-        "rsum": sum(r[:3]) + sum(ri[:3]),
-        "r1r5": sum(r[:2]) + sum(ri[:2]),
-        "ranks": (rt, rti),
-    }
-
-
-def print_metrics(m):
-    """The block of lines that the field's tables are read from."""
-    print(f"rsum: {m['rsum']:.1f}")
-    print(f"Average i2t Recall: {m['ar']:.1f}")
-    print("Image to text: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(m[k] for k in RECALLS)))
-    print(f"Average t2i Recall: {m['ari']:.1f}")
-    print("Text to image: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(m[k + "i"] for k in RECALLS)))
-
-
-def print_fold(m):
-    print("Image to text: {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*(m[k] for k in RECALLS)))
-    print("Text to image: {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*(m[k + "i"] for k in RECALLS)))
-    print(f"rsum: {m['rsum']:.1f} ar: {m['ar']:.1f} ari: {m['ari']:.1f}")
-
-
-def five_folds(sims):
-    """sims (N, M) -> the five blocks (N/5, M/5) of its diagonal."""
-    n, m = (size // 5 for size in sims.shape)
-    return [sims[k * n : (k + 1) * n, k * m : (k + 1) * m] for k in range(5)]
-
-
-def score_folds(sims):
-    """Print the metrics of each fold and of their mean; the mean, with the folds' own under 'folds'."""
-    folds = []
-    for fold in sims:
-        folds.append(metrics(fold))
-        print_fold(folds[-1])
-    mean = {k: float(np.mean([f[k] for f in folds])) for k in folds[0] if k != "ranks"}
-    print("-----------------------------------")
-    print("Mean metrics: ")
-    print_metrics(mean)
-    return {**mean, "ranks": [f["ranks"] for f in folds], "folds": folds}
-
-
-def score_all(sims):
-    """{'full': [sims], 'fold5': five of them} -> the metrics of each, printed."""
-    result = {}
-    if "full" in sims:
-        result["full"] = metrics(sims["full"][0])
-        print_metrics(result["full"])
-    if "fold5" in sims:
-        result["fold5"] = score_folds(sims["fold5"])
-    return result
-
-
-def save_ranks(result, path):
-    """Ranks from 0 and best matches, image to text as rt and text to image as rti, to a torch file."""
-    pairs = result["ranks"] if isinstance(result["ranks"], list) else [result["ranks"]]
-    rt, rti = ([tuple(map(torch.from_numpy, pair[k])) for pair in pairs] for k in (0, 1))
-    single = len(pairs) == 1
-    atomic_write(path, lambda f: torch.save({"rt": rt[0] if single else rt, "rti": rti[0] if single else rti}, f))
-
-
-def model_sims(model_path, split, fold5, full, overrides, store, opened=None):
-    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': five of them}, its options, the split).
-
-    store: shared_arrays.Matrices for what may be saved: the full matrix or, without it, the folds in one array.
-    Folds that are parts of the full matrix are left out.
+    store: shared_arrays.Matrices for the array that may be saved: the full matrix or, without it, the folds in one
+    array.  Folds that are parts of the full matrix are left out; with_folds adds them.
     """
     model, opt, vocab = load_model(model_path, **overrides)
     print("Loading dataset")
@@ -332,8 +220,8 @@ def model_sims(model_path, split, fold5, full, overrides, store, opened=None):
             f"{opt.data_name}/{split}: {dataset.n_images} images do not divide into five folds; "
             "test.py without --fold5 evaluates them all at once"
         )
-    if opened:
-        opened(dataset)
+    for observer in observers:
+        observer.check(dataset)
     print("Computing results...")
     encoded = encode_data(model, loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
@@ -369,42 +257,61 @@ def fold_of(encoded, k):
     return Encoded(*(None if part is None else part[where] for part, where in zip(encoded, cut)))
 
 
-def evaluate(model_paths, split="dev", fold5=False, full=True, watch=None, store=None, opened=None, **overrides):
-    """Evaluate checkpoints one by one and, when there are several, the mean of their similarities.
+# ---- several checkpoints
 
-    Prints each one's block.  Returns (results, sims): results has, for each checkpoint and then for the
-    ensemble, its name and the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
-    watch, if given, is called with each one's result and similarities, the data set and its name.
-    store: shared_arrays.Matrices to put the similarities into (default: memory).
-    opened, if given, is called with each one's data set, before the work.
+
+def evaluate(model_paths, split="dev", fold5=False, full=True, ties="worst", observers=(), store=None, **overrides):
+    """Evaluate checkpoints one by one and, when there are several, the mean of their similarities; print each block.
+
+    Returns (results, sims).  results has, for each checkpoint and then for the ensemble, its path as 'model' and
+    the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
+    ties: the order of equal scores.  store: shared_arrays.Matrices for the similarities (default: memory).
+    observers: each has check(dataset), called before a checkpoint's split is encoded, and
+    add(result, sims, dataset, data_name), called with every result.
     """
     store = store or shared_arrays.Matrices()
     results, total, names = [], None, set()
+
+    def conclude(name, sims):
+        """Rank and print one model's similarities, and show them to the observers."""
+        sims = with_folds(sims, fold5)
+        results.append({"model": name, **rank_and_print(sims, ties)})
+        for observer in observers:
+            observer.add(results[-1], sims, dataset, opt.data_name)
+
     for path in model_paths:
         if len(model_paths) > 1:
             print(f"Model {path}")
         try:
-            sims, opt, dataset = model_sims(path, split, fold5, full, overrides, store, opened)
+            sims, opt, dataset = score_split(path, split, fold5, full, overrides, store, observers)
         except NotFiniteError as error:
             raise InputError(f"{path}: {error}; its weights are broken, evaluate another checkpoint") from None
-        results.append({"model": str(path), **score_all(with_folds(sims, fold5))})
         names.add(opt.data_name)
         if len(names) > 1:
             raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set; give --data_name")
-        if watch:
-            watch(results[-1], with_folds(sims, fold5), dataset, opt.data_name)
-        total = sims if total is None else add(total, sims, path)
+        conclude(str(path), sims)
+        total = sims if total is None else add_similarities(total, sims, path)
     if len(model_paths) > 1:
         print(f"Ensemble of {len(model_paths)} models")
-        for one in chain.from_iterable(total.values()):
-            shared_arrays.divide(one, len(model_paths))
-        results.append({"model": "ensemble", **score_all(with_folds(total, fold5))})
-        if watch:
-            watch(results[-1], with_folds(total, fold5), dataset, opt.data_name)
+        for matrix in chain.from_iterable(total.values()):
+            shared_arrays.divide(matrix, len(model_paths))
+        conclude("ensemble", total)
     return results, with_folds(total, fold5)
 
 
-def add(total, sims, path):
+def rank_and_print(sims, ties):
+    """{'full': [(N, M)], 'fold5': [five]} -> the metrics of each, printed."""
+    result = {}
+    if "full" in sims:
+        result["full"] = metrics(sims["full"][0], ties)
+        print_metrics(result["full"])
+    if "fold5" in sims:
+        result["fold5"] = mean_of_folds([metrics(fold, ties) for fold in sims["fold5"]])
+        print_folds(result["fold5"])
+    return result
+
+
+def add_similarities(total, sims, path):
     """total + sims, in the memory or the files of total."""
     for a, b in zip(chain.from_iterable(total.values()), chain.from_iterable(sims.values())):
         if a.shape != b.shape:
@@ -413,7 +320,10 @@ def add(total, sims, path):
     return total
 
 
-def evalrank(model_path, data_path=None, split="dev", fold5=False, ranks="ranks.pth.tar", **overrides):
+# ---- what the scripts call
+
+
+def evalrank(model_path, data_path=None, split="dev", fold5=False, ranks="ranks.pth.tar", ties="worst", **overrides):
     """Evaluate one checkpoint, or the ensemble of a list of them, and print the block of metrics.
 
     fold5 evaluates five folds of the split and prints each and their means.  ranks names the file for the
@@ -422,7 +332,7 @@ def evalrank(model_path, data_path=None, split="dev", fold5=False, ranks="ranks.
     """
     paths = [model_path] if isinstance(model_path, (str, os.PathLike)) else list(model_path)
     overrides.setdefault("workers", 0)
-    results, _ = evaluate(paths, split, fold5, not fold5, data_path=data_path, **overrides)
+    results, _ = evaluate(paths, split, fold5, not fold5, ties, data_path=data_path, **overrides)
     result = results[-1]["fold5" if fold5 else "full"]
     if ranks:
         save_ranks(result, ranks)
@@ -437,40 +347,21 @@ def main(opt, fold5=False, full=True, extra=None):
             check_writable(output)
         if opt.images and not opt.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")
-        site = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
-        extra = extra if distributed.is_main() else None
-        watchers = [one.add for one in (extra, site) if one]
+        report = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
+        observers = [observer for observer in (extra, report) if observer and distributed.is_main()]
         with contextlib.closing(shared_arrays.Matrices(opt.save_sims)) as store:
-            results, _ = evaluate(
-                paths,
-                opt.split,
-                fold5,
-                full,
-                lambda *seen: [see(*seen) for see in watchers],
-                store,
-                extra and extra.check,
-                **overrides_of(opt),
-            )
+            results, _ = evaluate(paths, opt.split, fold5, full, opt.ties, observers, store, **overrides_of(opt))
             store.keep()
         if distributed.is_main():
             write_results(results, opt, full)
-        if site:
-            site.write()
+        if report:
+            report.write()
         return results
 
 
 def write_results(results, opt, full):
     """The files of --ranks and --json."""
     if opt.ranks:
-        last = results[-1]
-        save_ranks(last["full"] if full else last["fold5"], opt.ranks)
+        save_ranks(results[-1]["full" if full else "fold5"], opt.ranks)
     if opt.json:
-        text = json.dumps([printable(r) for r in results], indent=1)
-        atomic_write(opt.json, lambda f: f.write(text.encode()))
-
-
-def printable(value):
-    """Metrics without the arrays of ranks."""
-    if isinstance(value, dict):
-        return {k: printable(v) for k, v in value.items() if k != "ranks"}
-    return [printable(v) for v in value] if isinstance(value, list) else value
+        save_json(results, opt.json)

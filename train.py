@@ -263,7 +263,7 @@ def validate(val_loader, model, stop):
             result = metrics(shard_xattn(model, *encode_data(model, val_loader)))
     except Interrupted:
         return None
-    del result["ranks"]
+    result = {name: value for name, value in result.items() if isinstance(value, float)}  # without ranks and ties
     for title, end in (("Image to text", ""), ("Text to image", "i")):
         logging.info("%s: %s", title, ", ".join(f"{result[name + end]:.1f}" for name in RECALLS))
     logging.info("rsum: %.1f  r1 + r5: %.1f", result["rsum"], result["r1r5"])

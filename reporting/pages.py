@@ -106,6 +106,9 @@ class Report:
         check_place(self.folder)
         self.models, self.dataset = [], None
 
+    def check(self, dataset):
+        """Before a model is evaluated: nothing to check yet."""
+
     def add(self, result, sims, dataset, data_name):
         """One model's result and similarities, as evaluation.evaluate has them. Keeps little of them."""
         kind = "full" if "full" in sims else "fold5"
@@ -134,17 +137,19 @@ class Report:
             "chunk": CHUNK,
             "per": len(self.dataset) // self.dataset.n_images,
         }
-        put(folder, "site", site)
-        put(folder, "texts", texts_of(self.dataset))
+        write_script(folder, "site", site)
+        write_script(folder, "texts", texts_of(self.dataset))
         if None in thumbs:
-            for k, part in enumerate(chunks(drawings(self.dataset))):
-                put(folder, f"regions-{k}", part)
+            for k, part in enumerate(split_into_chunks(drawings(self.dataset))):
+                write_script(folder, f"regions-{k}", part)
         kinds = ("images", "captions")
-        put(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in kinds})
+        write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in kinds})
         jobs = [(kind, k) for kind in kinds for k in range(-(-len(self.models[0][kind].ids) // CHUNK))]
         for kind, k in tqdm(jobs, desc="report", disable=None, leave=False):
             part = slice(k * CHUNK, (k + 1) * CHUNK)
-            put(folder, f"{kind}-{k}", [[plain(values[part]) for values in m[kind][:4]] for m in self.models])
+            write_script(
+                folder, f"{kind}-{k}", [[as_lists(values[part]) for values in m[kind][:4]] for m in self.models]
+            )
 
     def write_pages(self, folder):
         common = {
@@ -209,7 +214,13 @@ class Report:
         """For an ensemble, against each single model: (its number, [(better, equal, worse) for each direction])."""
         last = len(self.models) - 1
         return [
-            (k, [compare(self.models[last][kind].ranks, self.models[k][kind].ranks) for kind in ("images", "captions")])
+            (
+                k,
+                [
+                    count_changes(self.models[last][kind].ranks, self.models[k][kind].ranks)
+                    for kind in ("images", "captions")
+                ],
+            )
             for k in range(last)
         ]
 
@@ -227,7 +238,7 @@ def count(ranks, low, high):
     return int(np.count_nonzero((ranks >= low) & (ranks <= (high or np.inf))))
 
 
-def compare(new, old):
+def count_changes(new, old):
     return [int(np.count_nonzero(found)) for found in (new < old, new == old, new > old)]
 
 
@@ -294,16 +305,16 @@ def need(module, package):
         raise InputError(f"--report needs {package}: pip install {package}") from None
 
 
-def plain(values):
+def as_lists(values):
     """An array as lists of numbers; four decimals of a score are enough to look at."""
     return values.tolist() if values.dtype.kind == "i" else [[round(x, 4) for x in row] for row in values.tolist()]
 
 
-def chunks(items):
+def split_into_chunks(items):
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
-def put(folder, name, value):
+def write_script(folder, name, value):
     """A file of data that a page reads as a script, from disk too."""
     text = json.dumps(value, separators=(",", ":"))
     (folder / f"{name}.js").write_text(f'report.put("{name}", {text});\n', encoding="ascii")

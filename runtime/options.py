@@ -293,6 +293,12 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add("--workers", default=0, type=whole(0), help="processes that read data")
     add_precision_flags(parser, None, None)
     add("--sim_memory", type=positive, metavar="MB", help="GSMN: memory for the similarity, done in tiles that fit")
+    add(
+        "--ties",
+        default="worst",
+        choices=["worst", "released"],
+        help="order of equal scores: the true one last, or by falling index as in the released code",
+    )
     add("--save_sims", metavar="FILE.npy", help="write the similarity matrix, images down, captions across")
     add("--ranks", metavar="FILE", default="ranks.pth.tar", help="write the ranks; '' for no file")
     add("--json", metavar="FILE", help="write the metrics")

@@ -57,8 +57,8 @@ def create(path, shape):
         raise InputError(f"{path.parent}: no room for similarities of shape {shape} ({error.strerror})") from None
 
 
-def complete(array):
-    """Every process has written its share (distributed.share) of the rows: afterwards all see all of them."""
+def exchange(array):
+    """Give every process all rows, after each has written its share of them (distributed.share)."""
     if isinstance(array, np.memmap):
         array.flush()
         distributed.barrier()
