@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files.errors import InputError
+from reporting.rendering import TEMPLATES, template
 from reporting.thumbnails import drawings, make_thumbnails
 
 TOP = 10  # candidates shown for a query
@@ -25,7 +26,6 @@ CHUNK = 200  # queries in one file of data
 CURVE = 100  # the largest K of the recall curves
 CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
 BINS = ((1, 1), (2, 5), (6, 10), (11, 50), (51, 100), (101, 500), (501, 0))  # of ranks; 0: no end
-TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "gsmn-vsrn retrieval report"
 CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs"}
 FIGURES = ("rsum", "ar", "r1", "r5", "r10", "medr", "meanr", "ari", "r1i", "r5i", "r10i", "medri", "meanri")
@@ -282,20 +282,6 @@ def texts_of(dataset):
 
 
 # ---- files ----
-
-
-def template(name):
-    """One of templates/, to be rendered; a value that is not given is an error."""
-    import jinja2
-
-    pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template(name)
 
 
 def need(module, package):

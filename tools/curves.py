@@ -21,7 +21,7 @@ from reporting.figures import matplotlib_figure, save_figure
 from runtime.commandline import Parser
 
 METRICS = ("rsum", "r1", "r5", "r10", "r1r5", "r1i", "r5i", "r10i")
-TITLES = {
+METRIC_TITLES = {
     "rsum": "rsum",
     "r1r5": "R@1 + R@5, both ways",
     "ar": "mean recall, image to text",
@@ -30,9 +30,9 @@ TITLES = {
     "epoch": "epoch",
     "time": "hours",
 }
-FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "median rank", "meanr": "mean rank"}
+RANK_METRICS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "medr": "median rank", "meanr": "mean rank"}
 STYLES = ("-", "--", "-.", ":")
-COLUMNS = 4
+PANELS_PER_ROW = 4
 
 
 def log_of(folder):
@@ -70,14 +70,14 @@ def series(rows, metric, x):
 
 
 def title_of(metric):
-    if metric in FIGURES:
-        return f"{FIGURES[metric]}, image to text"
-    if metric.endswith("i") and metric[:-1] in FIGURES:
-        return f"{FIGURES[metric[:-1]]}, text to image"
-    return TITLES.get(metric, metric)
+    if metric in RANK_METRICS:
+        return f"{RANK_METRICS[metric]}, image to text"
+    if metric.endswith("i") and metric[:-1] in RANK_METRICS:
+        return f"{RANK_METRICS[metric[:-1]]}, text to image"
+    return METRIC_TITLES.get(metric, metric)
 
 
-def names_of(paths):
+def run_names(paths):
     """What tells the runs apart: their paths without the ends that all share."""
     parts = [path.resolve().parent.parts for path in paths]
     parts = [one[:-1] if one[-1] == "log" else one for one in parts]
@@ -87,9 +87,9 @@ def names_of(paths):
     return ["/".join(one[first:]) for one in parts]
 
 
-def draw(runs, metrics, x="Eiters"):
+def draw_curves(runs, metrics, x="Eiters"):
     """runs: {name: rows of read_log} -> a figure with a panel for each metric, a line for each run."""
-    columns = min(COLUMNS, len(metrics))
+    columns = min(PANELS_PER_ROW, len(metrics))
     figure = matplotlib_figure((4.2 * columns, 2.9 * math.ceil(len(metrics) / columns) + 0.4))
     for place, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(math.ceil(len(metrics) / columns), columns, place)
@@ -98,7 +98,7 @@ def draw(runs, metrics, x="Eiters"):
             mark = "o" if len(values) < 30 else None
             axes.plot(across, values, STYLES[k // 10 % 4], color=f"C{k % 10}", marker=mark, markersize=3, label=name)
         axes.set_title(title_of(metric), fontsize=10, loc="left")
-        axes.set_xlabel(TITLES[x], fontsize=9)
+        axes.set_xlabel(METRIC_TITLES[x], fontsize=9)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         if metric.startswith(("med", "mean")):
@@ -107,7 +107,7 @@ def draw(runs, metrics, x="Eiters"):
     return figure
 
 
-def parse(arguments=None):
+def curve_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", help="runs: log.jsonl files or folders")
@@ -118,16 +118,18 @@ def parse(arguments=None):
 
 
 def main(arguments=None):
-    opt = parse(arguments)
-    check_writable(opt.out)
-    paths = [log_of(folder) for folder in opt.runs]
-    runs = dict(zip(names_of(paths), map(read_log, paths)))
+    flags = curve_options(arguments)
+    check_writable(flags.out)
+    paths = [log_of(folder) for folder in flags.runs]
+    runs = dict(zip(run_names(paths), map(read_log, paths)))
     known = {name for rows in runs.values() for row in rows for name in row}
-    for metric in opt.metrics:
+    for metric in flags.metrics:
         if metric not in known:
             raise InputError(f"--metrics {metric}: in none of these logs, which have {' '.join(sorted(known))}")
-    save_figure(draw(runs, opt.metrics, opt.x), opt.out)
-    print(f"{opt.out}: {len(runs)} runs, " + ", ".join(f"{name} best rsum {best(rows)}" for name, rows in runs.items()))
+    save_figure(draw_curves(runs, flags.metrics, flags.x), flags.out)
+    print(
+        f"{flags.out}: {len(runs)} runs, " + ", ".join(f"{name} best rsum {best(rows)}" for name, rows in runs.items())
+    )
 
 
 def best(rows):

@@ -1,4 +1,4 @@
-"""What a shortlist loses in recall and saves in time: VSRN finds the nearest K, GSMN orders them.
+"""Measure what a shortlist loses in recall and saves in time: VSRN finds the nearest K, GSMN orders them.
 
     python tools/evaluate_cascade.py --model_path VSRN.pth.tar --rerank GSMN.pth.tar --split test
     python tools/evaluate_cascade.py --synthetic 1000000 --width 512
@@ -24,21 +24,21 @@ import data
 import evaluation
 from files.errors import InputError, run
 from files.writing import atomic_write, check_writable
+from reporting.explanation import Sentence
 from reporting.figures import matplotlib_figure, need_matplotlib, save_figure
 from runtime.commandline import Parser, whole
 from runtime.options import add_override_flags, overrides_of
-from tools import index
-from tools.explaining.sentences import Sentence
-from tools.search import need_gsmn, rerank
-from tools.searching import index_benchmark
+from tools.searching import faiss_index, index_benchmark
+from tools.searching.collection import need_gsmn, need_vectors
+from tools.searching.ranking import rerank
 
-SIZES = [5, 10, 20, 50, 100, 200, 500, 1000]
-TIMED, SECONDS = 20, 5.0  # sentences timed for each K, and time after which no further one is
-WAYS = {"t2i": "text to image", "i2t": "image to text"}
+SHORTLISTS = [5, 10, 20, 50, 100, 200, 500, 1000]
+TIMED_SENTENCES, SECONDS = 20, 5.0  # sentences timed for each K, and time after which no further one is
+DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
 
 
-class Side(NamedTuple):
-    """A model and what it makes of the split."""
+class EncodedSplit(NamedTuple):
+    """A model and its embeddings of the split."""
 
     model: object
     dataset: data.PrecompDataset
@@ -72,24 +72,26 @@ def recall_table(sims, images, captions, kind="exact"):
     VSRN's order; the last, None, is GSMN's over all pairs.
     """
     n, per = len(images), len(captions) // len(images)
-    sizes = [k for k in SIZES if k < n]
+    sizes = [k for k in SHORTLISTS if k < n]
     ways = {
         "t2i": (np.ascontiguousarray(sims.T), np.arange(n * per)[:, None] // per, captions, images),
         "i2t": (sims, np.arange(n * per).reshape(n, per), images, captions),
     }  # queries' scores, their true candidates, their vectors, the candidates' vectors
     rows = [{"k": k} for k in [0, *sizes, None]]
     for way, (scores, own, queries, candidates) in ways.items():
-        found = index.nearest(index.build(candidates, kind), queries, max(sizes, default=1))[0]
-        for row in tqdm(rows, desc=WAYS[way], disable=None, leave=False):
+        found = faiss_index.nearest(faiss_index.build_index(candidates, kind), queries, max(sizes, default=1))[0]
+        for row in tqdm(rows, desc=DIRECTIONS[way], disable=None, leave=False):
             k = row["k"]
             if k == 0:
-                row[way] = recalls(ranks_at(queries @ candidates.T, own, None, len(candidates)), len(candidates))
+                row[way] = shortlist_recalls(
+                    ranks_at(queries @ candidates.T, own, None, len(candidates)), len(candidates)
+                )
             else:
-                row[way] = recalls(ranks_at(scores, own, found, k or len(candidates)), len(candidates))
+                row[way] = shortlist_recalls(ranks_at(scores, own, found, k or len(candidates)), len(candidates))
     return rows
 
 
-def recalls(ranks, n_candidates):
+def shortlist_recalls(ranks, n_candidates):
     """R@1, R@5, R@10 in percent, and the percentage of queries that have an answer in the shortlist."""
     r1, r5, r10, *_ = evaluation.recalls(ranks)
     return {"r1": r1, "r5": r5, "r10": r10, "there": 100 * float(np.mean(ranks < n_candidates))}
@@ -104,7 +106,7 @@ def time_sentences(vsrn, gsmn, built, k, stored):
     built: faiss index of VSRN's images; stored: GSMN's embeddings of all images, or None to encode the k.
     """
     times, start = [], time.perf_counter()
-    captions = np.linspace(0, len(gsmn.dataset) - 1, TIMED).astype(int).tolist()
+    captions = np.linspace(0, len(gsmn.dataset) - 1, TIMED_SENTENCES).astype(int).tolist()
     for c in captions:
         times.append(index_benchmark.timed(ask, vsrn, gsmn, built, k, stored, c))
         if time.perf_counter() - start > SECONDS:
@@ -120,13 +122,13 @@ def ask(vsrn, gsmn, built, k, stored, c):
     else:
         ids = torch.tensor([vsrn.dataset.tokens[c]])
         vector = vsrn.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
-        numbers, _ = index.shortlist(built, vector, k)
+        numbers, _ = faiss_index.shortlist(built, vector, k)
     pairs = None if gsmn.dataset.depends is None else gsmn.dataset.depends[c]
     return rerank(gsmn.model, gsmn.dataset, Sentence([], gsmn.dataset.tokens[c], pairs), numbers, None, stored)
 
 
 def add_times(rows, vsrn, gsmn, kind):
-    built = index.build(vsrn.encoded.img_embs.numpy(), kind)
+    built = faiss_index.build_index(vsrn.encoded.img_embs.numpy(), kind)
     stored = gsmn.encoded.img_embs.numpy()
     for row in tqdm(rows[1:], desc="time", disable=None, leave=False):
         row["ms"] = time_sentences(vsrn, gsmn, built, row["k"], stored)
@@ -137,20 +139,20 @@ def add_times(rows, vsrn, gsmn, kind):
 
 
 def print_table(rows):
-    print(f"{'':>6}  " + "  ".join(f"{title:^27}" for title in WAYS.values()) + "  milliseconds a sentence")
+    print(f"{'':>6}  " + "  ".join(f"{title:^27}" for title in DIRECTIONS.values()) + "  milliseconds a sentence")
     print(f"{'K':>6}  " + "  ".join(["   R@1    R@5   R@10  there"] * 2) + "  embeddings  features")
     for row in rows:
         name = {0: "VSRN", None: "all"}.get(row["k"], row["k"])
-        figures = "  ".join("{r1:6.1f} {r5:6.1f} {r10:6.1f} {there:6.1f}".format(**row[way]) for way in WAYS)
+        figures = "  ".join("{r1:6.1f} {r5:6.1f} {r10:6.1f} {there:6.1f}".format(**row[way]) for way in DIRECTIONS)
         times = f"  {row['ms']:10.1f}  {row['ms_encoding']:8.1f}" if "ms" in row else ""
         print(f"{name:>6}  {figures}{times}")
 
 
-def draw(rows):
+def draw_cascade(rows):
     """Recalls of both directions against K, and R@1 text to image against time; dashed: GSMN over all pairs."""
     figure = matplotlib_figure((12, 3.6))
     inner = rows[1:-1]
-    for place, way in enumerate(WAYS, start=1):
+    for place, way in enumerate(DIRECTIONS, start=1):
         axes = figure.add_subplot(1, 3, place, xscale="log", xlabel="shortlist K", ylabel="recall in %")
         for color, name in enumerate(("r1", "r5", "r10")):
             axes.plot(
@@ -162,7 +164,7 @@ def draw(rows):
                 label=f"R@{name[1:]}",
             )
             axes.axhline(rows[-1][way][name], color=f"C{color}", linestyle="--", linewidth=1)
-        axes.set_title(WAYS[way], fontsize=10, loc="left")
+        axes.set_title(DIRECTIONS[way], fontsize=10, loc="left")
         axes.legend(frameon=False)
     axes = figure.add_subplot(1, 3, 3, xscale="log", xlabel="milliseconds a sentence", ylabel="R@1 in %")
     for style, name, label in (("o-", "ms", "embeddings at hand"), ("s--", "ms_encoding", "features encoded")):
@@ -179,13 +181,13 @@ def draw(rows):
 # ---- command line
 
 
-def parse(arguments=None):
+def cascade_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--model_path", help="checkpoint of VSRN, which finds")
     add("--rerank", metavar="PATH", help="checkpoint of GSMN, which orders what was found")
     add_override_flags(parser, boxes=True)
-    add("--kind", default="exact", choices=index.KINDS, help="kind of index (default: exact)")
+    add("--kind", default="exact", choices=faiss_index.KINDS, help="kind of index (default: exact)")
     add("--out", metavar="FILE", help="figure to write: png, pdf or svg (default: none)")
     add("--json", metavar="FILE", help="write what is printed, as json (default: no file)")
     add("--synthetic", type=whole(), metavar="N", help="measure the kinds of index on N vectors instead")
@@ -193,23 +195,23 @@ def parse(arguments=None):
     add(
         "--kinds",
         nargs="+",
-        default=list(index.KINDS),
-        choices=index.KINDS,
+        default=list(faiss_index.KINDS),
+        choices=faiss_index.KINDS,
         help="with --synthetic: kinds to measure, beside exact (default: all)",
     )
     return parser.parse_args(arguments)
 
 
-def encode(flags, path, need):
-    """A checkpoint's model, the split as it reads it, and its embeddings -> Side; need checks which model it is."""
+def encode_split(flags, path, need):
+    """A checkpoint and the split it reads -> EncodedSplit; need(opt, path) raises InputError for the wrong model."""
     model, opt, vocab = evaluation.load_model(path, **overrides_of(flags))
     need(opt, path)
     loader = data.get_test_loader(flags.split, opt.data_name, vocab, opt.batch_size, 0, opt)
-    return Side(model, loader.dataset, evaluation.encode_data(model, loader))
+    return EncodedSplit(model, loader.dataset, evaluation.encode_data(model, loader))
 
 
 def cascade(flags):
-    vsrn, gsmn = encode(flags, flags.model_path, index.need_vectors), encode(flags, flags.rerank, need_gsmn)
+    vsrn, gsmn = encode_split(flags, flags.model_path, need_vectors), encode_split(flags, flags.rerank, need_gsmn)
     n, m = gsmn.dataset.n_images, len(gsmn.dataset)
     if (vsrn.dataset.n_images, len(vsrn.dataset)) != (n, m):
         raise InputError(
@@ -225,8 +227,8 @@ def cascade(flags):
 
 
 def main(arguments=None):
-    flags = parse(arguments)
-    index.need_faiss()
+    flags = cascade_options(arguments)
+    faiss_index.need_faiss()
     if not flags.synthetic and not (flags.model_path and flags.rerank):
         raise InputError("need --model_path, a checkpoint of VSRN, and --rerank, one of GSMN; or --synthetic")
     if flags.out:
@@ -234,14 +236,14 @@ def main(arguments=None):
     for output in filter(None, (flags.out, flags.json)):
         check_writable(output)
     if flags.synthetic:
-        kinds = [kind for kind in index.KINDS if kind in ("exact", *flags.kinds)]
-        rows = index_benchmark.measure(flags.synthetic, flags.width, kinds)
+        kinds = [kind for kind in faiss_index.KINDS if kind in ("exact", *flags.kinds)]
+        rows = index_benchmark.compare_kinds(flags.synthetic, flags.width, kinds)
     else:
         rows = cascade(flags)
     if flags.json:
         atomic_write(flags.json, lambda file: file.write(json.dumps(rows, indent=1).encode()))
     if flags.out and not flags.synthetic:
-        save_figure(draw(rows), flags.out)
+        save_figure(draw_cascade(rows), flags.out)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from tiny import make_tiny
 
 import evaluation
 from tools import evaluate_cascade as tool
-from tools import index
-from tools.searching import index_benchmark
+from tools.searching import faiss_index, index_benchmark
 
 pytest.importorskip("faiss")
 IMAGES = 12
@@ -48,7 +47,7 @@ def literal(scores, true, nearest):
 @pytest.mark.parametrize("k", [1, 3, 10, 39])
 def test_ranks_are_the_cascade_spelt_out(matrices, k):
     sims, images, captions = matrices
-    found = index.nearest(index.build(captions), images, 50)[0]
+    found = faiss_index.nearest(faiss_index.build_index(captions), images, 50)[0]
     ranks = tool.ranks_at(sims, np.arange(200).reshape(40, 5), found, k)
     for g in range(40):
         nearest = sorted(range(200), key=lambda c: -(images[g] @ captions[c]))[:k]
@@ -90,9 +89,9 @@ def test_on_a_split(tiny, tmp_path, capsys, monkeypatch):
     assert [line.split()[0] for line in said.splitlines()[3:]] == ["VSRN", "5", "10", "all"]
     assert all(row["ms"] > 0 and row["ms_encoding"] > 0 for row in rows[1:])
 
-    vsrn, gsmn = (tool.encode(tool.parse(flags), path, lambda *_: None) for path in models)
+    vsrn, gsmn = (tool.encode_split(tool.cascade_options(flags), path, lambda *_: None) for path in models)
     sims = evaluation.shard_xattn(gsmn.model, *gsmn.encoded)
-    built = index.build(vsrn.encoded.img_embs.numpy())
+    built = faiss_index.build_index(vsrn.encoded.img_embs.numpy())
     for k in (5, None):
         best, scores = tool.ask(vsrn, gsmn, built, k, None, 8)
         np.testing.assert_allclose(scores, sims[best, 8], atol=1e-6)
@@ -102,14 +101,14 @@ def test_on_a_split(tiny, tmp_path, capsys, monkeypatch):
 def test_figure(tiny, matrices, tmp_path):
     pytest.importorskip("matplotlib")
     rows = [{**row, "ms": 1.0 + i, "ms_encoding": 2.0 + i} for i, row in enumerate(tool.recall_table(*matrices))]
-    tool.save_figure(tool.draw(rows), tmp_path / "cascade.svg")
+    tool.save_figure(tool.draw_cascade(rows), tmp_path / "cascade.svg")
     drawn = (tmp_path / "cascade.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("R@10", "all", "image to text", "features encoded"))
 
 
 def test_synthetic(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(index_benchmark, "QUESTIONS", 200)
-    monkeypatch.setattr(index_benchmark, "TIMED", 5)
+    monkeypatch.setattr(index_benchmark, "TIMED_QUESTIONS", 5)
     tool.main(["--synthetic", "20000", "--width", "16", "--kinds", "ivf", "--json", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["kind"], row["breadth"]) for row in rows] == [("exact", None), ("ivf", 16), ("ivf", 64), ("ivf", 256)]

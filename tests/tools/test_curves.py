@@ -66,9 +66,9 @@ def test_a_run_is_found_and_read(tmp_path):
 
 def test_runs_are_named_by_what_differs(tmp_path):
     paths = [tmp_path / "runs" / name / "log" / "log.jsonl" for name in ("dense", "sparse")]
-    assert curves.names_of(paths) == ["dense", "sparse"]
-    assert curves.names_of(paths[:1]) == ["dense"]
-    assert curves.names_of([tmp_path / "a/x/log.jsonl", tmp_path / "b/x/log.jsonl"]) == ["a/x", "b/x"]
+    assert curves.run_names(paths) == ["dense", "sparse"]
+    assert curves.run_names(paths[:1]) == ["dense"]
+    assert curves.run_names([tmp_path / "a/x/log.jsonl", tmp_path / "b/x/log.jsonl"]) == ["a/x", "b/x"]
 
 
 def test_complaints(tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_picture(tmp_path):
     pytest.importorskip("matplotlib")
     runs = [write_log(tmp_path / name / "log", values) for name, values in (("a", [100, 200]), ("b", [150, 120, 170]))]
     logs = {name: curves.read_log(curves.log_of(folder)) for name, folder in zip("ab", runs)}
-    figure = curves.draw(logs, ["rsum", "medr"])
+    figure = curves.draw_curves(logs, ["rsum", "medr"])
     lines = [[line.get_xydata().tolist() for line in axes.lines] for axes in figure.axes]
     assert lines[0] == [[[10, 100], [20, 200]], [[10, 150], [20, 120], [30, 170]]]
     assert [axes.yaxis_inverted() for axes in figure.axes] == [False, True]

@@ -15,9 +15,9 @@ from tiny import make_tiny
 
 import data
 import graph
+from reporting.explanation import explain
 from tools import explain as tool
 from tools.explaining import sentences
-from tools.explaining.explanation import explain
 from vocab import load_vocab
 
 

@@ -1,5 +1,7 @@
 """tools/index.py and what answers from it: the nearest are found, and a wrong index is told, not believed."""
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -13,6 +15,7 @@ from tiny import make_tiny
 
 from tools import index as tool
 from tools import search
+from tools.searching import faiss_index
 
 pytest.importorskip("faiss")
 IMAGES = 12
@@ -56,7 +59,7 @@ def groups(n=2000, width=16):
 
 def test_exact_is_the_products_sorted():
     x, q = groups()
-    numbers, scores = tool.nearest(tool.build(x), q, 10)
+    numbers, scores = faiss_index.nearest(faiss_index.build_index(x), q, 10)
     assert np.array_equal(numbers, np.argsort(-(q @ x.T), kind="stable")[:, :10])
     np.testing.assert_allclose(scores, np.sort(q @ x.T)[:, ::-1][:, :10], rtol=1e-5)
 
@@ -64,36 +67,36 @@ def test_exact_is_the_products_sorted():
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_faster_kinds_miss_little(kind):
     x, q = groups()
-    index = tool.build(x, kind)
+    index = faiss_index.build_index(x, kind)
     if kind == "ivf":
-        tool.set_breadth(index, 8)
-    exact = tool.nearest(tool.build(x), q, 10)[0]
-    found = tool.nearest(index, q, 10)[0]
+        faiss_index.set_breadth(index, 8)
+    exact = faiss_index.nearest(faiss_index.build_index(x), q, 10)[0]
+    found = faiss_index.nearest(index, q, 10)[0]
     share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found)])
     assert 0.9 < share <= 1
     if kind == "ivf":  # all groups looked into: nothing is missed
         assert index.nlist == 51
-        tool.set_breadth(index, index.nlist)
-        assert np.array_equal(tool.nearest(index, q, 10)[0], exact)
+        faiss_index.set_breadth(index, index.nlist)
+        assert np.array_equal(faiss_index.nearest(index, q, 10)[0], exact)
 
 
 def test_a_shortlist_may_be_short():
     x, q = groups()
-    index = tool.build(x, "ivf")
-    tool.set_breadth(index, 1)
-    numbers, scores = tool.shortlist(index, q[:1], 1000)
-    assert 1 < len(numbers) < 1000 and (tool.nearest(index, q[:1], 1000)[0][0, len(numbers) :] == -1).all()
+    index = faiss_index.build_index(x, "ivf")
+    faiss_index.set_breadth(index, 1)
+    numbers, scores = faiss_index.shortlist(index, q[:1], 1000)
+    assert 1 < len(numbers) < 1000 and (faiss_index.nearest(index, q[:1], 1000)[0][0, len(numbers) :] == -1).all()
     np.testing.assert_allclose(scores, x[numbers] @ q[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", tool.KINDS)
+@pytest.mark.parametrize("kind", faiss_index.KINDS)
 def test_more_neighbours_than_there_are(kind):
     x = groups()[0][:7]
-    numbers = tool.nearest(tool.build(x, kind), x[:2], 50)[0]
+    numbers = faiss_index.nearest(faiss_index.build_index(x, kind), x[:2], 50)[0]
     assert np.array_equal(np.sort(numbers), [range(7)] * 2)
 
 
-@pytest.mark.parametrize("kind", tool.KINDS)
+@pytest.mark.parametrize("kind", faiss_index.KINDS)
 def test_an_index_answers_as_a_search_through_all(tiny, tmp_path, capsys, kind):
     make_index("--model_path", tiny.root / "vsrn", "--out", tmp_path / "an.index", "--kind", kind)
     assert f"{IMAGES} images, 32 numbers each, {kind}" in capsys.readouterr().out
@@ -177,19 +180,35 @@ def test_wrong_flags_are_told(tiny, tmp_path, capsys):
     assert "there is no folder" in message(make_index, "--model_path", "x", "--out", tmp_path / "none" / "x.index")
 
 
-def test_damaged_files_are_told(tiny, tmp_path, capsys):
-    whole = (tiny.root / "test.index").read_bytes()
+def pair(path):
+    """The two files of an index, as bytes."""
+    return path.read_bytes(), faiss_index.facts_file(path).read_bytes()
+
+
+def test_wrong_pairs_are_told(tiny, tmp_path, capsys):
+    whole, facts = pair(tiny.root / "test.index")
     path = tmp_path / "an.index"
 
-    def told(content):
-        path.write_bytes(content)
+    def told(index=None, text=None):
+        for file, content in ((path, index), (faiss_index.facts_file(path), text)):
+            file.unlink(missing_ok=True)
+            if content is not None:
+                file.write_bytes(content)
         return message(lambda: ask(tiny, capsys, name=path))
 
-    assert "tools/index.py builds an index" in message(lambda: ask(tiny, capsys, name=path))
-    for content in (b"", b"text", whole[:-1], whole[: len(whole) // 2], whole[-30:]):
-        assert told(content) == f"{path}: not an index of tools/index.py, or cut off; build it again"
-    for place in (3, 60, 900):
-        assert "its checksum is another" in told(whole[:place] + b"\x80" + whole[place + 1 :])
+    assert told() == f"{path}: no such file; tools/index.py builds an index"
+    assert f"{path}.json: no such file; tools/index.py writes it beside the index" in told(whole)
+    no_pair = f"{path}: not the index that {path}.json describes, or damaged; build it again with tools/index.py"
+    for content in (b"", b"text", whole[:-1], whole[:60] + b"\x80" + whole[61:]):
+        assert told(content, facts) == no_pair
+    make_index("--model_path", tiny.root / "vsrn", "--split", "dev", "--out", tmp_path / "other.index")
+    other, other_facts = pair(tmp_path / "other.index")
+    assert len(other) == len(whole)
+    assert told(other, facts) == told(whole, other_facts) == no_pair
+    assert "an.index.json, line 1, column" in told(whole, b"text")
+    assert f"{path}.json: does not describe an index (model is missing)" in told(whole, b"[]")
+    wrong = {**json.loads(facts), "sha256": hashlib.sha256(b"text").hexdigest()}
+    assert f"{path}: FAISS cannot read it (" in told(b"text", json.dumps(wrong).encode())
     path.unlink()
     path.mkdir()
     assert "cannot be read (Is a directory)" in message(lambda: ask(tiny, capsys, name=path))
@@ -210,18 +229,36 @@ def test_changed_features_are_told(tiny, capsys):
 
 
 def test_nothing_half_written(tiny, monkeypatch):
-    """Ctrl-C while writing leaves the old index, and nothing beside it."""
+    """Ctrl-C while writing leaves the old index and its facts, and nothing beside them."""
     path = tiny.root / "test.index"
-    before, there = path.read_bytes(), sorted(tiny.root.iterdir())
+    before, there = pair(path), sorted(tiny.root.iterdir())
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool.json, "dumps", interrupted)
+    faiss = faiss_index.need_faiss()
+    monkeypatch.setattr(faiss, "write_index", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_index("--model_path", tiny.root / "vsrn", "--out", path)
-    assert path.read_bytes() == before and sorted(tiny.root.iterdir()) == there
+    assert pair(path) == before and sorted(tiny.root.iterdir()) == there
     monkeypatch.undo()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     told = message(make_index, "--model_path", tiny.root / "vsrn", "--out", path)
-    assert told == f"{path}: cannot be written (No space left on device)" and path.read_bytes() == before
+    assert told == f"{path}: cannot be written (No space left on device)" and pair(path) == before
+
+
+def test_interrupted_between_the_files(tiny, tmp_path, capsys, monkeypatch):
+    """The new index with the old facts is no pair."""
+    path = tmp_path / "an.index"
+    make_index("--model_path", tiny.root / "vsrn", "--out", path)
+    write = faiss_index.atomic_write
+
+    def interrupted(file, content):
+        if str(file).endswith(".json"):
+            raise KeyboardInterrupt
+        write(file, content)
+
+    monkeypatch.setattr(faiss_index, "atomic_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_index("--model_path", tiny.root / "vsrn", "--split", "dev", "--out", path)
+    assert "not the index that" in message(lambda: ask(tiny, capsys, name=path))

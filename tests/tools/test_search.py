@@ -14,6 +14,9 @@ from tiny import make_tiny
 import data
 import evaluation
 import tools.search as tool
+from tools.searching import collection
+from tools.searching.finders import Reader
+from tools.searching.ranking import rank_images
 
 VSRN = {
     "model": "vsrn",
@@ -58,10 +61,10 @@ def test_cache_belongs_to_checkpoint_and_features(tiny, tmp_path, capsys, monkey
     cache, asked = tmp_path / "cache", ["--query", "a red dog", "--cache", tmp_path / "cache"]
     write_model(tiny, tmp_path / "a.pth.tar")
     first = find(tmp_path / "a.pth.tar", capsys, *asked)[:2]
-    encode = tool.encode_images
-    monkeypatch.setattr(tool, "encode_images", lambda *_: pytest.fail("encoded again"))
+    embed = collection.embed_images
+    monkeypatch.setattr(collection, "embed_images", lambda *_: pytest.fail("encoded again"))
     assert find(tmp_path / "a.pth.tar", capsys, *asked)[:2] == first
-    monkeypatch.setattr(tool, "encode_images", encode)
+    monkeypatch.setattr(collection, "embed_images", embed)
     write_model(tiny, tmp_path / "b.pth.tar", lambda_softmax=3.0)
     find(tmp_path / "b.pth.tar", capsys, *asked)
     assert len(list(cache.iterdir())) == 2
@@ -99,11 +102,11 @@ def test_a_sparse_model_reads_the_parsed_sentence(tiny, tmp_path):
     net, opt, words = write_model(tiny, tmp_path / "m.pth.tar", is_sparse=True, propagation="neighbors")
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
     sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))[:, 8]
-    reader = tool.Reader(words)
+    reader = Reader(words)
     reader.parser = lambda captions: iter([[*range(sum(map(len, sentences)))] for sentences in captions])  # a chain
     sentence = reader(loader.dataset.captions[8])
     assert sentence.pairs == loader.dataset.depends[8]
-    best, scores = tool.search(net, tool.encode_images(net, loader.dataset), loader.dataset.boxes, sentence, 6)
+    best, scores = rank_images(net, collection.embed_images(net, loader.dataset), loader.dataset.boxes, sentence, 6)
     np.testing.assert_allclose(scores, np.sort(sims)[::-1], atol=1e-6)
     assert best.tolist() == np.argsort(-sims).tolist()
 

@@ -5,49 +5,49 @@ import numpy as np
 from reporting.figures import matplotlib_figure
 
 LIT, CHOSEN = "#e8701a", "#1f6fc4"
-COLUMNS = 5
+WORDS_PER_ROW = 5
 
 
-def figures(explanation, words, scene, region):
+def explanation_figures(explanation, words, view, region):
     """(name, figure) of each: where words look, both attentions, nodes, edges around `region`."""
-    yield "words", draw_words(explanation, words, scene)
+    yield "words", draw_words(explanation, words, view)
     yield "attention", draw_attention(explanation, words)
     yield "nodes", draw_nodes(explanation, words)
     yield "word-edges", draw_word_edges(explanation, words)
-    yield "kernels", draw_kernels(explanation, scene, region)
+    yield "kernels", draw_kernels(explanation, view, region)
 
 
-def draw_scene(axes, scene, weights, top=None, numbers=()):
+def draw_view(axes, view, weights, top=None, numbers=()):
     """The picture (or a blank page) with its regions filled as strongly as their weights say, `top` most."""
     from matplotlib.patches import Rectangle
 
-    width, height = scene.size
-    if scene.picture is not None:
-        axes.imshow(np.asarray(scene.picture), extent=(0, width, height, 0), aspect="equal")
+    width, height = view.size
+    if view.picture is not None:
+        axes.imshow(np.asarray(view.picture), extent=(0, width, height, 0), aspect="equal")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_color("0.8")
     top = max(top or weights.max(), 1e-12)
     for r in np.argsort(weights):
-        x, y, x2, y2 = scene.boxes[r] * [width, height, width, height]
+        x, y, x2, y2 = view.boxes[r] * [width, height, width, height]
         strength = weights[r] / top
         box = {"xy": (x, y), "width": x2 - x, "height": y2 - y}
         axes.add_patch(Rectangle(**box, facecolor=LIT, alpha=0.35 * strength, linewidth=0))
         axes.add_patch(Rectangle(**box, fill=False, edgecolor=LIT, alpha=max(0.1, strength), linewidth=0.6 + strength))
     for r in numbers:
-        x, y = scene.boxes[r][:2] * [width, height]
+        x, y = view.boxes[r][:2] * [width, height]
         axes.text(x, y, r, fontsize=7, color="white", va="top", bbox={"facecolor": LIT, "pad": 1, "linewidth": 0})
 
 
-def draw_words(explanation, words, scene):
+def draw_words(explanation, words, view):
     """A picture for each word, with the regions it attends to (β), and what it adds to the score."""
     shown = [w for w, word in enumerate(words) if word not in ("<start>", "<end>")] or range(len(words))
-    columns = min(COLUMNS, len(shown))
+    columns = min(WORDS_PER_ROW, len(shown))
     rows = -(-len(shown) // columns)
-    tall = scene.size[1] / scene.size[0]
+    tall = view.size[1] / view.size[0]
     figure = matplotlib_figure((2.4 * columns, (2.4 * tall + 0.35) * rows))
     for place, w in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        draw_scene(axes, scene, explanation.beta[w], numbers=[explanation.beta[w].argmax()])
+        draw_view(axes, view, explanation.beta[w], numbers=[explanation.beta[w].argmax()])
         axes.set_title(f"{words[w]}  {explanation.words[w]:+.3f}", fontsize=9)
     return figure
 
@@ -129,19 +129,19 @@ def draw_word_edges(explanation, words):
     return figure
 
 
-def draw_kernels(explanation, scene, region):
+def draw_kernels(explanation, view, region):
     """The weight of every other region for the chosen one, in each spatial kernel."""
     from matplotlib.patches import Rectangle
 
     count = len(explanation.kernels)
-    tall = scene.size[1] / scene.size[0]
+    tall = view.size[1] / view.size[0]
     figure = matplotlib_figure((10, 2 * (2.5 * tall + 0.35)))
-    page = scene._replace(picture=None)  # the boxes are clearer without
+    page = view._replace(picture=None)  # the boxes are clearer without
     top = explanation.kernels[:, region].max()  # one scale for all kernels
     for k, kernel in enumerate(explanation.kernels):
         axes = figure.add_subplot(2, count // 2, k + 1)
-        draw_scene(axes, page, kernel[region], top)
-        x, y, x2, y2 = scene.boxes[region] * [*scene.size, *scene.size]
+        draw_view(axes, page, kernel[region], top)
+        x, y, x2, y2 = view.boxes[region] * [*view.size, *view.size]
         axes.add_patch(Rectangle((x, y), x2 - x, y2 - y, fill=False, edgecolor=CHOSEN, linewidth=2))
         axes.set_title(f"kernel {k + 1}: sum {kernel[region].sum():.2f}", fontsize=8)
     figure.suptitle(f"Spatial weights around region {region}", fontsize=9, x=0.01, ha="left")

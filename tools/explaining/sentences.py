@@ -1,24 +1,19 @@
-"""A sentence that is in no file -> what a model reads: ids by its vocabulary, dependencies where it is sparse."""
+"""The user's sentence -> what a model reads: ids by its vocabulary, and dependencies where the model is sparse."""
 
 from types import SimpleNamespace
-from typing import NamedTuple
 
 from files.errors import InputError, warn
+from reporting.explanation import Sentence
 from tools.own_data.stanford_scheme import is_tree, pairs_of
 from tools.parse_dependencies import Spacy, sentences_of
 from vocab import UNK, encode, tokenize
 
 
-class Sentence(NamedTuple):
-    words: list  # <start>, the words, <end>; those that the vocabulary lacks in ‹ ›
-    ids: list
-    pairs: list | None  # [governor, dependent], ROOT's first; None for a model that reads none
-
-
 class Reader:
     """reader(text) -> Sentence.
 
-    is_sparse: sentences are parsed, by spaCy; InputError, at once, where it is not installed.
+    is_sparse: spaCy parses the sentences; InputError at once where it is not installed.  quiet: no warning about words
+    that the vocabulary lacks.
     """
 
     def __init__(self, vocab, is_sparse=False, spacy_model=None):
@@ -44,3 +39,12 @@ class Reader:
         if len(heads) != n_words or not is_tree(heads):
             raise InputError(f"{self.parser.name} gives no tree over the {n_words} words of {text!r}")
         return pairs_of(heads)
+
+
+def add_spacy_flag(parser):
+    """--spacy_model, for commands that read a sentence of the user's."""
+    parser.add_argument(
+        "--spacy_model",
+        metavar="NAME",
+        help="sparse GSMN: spaCy's model that parses the sentence (default: any installed English one)",
+    )

@@ -1,32 +1,33 @@
-"""Kinds of index on vectors made up for it: time to build, size, latency, what they miss.
+"""Compares the kinds of index on synthetic vectors: time to build, size, latency, recall of the true neighbours.
 
-Run by tools/evaluate_cascade.py --synthetic.
+`tools/evaluate_cascade.py --synthetic` runs it.
 """
 
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from tools import index as tool
+from tools.searching.faiss_index import ADDED, KINDS, TRAINING, empty_index, nearest, set_breadth, write_index
 
 BREADTHS = {"exact": [None], "ivf": [16, 64, 256], "hnsw": [32, 64, 128, 256]}
-LATENT = 32  # dimensions that the vectors really have, as embeddings have fewer than numbers
-NEAR = 0.5  # distance of a question from the vector it is made from, in deviations of the vectors
-QUESTIONS, TIMED = 1000, 200
+LATENT = 32  # rank of the vectors: embeddings, too, fill fewer dimensions than they have numbers
+NOISE = 0.5  # added to a vector to make a question of it, in standard deviations of the vectors
+QUESTIONS, TIMED_QUESTIONS = 1000, 200
 K = 100  # neighbours asked for
 
 
-def block(number, width, n=tool.PIECE):
+def block(number, width, n=ADDED):
     """Block `number` of the vectors (n, width), of length 1: always the same ones."""
-    return unit(latent(number, n) @ axes(width))
+    return unit_rows(latent(number, n) @ axes(width))
 
 
-def latent(number, n=tool.PIECE):
+def latent(number, n=ADDED):
     return np.random.default_rng([1, number]).standard_normal((n, LATENT), np.float32)
 
 
@@ -34,29 +35,29 @@ def axes(width):
     return np.random.default_rng(0).standard_normal((LATENT, width), np.float32)
 
 
-def unit(x):
+def unit_rows(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def questions(width):
     """Vectors (Q, width) near the first ones of block 0."""
     noise = np.random.default_rng(2).standard_normal((QUESTIONS, LATENT), np.float32)
-    return unit((latent(0)[:QUESTIONS] + NEAR * noise) @ axes(width))
+    return unit_rows((latent(0)[:QUESTIONS] + NOISE * noise) @ axes(width))
 
 
 def blocks(n, width):
-    for number, start in enumerate(range(0, n, tool.PIECE)):
+    for number, start in enumerate(range(0, n, ADDED)):
         yield block(number, width)[: n - start]
 
 
-def build(kind, n, width):
+def timed_build(kind, n, width):
     """An index of n vectors, and the seconds that training and adding took, not making the vectors."""
-    index, seconds = tool.empty(kind, width, n), 0.0
+    index, seconds = empty_index(kind, width, n), 0.0
     if not index.is_trained:
-        some = -(-min(n, index.nlist * tool.TRAINING) // tool.PIECE)
-        sample = np.concatenate([part for part, _ in zip(blocks(n, width), range(some))])
+        count = -(-min(n, index.nlist * TRAINING) // ADDED)
+        sample = np.concatenate(list(islice(blocks(n, width), count)))
         seconds += timed(index.train, sample)
-    for part in tqdm(blocks(n, width), kind, -(-n // tool.PIECE), disable=None, leave=False):
+    for part in tqdm(blocks(n, width), kind, -(-n // ADDED), disable=None, leave=False):
         seconds += timed(index.add, part)
     return index, seconds
 
@@ -83,7 +84,7 @@ def memory_of(path):
     return int(done.stdout) if done.returncode == 0 else 0
 
 
-def measure(n, width, kinds=tool.KINDS, folder=None):
+def compare_kinds(n, width, kinds=KINDS, folder=None):
     """Rows of figures, one for each kind and breadth: dicts of numbers; printed as they come.  'exact' comes first."""
     asked, truth, rows = questions(width), None, []
     print(
@@ -92,19 +93,19 @@ def measure(n, width, kinds=tool.KINDS, folder=None):
         f"{'of 10':>7} {'of 100':>7}"
     )
     for kind in kinds:
-        index, seconds = build(kind, n, width)
+        index, seconds = timed_build(kind, n, width)
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            tool.write(Path(place) / "index", index, {})
+            write_index(Path(place) / "index", index, {})
             disk, memory = (Path(place) / "index").stat().st_size, memory_of(Path(place) / "index")
         for breadth in BREADTHS[kind]:
-            tool.set_breadth(index, breadth)
-            found = tool.nearest(index, asked, K)[0]
+            set_breadth(index, breadth)
+            found = nearest(index, asked, K)[0]
             truth = found if kind == "exact" else truth
-            times = [1000 * timed(tool.nearest, index, one[None], K) for one in asked[:TIMED]]
+            times = [1000 * timed(nearest, index, one[None], K) for one in asked[:TIMED_QUESTIONS]]
             rows.append({
                 "kind": kind, "breadth": breadth, "build_s": seconds, "disk": disk, "memory": memory,
                 "ms": float(np.median(times)), "ms95": float(np.quantile(times, 0.95)),
-                "of10": share(truth, found, 10), "of100": share(truth, found, K),
+                "of10": neighbours_found(truth, found, 10), "of100": neighbours_found(truth, found, K),
             })  # fmt: skip
             row = rows[-1]
             print(
@@ -116,6 +117,6 @@ def measure(n, width, kinds=tool.KINDS, folder=None):
     return rows
 
 
-def share(truth, found, k):
+def neighbours_found(truth, found, k):
     """Of the k nearest vectors, the part that an index gives among its first k."""
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(truth[:, :k], found[:, :k])]))

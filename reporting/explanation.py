@@ -12,10 +12,18 @@ import torch.nn.functional as F
 import graph
 
 
-class Explanation(NamedTuple):
-    """One pair's way to its score, in numpy arrays."""
+class Sentence(NamedTuple):
+    """A caption as a model reads it."""
 
-    score: float  # the sum of all of the next two
+    words: list  # <start>, the words, <end>; words that the vocabulary lacks in ‹ ›
+    ids: list
+    pairs: list | None  # [governor, dependent], ROOT's first; None for a model that reads none
+
+
+class Explanation(NamedTuple):
+    """The parts of one pair's score, in numpy arrays."""
+
+    score: float  # the sum of the next two
     regions: np.ndarray  # (R,) what each region adds to the score
     words: np.ndarray  # (n,) what each word adds
     alpha: np.ndarray  # (R, n) attention of each region to the words; rows add up to 1
@@ -61,3 +69,19 @@ def explain(model, regions, words, boxes=None, depends=None):
         (in_regions.sum() + in_words.sum()).item(), **{name: part.cpu().numpy() for name, part in parts.items()},
         pairs=pairs, propagation=visual.propagation,
     )  # fmt: skip
+
+
+def caption_sentence(dataset, number):
+    """Caption `number` of a split -> Sentence."""
+    ids = dataset.tokens[number]
+    pairs = None if dataset.depends is None else dataset.depends[number]
+    return Sentence([dataset.vocab.idx2word[i] for i in ids], ids, pairs)
+
+
+@torch.no_grad()
+def explain_pair(model, dataset, number, sentence):
+    """Image `number` of the split and a Sentence -> Explanation."""
+    regions = model.encode_images(dataset.image(number).unsqueeze(0))[0]
+    words = model.encode_captions(torch.tensor([sentence.ids]), [len(sentence.ids)])[0]
+    boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes[number])
+    return explain(model, regions, words, boxes, sentence.pairs)
