@@ -224,8 +224,12 @@ def test_a_run_of_another_process_is_left_to_it(scripts, capsys):
     assert "a.seed0: another process works on it" in capsys.readouterr().out
     assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}
     held.close()
+    late = [runs.Run("out", name, table.rows[name], 0, table.test) for name in "ab"]
     assert study.main(flags) == 0
     assert {name for _, name in names_of(calls(scripts)[2:])} == {"a.seed0"}
+    (late[0].result).unlink()
+    assert runs.work(late, 1, 1) == []  # what others have trained meanwhile is not trained again
+    assert names_of(calls(scripts)[4:]) == [("test", "a.seed0")]
 
 
 def test_results_add_up(scripts, capsys):

@@ -166,12 +166,12 @@ def table(head, lines):
 def row_table(results):
     rows = {name: row for name, row in results["rows"].items() if row["runs"]}
     twins = any(column(row, "twins") for row in rows.values())
-    keys = (*RECALLS, "rsum", *(["twins"] if twins else []), "train_minutes")
+    keys = (*RECALLS, "rsum", *(["twins"] if twins else []))
     lines = [
         [f"{row['title']} (`{name}`)", str(len(row["runs"])), *(spread(column(row, key)) for key in keys)]
         for name, row in rows.items()
     ]
-    return table(f"row | seeds | {HEAD}{' | twins' if twins else ''} | training, min", lines)
+    return table(f"row | seeds | {HEAD}{' | twins' if twins else ''}", lines)
 
 
 def difference_table(results):

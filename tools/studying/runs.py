@@ -169,6 +169,10 @@ def begin(run, processes, threads, progress):
     if lock is None:
         progress.say(f"{run.name}: another process works on it; left to that one")
         return
+    run.load()  # another process may have been at it since this one looked
+    if run.finished:
+        lock.close()
+        return
     run.save()
     processes.append(Process(run, lock, threads))
     progress.say(f"{run.name}: {processes[-1].program}.py started")
