@@ -1,5 +1,6 @@
 """Errors of the user's input, warnings, and how a script ends."""
 
+import importlib
 import io
 import sys
 
@@ -17,6 +18,17 @@ class InputError(Exception):
 def warn(message):
     """Tell the user something that does not stop the program."""
     print(f"warning: {message}", file=sys.stderr)
+
+
+def optional_package(module, what, install=None):
+    """The imported module of an optional package; InputError that says how to install it where it is missing.
+
+    what: what needs it, the subject of the message. install: names for pip, where they are not the module's.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{what} needs the package {module}: pip install {install or module}") from None
 
 
 def run(main):

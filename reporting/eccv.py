@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files.arrays import open_array
-from files.errors import InputError, warn
+from files.errors import InputError, optional_package, warn
 from files.text import CAPTIONS_PER_IMAGE, read_lines
 
 # of the letters and digits of coco_precomp's testall_caps.txt, a line each: its captions stand in the package's order
@@ -29,13 +29,9 @@ class Eccv:
     """
 
     def __init__(self):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it would like ujson
-                import eccv_caption
-        except ImportError:
-            raise InputError("--eccv needs the package eccv_caption: pip install eccv_caption") from None
-        self.metrics = eccv_caption.Metrics()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it recommends the package ujson
+            self.metrics = optional_package("eccv_caption", "--eccv").Metrics()
         self.images = self.captions = None  # COCO's numbers of the split's images and captions
 
     def check(self, dataset):
@@ -103,7 +99,7 @@ def caption_ids(dataset, owner, published):
     """
     path = dataset.folder / f"{dataset.split}_cocoids.txt"
     if path.exists():
-        return read_ids(path, len(dataset)), path
+        return read_numbers(path, len(dataset)), path
     if hasattr(dataset, "pictures") and dataset.split.startswith("test"):
         return picture_ids(dataset.folder / "annotations" / "coco_test_ids.npy", owner)
     need = f"need {path} with COCO's number of each caption, one a line (tools/coco_ids.py finds them)"
@@ -116,7 +112,7 @@ def caption_ids(dataset, owner, published):
     return published, "eccv_caption"
 
 
-def read_ids(path, n):
+def read_numbers(path, n):
     lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
         if not re.fullmatch(r"\s*\d{1,18}\s*", line, re.ASCII):

@@ -5,16 +5,12 @@ import io
 
 import numpy as np
 
-from files.errors import InputError
 from reporting.rendering import TEMPLATES, template
 
 
 def page(title, explanation, sentence, view):
     """One HTML file as text: data, style, script and picture within."""
-    try:
-        form = template("explain.html")
-    except ImportError:
-        raise InputError("the page needs the package jinja2: pip install jinja2") from None
+    form = template("explain.html")
     style, more, script = (
         (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "explain.css", "explain.js")
     )

@@ -1,18 +1,14 @@
 """Figures by matplotlib, which is optional: imported when a figure is asked for."""
 
-import importlib
 from pathlib import Path
 
-from files.errors import InputError
+from files.errors import InputError, optional_package
 from files.writing import atomic_write
 
 
 def need_matplotlib():
     """InputError saying what to install where matplotlib is missing."""
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        raise InputError("figures need the package matplotlib: pip install matplotlib") from None
+    optional_package("matplotlib", "a figure")
 
 
 def matplotlib_figure(size):

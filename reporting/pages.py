@@ -6,7 +6,6 @@ site works from disk.
 """
 
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from files.errors import InputError
+from files.errors import InputError, optional_package
 from reporting.rendering import TEMPLATES, template
 from reporting.thumbnails import drawings, make_thumbnails
 
@@ -98,9 +97,9 @@ class Report:
 
     def __init__(self, folder, images=None, split=""):
         self.folder, self.images, self.split = Path(folder).resolve(), images, split
-        need("jinja2", "jinja2")
+        optional_package("jinja2", "--report")
         if images:
-            need("PIL", "pillow")
+            optional_package("PIL", "--report", "pillow")
             if not Path(images).is_dir():
                 raise InputError(f"--images {images}: no such folder")
         check_place(self.folder)
@@ -282,13 +281,6 @@ def texts_of(dataset):
 
 
 # ---- files ----
-
-
-def need(module, package):
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"--report needs {package}: pip install {package}") from None
 
 
 def as_lists(values):

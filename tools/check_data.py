@@ -24,7 +24,7 @@ from tools.own_data import data_facts
 from tools.own_data.splits import SPLITS
 from vocab import load_vocab
 
-WAYS = {  # in an order in which whatever is ready for the first GSMN is ready for the second
+MODELS = {  # in an order in which whatever is ready for the first GSMN is ready for the second
     "GSMN sparse": {"model": "gsmn", "is_sparse": True},
     "GSMN dense": {"model": "gsmn", "is_sparse": False},
     "VSRN": {"model": "vsrn", "is_sparse": False},
@@ -46,7 +46,7 @@ class Split:
     def __init__(self, folder, name, vocab, opt):
         self.folder, self.name, self.vocab, self.opt = folder, name, vocab, opt
         self.problems, self.data = {}, {}
-        for way in chosen(opt):
+        for way in models_asked(opt):
             self.open(way)
 
     def path(self, ending):
@@ -58,7 +58,7 @@ class Split:
             self.data[way] = self.data["GSMN sparse"]
             return
         opt = self.opt
-        flags = SimpleNamespace(data_path=opt.data_path, img_dim=opt.img_dim, boxes=opt.boxes, **WAYS[way])
+        flags = SimpleNamespace(data_path=opt.data_path, img_dim=opt.img_dim, boxes=opt.boxes, **MODELS[way])
         try:
             if self.vocab is None:
                 raise InputError("no vocabulary")
@@ -82,7 +82,7 @@ class Split:
                     print(f"{'':20}sha256 {sha256(path)}")
             else:
                 print(f"  {ending:18}missing: {what}, for {needed_by} ({maker})")
-        for way in chosen(self.opt):
+        for way in models_asked(self.opt):
             print(f"  {way + ':':13}{self.problems.get(way) or 'ready'}")
 
     def describe(self, ending):
@@ -95,17 +95,17 @@ class Split:
         return f"\n{'':20}".join([*facts, *faults])
 
 
-def chosen(opt):
+def models_asked(opt):
     """The models asked for; --is_sparse goes with gsmn."""
     if not opt.model:
-        return list(WAYS)
-    return [way for way, flags in WAYS.items() if flags == {"model": opt.model, "is_sparse": opt.is_sparse}]
+        return list(MODELS)
+    return [way for way, flags in MODELS.items() if flags == {"model": opt.model, "is_sparse": opt.is_sparse}]
 
 
 # ---- command line
 
 
-def options(argv=None):
+def check_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
@@ -130,7 +130,7 @@ def options(argv=None):
 
 
 def main(argv=None):
-    opt = options(argv)
+    opt = check_options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
     print(f"{folder}")
     vocab = read_vocab(opt)
@@ -140,15 +140,15 @@ def main(argv=None):
         if not any((folder / f"{name}_{ending}").exists() for ending in FILES):
             if name in ("train", "dev"):
                 print(f"\n{name}\n  nothing here")
-                blocked.update({way: f"there is no {name} split" for way in chosen(opt) if way not in blocked})
+                blocked.update({way: f"there is no {name} split" for way in models_asked(opt) if way not in blocked})
             continue
         split = Split(folder, name, vocab, opt)
         split.report()
         if name in ("train", "dev"):
             blocked = {**split.problems, **blocked}
-    ready = [way for way in chosen(opt) if way not in blocked]
+    ready = [way for way in models_asked(opt) if way not in blocked]
     print()
-    for way in chosen(opt):
+    for way in models_asked(opt):
         print(f"{way}: training {'can start' if way in ready else f'cannot start: {blocked[way]}'}")
     if ready:
         print(f"--img_dim {opt.img_dim}")

@@ -44,7 +44,7 @@ def numbers_of(five, known):
     return [next(left[key]) for key in keys]
 
 
-def parse(arguments=None):
+def coco_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
@@ -55,7 +55,7 @@ def parse(arguments=None):
 
 
 def main(arguments=None):
-    flags = parse(arguments)
+    flags = coco_options(arguments)
     folder = data_folder(flags.data_path, flags.data_name)
     source, out = (folder / f"{flags.split}_{name}.txt" for name in ("caps", "cocoids"))
     check_writable(out)

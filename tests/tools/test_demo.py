@@ -35,7 +35,7 @@ def test_twin_accuracy():
 
 
 def test_table_lines_up():
-    row = dict.fromkeys(demo.RECALLS, 100.0)
+    row = dict.fromkeys(demo.RECALL_NAMES, 100.0)
     lines = demo.table({"short": {**row, "twins": 50.0}, "a longer title of a model": {**row, "twins": 100.0}})
     _, heads, first, second = lines.splitlines()
     assert len(heads) == len(first) == len(second) and "600.0" in first

@@ -119,7 +119,7 @@ def test_the_data_set_opens(place):
 def test_cell_boxes():
     assert cell_boxes(2, 10, 6).tolist() == [[0, 0, 5, 3], [5, 0, 10, 3], [0, 3, 5, 6], [5, 3, 10, 6]]
     with pytest.raises(InputError, match="square number"):
-        region_sources.Grid(extract_features.options(["--data_name", "x", "--images", "x", "--regions", "35"]))
+        region_sources.Grid(extract_features.feature_options(["--data_name", "x", "--images", "x", "--regions", "35"]))
 
 
 def test_last_map():

@@ -1,9 +1,8 @@
-"""tools/parse_dependencies.py: spaCy's trees in Stanford's scheme, three parsers, interruption."""
+"""tools/parse_dependencies.py: spaCy's trees in Stanford's scheme, two parsers, interruption."""
 
 import json
 import sys
 import threading
-import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +14,7 @@ from tiny import shared
 from files.errors import InputError
 from files.text import read_captions, read_dependencies
 from tools import parse_dependencies
+from tools.own_data import parsers
 from tools.own_data.stanford_scheme import BE, is_tree, join_sentences, pairs_of, to_stanford
 from vocab import tokenize
 
@@ -224,7 +224,7 @@ def spacy():
     spacy = pytest.importorskip("spacy")
     if not [name for name in spacy.util.get_installed_models() if name.startswith("en_")]:
         pytest.skip("spaCy has no English model")
-    return parse_dependencies.Spacy(types.SimpleNamespace(spacy_model=None))
+    return parsers.Spacy()
 
 
 def test_missing_spacy_model_is_told(folder, spacy):
@@ -234,7 +234,7 @@ def test_missing_spacy_model_is_told(folder, spacy):
 
 def test_spacy(spacy):
     captions = ["A man in a red hat is happy.", "The dog runs. It barks."]
-    first, second = spacy(list(map(parse_dependencies.sentences_of, captions)))
+    first, second = spacy(list(map(parsers.sentences_of, captions)))
     assert first == [2, 8, 6, 6, 6, 2, 8, 0, 8]
     assert second == [2, 3, 0, 3, 6, 3, 6]
 
@@ -242,32 +242,12 @@ def test_spacy(spacy):
 def test_spacy_agrees_with_the_reference(spacy):
     source = shared("real/f30k_precomp/test_caps.txt")
     captions = read_captions(source)[:300]
-    ours = map(pairs_of, spacy(list(map(parse_dependencies.sentences_of, captions))))
+    ours = map(pairs_of, spacy(list(map(parsers.sentences_of, captions))))
     same = words = 0
     for pairs, reference in zip(ours, read_dependencies(source.with_suffix(".json"))):
         same += sum(pair in reference for pair in pairs)
         words += len(reference)
     assert same / words > 0.98  # other versions of the model differ a little
-
-
-def test_stanza(folder, monkeypatch):
-    """Against a stand-in with stanza's interface: each sentence a chain."""
-    asked = {}
-
-    class Pipeline:
-        def __init__(self, lang, **how):
-            asked.update(how, lang=lang)
-
-        def __call__(self, sentences):
-            words = [[types.SimpleNamespace(head=i) for i in range(len(words))] for words in sentences]
-            return types.SimpleNamespace(sentences=[types.SimpleNamespace(words=one) for one in words])
-
-    module = types.ModuleType("stanza")
-    module.Pipeline, module.__version__ = Pipeline, "1"
-    monkeypatch.setitem(sys.modules, "stanza", module)
-    pairs = parse(folder, "--parser", "stanza")
-    assert asked["tokenize_pretokenized"] and asked["download_method"] is None
-    assert pairs[1] == [[0, 1], [1, 2], [2, 3], [1, 4], [4, 5], [5, 6]]
 
 
 class Server(BaseHTTPRequestHandler):

@@ -1,11 +1,9 @@
 """The user's sentence -> what a model reads: ids by its vocabulary, and dependencies where the model is sparse."""
 
-from types import SimpleNamespace
-
 from files.errors import InputError, warn
 from reporting.explanation import Sentence
+from tools.own_data.parsers import Spacy, sentences_of
 from tools.own_data.stanford_scheme import is_tree, pairs_of
-from tools.parse_dependencies import Spacy, sentences_of
 from vocab import UNK, encode, tokenize
 
 
@@ -20,7 +18,7 @@ class Reader:
         self.vocab, self.parser, self.quiet = vocab, None, False
         if is_sparse:
             try:
-                self.parser = Spacy(SimpleNamespace(spacy_model=spacy_model))
+                self.parser = Spacy(spacy_model)
             except InputError as error:
                 raise InputError(f"a sparse model reads a sentence's dependencies: {error}") from None
 

@@ -10,7 +10,7 @@ from files.errors import InputError
 from files.text import read_json, read_lines
 
 SPLIT_NAMES = {"train": "train", "val": "dev", "dev": "dev", "test": "test", "testall": "testall", "restval": "train"}
-TITLES = re.compile(r"(image|img|file|photo|picture)[ _]?(name|id|file|path)?|name|path", re.IGNORECASE)
+HEADER = re.compile(r"(image|img|file|photo|picture)[ _]?(name|id|file|path)?|name|path", re.IGNORECASE)
 NUMBER = re.compile(r"#\d+$")  # Flickr's own lists number an image's captions: 1000268201.jpg#0
 
 
@@ -118,7 +118,7 @@ def read_table(path, restval=None):
     captions, first = {}, {}
     for number, row in numbered(rows, path):
         where = f"{path}, line {number}"
-        if not row or (number == 1 and len(row) == 2 and TITLES.fullmatch(row[0].strip())):
+        if not row or (number == 1 and len(row) == 2 and HEADER.fullmatch(row[0].strip())):
             continue
         if len(row) != 2:
             hint = "need image and caption with one tab between" if tabs else "need image,caption; quote commas"

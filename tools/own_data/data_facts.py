@@ -8,7 +8,7 @@ from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
 from vocab import END, START, UNK, encode_all
 
-CHUNK = 1 << 24  # bytes of features read at once
+CHUNK_BYTES = 1 << 24  # bytes of features read at once
 
 
 def of_file(ending, split):
@@ -162,9 +162,9 @@ class Scan:
 
 
 def scan(images, name):
-    """Read features (N, R, F) once, CHUNK bytes at a time."""
+    """Read features (N, R, F) once, CHUNK_BYTES at a time."""
     found = Scan(*images.shape)
-    step = max(1, CHUNK // (4 * images[0].size))
+    step = max(1, CHUNK_BYTES // (4 * images[0].size))
     with tqdm(total=len(images), desc=f"{name} features", unit=" images", disable=None, leave=False) as bar:
         for start in range(0, len(images), step):
             found.add(start, np.ascontiguousarray(images[start : start + step], np.float32))

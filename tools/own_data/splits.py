@@ -5,7 +5,7 @@ from files.errors import InputError
 SPLITS = ("train", "dev", "test", "testall")
 
 
-def chosen(opt, folder, ending, missing):
+def splits_asked(opt, folder, ending, missing):
     """The splits of --split, else those that have {split}_{ending}; InputError saying `missing` where none has."""
     splits = opt.split or [split for split in SPLITS if (folder / f"{split}_{ending}").exists()]
     if not splits:

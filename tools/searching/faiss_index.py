@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files.checksum import sha256
-from files.errors import InputError
+from files.errors import InputError, optional_package
 from files.text import read_json
 from files.writing import atomic_write
 
@@ -50,11 +50,7 @@ class ImageIndex(NamedTuple):
 
 def need_faiss():
     """The module faiss; InputError that says what to install where it is missing."""
-    try:
-        import faiss
-    except ImportError:
-        raise InputError("an index needs the package faiss: pip install faiss-cpu") from None
-    return faiss
+    return optional_package("faiss", "an index", "faiss-cpu")
 
 
 def empty_index(kind, width, n):

