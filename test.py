@@ -1,5 +1,7 @@
 """Evaluate one checkpoint on a split: recalls of both directions, or the means of five folds."""
 
+import runtime.openmp  # noqa: F401, before torch
+
 import evaluation
 from files.errors import run
 from runtime.options import eval_parser

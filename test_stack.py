@@ -1,5 +1,7 @@
 """Evaluate several checkpoints one by one, then their ensemble: the mean of the similarity matrices."""
 
+import runtime.openmp  # noqa: F401, before torch
+
 import evaluation
 from files.errors import run
 from runtime.options import eval_parser

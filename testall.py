@@ -1,5 +1,7 @@
 """Evaluate one checkpoint on MSCOCO's testall: the whole split (5K) and the means of its five folds (1K)."""
 
+import runtime.openmp  # noqa: F401, before torch
+
 import evaluation
 from files.errors import run
 from reporting.eccv import Eccv

@@ -1,5 +1,7 @@
 """Train GSMN or VSRN on precomputed region features.  README.md has the published recipes."""
 
+import runtime.openmp  # noqa: F401, before torch
+
 import contextlib
 import logging
 import os

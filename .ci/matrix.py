@@ -5,11 +5,12 @@
     python3 .ci/matrix.py --list
 
 A cell is the whole suite under one setting. Cells with versions of their own get an environment in .matrix/, which is
-kept. A cell whose Python or compiler is missing is skipped, saying so. The output of each cell goes to .matrix/CELL.txt,
-the table to .matrix/table.md. Exit code 1 when a cell fails.
+kept. A cell whose Python or compiler is missing is skipped, saying so. The output of each cell goes to
+.matrix/CELL.txt, the table to .matrix/table.md. Exit code 1 when a cell fails.
 """
 
 import argparse
+import dataclasses
 import glob
 import os
 import re
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".matrix"
@@ -26,9 +26,10 @@ OLDEST = ("torch==2.6.*", "torchvision==0.21.*", "numpy==1.24.*", "nltk==3.10.1"
 SKIP = 5  # pytest's exit code when no test ran
 
 
-class Cell(NamedTuple):
+@dataclasses.dataclass
+class Cell:
     what: str  # one line for the table
-    variables: dict = {}  # added to the environment
+    variables: dict = dataclasses.field(default_factory=dict)  # added to the environment
     python: str = ""  # version; '' is the Python that runs this script, with its packages
     packages: tuple = ()  # installed on top of requirements-dev.txt
     flags: tuple = ()  # of pytest

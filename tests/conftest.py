@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import runtime.openmp  # noqa: F401, before torch
+
 import gc
 import shutil
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import runtime.openmp  # noqa: F401, before torch
+
+import torch
 
 import data
 import evaluation

@@ -8,9 +8,12 @@ Released checkpoints have no caption model; those of train.py --model vsrn do.
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 from evaluation import load_model
 from files.errors import InputError, run

@@ -14,6 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 from data import PrecompDataset
 from files.arrays import open_array
 from files.checksum import sha256

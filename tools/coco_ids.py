@@ -13,6 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 from files.errors import InputError, run
 from files.pictures import read_coco
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions

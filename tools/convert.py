@@ -12,10 +12,14 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
+import torch
+
 from files import pickles
 from files.arrays import open_array
 from files.errors import InputError, optional_package, run

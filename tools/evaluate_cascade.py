@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
+import torch
+
 import data
 import evaluation
 from files.errors import InputError, run

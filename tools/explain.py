@@ -13,6 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 import data
 from evaluation import load_model
 from files.errors import InputError, run

@@ -21,6 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 from files.arrays import open_array
 from files.errors import InputError, run
 from files.text import data_folder, read_json, read_lines

@@ -12,10 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import runtime.openmp  # noqa: F401, before torch
+
+import torch
 
 import model
 from files.errors import InputError, run

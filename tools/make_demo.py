@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import runtime.openmp  # noqa: F401, before torch
+
 from files.errors import InputError, run
 from tools.demo_data.captions import Caption, describe, fact_holds
 from tools.demo_data.scenes import Scene, draw, make_projection, region_boxes, region_features, sample_scenes

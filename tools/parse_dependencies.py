@@ -16,6 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 from files.errors import InputError, run
 from files.text import data_folder, read_captions, read_dependencies, read_json
 from files.writing import atomic_write, make_folder

@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime.openmp  # noqa: F401, before torch
+
 from files.errors import InputError, run, warn
 from files.writing import check_writable
 from reporting.figures import need_matplotlib, save_figure

@@ -17,6 +17,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import runtime.openmp  # noqa: F401, before torch
+
 from files.errors import InputError, run
 from files.text import read_json
 from files.writing import atomic_write, make_folder

@@ -16,10 +16,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import runtime.openmp  # noqa: F401, before torch
+
+import torch
 
 import train
 from files.errors import InputError, run
