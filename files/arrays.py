@@ -5,17 +5,17 @@ import warnings
 import numpy as np
 
 from files.errors import InputError, warn
-from files.pickles import restricted_load
+from files.opening import open_regular
+from files.pickles import Dtype, number_of_numpy, restricted_load
 
 
 def open_array(path):
     """A .npy file as a read-only memory map (nothing is read yet); object arrays are refused."""
+    open_regular(path).close()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy remarks on headers written by Python 2
             return np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged header can fail anywhere in numpy's parser
@@ -68,7 +68,7 @@ def _sizes_of_fields(path):
 
 
 def _sizes_of_dicts(path):
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         _read_header(file)
         array = restricted_load(file, _array_stand_ins(), what=path)
     try:
@@ -82,7 +82,7 @@ def _sizes_of_dicts(path):
 
 def _is_object_array(path):
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _read_header(file) == np.dtype(object)
     except Exception:  # missing or damaged: open_array says how
         return False
@@ -104,22 +104,8 @@ def _array_stand_ins():
         def __setstate__(self, state):
             self.state = state  # version, shape, dtype, Fortran order, list of items
 
-    class Dtype:
-        def __init__(self, code, *_):
-            self.code, self.order = code, "<"
-
-        def __setstate__(self, state):
-            self.order = state[1] if state[1] in ("<", ">") else "|"
-
-    def scalar(dtype, data):
-        data = data.encode("latin1") if isinstance(data, str) else data
-        kind = np.dtype(dtype.order + dtype.code)
-        if kind.kind not in "iuf":
-            raise TypeError(f"a scalar of type {kind}")
-        return np.frombuffer(data, kind)[0].item()
-
     stand_ins = {("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         stand_ins[module, "_reconstruct"] = lambda *_: Array()
-        stand_ins[module, "scalar"] = scalar
+        stand_ins[module, "scalar"] = number_of_numpy
     return stand_ins

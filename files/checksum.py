@@ -5,12 +5,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from files.opening import open_regular
+
 
 def sha256(path):
     """The SHA-256 of a file's bytes, as hexadecimal text; with a progress bar."""
     path, digest = Path(path), hashlib.sha256()
     with (
-        open(path, "rb") as file,
+        open_regular(path) as file,
         tqdm(
             total=path.stat().st_size,
             desc=f"checksum of {path.name}",

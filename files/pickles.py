@@ -1,7 +1,8 @@
-"""Files of torch.save, read so that nothing in them can run (docs/method.md, section 5).
+"""Reads files of torch.save and other pickles without running anything in them (docs/method.md, section 5).
 
-A pickle is a program.  torch.load(weights_only=True) runs only a few harmless parts of the language; on top
-of that the file is looked through beforehand, so that what it asks for is refused by name, in every format.
+A pickle is a program.  torch.load(weights_only=True) runs a few harmless parts of that language only.  Before it
+runs, this module looks through every pickle of the file: it refuses unknown names by name, in every format, and it
+bounds how large a pickle may be.  Torch's own list of unsafe names reads zip files only, so it does not replace this.
 """
 
 import argparse
@@ -13,18 +14,25 @@ import pickletools
 import re
 import warnings
 import zipfile
+from pathlib import PurePosixPath, PureWindowsPath
 
+import numpy as np
 import torch
 
 from files.errors import InputError
+from files.opening import open_regular
 
-# All that the pickle of a checkpoint may ask for; released files of Python 2 and 3 need no more.
+# Every name that the pickle of a checkpoint may use.  NumPy's, pathlib's and torch.device become plain values.
 ALLOWED = re.compile(
     r"argparse\.Namespace|collections\.OrderedDict|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
-    r"|torch(\.cuda)?\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+    r"|torch(\.cuda)?\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage|torch\.device"
+    r"|numpy\._?core\.multiarray\.scalar|numpy\.dtype|_codecs\.encode"
+    r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path"
 )
+PICKLE_BYTES = 64 << 20  # the largest pickle of a checkpoint; weights are not part of it
+PICKLE_STEPS = 2_000_000  # the most operations of one; our largest checkpoints need about 30,000
 
-# First bytes of what is taken for a checkpoint by mistake.
+# First bytes of files that are often taken for a checkpoint by mistake.
 STRANGERS = {
     b"<": "a web page was saved in place of the file; download it again",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with 'git lfs pull'",
@@ -35,23 +43,24 @@ STRANGERS = {
 DAMAGED = "incomplete or damaged; copy or download it again"
 
 
-def read(path, lazily=False):
-    """What a file of torch.save holds, on the CPU: tensors, plain values and argparse.Namespace only.
+def read_torch_file(path, lazily=False):
+    """The content of a file of torch.save, on the CPU: tensors, plain values and argparse.Namespace only.
 
-    Zip files and the older format, Python 2 and 3.  lazily: tensors stay in the file until they are used,
-    and their checksums are left alone (zip only).  InputError, one line, for a file that is missing, empty,
-    damaged, of another kind, or that asks for anything else; then nothing in it was run.
+    Reads zip files and the older format, of Python 2 and 3.  NumPy's numbers become Python's, paths become text.
+    lazily: tensors stay in the file until they are used, and their checksums are not compared (zip only).
+    Raises InputError, one line, for a file that is missing, empty, damaged, of another kind, larger inside than a
+    checkpoint can be, or that asks for any other class or function; nothing in it has run then.
     """
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-        warnings.simplefilter("ignore")  # remarks of torch on its own old formats
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]):
+        warnings.simplefilter("ignore")  # torch remarks on its own old formats
         is_zip = inspect(path, sums=not lazily)
         try:
-            return load(path, mmap=is_zip and lazily)
+            return torch_load(path, mmap=is_zip and lazily)
         except Exception as error:  # torch raises a dozen kinds on damaged files
             raise InputError(f"{path}: {DAMAGED}") from error
 
 
-def load(path, mmap):
+def torch_load(path, mmap):
     call = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=mmap)
     try:
         return call()
@@ -59,22 +68,29 @@ def load(path, mmap):
         return call(encoding="latin1")  # Python 2's strings are bytes, of any encoding
 
 
+def is_zip_file(path):
+    """Whether a file of torch.save is a zip file; the older format has no checksums."""
+    with open_regular(path, "no such checkpoint; check the path") as file:
+        return file.read(2) == b"PK"
+
+
+# ---- the look at a file before it is loaded
+
+
 def inspect(path, sums):
-    """True for a zip file, False for the older format; InputError for others, and for what asks for code."""
-    try:
-        with open(path, "rb") as file:
-            refuse_strangers(file, path)
-            is_zip = file.read(2) == b"PK"
-            file.seek(0)
+    """True for a zip file, False for the older format; InputError for other files and for unknown names."""
+    with open_regular(path, "no such checkpoint; check the path") as file:
+        refuse_strangers(file, path)
+        is_zip = file.read(2) == b"PK"
+        file.seek(0)
+        try:
             if is_zip:
                 inspect_zip(file, path, sums)
             else:
                 inspect_pickles(file, path)
-            return is_zip
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; check the path") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        return is_zip
 
 
 def refuse_strangers(file, path):
@@ -91,7 +107,9 @@ def inspect_zip(file, path, sums):
     """InputError unless the archive is whole (torch.load ignores checksums) and its pickles are harmless."""
     try:
         with zipfile.ZipFile(file) as archive:
-            pickles = [record for record in archive.infolist() if record.filename.endswith(".pkl")]
+            records = archive.infolist()
+            refuse_bombs(records, path)
+            pickles = [record for record in records if record.filename.endswith(".pkl")]
             for record in pickles:  # by record, since a name can stand in the archive twice
                 refuse_code(archive.open(record), path)
             broken = archive.testzip() if sums else None
@@ -103,6 +121,16 @@ def inspect_zip(file, path, sums):
         raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")
     if broken:
         raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
+
+
+def refuse_bombs(records, path):
+    """InputError where a record claims to unpack to more than it takes in the file; torch.save never compresses."""
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
+            raise InputError(
+                f"{path}: refused, {record.filename} is compressed ({record.compress_size} to {record.file_size} "
+                "bytes), which torch.save never does; save the checkpoint again with torch.save"
+            )
 
 
 def inspect_pickles(file, path):
@@ -119,8 +147,8 @@ def inspect_pickles(file, path):
 
 
 def refuse_code(file, path):
-    """InputError when the next pickle of an open file asks for anything that is not ALLOWED; runs nothing."""
-    for name in wanted(file):
+    """InputError when the next pickle of an open file is too large or uses a name that is not ALLOWED; runs nothing."""
+    for name in names_in_pickle(file, path):
         if not ALLOWED.fullmatch(name):
             raise InputError(
                 f"{path}: refused, nothing in it was run: it asks for {name}, which no checkpoint needs; "
@@ -128,10 +156,15 @@ def refuse_code(file, path):
             )
 
 
-def wanted(file):
-    """The full names of the classes and functions that the next pickle of an open file asks for."""
+def names_in_pickle(file, path):
+    """The full names of the classes and functions that the next pickle of an open file uses."""
     strings, memo = ["?", "?"], {}
-    for opcode, value, _ in pickletools.genops(file):
+    for step, (opcode, value, at) in enumerate(pickletools.genops(file)):
+        if step >= PICKLE_STEPS or (at or 0) > PICKLE_BYTES:
+            raise InputError(
+                f"{path}: refused, a pickle in it has more than {PICKLE_STEPS:,} operations or "
+                f"{PICKLE_BYTES >> 20} MB, which no checkpoint needs; get the file from a source you trust"
+            )
         if opcode.name in ("GLOBAL", "INST"):
             yield value.replace(" ", ".", 1)
         elif opcode.name == "STACK_GLOBAL":  # module and name stand on the stack
@@ -144,7 +177,52 @@ def wanted(file):
             strings.append(value)
 
 
-class _Restricted(pickle._Unpickler):
+# ---- inert stand-ins for classes of NumPy and pathlib
+
+
+class Dtype:
+    """Takes numpy.dtype's place in a pickle: numbers, truth values and objects."""
+
+    def __init__(self, code, *_):
+        if not re.fullmatch(r"[biufO]\d{0,2}", code):
+            raise TypeError(f"NumPy's type {code!r}")
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state):
+        self.order = state[1] if state[1] in ("<", ">") else "|"
+
+
+def number_of_numpy(dtype, data):
+    """A NumPy scalar of a pickle as Python's number."""
+    if dtype.code.startswith("O"):
+        raise TypeError("a NumPy scalar that is an object")
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, np.dtype(dtype.order + dtype.code))[0].item()
+
+
+def posix_path(*parts):
+    return str(PurePosixPath(*parts))
+
+
+def windows_path(*parts):
+    return str(PureWindowsPath(*parts))
+
+
+def stand_ins():
+    """[(stand-in, the full name it takes the place of)] for torch.load."""
+    pairs = [(number_of_numpy, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    pairs.append((Dtype, "numpy.dtype"))
+    for module in ("pathlib", "pathlib._local"):
+        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath"):
+            pairs.append((posix_path, f"{module}.{name}"))
+        pairs += [(windows_path, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+    return pairs
+
+
+# ---- other pickles
+
+
+class RestrictedUnpickler(pickle._Unpickler):
     """The unpickler written in Python: unlike the one in C it takes memory only for what the file holds."""
 
     def __init__(self, file, allowed, encoding, what):
@@ -161,14 +239,14 @@ class _Restricted(pickle._Unpickler):
 
 
 def restricted_load(file, allowed, encoding="latin1", what="pickle"):
-    """Unpickle, with exactly the names in allowed: {(module, name): what to take for it}.
+    """Unpickle with exactly the names in `allowed`: {(module, name): what to take for it}.
 
-    file: open for bytes. encoding: for Python 2's byte strings. what: the name for error messages.
-    A pickle can call whatever it can name, so allowed should hold inert stand-ins, made anew for each call.
-    Raises InputError naming the first thing wanted beyond that, and for any damaged pickle.
+    file: open for bytes.  encoding: for Python 2's byte strings.  what: the name for error messages.
+    A pickle can call whatever it can name, so `allowed` should hold inert stand-ins, made anew for each call.
+    Raises InputError naming the first other name, and for any damaged pickle.
     """
     try:
-        return _Restricted(io.BytesIO(file.read()), allowed, encoding, what).load()
+        return RestrictedUnpickler(io.BytesIO(file.read()), allowed, encoding, what).load()
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way

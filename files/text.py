@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from files.errors import InputError
+from files.opening import open_regular
 
 CAPTIONS_PER_IMAGE = 5
 
@@ -22,12 +23,11 @@ def data_folder(data_path, data_name):
 
 
 def _read_bytes(path):
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _read_text(path):

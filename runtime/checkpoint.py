@@ -8,6 +8,7 @@ dicts), `best_rsum`, `opt` (argparse.Namespace) and `Eiters`.  Ours add `format`
 import argparse
 import contextlib
 import functools
+import os
 import platform
 import random
 import subprocess
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 
 from files import pickles
+from files.checksum import sha256
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, make_folder
+from runtime.checkpoint_fields import check_fields, check_optimizer, first_line
 from vocab import Vocabulary
 
 FORMAT = 1
@@ -44,20 +47,35 @@ def load_checkpoint(path):
 
     Released files (zip or the older format, Python 2 or 3) and ours come out alike: `opt` complete, names
     in `model` and `caption_model` without DataParallel's 'module.', counters present (docs/method.md,
-    section 5).
-    InputError, one line, where there is none, it is damaged, asks for code, or is of a newer format.
+    section 5).  The older format has no checksums: a warning gives the file's sha256.
+    Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
+    checkpoint_fields.FIELDS says, it asks for code, or its format is newer than this program.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / BEST
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"{path.parent}: no {BEST} in this folder; give a checkpoint file")
-    return normalise(pickles.read(path), path)
+    checkpoint = read_checkpoint(path)
+    if not pickles.is_zip_file(path):
+        warn(f"{path}: the older file format has no checksums; compare its sha256, {sha256(path)}")
+    return checkpoint
+
+
+def read_checkpoint(path, lazily=False):
+    """What load_checkpoint gives, of a file.  lazily: as pickles.read_torch_file."""
+    try:
+        return normalise(pickles.read_torch_file(path, lazily), path)
+    except InputError:
+        raise
+    except Exception as error:  # the last net: whatever a file holds, its name stands in one line
+        kind = type(error).__name__
+        raise InputError(f"{path}: damaged, or no checkpoint ({kind}: {first_line(error)}); get it again") from error
 
 
 def normalise(checkpoint, path):
-    """What a checkpoint file holds, completed in the way load_checkpoint says."""
-    check_parts(checkpoint, path)
+    """The content of a checkpoint file, checked and completed in the way load_checkpoint says."""
+    check_fields(checkpoint, path)
     if checkpoint.get("format", 0) > FORMAT:
         raise InputError(
             f"{path}: format {checkpoint['format']}, this program reads up to {FORMAT}; update the program"
@@ -68,29 +86,6 @@ def normalise(checkpoint, path):
     if checkpoint.get("caption_model") is not None:
         done["caption_model"] = strip_module(checkpoint["caption_model"], path)
     return done
-
-
-def check_parts(checkpoint, path):
-    """InputError unless this is a dict with a list of state dicts, flags and counters."""
-
-    def refuse(what):
-        raise InputError(f"{path}: {what}; not a checkpoint of GSMN or VSRN")
-
-    if not isinstance(checkpoint, dict):
-        refuse(f"holds a {type(checkpoint).__name__}")
-    if not isinstance(checkpoint.get("opt"), argparse.Namespace):
-        refuse("holds no flags of a run ('opt')")
-    if not isinstance(checkpoint.get("model"), list):
-        refuse("holds no list of state dicts ('model')")
-    caption_model, known = checkpoint.get("caption_model"), checkpoint.get("vocab")
-    for part in [*checkpoint["model"], {} if caption_model is None else caption_model]:
-        if not isinstance(part, dict) or not all(map(torch.is_tensor, part.values())):
-            refuse("a state dict holds something other than tensors")
-    if known is not None and (type(known) is not list or not all(type(word) is str for word in known)):
-        refuse("'vocab' is not a list of words")
-    for key in ("epoch", "Eiters", "best_rsum", "format", "saved"):
-        if not isinstance(checkpoint.get(key, 0), (int, float)):
-            refuse(f"'{key}' is not a number")
 
 
 def strip_module(state, path):
@@ -225,6 +220,23 @@ def restore_rng(state):
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
+def restore_training(checkpoint, model, optimizer, path):
+    """Bring an optimiser and the random generators to where a checkpoint left them.
+
+    Raises InputError, with nothing changed, where the optimiser's state does not fit the model's parameters, and
+    where a random state is broken.
+    """
+    check_optimizer(checkpoint["optimizer"], list(model.parameters()), path)
+    try:
+        restore_rng(checkpoint["rng"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except Exception as error:  # each random generator complains in its own way
+        kind = type(error).__name__
+        raise InputError(
+            f"{path}: its random states are broken ({kind}: {first_line(error)}); resume from another checkpoint"
+        ) from None
+
+
 @functools.cache
 def versions():
     """Versions of Python, torch, NumPy and, in a clone, git's commit ('-dirty' with uncommitted changes)."""
@@ -310,7 +322,7 @@ def ordered(folder, patterns, say=lambda line: None):
     found = []
     for path in [path for pattern in patterns for path in Path(folder).glob(pattern)]:
         try:
-            state = normalise(pickles.read(path, lazily=True), path)
+            state = read_checkpoint(path, lazily=True)
             found.append((state.get("saved", 0), state["Eiters"], state["epoch"], path))
         except InputError as error:
             say(f"{error} (passed over)")

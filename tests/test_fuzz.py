@@ -175,7 +175,7 @@ def test_fuzzed_array_headers(tmp_path_factory, header, version):
 
 def saved(tmp_path_factory, kind, model):
     path = tmp_path_factory.mktemp("checkpoint") / "x.pth.tar"
-    torch.save(state(model, vocab=["<pad>"]), path, _use_new_zipfile_serialization=kind == "zip")
+    torch.save(state(model, vocab=list(vocab.SPECIAL)), path, _use_new_zipfile_serialization=kind == "zip")
     return path
 
 

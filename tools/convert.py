@@ -40,7 +40,7 @@ def to_safetensors(source, target):
 
     Nothing is lost: from_safetensors gives back values, types, names and order (docs/method.md, section 5).
     """
-    content, tensors = pickles.read(source), {}
+    content, tensors = pickles.read_torch_file(source), {}
     try:
         outline = take(content, [], tensors)
     except TypeError as error:
@@ -142,12 +142,12 @@ def give(value, tensors):
 # ---- features
 
 
-def halve(path, target=None, rows=256):
-    """Write float32 features as float16, `rows` images at a time; `target` is the file itself by default.
+def halve(path, target, rows=256):
+    """Write float32 features as float16 into the file `target`, `rows` images at a time.
 
-    The file is replaced only when it is complete.  Returns the largest relative rounding error of the numbers
-    float16 holds normally (from 6e-5 on; smaller ones lose up to 3e-8).  InputError where a number is not
-    finite or beyond float16's 65504; then nothing is written.
+    `target` may be `path`: a file is replaced only when the new one is complete.  Returns the largest relative
+    rounding error of the numbers that float16 holds normally (from 6e-5 on; smaller ones lose up to 3e-8).  Raises
+    InputError, with nothing written, where a number is not finite or beyond float16's 65504.
     """
     features, worst = open_array(path), 0.0
     if features.dtype != np.float32:
@@ -164,7 +164,7 @@ def halve(path, target=None, rows=256):
             worst = max(worst, np.abs(halves[normal] / chunk[normal] - 1).max(initial=0))
             file.write(halves.tobytes())
 
-    atomic_write(target or path, write)
+    atomic_write(target, write)
     return worst
 
 
@@ -192,24 +192,41 @@ def parse(arguments=None):
     two.add_argument("--data_path", default="./data/", help="folder of the data sets")
     two.add_argument("--data_name", required=True, help="data set: a folder in data_path")
     two.add_argument("--split", required=True, help="train, dev, test or testall")
-    two.add_argument("--output", type=Path, help="file to write (default: replace the one read)")
+    two.add_argument("--output", type=Path, help="file to write (default: {split}_ims_float16.npy beside the original)")
+    for command in (one, two):
+        command.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return parser.parse_args(arguments)
+
+
+def refuse_existing(paths, overwrite):
+    """InputError naming the first file that exists, unless `overwrite`."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists; give another name, or --overwrite to replace it")
+
+
+def convert_features(opt):
+    path = Path(opt.data_path) / opt.data_name / f"{opt.split}_ims.npy"
+    target = opt.output or path.with_name(f"{opt.split}_ims_float16.npy")
+    refuse_existing([target], opt.overwrite)
+    worst = halve(path, target)
+    print(f"{target}: float16, largest relative rounding error {worst:.1e}")
+    if opt.output is None:
+        print(f"to use it, put it in the place of {path}; or convert in place: --output {path} --overwrite")
+
+
+def convert_checkpoint(opt):
+    if ".safetensors" not in (opt.source.suffix, opt.target.suffix):
+        raise InputError(f"{opt.target}: one of the two files must end in .safetensors")
+    back = opt.source.suffix == ".safetensors"
+    refuse_existing([opt.target] if back else [opt.target, opt.target.with_suffix(".json")], opt.overwrite)
+    (from_safetensors if back else to_safetensors)(opt.source, opt.target)
+    print(f"{opt.target}: written")
 
 
 def main(arguments=None):
     opt = parse(arguments)
-    if opt.command == "features":
-        path = Path(opt.data_path) / opt.data_name / f"{opt.split}_ims.npy"
-        worst = halve(path, opt.output)
-        print(f"{opt.output or path}: float16, largest relative rounding error {worst:.1e}")
-        return
-    if opt.source.suffix == ".safetensors":
-        from_safetensors(opt.source, opt.target)
-    elif opt.target.suffix == ".safetensors":
-        to_safetensors(opt.source, opt.target)
-    else:
-        raise InputError(f"{opt.target}: one of the two files must end in .safetensors")
-    print(f"{opt.target}: written")
+    convert_features(opt) if opt.command == "features" else convert_checkpoint(opt)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ PLACES = {
     "a flag in opt": lambda bad: state(opt=argparse.Namespace(embed_size=bad)),
     "a weight": lambda bad: state(model=[{"fc.weight": bad}, {}, {}, {}]),
     "the optimiser": lambda bad: state(optimizer={"state": {0: {"exp_avg": [bad]}}}),
-    "a word": lambda bad: state(vocab=["<pad>", bad]),
+    "a word": lambda bad: state(vocab=[*vocab.SPECIAL, bad]),
 }
 
 
@@ -82,7 +82,7 @@ def test_without_attack_these_files_load(tmp_path):
     """So it is the attack that is refused above, not the way the files are made."""
     for legacy in (False, True):
         samples.torch_save(PLACES["a word"](Raw(samples.text("dog"))), tmp_path / "x", legacy)
-        assert checkpoint.load_checkpoint(tmp_path / "x")["vocab"] == ["<pad>", "dog"]
+        assert checkpoint.load_checkpoint(tmp_path / "x")["vocab"] == [*vocab.SPECIAL, "dog"]
 
 
 @attacks

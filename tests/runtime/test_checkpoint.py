@@ -65,7 +65,7 @@ def test_our_python2_files_are_like_real_ones(tmp_path):
     """The opcodes of the writer used below are those that Python 2 and torch 1.0 used."""
     real = shared("golden/vsrn/f30k_precomp/checkpoint1_py2.pth.tar")
     ours = tmp_path / "ours.pth.tar"
-    pickle_samples.torch_save(pickles.read(real), ours, legacy=True, pickler=pickle_samples.Python2Pickler)
+    pickle_samples.torch_save(pickles.read_torch_file(real), ours, legacy=True, pickler=pickle_samples.Python2Pickler)
     memo = {"BINPUT", "LONG_BINPUT"}  # Python 2 does not store what it does not need again
     real, ours = ({op: n for op, n in opcodes(path).items() if op not in memo} for path in (real, ours))
     assert real == ours
@@ -201,12 +201,12 @@ BAD = {
     "old magic only": (write_bytes(b"\x80\x02K\x01."), "incomplete or damaged"),
     "flipped bit": (flip, "differs from its checksum"),
     "a list": (lambda path: torch.save(gsmn(), path), "holds a list"),
-    "no opt": (write_state(opt=None), "holds no flags"),
-    "no model": (write_state(model={"a": torch.ones(1)}), "holds no list of state dicts"),
-    "not state dicts": (write_state(model=[1, 2]), "something other than tensors"),
-    "numbers as weights": (write_state(model=[{"a": 1}] * 4), "something other than tensors"),
-    "caption model": (write_state(caption_model={"a": 1}), "something other than tensors"),
-    "epoch is text": (write_state(epoch="last"), "'epoch' is not a number"),
+    "no opt": (write_state(opt=None), "'opt' is not the flags of a run"),
+    "no model": (write_state(model={"a": torch.ones(1)}), "'model' is not a list of state dicts"),
+    "not state dicts": (write_state(model=[1, 2]), "'model' is not a list of state dicts, names to tensors"),
+    "numbers as weights": (write_state(model=[{"a": 1}] * 4), "'model' is not a list of state dicts, names to tensors"),
+    "caption model": (write_state(caption_model={"a": 1}), "'caption_model' is not a state dict"),
+    "epoch is text": (write_state(epoch="last"), "'epoch' is not a whole number from 0 on"),
     "newer": (write_state(format=checkpoint.FORMAT + 1), "format 2, this program reads up to 1; update"),
     "SCAN": (write_state(model=gsmn()[:2]), "2 state dicts; GSMN has 4"),
     "three": (write_state(model=gsmn()[:3]), "3 state dicts; GSMN has 4"),

@@ -33,7 +33,7 @@ def test_round_trip(tmp_path):
         step=17,
         optimizer=optimizer.state_dict(),
         caption_model=dict(model.state_dict()),
-        vocab=["<pad>", "\xe9t\xe9"],
+        vocab=[*SPECIAL, "\xe9t\xe9"],
         rng=checkpoint.capture_rng(),
         half=torch.ones(2).half(),
         nothing=None,

@@ -24,7 +24,11 @@ def there_and_back(path, folder):
     between, after = folder / "a.safetensors", folder / "after.pth.tar"
     convert.main(["checkpoint", str(path), str(between)])
     convert.main(["checkpoint", str(between), str(after)])
-    return pickles.read(path), pickles.read(after), json.loads(between.with_suffix(".json").read_text())
+    return (
+        pickles.read_torch_file(path),
+        pickles.read_torch_file(after),
+        json.loads(between.with_suffix(".json").read_text()),
+    )
 
 
 def test_our_checkpoint(tmp_path):
@@ -106,7 +110,8 @@ def test_messages(tmp_path, monkeypatch):
     target.unlink()
     assert "cannot be read (No such file" in message(convert.main, back)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert "pip install safetensors" in message(convert.main, ["checkpoint", str(source), str(target)])
+    again = ["checkpoint", str(source), str(tmp_path / "z.safetensors")]
+    assert "pip install safetensors" in message(convert.main, again)
     assert not (tmp_path / "y.pth.tar").exists()
 
 
@@ -121,7 +126,7 @@ def features(folder, array, split="dev"):
 def test_features(order, tmp_path):
     array = np.random.default_rng(0).normal(size=(700, 3, 4)).astype(np.float32)  # more than two chunks
     path, _ = features(tmp_path, np.asarray(array, order=order))
-    stated = convert.halve(path)
+    stated = convert.halve(path, path)
     halved = np.load(path)
     assert halved.dtype == np.float16 and np.array_equal(halved, array.astype(np.float16))
     normal = np.abs(array) >= np.finfo(np.float16).tiny
@@ -129,10 +134,33 @@ def test_features(order, tmp_path):
     assert stated == pytest.approx(error, rel=1e-3) and error <= 2**-11
 
 
-def test_features_into_another_file(tmp_path):
+def test_nothing_is_replaced_without_being_asked(tmp_path, capsys):
+    """Originals stay as they are; a file in the way is an error until --overwrite."""
     path, command = features(tmp_path, np.ones((2, 3, 4), np.float32))
-    convert.main([*command, "--output", str(tmp_path / "half.npy")])
-    assert np.load(path).dtype == np.float32 and np.load(tmp_path / "half.npy").dtype == np.float16
+    convert.main(command)
+    beside = path.with_name("dev_ims_float16.npy")
+    assert np.load(path).dtype == np.float32 and np.load(beside).dtype == np.float16
+    assert f"put it in the place of {path}" in capsys.readouterr().out
+    assert message(convert.main, command) == f"{beside}: exists; give another name, or --overwrite to replace it"
+    in_place = [*command, "--output", str(path)]
+    assert message(convert.main, in_place) == f"{path}: exists; give another name, or --overwrite to replace it"
+    convert.main([*in_place, "--overwrite"])
+    assert np.load(path).dtype == np.float16
+
+
+@pytest.mark.parametrize("name", ["y.safetensors", "y.json"])
+def test_converted_checkpoints_replace_nothing(name, tmp_path):
+    pytest.importorskip("safetensors")
+    torch.save(state(), tmp_path / "x.pth.tar")
+    (tmp_path / name).write_text("mine")
+    command = ["checkpoint", str(tmp_path / "x.pth.tar"), str(tmp_path / "y.safetensors")]
+    assert (
+        message(convert.main, command) == f"{tmp_path / name}: exists; give another name, or --overwrite to replace it"
+    )
+    assert (tmp_path / name).read_text() == "mine"
+    convert.main([*command, "--overwrite"])
+    back = ["checkpoint", str(tmp_path / "y.safetensors"), str(tmp_path / "x.pth.tar")]
+    assert "x.pth.tar: exists" in message(convert.main, back)
 
 
 @pytest.mark.parametrize("value, text", [(1e5, "100000"), (np.nan, "nan"), (-np.inf, "-inf")])
