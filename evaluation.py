@@ -24,6 +24,7 @@ from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t
 from reporting.pages import Report
 from reporting.printing import print_folds, print_metrics, save_json, save_ranks
 from runtime import checkpoint, distributed, shared_arrays
+from runtime.checkpoint_fields import check_shapes
 from runtime.options import OVERRIDES, check_options, defaults, overrides_of
 from vocab import load_vocab
 
@@ -186,6 +187,7 @@ def load_model(model_path, **overrides):
     if not overrides.get("device"):
         opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the training machine may have had another
     vocab = vocab_of(loaded, opt, overrides, model_path)
+    check_shapes(build, opt, loaded["model"], model_path)
     try:
         model = build(opt)
         model.load_state_dict(loaded["model"])

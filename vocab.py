@@ -11,7 +11,8 @@ import punkt
 from tqdm import tqdm
 
 from files.errors import InputError, run, warn
-from files.pickles import restricted_load
+from files.opening import open_regular
+from files.pickles import ANY_MODULE, restricted_load
 from files.pictures import PICTURES, training_captions
 from files.ragged import Ragged
 from files.text import data_folder, read_captions, read_json
@@ -105,22 +106,27 @@ def deserialize_vocab(path):
         content = _unpickle(path)
     else:
         content = read_json(path)
+    if is_word_table(content):
+        content = {"word2idx": content, "idx2word": {n: word for word, n in content.items()}, "idx": len(content)}
     if not isinstance(content, dict) or not {"word2idx", "idx2word", "idx"} <= content.keys():
         raise InputError(f"{path}: not a vocabulary; it needs word2idx, idx2word and idx")
     return Vocabulary(_checked_words(content, path))
 
 
+def is_word_table(content):
+    """Whether this is a plain table of words and their ids."""
+    return isinstance(content, dict) and content.get(SPECIAL[1]) == START and "word2idx" not in content
+
+
 def _unpickle(path):
+    """The tables of a pickled vocabulary: of a class Vocabulary of any module, or a plain dict."""
+
     class Holder:
         """Takes the place of the pickled class, so that a file can fill attributes and nothing else."""
 
-    try:
-        with open(path, "rb") as file:
-            allowed = {(module, "Vocabulary"): Holder for module in ("vocab", "__main__")}
-            loaded = restricted_load(file, allowed, encoding="utf-8", what=path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return loaded.__dict__ if type(loaded) is Holder else None
+    with open_regular(path) as file:
+        loaded = restricted_load(file, {(ANY_MODULE, "Vocabulary"): Holder}, encoding="utf-8", what=path)
+    return loaded.__dict__ if type(loaded) is Holder else loaded
 
 
 def _checked_words(content, path):

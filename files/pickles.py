@@ -221,6 +221,8 @@ def stand_ins():
 
 # ---- other pickles
 
+ANY_MODULE = "*"  # a class of this name, wherever it was defined
+
 
 class RestrictedUnpickler(pickle._Unpickler):
     """The unpickler written in Python: unlike the one in C it takes memory only for what the file holds."""
@@ -231,15 +233,16 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.allowed, self.what = allowed, what
 
     def find_class(self, module, name):
-        if (module, name) not in self.allowed:
-            raise InputError(
-                f"{self.what}: refused, because its pickle wants {module}.{name}; get the file from a source you trust"
-            )
-        return self.allowed[module, name]
+        for key in ((module, name), (ANY_MODULE, name)):
+            if key in self.allowed:
+                return self.allowed[key]
+        raise InputError(
+            f"{self.what}: refused, because its pickle wants {module}.{name}; get the file from a source you trust"
+        )
 
 
 def restricted_load(file, allowed, encoding="latin1", what="pickle"):
-    """Unpickle with exactly the names in `allowed`: {(module, name): what to take for it}.
+    """Unpickle with exactly the names in `allowed`: {(module or ANY_MODULE, name): what to take for it}.
 
     file: open for bytes.  encoding: for Python 2's byte strings.  what: the name for error messages.
     A pickle can call whatever it can name, so `allowed` should hold inert stand-ins, made anew for each call.

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,23 @@ def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
     assert [len(vocab.load_vocab(tmp_path, "x", size)) for size in (None, 6, 7)] == [6, 6, 7]
     with pytest.raises(InputError, match=r"json has 6 words, .*pkl has 7 words; 8 are needed"):
         vocab.load_vocab(tmp_path, "x", 8)
+
+
+@pytest.mark.parametrize("suffix", ["json", "pkl"])
+def test_plain_tables_are_vocabularies(suffix, tmp_path):
+    """A table of words and ids, and the three tables without a class."""
+    table = {word: i for i, word in enumerate([*vocab.SPECIAL, "dog"])}
+    tables = {"word2idx": table, "idx2word": {str(i): word for word, i in table.items()}, "idx": 5}
+    for content in (table, tables):
+        path = tmp_path / f"x_vocab.{suffix}"
+        path.write_bytes(json.dumps(content).encode() if suffix == "json" else pickle.dumps(content, 2))
+        assert vocab.deserialize_vocab(path).word2idx == table
+
+
+def test_the_class_may_come_from_any_module(tmp_path, monkeypatch):
+    path, module = tmp_path / "x_vocab.pkl", types.ModuleType("vocabulary_of_others")
+    module.Vocabulary = type("Vocabulary", (vocab.Vocabulary,), {"__module__": "vocabulary_of_others"})
+    monkeypatch.setitem(sys.modules, "vocabulary_of_others", module)
+    path.write_bytes(pickle.dumps(module.Vocabulary([*vocab.SPECIAL, "dog"]), 2))
+    assert b"vocabulary_of_others" in path.read_bytes()
+    assert vocab.deserialize_vocab(path)("dog") == 4
