@@ -7,10 +7,12 @@ pictures.
 import contextlib
 import io
 
+import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from files.arrays import open_array
-from files.errors import InputError
+from files.errors import InputError, warn
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_json
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
@@ -145,3 +147,48 @@ def make_transforms(crop_size):
     centre = [transforms.Resize(round(crop_size * 256 / 224)), transforms.CenterCrop(crop_size)]
     chance = [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
     return transforms.Compose([*centre, *end]), transforms.Compose([*chance, *end])
+
+
+# ---- sizes of pictures against the sizes that the boxes belong to ----
+
+
+def picture_size(path):
+    """(width, height) of a picture the right way up, without decoding it; None where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
+            return image.size[::-1] if turned else image.size
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return None
+
+
+def proportions_differ(size, other):
+    """Whether two (width, height) have other proportions than resizing can give: beyond 2 %, or a pixel of rounding.
+
+    Boxes that belong to one size are then in the wrong places of a picture of the other size.
+    """
+    (w, h), (v, g) = size, other
+    return abs(np.log(w * g / (h * v))) > max(0.02, 1.5 / min(w, h, v, g))
+
+
+def other_proportions(sizes, files):
+    """[(image, its size in `sizes`, its picture's size)] where proportions differ.
+
+    sizes: (N, 2) width, height, as in {split}_ims_size.npy; files: N paths, None where an image has no picture.
+    """
+    found = []
+    for g, (size, path) in enumerate(zip(sizes, tqdm(files, "sizes of pictures", disable=None, leave=False))):
+        picture = picture_size(path) if path else None
+        if picture and proportions_differ(size, picture):
+            found.append((g, tuple(int(x) for x in size), picture))
+    return found
+
+
+def warn_proportions(sizes, files):
+    """Warn, in one line, where pictures have other proportions than the sizes that the boxes belong to."""
+    if found := other_proportions(sizes, files):
+        g, (w, h), (v, u) = found[0]
+        warn(
+            f"{len(found)} of {len(files)} pictures have other proportions than the sizes in the data set (first: "
+            f"{files[g]} is {v} x {u}, the data set says {w} x {h}): boxes are drawn in the wrong places there"
+        )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from files.errors import InputError, warn
+from files.names import find_pictures, image_names
 from files.pictures import read_picture
 from reporting import thumbnails
 
@@ -43,14 +44,14 @@ def open_picture(dataset, number, images):
         return small_picture(Path(dataset.pictures[number]), Path(dataset.pictures[number]).name)
     if not Path(images).is_dir():
         raise InputError(f"--images {images}: no such folder")
-    names = thumbnails.image_names(dataset)
+    names = image_names(dataset)
     if names is None:
         warn(
             f"--images: there is no {dataset.folder / dataset.split}_imagename.txt with the images' names; "
             "drawing regions"
         )
         return "", None
-    file = thumbnails.find(Path(images), names[number])
+    file = find_pictures(images, names)[number]
     if file is None:
         warn(f"{images}: {names[number]} is not there; drawing regions")
         return names[number], None

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files.errors import InputError, optional_package
+from files.names import image_names
 from reporting.rendering import TEMPLATES, template
 from reporting.thumbnails import drawings, make_thumbnails
 
@@ -106,7 +107,8 @@ class Report:
         self.models, self.dataset = [], None
 
     def check(self, dataset):
-        """Before a model is evaluated: nothing to check yet."""
+        """InputError before a model is evaluated where a file of the images' names does not fit the split."""
+        image_names(dataset)
 
     def add(self, result, sims, dataset, data_name):
         """One model's result and similarities, as evaluation.evaluate has them. Keeps little of them."""

@@ -12,57 +12,13 @@ from tqdm import tqdm
 
 from files.arrays import read_sizes
 from files.boxes import read_boxes
-from files.errors import InputError, warn
-from files.text import read_json, read_lines
+from files.errors import warn
+from files.names import find_pictures, image_names
 
 SIDE = 320  # pixels of a thumbnail's longer side
-SPLITS = {"val": "dev", "restval": "train", "testall": "test"}  # Karpathy's names and ours
 
 
 # ---- which image is which file ----
-
-
-def image_names(dataset):
-    """The names of a split's images, as strings under --images, or None where no file tells them.
-
-    {split}_imagename.txt, one a line; or {split}_ids.txt looked up in Karpathy's dataset_*.json, which lies
-    beside it or in the folder above. A line for each image, or for each caption.
-    """
-    folder, split = dataset.folder, dataset.split
-    if (folder / f"{split}_imagename.txt").exists():
-        path = folder / f"{split}_imagename.txt"
-        return one_each(read_lines(path), dataset, path)
-    path = folder / f"{split}_ids.txt"
-    sources = sorted([*folder.glob("dataset_*.json"), *folder.parent.glob("dataset_*.json")])
-    if not path.exists() or not sources:
-        return None
-    return names_of_ids(one_each(read_lines(path), dataset, path), split, sources[0], path)
-
-
-def one_each(lines, dataset, path):
-    captions = len(dataset.tokens)
-    per = len(dataset) // dataset.n_images
-    if len(lines) not in (captions, captions // per):
-        raise InputError(f"{path}: {len(lines)} lines; need one for each of {captions // per} images")
-    return lines[:: per if len(lines) == captions else 1][: dataset.n_images]
-
-
-def names_of_ids(ids, split, source, path):
-    """Names by 'cocoid' or 'imgid', whichever is the one whose images are of this split."""
-    try:
-        images = read_json(source)["images"]
-        tables = [{str(image[key]): image for image in images if key in image} for key in ("cocoid", "imgid")]
-        agree = [sum(of_split(table.get(id), split) for id in ids) for table in tables]
-        table = tables[int(agree[1] > agree[0])]
-        return [str(Path(table[id].get("filepath", ""), table[id]["filename"])) for id in ids]
-    except KeyError as error:
-        raise InputError(f"{path}: {error} is not in {source}; take both from the same data set") from None
-    except (AttributeError, TypeError):
-        raise InputError(f"{source}: not Karpathy's JSON (images with filename and imgid)") from None
-
-
-def of_split(image, split):
-    return image is not None and SPLITS.get(image["split"], image["split"]) == SPLITS.get(split, split)
 
 
 def image_files(dataset, images):
@@ -80,7 +36,7 @@ def image_files(dataset, images):
                 f"(one a line), or {dataset.split}_ids.txt with Karpathy's dataset_*.json; drawing regions"
             )
         return [None] * dataset.n_images, [""] * dataset.n_images
-    files = [find(Path(images), name) if images else None for name in names]
+    files = find_pictures(images, names) if images else [None] * len(names)
     missing = [name for name, file in zip(names, files) if file is None]
     if images and missing:
         warn(
@@ -88,13 +44,6 @@ def image_files(dataset, images):
             "their regions are drawn instead"
         )
     return files, names
-
-
-def find(folder, name):
-    """The image's file in the folder, with or without the folders in its name; never outside."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        return None
-    return next((p for p in (folder / name, folder / Path(name).name) if p.is_file()), None)
 
 
 # ---- pictures ----

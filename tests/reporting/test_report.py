@@ -16,7 +16,8 @@ import evaluation
 import train
 from data import PrecompDataset
 from files.errors import InputError
-from reporting import pages, thumbnails
+from files.names import find_pictures, image_names
+from reporting import pages
 from runtime.options import eval_parser
 from vocab import load_vocab
 
@@ -271,9 +272,8 @@ def test_a_broken_image_is_counted_and_drawn(tmp_path, tiny_data, photographs, c
 
 def test_names_never_lead_out_of_the_folder(tmp_path, photographs):
     (tmp_path / "secret.png").write_bytes((photographs / "photo 1.png").read_bytes())
-    assert thumbnails.find(photographs, "../secret.png") is None
-    assert thumbnails.find(photographs, str(tmp_path / "secret.png")) is None
-    assert thumbnails.find(photographs, "val2014/photo 1.png") == photographs / "photo 1.png"
+    names = ["../secret.png", str(tmp_path / "secret.png"), "val2014/photo 1.png"]
+    assert find_pictures(photographs, names) == [None, None, photographs / "photo 1.png"]
 
 
 def test_names_of_ids_through_karpathys_file(tmp_path, tiny_data):
@@ -291,15 +291,15 @@ def test_names_of_ids_through_karpathys_file(tmp_path, tiny_data):
     (tiny_data.folder / "dataset_coco.json").write_text(json.dumps({"images": images}))
     ids = tiny_data.folder / "dev_ids.txt"
     ids.write_text("".join(f"{i}\n" for i in range(20, 30)))
-    assert thumbnails.image_names(dataset) == [f"val2014/{i}.jpg" for i in range(20, 30)]
+    assert image_names(dataset) == [f"val2014/{i}.jpg" for i in range(20, 30)]
     ids.write_text("".join(f"{1000 - i}\n" for i in range(20, 30) for _ in range(5)))  # one for each caption
-    assert thumbnails.image_names(dataset) == [f"val2014/{i}.jpg" for i in range(20, 30)]
+    assert image_names(dataset) == [f"val2014/{i}.jpg" for i in range(20, 30)]
     ids.write_text("".join(f"{i}\n" for i in range(90, 100)))
     with pytest.raises(InputError, match=r"'90' is not in .*dataset_coco\.json"):
-        thumbnails.image_names(dataset)
+        image_names(dataset)
     ids.write_text("1\n2\n")
     with pytest.raises(InputError, match="2 lines; need one for each of 10 images"):
-        thumbnails.image_names(dataset)
+        image_names(dataset)
 
 
 # ---- what goes wrong ----

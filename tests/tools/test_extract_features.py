@@ -16,10 +16,11 @@ from data import PrecompDataset
 from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import InputError
+from files.names import find_by_key
 from files.pictures import read_picture
 from tools import extract_features
 from tools.own_data import region_sources
-from tools.own_data.region_files import BUTD, LXMERT, find_by_key
+from tools.own_data.region_files import BUTD, LXMERT
 from tools.own_data.region_sources import backbone, cell_boxes, last_map
 from vocab import Vocabulary
 

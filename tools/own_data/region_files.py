@@ -5,13 +5,13 @@ A source is called with the names of a split and the numbers of those that are w
 
 import base64
 import binascii
-import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from files.errors import InputError
+from files.names import find_by_key, name_keys
 from tools.own_data.region_sources import Regions
 
 BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -68,22 +68,6 @@ def check_regions(where, features, boxes, size):
         raise InputError(f"{where}: image of {size[0]} x {size[1]} pixels")
 
 
-def keys_of(name):
-    """What an extractor may call an image, most particular first: its path, file name, stem, COCO number."""
-    stem = Path(name).stem
-    number = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,18})", stem, re.ASCII)
-    return list(dict.fromkeys([name, Path(name).name, stem, *([number[1]] if number else [])]))
-
-
-def find_by_key(names):
-    """{what an extractor may call it: index}, without what several images may be called."""
-    found = {}
-    for index, name in enumerate(names):
-        for key in keys_of(name):
-            found.setdefault(key, set()).add(index)
-    return {key: next(iter(some)) for key, some in found.items() if len(some) == 1}
-
-
 # ---- TSV
 
 
@@ -97,7 +81,7 @@ class Tsv(FileSource):
     def __call__(self, names, wanted):
         index_of, wanted, seen = find_by_key(names), set(map(int, wanted)), {}
         for where, row in self.rows():
-            found = next((index_of[key] for key in keys_of(row["id"]) if key in index_of), None)
+            found = next((index_of[key] for key in name_keys(row["id"]) if key in index_of), None)
             if found in seen:
                 self.notes.add("images that come twice, of which the first is taken", f"{where}: {row['id']}")
             elif found is not None:
@@ -184,7 +168,7 @@ class Npz(FileSource):
 
     def __call__(self, names, wanted):
         for index in map(int, wanted):
-            for key in keys_of(names[index]):
+            for key in name_keys(names[index]):
                 path = self.folder / f"{key}.npz"
                 if path.is_file():
                     yield self.fit(index, *self.read(path))

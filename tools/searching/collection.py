@@ -13,8 +13,8 @@ import evaluation
 from files.arrays import open_array
 from files.checksum import sha256
 from files.errors import InputError, warn
+from files.names import image_names
 from files.writing import atomic_write, make_folder
-from reporting import thumbnails
 from runtime.checkpoint import BEST
 
 CACHE_SUFFIX = ".embeddings.npy"
@@ -28,9 +28,7 @@ def open_collection(flags, opt, vocab):
 
 def image_labels(dataset):
     """The file name of each image, or empty texts where no file lists them."""
-    if hasattr(dataset, "pictures"):
-        return [Path(p).name for p in dataset.pictures]
-    return thumbnails.image_names(dataset) or [""] * dataset.n_images
+    return image_names(dataset) or [""] * dataset.n_images
 
 
 def first_captions(dataset):

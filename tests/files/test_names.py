@@ -1,0 +1,134 @@
+"""Which file a name means, and which pictures have other proportions than the sizes of the data set."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from states import message
+
+from files.names import find_pictures, image_names, name_keys
+from files.pictures import other_proportions, proportions_differ, warn_proportions
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Makes files in a folder: folder(names) -> the folder."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path / "images"
+
+    return make
+
+
+def found(folder, *names):
+    return [path and str(path.relative_to(folder)) for path in find_pictures(folder, names)]
+
+
+def test_the_name_itself_comes_first(folder):
+    images = folder("a.jpg", "val2014/b.jpg", "c.jpg")
+    assert found(images, "a.jpg", "val2014/b.jpg", "val2014/c.jpg", "d.jpg") == [
+        "a.jpg",
+        "val2014/b.jpg",
+        "c.jpg",
+        None,
+    ]
+
+
+def test_coco_names_of_2014_mean_pictures_of_2017(folder):
+    images = folder("train2017/000000000042.jpg", "val2017/000000391895.jpg")
+    names = [
+        "val2014/COCO_val2014_000000000042.jpg",
+        "COCO_train2014_000000391895.jpg",
+        "COCO_val2014_000000000007.jpg",
+    ]
+    assert found(images, *names) == ["train2017/000000000042.jpg", "val2017/000000391895.jpg", None]
+    images = folder("COCO_val2014_000000000007.jpg")
+    assert found(images, "000000000007.jpg") == ["COCO_val2014_000000000007.jpg"]
+
+
+def test_another_ending(folder):
+    assert found(folder("a.JPG", "b.png"), "a.jpg", "b.jpg") == ["a.JPG", "b.png"]
+
+
+def test_a_file_belongs_to_one_name(folder):
+    """A picture that is missing is not taken for the one whose name has the same number."""
+    images = folder("1.jpg", "b.jpg", "b.png")
+    assert found(images, "1.jpg", "01.jpg") == ["1.jpg", None]
+    assert found(images, "001.jpg", "01.jpg") == [None, None]  # both could mean it
+    assert found(images, "b.gif") == [None]  # two files could be meant
+
+
+def test_names_that_no_file_can_have(folder):
+    assert found(folder("a.jpg"), "x" * 300, "../images/a.jpg") == [None, None]
+    assert find_pictures(folder("a.jpg") / "nowhere", ["a.jpg"]) == [None]
+
+
+def test_keys():
+    assert name_keys("v/COCO_val2014_000000000042.jpg")[1:] == [
+        "COCO_val2014_000000000042.jpg",
+        "COCO_val2014_000000000042",
+        "42",
+    ]
+
+
+def test_a_line_for_each_image_or_caption(tmp_path):
+    class Split(SimpleNamespace):
+        def __len__(self):
+            return 10
+
+    dataset, path = Split(folder=tmp_path, split="dev", tokens=[[]] * 10, n_images=2), tmp_path / "dev_imagename.txt"
+    assert image_names(dataset) is None
+    path.write_text("a\nb\n")
+    assert image_names(dataset) == ["a", "b"]
+    path.write_text("a\n" * 5 + "b\n" * 5)
+    assert image_names(dataset) == ["a", "b"]
+    path.write_text("a\n")
+    assert message(image_names, dataset).startswith(f"{path}: 1 lines; need one for each of 2 images; write it again")
+
+
+# ---- proportions
+
+
+@pytest.mark.parametrize(
+    "size, other, differ",
+    [
+        ((333, 500), (375, 500), True),
+        ((500, 333), (333, 500), True),
+        ((500, 375), (640, 480), False),
+        ((333, 500), (213, 320), False),
+        ((500, 375), (50, 37), False),  # resized, the height rounded down
+        ((500, 375), (50, 35), True),
+    ],
+)
+def test_proportions(size, other, differ):
+    assert proportions_differ(size, other) == proportions_differ(other, size) == differ
+
+
+def test_pictures_of_other_proportions_are_counted(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side in the file
+    files = []
+    for name, size, more in (
+        ("a.jpg", (60, 40), {}),
+        ("b.jpg", (60, 45), {}),
+        ("c.jpg", (40, 60), {"exif": exif}),
+        ("d.jpg", (60, 40), {"exif": exif}),
+    ):
+        files.append(tmp_path / name)
+        Image.new("RGB", size).save(files[-1], **more)
+    (tmp_path / "e.jpg").write_text("no picture")
+    files += [tmp_path / "e.jpg", None]
+    sizes = np.float32([(600, 400)] * 6)
+    assert other_proportions(sizes, files) == [(1, (600, 400), (60, 45)), (3, (600, 400), (40, 60))]
+    warn_proportions(sizes, files)
+    said = capsys.readouterr().err
+    assert (
+        f"2 of 6 pictures have other proportions than the sizes in the data set (first: {files[1]} is 60 x 45" in said
+    )
+    warn_proportions(sizes[:1], files[:1])
+    assert capsys.readouterr().err == ""
