@@ -64,7 +64,7 @@ def encode_data(model, data_loader, log_step=10, logging=print):
 def encode_all_images(model, dataset, workers):
     """Embeddings of all images, (N, R, D) or (N, D); each process encodes its share of them."""
     n = dataset.n_images
-    share, embeddings = range(n)[distributed.share(n)], None
+    share, embeddings = range(n)[distributed.local_slice(n)], None
     start = share.start
     for batch, _ in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
         images = finite(model.encode_images(batch), "image", range(start, start + len(batch)))
@@ -73,13 +73,13 @@ def encode_all_images(model, dataset, workers):
         if share:  # a process without a share encodes image 0, to learn the shape
             embeddings[start : start + len(batch)] = images
         start += len(batch)
-    return distributed.share_out(embeddings)
+    return distributed.exchange_slices(embeddings)
 
 
 def encode_all_captions(model, dataset, lengths):
     """Embeddings of all captions, as in Encoded; each process encodes its share, longest captions first."""
     n = len(lengths)
-    share, embeddings = range(n)[distributed.share(n)], None
+    share, embeddings = range(n)[distributed.local_slice(n)], None
     rows = [1] * n if model.one_vector else lengths
     starts = np.cumsum([0, *rows]).tolist()  # caption c has the rows from starts[c] to starts[c + 1]
     order = [share[i] for i in data.longest_first([lengths[c] for c in share])]
@@ -90,8 +90,8 @@ def encode_all_captions(model, dataset, lengths):
         captions = captions.view(len(captions), -1, captions.shape[-1]).cpu()  # (B, words or 1, D)
         for c, words in zip(batch.ids if share else (), captions):
             embeddings[starts[c] : starts[c + 1]] = words[: rows[c]]
-    shares = [distributed.share(n, process) for process in range(distributed.size())]
-    embeddings = distributed.share_out(embeddings, [starts[part.stop] - starts[part.start] for part in shares])
+    shares = [distributed.local_slice(n, process) for process in range(distributed.size())]
+    embeddings = distributed.exchange_slices(embeddings, [starts[part.stop] - starts[part.start] for part in shares])
     return embeddings if model.one_vector else list(embeddings.split(lengths))
 
 
@@ -121,7 +121,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     all have the whole matrix.  InputError where a similarity is not finite.
     """
     n_images, n_captions, width = len(img_embs), len(cap_lens), img_embs.shape[-1]
-    share = distributed.share(n_images)
+    share = distributed.local_slice(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
     order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length stand together: large groups
     budget = getattr(model, "sim_memory", similarity.MEMORY) * 2**20 / 4
@@ -194,7 +194,7 @@ def load_model(model_path, **overrides):
     except (RuntimeError, ValueError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{model_path}: does not fit the {opt.model} model its options describe: {reason}") from None
-    return model.to(distributed.own_device(opt.device)).eval(), opt, vocab
+    return model.to(distributed.local_device(opt.device)).eval(), opt, vocab
 
 
 def vocab_of(loaded, opt, overrides, path):
@@ -210,7 +210,7 @@ def vocab_of(loaded, opt, overrides, path):
 def score_split(model_path, split, fold5, full, overrides, store, observers):
     """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': [five of (N/5, M/5)]}, its options, the split).
 
-    store: shared_arrays.Matrices for the array that may be saved: the full matrix or, without it, the folds in one
+    store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds in one
     array.  Folds that are parts of the full matrix are left out; with_folds adds them.
     """
     model, opt, vocab = load_model(model_path, **overrides)
@@ -233,7 +233,7 @@ def score_split(model_path, split, fold5, full, overrides, store, observers):
         shard_xattn(model, *with_boxes(encoded, dataset, opt, False), sims=sims["full"][0])
     if fold5 and (not full or opt.boxes == "released"):
         encoded = with_boxes(encoded, dataset, opt, True)
-        sims["fold5"] = (shared_arrays.Matrices() if full else store).new((5, n // 5, m // 5))
+        sims["fold5"] = (shared_arrays.ArrayStore() if full else store).new((5, n // 5, m // 5))
         for k in range(5):
             shard_xattn(model, *fold_of(encoded, k), sims=sims["fold5"][k])
     return sims, opt, dataset
@@ -267,11 +267,11 @@ def evaluate(model_paths, split="dev", fold5=False, full=True, ties="worst", obs
 
     Returns (results, sims).  results has, for each checkpoint and then for the ensemble, its path as 'model' and
     the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
-    ties: the order of equal scores.  store: shared_arrays.Matrices for the similarities (default: memory).
+    ties: the order of equal scores.  store: shared_arrays.ArrayStore for the similarities (default: memory).
     observers: each has check(dataset), called before a checkpoint's split is encoded, and
     add(result, sims, dataset, data_name), called with every result.
     """
-    store = store or shared_arrays.Matrices()
+    store = store or shared_arrays.ArrayStore()
     results, total, names = [], None, set()
 
     def conclude(name, sims):
@@ -296,7 +296,7 @@ def evaluate(model_paths, split="dev", fold5=False, full=True, ties="worst", obs
     if len(model_paths) > 1:
         print(f"Ensemble of {len(model_paths)} models")
         for matrix in chain.from_iterable(total.values()):
-            shared_arrays.divide(matrix, len(model_paths))
+            shared_arrays.divide_in_place(matrix, len(model_paths))
         conclude("ensemble", total)
     return results, with_folds(total, fold5)
 
@@ -318,7 +318,7 @@ def add_similarities(total, sims, path):
     for a, b in zip(chain.from_iterable(total.values()), chain.from_iterable(sims.values())):
         if a.shape != b.shape:
             raise InputError(f"{path}: similarities {b.shape}, those of the model before {a.shape}; give --data_path")
-        shared_arrays.add(a, b)
+        shared_arrays.add_in_place(a, b)
     return total
 
 
@@ -343,7 +343,7 @@ def evalrank(model_path, data_path=None, split="dev", fold5=False, ranks="ranks.
 
 def main(opt, fold5=False, full=True, extra=None):
     """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None."""
-    with distributed.joined():
+    with distributed.process_group():
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
             check_writable(output)
@@ -351,7 +351,7 @@ def main(opt, fold5=False, full=True, extra=None):
             raise InputError("--images is for --report; say with --report DIR where to write it")
         report = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
         observers = [observer for observer in (extra, report) if observer and distributed.is_main()]
-        with contextlib.closing(shared_arrays.Matrices(opt.save_sims)) as store:
+        with contextlib.closing(shared_arrays.ArrayStore(opt.save_sims)) as store:
             results, _ = evaluate(paths, opt.split, fold5, full, opt.ties, observers, store, **overrides_of(opt))
             store.keep()
         if distributed.is_main():

@@ -32,7 +32,7 @@ BEST = checkpoint.BEST
 def main(argv=None):
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     opt, given = train_options(argv)
-    with distributed.joined():
+    with distributed.process_group():
         train(opt, given)
 
 
@@ -50,14 +50,14 @@ def train(opt, given):
     train_loader, val_loader = data.get_loaders(
         opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
     )  # fmt: skip
-    model = build_model(opt).to(distributed.own_device(opt.device))
+    model = build_model(opt).to(distributed.local_device(opt.device))
     if opt.compile:
         model.compile_encoders()
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
     at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
     if saved:
         restore(saved, model, optimizer, at)
-    replica = global_batch.replicate(model, opt.accumulate)
+    replica = global_batch.training_module(model, opt.accumulate)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
     log = distributed.on_main(RunLog, opt.logger_name, at.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
@@ -68,7 +68,7 @@ def train(opt, given):
         return keeper.save(training_state(model, optimizer, opt, vocab, at), name)
 
     def leave_if_asked():
-        stop.signal = distributed.agree(stop.signal)
+        stop.signal = distributed.largest(stop.signal)
         if stop.signal:
             save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
             keeper.check()
@@ -244,7 +244,7 @@ def stop_training(why):
 @torch.no_grad()
 def first_not_finite(model, batch):
     """Where NaN or infinity first appears on a batch's way through the model, in words."""
-    model = global_batch.inner(model)
+    model = global_batch.model_inside(model)
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             return f"the weights {name}"

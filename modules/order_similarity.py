@@ -2,7 +2,7 @@
 
 import torch
 
-TILE = 1 << 20  # numbers in one temporary of the order similarity: 4 MB, which caches hold
+TILE_SIZE = 1 << 20  # numbers in one temporary of the order similarity: 4 MB, which caches hold
 
 
 class OrderSimilarity(torch.autograd.Function):
@@ -38,9 +38,9 @@ def violation(images, captions):
 
 
 def tiles(images, captions, dim):
-    """Slices of images and captions that cover all pairs, at most TILE numbers (or one pair) in each."""
-    across = max(1, min(captions, TILE // dim))
-    down = max(1, TILE // (across * dim))
+    """Slices of images and captions that cover all pairs, at most TILE_SIZE numbers (or one pair) in each."""
+    across = max(1, min(captions, TILE_SIZE // dim))
+    down = max(1, TILE_SIZE // (across * dim))
     for i in range(0, images, down):
         for c in range(0, captions, across):
             yield slice(i, i + down), slice(c, c + across)

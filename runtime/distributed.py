@@ -1,7 +1,8 @@
-"""Several processes that work as one, started by torchrun.  With one process everything here does nothing.
+"""Several processes, started by torchrun, that train or evaluate one model together.
 
-Gradients follow one rule: every process holds the same loss, and its .grad is what the loss owes to its own
-share; the sum over the processes is the gradient.  See docs/scaling.md.
+With one process every function here returns at once.  Gradients follow one rule: every process holds the same loss,
+and a weight's .grad is the part of the gradient that comes from the process's own share of the batch; the sum over the
+processes is the gradient.  docs/scaling.md, "What is computed where".
 """
 
 import contextlib
@@ -10,22 +11,19 @@ import logging
 import os
 import sys
 import threading
-import time
-import warnings
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from files.errors import InputError
 
-BEAT, SILENCE = 2.0, 40.0  # seconds between two signs of life, and without any until the others give up
-PATIENCE = datetime.timedelta(minutes=30)  # of one exchange, while all processes show signs of life
-PIECE = 1 << 24  # numbers sent at once where an array is shared out: 64 MB
+JOIN_LIMIT = datetime.timedelta(minutes=5)  # for all processes to find one another
+JOIN_NOTICE = 10.0  # seconds of waiting for the others before a line says so
+EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other processes may be writing files meanwhile
+BROADCAST_SIZE = 1 << 24  # numbers in one broadcast: 64 MB
 
-_group = None  # of the exchanges here; DistributedDataParallel has its own, so that their orders are free
+_group = None  # process group of the exchanges in this file; global_batch.py makes another for gradients
 
 
 def size():
@@ -41,18 +39,8 @@ def is_main():
     return rank() == 0
 
 
-def machine():
-    """Which machine this is: what torchrun counts its agents by."""
-    return int(os.environ.get("GROUP_RANK", 0)) if _group else 0
-
-
-def is_first_here():
-    """Whether this is the first process of its machine."""
-    return not _group or int(os.environ["LOCAL_RANK"]) == 0
-
-
 def on_main(make, *arguments):
-    """make(*arguments) in the main process; in the others something whose methods do nothing and return True."""
+    """make(*arguments) in the main process; in the others an object whose methods do nothing and return True."""
     return make(*arguments) if is_main() else Silent()
 
 
@@ -61,75 +49,151 @@ class Silent:
         return lambda *arguments: True
 
 
-def share(n, of=None):
-    """The slice of n things that is this process's, or another's; the shares differ by one at most."""
-    of = rank() if of is None else of
-    return slice(n * of // size(), n * (of + 1) // size())
+def local_slice(n, process=None):
+    """The slice of n items that this process (or process number `process`) works on; sizes differ by one at most."""
+    process = rank() if process is None else process
+    return slice(n * process // size(), n * (process + 1) // size())
+
+
+# ---- the environment that torchrun, Slurm or Kubeflow sets ----
+
+
+def environment_number(name, default=None):
+    """An environment variable as a whole number; InputError where it is something else."""
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit():
+        raise InputError(
+            f"the environment variable {name} is '{text}', not a whole number; torchrun sets it, or unset it"
+        )
+    return int(text)
+
+
+def world_size():
+    """Processes of this run, by the environment: 1 unless both WORLD_SIZE and RANK are set."""
+    count = environment_number("WORLD_SIZE", 1)
+    if count > 1 and environment_number("RANK") is None:
+        logging.warning("WORLD_SIZE is %d, but RANK is not set: this process runs alone", count)
+        return 1
+    return max(1, count)
+
+
+def check_environment(count):
+    """InputError for a rank or an address with which the processes cannot meet."""
+    number = environment_number("RANK")
+    if number >= count:
+        raise InputError(f"RANK is {number}, but WORLD_SIZE is {count}: ranks go from 0 to {count - 1}")
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError(
+            f"WORLD_SIZE is {count}, but MASTER_ADDR is not set; set it to the machine of process 0, or use torchrun"
+        )
+    if not 0 < environment_number("MASTER_PORT", 29500) < 65536:
+        raise InputError(f"MASTER_PORT is {os.environ['MASTER_PORT']}; a port is a number from 1 to 65535")
+    os.environ.setdefault("MASTER_PORT", "29500")  # torchrun's default
+
+
+def local_rank():
+    """This process's number on its machine: LOCAL_RANK, else Slurm's, else the rank counted over the GPUs."""
+    number = environment_number("LOCAL_RANK", environment_number("SLURM_LOCALID"))
+    return environment_number("RANK", 0) % max(1, torch.cuda.device_count()) if number is None else number
+
+
+def select_gpu():
+    """Make this process's GPU the current one, before anything is allocated: else all would allocate on GPU 0."""
+    if torch.cuda.is_available() and world_size() > 1 and local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
+
+
+def local_device(device):
+    """--device -> the device of this process: with several processes `cuda` is the GPU of its local rank."""
+    if not _group or not device.startswith("cuda"):
+        return device
+    number, gpus = local_rank(), torch.cuda.device_count()
+    if number >= gpus:
+        raise InputError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', number + 1)} processes on a machine with {gpus} GPUs; "
+            "start one for each (torchrun --nproc_per_node)"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
 # ---- beginning and end ----
 
 
 @contextlib.contextmanager
-def joined():
-    """Inside, this process is one of those that torchrun started.
+def process_group():
+    """Inside, this process works together with the others of its run.
 
-    NCCL for CUDA tensors, gloo for the others.  Only the main process prints.  When one process fails or
-    dies, all others end within a minute, saying so.
+    NCCL for CUDA tensors, gloo for the others.  Only the main process prints.  When a process fails or dies, torchrun
+    ends the others within 30 seconds; a process that notices earlier, in an exchange, ends with an InputError.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
+    count = world_size()
+    if count == 1:
         yield
         return
-    global _group
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    _group = dist.new_group(timeout=PATIENCE)
+    check_environment(count)
+    join(count)
     if not is_main():
-        silence()
-    watch = Watch()
+        mute()
     try:
         yield
-        leave(watch)
+        leave()
     except SystemExit:  # all processes agreed on it
-        leave(watch)
+        leave()
         raise
-    except BaseException as error:
-        lost = watch.failed(error)
-        if lost is None:
+    except RuntimeError as error:
+        if not is_lost_connection(error):
             raise
-        raise lost from error
+        raise InputError(
+            f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
+        ) from error
 
 
-def leave(watch):
+def join(count):
+    """Meet the other processes; InputError where they do not come within JOIN_LIMIT."""
     global _group
-    barrier()
-    watch.over.set()
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    others = "the others" if environment_number("RANK") == 0 else "process 0"
+    line = f"process {os.environ['RANK']} of {count} waits for {others} at {where}"
+    notice = threading.Timer(JOIN_NOTICE, print, [f"{line} ..."], {"file": sys.stderr, "flush": True})
+    notice.daemon = True
+    notice.start()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=JOIN_LIMIT)
+        _group = dist.new_group(timeout=EXCHANGE_LIMIT)
+        barrier()
+    except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
+        raise InputError(
+            f"{line}: not met within {JOIN_LIMIT.total_seconds():.0f} s; every process needs the same MASTER_ADDR, "
+            f"MASTER_PORT and WORLD_SIZE, and a RANK of its own ({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        notice.cancel()
+
+
+def leave():
+    global _group
     barrier()
     dist.destroy_process_group()
     _group = None
 
 
-def own_device(device):
-    """--device -> where this process computes: cuda is the GPU of its place on its machine."""
-    if not _group or not device.startswith("cuda"):
-        return device
-    place, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if place >= there:
-        raise InputError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', place + 1)} processes on a machine with {there} GPUs; "
-            "start one for each (torchrun --nproc_per_node)"
-        )
-    torch.cuda.set_device(place)
-    return f"cuda:{place}"
+def is_lost_connection(error):
+    """Whether an exchange failed because another process is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def silence():
-    """All but the main process: errors are said, nothing else."""
+def mute():
+    """Of this process, only errors are printed: the main process prints the rest."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open to the end
-    sys.stderr = Plain(sys.stderr)
+    sys.stderr = PlainStream(sys.stderr)
     logging.getLogger().setLevel(logging.ERROR)
 
 
-class Plain:
+class PlainStream:
     """A stream that is no terminal, so that progress bars stay off."""
 
     def __init__(self, stream):
@@ -140,68 +204,6 @@ class Plain:
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
-
-
-class Watch(threading.Thread):
-    """Ends this process when another one fails or dies.
-
-    Each process says through the store of torchrun that it lives, and listens to the next one.
-    """
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self.store = dist.TCPStore(address, port, timeout=datetime.timedelta(seconds=SILENCE))
-        self.names = f"gsmn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        self.next = (rank() + 1) % size()
-        self.over = threading.Event()
-        self.say_alive(0)
-        barrier()
-        self.start()
-
-    def say_alive(self, beat):
-        self.store.set(f"{self.names}/alive/{rank()}", str(beat))
-
-    def run(self):
-        beat, heard, when = 0, None, time.monotonic()
-        while not self.over.wait(BEAT):
-            beat += 1
-            try:
-                self.say_alive(beat)
-                sign, reason = self.store.get(f"{self.names}/alive/{self.next}"), self.reason()
-            except RuntimeError:
-                sign, reason = None, "the connection to the first process is lost"
-            if sign != heard:
-                heard, when = sign, time.monotonic()
-            elif time.monotonic() - when > SILENCE:
-                reason = self.publish(f"process {self.next} gives no sign of life")
-            if reason and not self.over.is_set():
-                print(f"error: process {rank()} of {size()} stops: {reason}", file=sys.stderr, flush=True)
-                os._exit(1)
-
-    def publish(self, reason):
-        self.store.set(f"{self.names}/ended", reason)
-        return reason
-
-    def reason(self):
-        """Why all have to end, or None."""
-        ended = f"{self.names}/ended"
-        return self.store.get(ended).decode() if self.store.check([ended]) else None
-
-    def failed(self, error):
-        """Tells the others, and returns None; for a broken connection returns what is behind it, to be raised."""
-        self.over.set()
-        broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        reason = None
-        with contextlib.suppress(RuntimeError):  # the store may be gone too
-            if not broken:
-                self.publish(f"process {rank()} failed: {type(error).__name__}: {error}")
-            else:
-                time.sleep(BEAT)  # who failed first may still be about to say so
-                reason = self.reason()
-        if not broken:
-            return None
-        return InputError(f"process {rank()} of {size()} stops: {reason or 'the connection to another one is lost'}")
 
 
 def seed_step(seed, step):
@@ -215,10 +217,10 @@ def seed_step(seed, step):
 
 def barrier():
     """Waits for all processes."""
-    agree(0)
+    largest(0)
 
 
-def agree(number):
+def largest(number):
     """The largest of the processes' numbers (None counts as 0), on all of them."""
     if not _group:
         return number
@@ -228,27 +230,27 @@ def agree(number):
 
 
 def gather_objects(thing):
-    """[the thing of every process], on all of them."""
+    """[the thing of every process], on all of them; pickled, so not for a training step."""
     if not _group:
         return [thing]
-    found = [None] * size()
-    dist.all_gather_object(found, thing, group=_group)
-    return found
+    things = [None] * size()
+    dist.all_gather_object(things, thing, group=_group)
+    return things
 
 
-def share_out(array, counts=None):
-    """Completes an array or CPU tensor (rows, ...) of which every process has filled its share; in place.
+def exchange_slices(array, counts=None):
+    """Completes an array or CPU tensor (rows, ...) of which every process has filled its slice; in place.
 
-    counts: rows of each process, one process after the other, where they are not those of `share`.
+    counts: rows of each process, one process after the other, where they are not those of `local_slice`.
     """
     if not _group:
         return array
     whole = torch.as_tensor(array)
     whole = whole.view(len(whole), -1)
-    counts = counts or [len(range(len(whole))[share(len(whole), of)]) for of in range(size())]
-    for owner, rows in enumerate(whole.split(counts)):
-        for piece in rows.split(max(1, PIECE // max(1, whole.shape[1]))):
-            dist.broadcast(piece, owner, group=_group)
+    counts = counts or [len(range(len(whole))[local_slice(len(whole), process)]) for process in range(size())]
+    for process, rows in enumerate(whole.split(counts)):
+        for piece in rows.split(max(1, BROADCAST_SIZE // max(1, whole.shape[1]))):
+            dist.broadcast(piece, process, group=_group)
     return array
 
 
@@ -258,13 +260,13 @@ def share_out(array, counts=None):
 class Gather(torch.autograd.Function):
     """The rows of all processes, one process after the other.
 
-    own: what follows is computed alike on all processes, so each keeps the gradient of its own rows.
-    Otherwise each process uses all rows in its own way, and their gradients are added.
+    same_use: all processes compute the same from the result, so each keeps the gradient of its own rows as it is.
+    Otherwise each process uses the result in its own way, and the gradients of all are added.
     """
 
     @staticmethod
-    def forward(ctx, rows, counts, own):
-        ctx.counts, ctx.own = counts, own
+    def forward(ctx, rows, counts, same_use):
+        ctx.counts, ctx.same_use = counts, same_use
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
@@ -273,7 +275,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        if not ctx.own:
+        if not ctx.same_use:
             grad = grad.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(grad, group=_group)
         first = sum(ctx.counts[: rank()])
@@ -281,84 +283,28 @@ class Gather(torch.autograd.Function):
 
 
 class Sum(torch.autograd.Function):
-    """The sum of the processes' tensors; own as in Gather."""
+    """The sum of the processes' tensors; same_use as in Gather."""
 
     @staticmethod
-    def forward(ctx, x, own):
-        ctx.own = own
+    def forward(ctx, x, same_use):
+        ctx.same_use = same_use
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=_group)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        if not ctx.own:
+        if not ctx.same_use:
             grad = grad.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(grad, group=_group)
         return grad, None
 
 
-def gather(rows, counts, own=False):
+def gather(rows, counts, same_use=False):
     """Rows (n, ...) of this process -> those of all (sum(counts), ...); see Gather."""
-    return Gather.apply(rows, counts, own) if _group else rows
+    return Gather.apply(rows, counts, same_use) if _group else rows
 
 
-def total(x, own=False):
-    """The sum of every process's x; see Gather for own."""
-    return Sum.apply(x, own) if _group else x
-
-
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over the rows of all processes, on any device; names and numbers as with one process."""
-
-    synced = True
-
-    def _check_input_dim(self, x):
-        pass
-
-    def forward(self, x):
-        """(B, C) or (B, C, ...); a process may have no row."""
-        if not self.training:
-            return super().forward(x)
-        given, x = x.dtype, x.to(self.running_mean.dtype)  # sums of bfloat16 would not even count rows
-        dims = [d for d in range(x.dim()) if d != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        rows = x.new_tensor([x.numel() // x.shape[1]])
-        count, mean = total(torch.cat([rows, x.sum(dims)])).split([1, x.shape[1]])
-        count = count.detach()
-        alone = count <= 1  # one value has no variance; running statistics stand in, as in graph.batch_norm
-        mean = torch.where(alone, self.running_mean, mean / count)
-        centred = x - mean.view(shape)
-        variance = total(centred.square().sum(dims)) / count
-        self.remember(mean.detach(), variance.detach(), count, alone)
-        variance = torch.where(alone, self.running_var, variance)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(given)
-
-    @torch.no_grad()
-    def remember(self, mean, variance, count, alone):
-        """Running statistics, of the unbiased variance, as torch keeps them."""
-        momentum = self.momentum * (~alone).to(mean)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
-        self.num_batches_tracked += 1
-
-
-def replicate(module, model):
-    """`module`, whose forward gives losses of `model`, so that backward leaves the sum of all gradients."""
-    if not _group:
-        return module
-    for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of (8, 1): no cost
-    replica = DistributedDataParallel(module)
-    replica.broadcast_buffers = False  # statistics are alike on all processes: nothing to send round
-    replica.register_comm_hook(None, add_gradients)
-    return replica
-
-
-def add_gradients(state, bucket):
-    """Added, not averaged: they are parts of one sum."""
-    done = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return done.then(lambda future: future.value()[0])
+def total(x, same_use=False):
+    """The sum of every process's x; see Gather for same_use."""
+    return Sum.apply(x, same_use) if _group else x

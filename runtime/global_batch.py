@@ -1,39 +1,64 @@
-"""The loss of a batch that is spread over processes, over micro-batches, or both.
+"""The loss of a batch that is divided over processes, over micro-batches, or both.
 
-Every pair of the whole batch counts, whatever divides it: embeddings of all captions come together, each process
-scores its own images against them, and the loss sees the score matrix of the whole batch.
+Every pair of the whole batch counts: the embeddings of all captions go to every process, each process scores its own
+images against them, and the loss is computed from the score matrix of the whole batch.
 """
 
 import contextlib
+import warnings
 from itertools import chain
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from modules.synced_batch_norm import SyncedBatchNorm
 from runtime import distributed
 from vocab import END
 
 
-def replicate(model, accumulate=1):
-    """What training calls on a batch: model itself, or with several processes or micro-batches a Joint of it."""
+def training_module(model, accumulate=1):
+    """The module that training calls on a batch: `model`, or with several processes or micro-batches a GlobalBatch."""
     if distributed.size() == accumulate == 1:
         return model
-    return distributed.replicate(Joint(model, accumulate), model)
+    return data_parallel(GlobalBatch(model, accumulate), model)
 
 
-def inner(replica):
-    """The model that replicate was given."""
-    replica = getattr(replica, "module", replica)  # of DistributedDataParallel
-    return replica.model if isinstance(replica, Joint) else replica
+def model_inside(module):
+    """The model that training_module was given."""
+    module = getattr(module, "module", module)  # of DistributedDataParallel
+    return module.model if isinstance(module, GlobalBatch) else module
 
 
-class Joint(nn.Module):
-    """Losses of the global batch, each process calling it with its own share.
+def data_parallel(module, model):
+    """`module`, whose forward gives losses of `model`, so that backward leaves the sum of all processes' gradients."""
+    if distributed.size() == 1:
+        return module
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of (8, 1): no cost
+    group = dist.new_group(timeout=distributed.EXCHANGE_LIMIT)
+    parallel = DistributedDataParallel(module, process_group=group)
+    parallel.broadcast_buffers = False  # every process computes the same statistics
+    parallel.register_comm_hook(group, add_gradients)
+    return parallel
 
-    accumulate: the share is encoded in so many parts, and each part again when gradients are due, so that
-    the encoders' memory is that of one part.  Random numbers (dropout) are the same both times.  BatchNorm's
-    statistics are those of a part (of all processes).
+
+def add_gradients(group, bucket):
+    """Gradients of DistributedDataParallel are added, not averaged: they are parts of one sum."""
+    done = dist.all_reduce(bucket.buffer(), group=group, async_op=True).get_future()
+    return done.then(lambda future: future.value()[0])
+
+
+class GlobalBatch(nn.Module):
+    """Losses of the whole batch, each process calling it with its own share.
+
+    accumulate: the share is encoded in this many parts, and each part again when its gradients are computed, so that
+    the encoders need the memory of one part.  Random numbers (dropout) are the same both times.  BatchNorm's
+    statistics are those of one part (over all processes).
     """
 
     def __init__(self, model, accumulate=1):
@@ -43,62 +68,61 @@ class Joint(nn.Module):
 
     def forward(self, batch):
         """data.Batch -> {name: loss}, to be added up; the values are the same on all processes."""
-        everyone = distributed.gather_objects((batch.lengths, batch.depends))
-        counts = [len(lengths) for lengths, _ in everyone]
-        embedded = [self.embed(part, sum(counts)) for part in split(batch, self.accumulate)]
-        images, words, own = zip(*embedded)
-        words = self.gather_captions(torch.cat(words), [lengths for lengths, _ in everyone])
-        scores = self.scores(torch.cat(images), words, batch.bboxes, everyone)
-        scores = distributed.gather(scores, counts, own=True)
+        shares = distributed.gather_objects((batch.lengths, batch.depends))
+        counts = [len(lengths) for lengths, _ in shares]
+        parts = [self.embed_part(part, sum(counts)) for part in split(batch, self.accumulate)]
+        images, words, caption_losses = zip(*parts)
+        words = self.gather_captions(torch.cat(words), [lengths for lengths, _ in shares])
+        scores = self.local_scores(torch.cat(images), words, batch.bboxes, shares)
+        scores = distributed.gather(scores, counts, same_use=True)
         losses = {self.model.retrieval: self.model.forward_loss(scores)}
-        for name in own[0]:
-            losses[name] = distributed.total(sum(one[name] for one in own), own=True)
+        for name in caption_losses[0]:
+            losses[name] = distributed.total(sum(part[name] for part in caption_losses), same_use=True)
         return losses
 
-    def embed(self, part, whole):
-        """A part -> images' and captions' embeddings, captions' words flat, and its weight of its own losses."""
+    def embed_part(self, part, pairs):
+        """A part of the share -> embeddings of images and captions, captions' words flat, and weighted own losses."""
         if self.accumulate == 1:
-            return embed(self.model, part, whole)
+            return embed_weighted(self.model, part, pairs)
         return checkpoint(
-            embed, self.model, part, whole, use_reentrant=False,
+            embed_weighted, self.model, part, pairs, use_reentrant=False,
             context_fn=lambda: (contextlib.nullcontext(), unchanged_buffers(self.model)),
         )  # fmt: skip
 
     def gather_captions(self, words, lengths):
         """Flat words or captions of this process -> a list of (n, D) of all captions, or (C, D)."""
         if self.model.one_vector:
-            return distributed.gather(words, [len(some) for some in lengths])
-        return distributed.gather(words, [sum(some) for some in lengths]).split(joined(lengths))
+            return distributed.gather(words, [len(share) for share in lengths])
+        words = distributed.gather(words, [sum(share) for share in lengths])
+        return words.split(list(chain.from_iterable(lengths)))
 
-    def scores(self, images, words, bboxes, everyone):
+    def local_scores(self, images, words, bboxes, shares):
         """This process's rows of the score matrix: its images, all captions."""
-        lengths, depends = (None if some[0] is None else joined(some) for some in zip(*everyone))
+        lengths, depends = (
+            None if field[0] is None else list(chain.from_iterable(field)) for field in zip(*shares)
+        )  # fmt: skip
         if len(images):
             return self.model.forward_sim(images, words, bboxes, depends, lengths)
-        none = images.new_zeros(0, len(lengths))
-        return none + nothing(images, *words, *self.parameters())
+        return images.new_zeros(0, len(lengths)) + zero_of(images, *words, *self.parameters())
 
 
-def embed(model, part, whole):
-    """model.embed of a part that may be empty, its own losses weighted for a batch of `whole` pairs."""
+def embed_weighted(model, part, pairs):
+    """model.embed of a part that may be empty; the losses it gives are weighted for a batch of `pairs` pairs."""
     if part.ids:
-        images, captions, own = model.embed(part)
-        return images, flat(captions, part.lengths), {k: loss * (len(part.ids) / whole) for k, loss in own.items()}
-    images = model.encode_images(part.images)  # no rows; BatchNorm's exchange still takes place
+        images, captions, losses = model.embed(part)
+        losses = {name: loss * (len(part.ids) / pairs) for name, loss in losses.items()}
+        return images, flat_words(captions, part.lengths), losses
+    images = model.encode_images(part.images)  # no rows, but BatchNorm's exchange still takes place
     captions = model.encode_captions(torch.full((1, 1), END), [1])[:0]
-    return images, flat(captions, []), dict.fromkeys(model.own, nothing(images, captions, *model.parameters()))
+    return images, flat_words(captions, []), dict.fromkeys(model.own, zero_of(images, captions, *model.parameters()))
 
 
-def nothing(*tensors):
-    """0, with a gradient of 0 for every tensor: what waits for their gradients does not wait in vain."""
+def zero_of(*tensors):
+    """0, with a gradient of 0 for every tensor: DistributedDataParallel waits for a gradient of every parameter."""
     return sum(0 * x.sum() for x in tensors if x.requires_grad)
 
 
-def joined(lists):
-    return list(chain.from_iterable(lists))
-
-
-def flat(captions, lengths):
+def flat_words(captions, lengths):
     """Captions (B, n, D) padded -> their words (sum of lengths, D); captions (B, D) as they are."""
     if captions.dim() == 2:
         return captions
@@ -109,7 +133,7 @@ def flat(captions, lengths):
 
 
 def split(batch, n):
-    """A Batch in n parts, which differ by one pair at most; some may be empty."""
+    """A Batch in n parts, whose sizes differ by one pair at most; a part may be empty."""
     parts = []
     for k in range(n):
         rows = slice(len(batch.ids) * k // n, len(batch.ids) * (k + 1) // n)
@@ -120,7 +144,7 @@ def split(batch, n):
 
 @contextlib.contextmanager
 def unchanged_buffers(model):
-    """BatchNorm's running statistics afterwards are as before: the second encoding does not count."""
+    """BatchNorm's running statistics afterwards are as before: the second encoding of a part does not count."""
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         yield

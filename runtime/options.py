@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from files.errors import InputError
+from runtime import distributed
 from runtime.commandline import Parser, number, positive, whole
 
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
@@ -25,6 +26,7 @@ def device(text):
 
 
 def usable(name):
+    distributed.select_gpu()  # else every process of a machine would allocate on GPU 0
     try:
         return torch.zeros(1, device=name).item() == 0
     except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own way to be missing

@@ -1,4 +1,4 @@
-"""Similarity matrices: in memory, or, as .npy files, of any size; written by one process or by several."""
+"""Similarity matrices in memory or, larger than memory, in .npy files; written by one process or by several."""
 
 import contextlib
 import os
@@ -10,10 +10,11 @@ from files.errors import InputError
 from runtime import distributed
 
 
-class Matrices:
-    """Gives out arrays for similarities; with a path they are files beside it, and the first one gets its name.
+class ArrayStore:
+    """Makes arrays for similarities: in memory or, with a path, as files beside it.
 
-    Every process calls every method.  A file under the path's own name is always complete.
+    `keep` gives the first file the name of the path, so a file of that name is always complete.  Every process calls
+    every method.
     """
 
     def __init__(self, path=None):
@@ -35,13 +36,13 @@ class Matrices:
             raise InputError(f"{path.parent}: every machine has to see this folder ({error.strerror})") from None
 
     def keep(self):
-        """The first array given out, complete now, becomes the file of the path."""
+        """The first array that was made is complete: its file gets the name of the path."""
         distributed.barrier()
         if self.files and distributed.is_main():
             os.replace(self.files[0], self.path)
 
     def close(self):
-        """Removes what was not kept."""
+        """Removes the files that were not kept."""
         for path in self.files if distributed.is_main() else ():
             path.unlink(missing_ok=True)
 
@@ -58,29 +59,29 @@ def create(path, shape):
 
 
 def exchange(array):
-    """Give every process all rows, after each has written its share of them (distributed.share)."""
+    """Give every process all rows, after each has written its slice of them (distributed.local_slice)."""
     if isinstance(array, np.memmap):
         array.flush()
         distributed.barrier()
     else:
-        distributed.share_out(array)
+        distributed.exchange_slices(array)
 
 
-def own_rows(array):
-    """Rows this process changes where the whole array changes: a file is shared, memory is not."""
-    rows = distributed.share(len(array)) if isinstance(array, np.memmap) else slice(0, len(array))
+def rows_to_change(array):
+    """The rows that this process changes when a whole array changes: its slice of a file, all of an array in memory."""
+    rows = distributed.local_slice(len(array)) if isinstance(array, np.memmap) else slice(0, len(array))
     return range(rows.start, rows.stop)
 
 
-def add(total, array):
+def add_in_place(total, array):
     """total += array, row by row."""
-    for i in own_rows(total):
+    for i in rows_to_change(total):
         total[i] += array[i]
     distributed.barrier()
 
 
-def divide(total, count):
+def divide_in_place(total, count):
     """total /= count, row by row."""
-    for i in own_rows(total):
+    for i in rows_to_change(total):
         total[i] /= count
     distributed.barrier()

@@ -26,10 +26,7 @@ import torch
 
 import train
 from files.errors import InputError, run
-from runtime import (
-    distributed,
-    global_batch,
-)
+from runtime import distributed, global_batch
 from runtime.batches import Batch
 from runtime.commandline import Parser
 from runtime.options import train_options
@@ -83,11 +80,11 @@ def work(opt):
     names = ("model", "batch_size", "embed_size", "device")
     model_opt, _ = train_options([f"--{name}={getattr(opt, name)}" for name in names])
     model_opt.vocab_size = VOCABULARY
-    with distributed.joined():
+    with distributed.process_group():
         train.seed_everything(0)
-        model = train.build_model(model_opt).to(distributed.own_device(opt.device))
-        optimizer, replica = torch.optim.Adam(model.parameters(), lr=1e-4), global_batch.replicate(model)
-        batch, times = share(random_batch(opt, model_opt)), []
+        model = train.build_model(model_opt).to(distributed.local_device(opt.device))
+        optimizer, replica = torch.optim.Adam(model.parameters(), lr=1e-4), global_batch.training_module(model)
+        batch, times = local_part(random_batch(opt, model_opt)), []
         first = train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)  # allocates and compiles
         for step in range(opt.steps):
             begun = time.perf_counter()
@@ -120,7 +117,7 @@ def random_batch(opt, model_opt):
     return Batch(images, captions, lengths, list(range(pairs)), boxes, None, labels, masks)
 
 
-def share(batch):
+def local_part(batch):
     """This process's part of a batch."""
     return global_batch.split(batch, distributed.size())[distributed.rank()]
 

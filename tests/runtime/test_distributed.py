@@ -3,6 +3,7 @@
 Training is compared in double precision, where rounding leaves nothing to argue about.
 """
 
+import datetime
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ import torch
 import data
 import evaluation
 import train
-from files.errors import run
+from files.errors import InputError, run
 from model import build
 from runtime import distributed, global_batch, shared_arrays
 from runtime.checkpoint import load_checkpoint
@@ -66,7 +67,7 @@ def trained(run, folder, accumulate=1):
     # BatchNorm over a few rows is chaotic: with VSRN even another order of a batch's rows grows from 1e-16 to 1e-3
     # within 20 steps of 0.005
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001 if run == "vsrn" else 0.005)
-    replica, losses = global_batch.replicate(model, accumulate), []
+    replica, losses = global_batch.training_module(model, accumulate), []
     for epoch in range(STEPS // len(loader)):
         loader.batch_sampler.set_epoch(epoch)
         for batch in loader:
@@ -78,14 +79,14 @@ def trained(run, folder, accumulate=1):
 
 def main(folder):
     """One of several processes: all runs, evaluation; what the main process has seen goes to files.  Then one dies."""
-    with distributed.joined():
+    with distributed.process_group():
         for run in RUNS if distributed.size() == 2 else ALL_SIZES:
             save(run, *trained(run, folder), folder)
         if distributed.size() == 2:
             save("dense accumulated", *trained("dense", folder, accumulate=2), folder)
         for run in ("sparse", "vsrn"):
             similarities(run, folder, f"{folder}/sims {run}-{distributed.size()}.npy")
-        die_and_mourn()
+        lose_one()
 
 
 def similarities(run, folder, path=None):
@@ -96,7 +97,7 @@ def similarities(run, folder, path=None):
     train.seed_everything(4)
     model = build(opt)
     loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
-    store = shared_arrays.Matrices(path)
+    store = shared_arrays.ArrayStore(path)
     encoded = evaluation.encode_data(model, loader)
     sims = store.new((loader.dataset.n_images, len(loader.dataset)))
     evaluation.shard_xattn(model, *encoded, shard_size=3, sims=sims)
@@ -107,14 +108,21 @@ def similarities(run, folder, path=None):
     return in_memory
 
 
-def die_and_mourn():
-    """The last process dies.  Of two, the other waits for its message; of four, the others are busy otherwise."""
+def lose_one():
+    """The last process dies, while the others wait in an exchange with it."""
     if distributed.rank() == distributed.size() - 1:
         os._exit(3)
-    if distributed.size() == 2:
-        distributed.barrier()
-    distributed.SILENCE = 5
-    time.sleep(60)
+    distributed.barrier()
+
+
+def killed_under_torchrun(folder):
+    """One of two processes is killed; the other trains, so it puts signals off, and waits without end, as NCCL does."""
+    with distributed.process_group():
+        train.Stop()
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(600)
 
 
 def save(run, losses, weights, folder):
@@ -125,20 +133,33 @@ def save(run, losses, weights, folder):
         np.savez(f"{folder}/{run}-{distributed.size()}.npz", losses=losses, **weights)
 
 
-def start(size, command, **environment):
-    """size processes on this machine that find one another, as torchrun starts them."""
+def start(size, command, only=None, local=True):
+    """size processes on this machine that find one another, as torchrun starts them; only: one of them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     common = {
         **os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1", **environment,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return [
-        subprocess.Popen([sys.executable, *map(str, command)], text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(size)
-    ]  # fmt: skip
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**common, "RANK": str(rank), **({"LOCAL_RANK": str(rank)} if local else {})},
+        )
+        for rank in (range(size) if only is None else [only])
+    ]
+
+
+def start_torchrun(size, command):
+    """torchrun with size processes on this machine."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(size)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*run, *map(str, command)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env=environment)  # fmt: skip
 
 
 def finish(processes, timeout=600):
@@ -155,12 +176,15 @@ def finish(processes, timeout=600):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tiny.make_tiny(folder, splits={"train": 4, "dev": 4})
+    torchrun = start_torchrun(2, [__file__, folder, "killed_under_torchrun"])
     groups = [start(size, [__file__, folder]) for size in SIZES]
     for group in groups:
         *mourners, dead = finish(group)
         assert dead[0] == 3, dead[1]
         assert {code for code, _ in mourners} <= {1, 2}, mourners
         (folder / f"said-{len(group)}").write_text("".join(text for _, text in mourners))
+    said = torchrun.communicate(timeout=60)[0]
+    (folder / "said-torchrun").write_text(said)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield folder
@@ -200,13 +224,19 @@ def test_processes_evaluate_as_one(folder, run):
 
 
 def test_a_death_ends_the_others_with_a_message(folder):
-    assert "error: process 0 of 2 stops: the connection to another one is lost" in (folder / "said-2").read_text()
-    said = (folder / "said-4").read_text()
-    for rank in range(3):  # the first to notice takes the connection away from the others
-        assert re.search(f"error: process {rank} of 4 stops: (process 3 gives no sign of life|the connection)", said)
+    for size in SIZES:
+        said = (folder / f"said-{size}").read_text()
+        for rank in range(size - 1):
+            assert f"error: process {rank} of {size} stops: lost the connection to another process" in said
 
 
-def stopped(folder):
+def test_torchrun_ends_a_process_that_waits_for_a_killed_one(folder):
+    """Within the minute that the fixture allows, and torchrun says which process was killed."""
+    said = (folder / "said-torchrun").read_text()
+    assert "exitcode" in said and "-9" in said and "Signal 9 (SIGKILL)" in said, said
+
+
+def stop_by_signal(folder):
     """One of two processes that train; the second one gets SIGTERM during the second step."""
     step = train.train_step
 
@@ -237,7 +267,7 @@ def whole_run(folder, name, *more):
 
 
 def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
-    for code, said in finish(start(2, [__file__, folder, "stopped"])):
+    for code, said in finish(start(2, [__file__, folder, "stop_by_signal"])):
         assert code == 128 + signal.SIGTERM, said
     assert [path.name for path in (folder / "parts").glob("*.pth.tar")] == ["checkpoint_0_2.pth.tar"]
     train.main(whole_run(folder, "parts", f"--resume={folder}/parts"))
@@ -249,5 +279,86 @@ def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
                 torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+# ---- an environment that torchrun did not make ----
+
+
+WITHOUT = {"LOCAL_RANK": None, "MASTER_ADDR": None, "MASTER_PORT": None}
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "variable WORLD_SIZE is 'two', not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0.5"}, "variable RANK is '0.5', not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set; set it"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK is 2, but WORLD_SIZE is 2: ranks"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"},
+            "MASTER_PORT is 99999; a port",
+        ),
+    ],
+)
+def test_an_environment_without_sense_is_one_line(monkeypatch, environment, message):
+    for name, value in {**WITHOUT, **environment}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(message)), distributed.process_group():
+        pass
+
+
+def test_a_world_size_without_a_rank_runs_alone(monkeypatch, caplog):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with distributed.process_group():
+        assert distributed.size() == 1
+    assert "WORLD_SIZE is 2, but RANK is not set: this process runs alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "environment, gpus, expected",
+    [
+        ({"RANK": "5", "LOCAL_RANK": "1"}, 4, 1),  # torchrun
+        ({"RANK": "5", "SLURM_LOCALID": "2"}, 4, 2),
+        ({"RANK": "5"}, 4, 1),
+        ({"RANK": "5"}, 0, 0),
+    ],
+)
+def test_the_local_rank_has_a_default(monkeypatch, environment, gpus, expected):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert distributed.local_rank() == expected
+
+
+def join_alone(folder):
+    """The only process of a run of two."""
+    distributed.JOIN_NOTICE, distributed.JOIN_LIMIT = 0.5, datetime.timedelta(seconds=3)
+    with distributed.process_group():
+        pass
+
+
+def test_nobody_to_meet_is_said_and_ends(tmp_path):
+    processes = [start(2, [__file__, tmp_path, "join_alone"], only=rank)[0] for rank in (0, 1)]  # two ports
+    for rank, (code, said) in enumerate(finish(processes)):
+        others = ("the others", "process 0")[rank]
+        assert code == 2 and f"process {rank} of 2 waits for {others} at 127.0.0.1:" in said, said
+        assert f"error: process {rank} of 2 waits for {others}" in said and "not met within 3 s" in said, said
+
+
+def test_kubeflow_and_slurm_need_no_local_rank(tmp_path):
+    """Two processes without LOCAL_RANK and with torchrun's default for what else is missing."""
+    for code, said in finish(start(2, [__file__, tmp_path, "meet"], local=False)):
+        assert code == 0, said
+
+
+def meet(folder):
+    with distributed.process_group():
+        assert distributed.largest(distributed.rank()) == 1 and distributed.local_device("cpu") == "cpu"
+
+
 if __name__ == "__main__":
-    run(lambda: stopped(sys.argv[1]) if sys.argv[2:] else main(sys.argv[1]))
+    run(lambda: globals()[(sys.argv[2:] or ["main"])[0]](sys.argv[1]))

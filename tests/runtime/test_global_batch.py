@@ -44,7 +44,7 @@ def test_parts_have_the_gradient_of_the_whole(tiny_data, flags, parts):
     if "vsrn" in flags:
         assert not model.img_enc.Rs_GCN_1.W[1].training
     whole, expected = gradients(model, model, batch)
-    losses, found = gradients(model, global_batch.replicate(model, parts), batch)
+    losses, found = gradients(model, global_batch.training_module(model, parts), batch)
     same(losses, whole, 1e-10)
     same(found, expected, 1e-10)
 
@@ -54,7 +54,7 @@ def test_dropout_is_the_same_in_both_encodings(tiny_data):
     model, batch = prepared(tiny_data, VSRN.replace("--input_dropout_p 0", "--input_dropout_p 0.5"))
     batch = batch._replace(images=batch.images.double())
     model = model.double()
-    replica = global_batch.replicate(model, 3)
+    replica = global_batch.training_module(model, 3)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     _, found = gradients(model, replica, batch)
     tracked = model.img_enc.Rs_GCN_1.W[1].num_batches_tracked
