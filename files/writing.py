@@ -1,7 +1,9 @@
 """Writes files whole or not at all."""
 
 import contextlib
+import hashlib
 import os
+import re
 from pathlib import Path
 
 from files.errors import InputError
@@ -24,6 +26,14 @@ def check_writable(path):
         raise InputError(f"{path}: cannot be written, there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path}: cannot be written, the folder {folder} is read-only; choose another")
+
+
+def text_as_name(text, longest=60):
+    """A sentence -> a part of a file's name; two different sentences have different ones."""
+    name = re.sub(r"\W+", "-", text.lower()).strip("-")[:longest]
+    if name == text.replace(" ", "-"):
+        return name
+    return f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}".lstrip("-")
 
 
 def atomic_write(path, write):

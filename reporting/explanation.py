@@ -71,6 +71,13 @@ def explain(model, regions, words, boxes=None, depends=None):
     )  # fmt: skip
 
 
+def caption_text(dataset, number):
+    """The text of a caption; without {split}_caps.txt, the words of its ids."""
+    if dataset.captions is not None:
+        return dataset.captions[number]
+    return " ".join(dataset.vocab.idx2word[i] for i in dataset.tokens[number][1:-1])
+
+
 def caption_sentence(dataset, number):
     """Caption `number` of a split -> Sentence."""
     ids = dataset.tokens[number]

@@ -7,7 +7,7 @@ import numpy as np
 
 from files.errors import InputError, warn
 from files.names import find_pictures, image_names
-from files.pictures import read_picture
+from files.pictures import proportions_differ, read_picture
 from reporting import thumbnails
 
 LONGER_SIDE = 960  # pixels of a picture's longer side, at most
@@ -22,51 +22,73 @@ class ImageView(NamedTuple):
     size: tuple  # width, height in pixels
     boxes: np.ndarray  # (R, 4) as parts of width and height; cells of a grid where the boxes are not known
     is_grid: bool
+    note: str = ""  # a sentence about a picture that does not fit the boxes
 
 
-def view_image(dataset, number, images=None):
-    """An image of the split -> ImageView; images: folder of picture files, or None."""
-    name, picture = "", None
-    if images or hasattr(dataset, "pictures"):
-        name, picture = open_picture(dataset, number, images)
-    boxes, sizes = thumbnails.read_regions(dataset)
-    size = (4, 3) if sizes is None else sizes[number]
-    size = picture.size if picture else tuple(round(x * LONGER_SIDE / max(size)) for x in size)
-    if boxes is not None:
-        return ImageView(number, name, picture, size, np.clip(boxes[number], 0, 1), False)
-    regions = 0 if hasattr(dataset, "pictures") else dataset.images.shape[1]
-    return ImageView(number, name, picture, size, grid(regions), True)
+class ImageViewer:
+    """viewer(number) -> ImageView of an image of the split.
+
+    images: folder of picture files, or None.  What the folder lacks is said in a warning.  A picture whose proportions
+    differ from the size in {split}_ims_size.npy is another one, or was cut: the view's note says so, since the boxes
+    are then not where they belong.
+    """
+
+    def __init__(self, dataset, images=None):
+        self.dataset, self.names, self.files = dataset, None, None
+        self.boxes, self.sizes = thumbnails.read_regions(dataset)
+        if hasattr(dataset, "pictures"):
+            self.files = [Path(path) for path in dataset.pictures]
+            self.names = [path.name for path in self.files]
+        elif images:
+            self.find_files(images)
+
+    def find_files(self, images):
+        if not Path(images).is_dir():
+            raise InputError(f"--images {images}: no such folder")
+        self.names = image_names(self.dataset)
+        if self.names is None:
+            names = f"{self.dataset.folder / self.dataset.split}_imagename.txt"
+            warn(f"--images: there is no {names} with the images' names; drawing regions")
+        else:
+            self.files = find_pictures(images, self.names)
+
+    def __call__(self, number):
+        name = self.names[number] if self.names else ""
+        picture = self.open_picture(number, name) if self.files else None
+        size = (4, 3) if self.sizes is None else self.sizes[number]
+        note = self.note(picture, size)
+        if picture:
+            picture.thumbnail((LONGER_SIDE, LONGER_SIDE))
+        size = picture.size if picture else tuple(round(x * LONGER_SIDE / max(size)) for x in size)
+        if self.boxes is not None:
+            return ImageView(number, name, picture, size, np.clip(self.boxes[number], 0, 1), False, note)
+        regions = 0 if hasattr(self.dataset, "pictures") else self.dataset.images.shape[1]
+        return ImageView(number, name, picture, size, grid(regions), True, note)
+
+    def open_picture(self, number, name):
+        """A PIL image, or None with a warning."""
+        if self.files[number] is None:
+            warn(f"--images: {name} is not there; drawing regions")
+            return None
+        try:
+            return read_picture(self.files[number])
+        except InputError as error:
+            warn(f"{error}; drawing regions")
+            return None
+
+    def note(self, picture, size):
+        if picture is None or self.sizes is None or not proportions_differ(picture.size, size):
+            return ""
+        (w, h), (w2, h2) = picture.size, (round(float(x)) for x in size)
+        return f"The picture is {w} × {h}, but the data's size is {w2} × {h2}: the boxes may not fit it."
 
 
-def open_picture(dataset, number, images):
-    """(name, PIL image or None) of an image, from the folder `images`; a warning says why there is none."""
-    if hasattr(dataset, "pictures"):
-        return small_picture(Path(dataset.pictures[number]), Path(dataset.pictures[number]).name)
-    if not Path(images).is_dir():
-        raise InputError(f"--images {images}: no such folder")
-    names = image_names(dataset)
-    if names is None:
-        warn(
-            f"--images: there is no {dataset.folder / dataset.split}_imagename.txt with the images' names; "
-            "drawing regions"
-        )
-        return "", None
-    file = find_pictures(images, names)[number]
-    if file is None:
-        warn(f"{images}: {names[number]} is not there; drawing regions")
-        return names[number], None
-    return small_picture(file, names[number])
-
-
-def small_picture(file, name):
-    """(name, PIL image of at most LONGER_SIDE, or None with a warning)."""
-    try:
-        picture = read_picture(file)
-    except InputError as error:
-        warn(f"{error}; drawing regions")
-        return name, None
-    picture.thumbnail((LONGER_SIDE, LONGER_SIDE))
-    return name, picture
+def warn_of_notes(views):
+    """One warning for the views whose picture does not fit the boxes."""
+    odd = [view for view in views if view.note]
+    if odd:
+        one = f"image {odd[0].number}, {odd[0].name}: {odd[0].note}"
+        warn(one if len(odd) == 1 else f"{len(odd)} pictures have other proportions than their data; first {one}")
 
 
 def grid(regions):

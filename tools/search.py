@@ -3,14 +3,13 @@
     python tools/search.py --model_path MODEL.pth.tar --query "two dogs run on grass" --images PICTURES
     python tools/search.py --index test.index --query "two dogs run on grass" --rerank GSMN.pth.tar --shortlist 100
 
-Without --query it asks for one sentence after another, until an empty line.  With --model_path alone, a model is
-asked about every image: they are encoded once, and their embeddings are kept in --cache, in a file named by the
-checkpoint's content and the features' file.  An --index of tools/index.py is much faster in a large collection;
-with --rerank GSMN looks at the nearest K images of the index again, at a cost that grows with K alone.  A sparse
-GSMN parses the sentence with spaCy.
+Without --query it asks for one sentence after another, until an empty line.  With --model_path alone, the model is
+asked about every image: the images are encoded once, and their embeddings are kept in --cache, which --cache_size
+bounds.  An --index of tools/index.py is much faster in a large collection; with --rerank GSMN looks at the nearest K
+images of the index again, at a cost that grows with K alone.  A sparse GSMN parses the sentence with spaCy.
+With --images, or --out FILE.html, a page shows the images found.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -19,14 +18,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runtime.openmp  # noqa: F401, before torch
 
 from files.errors import InputError, run, warn
-from files.writing import check_writable
+from files.writing import atomic_write, check_writable, text_as_name
 from reporting.figures import need_matplotlib, save_figure
-from runtime.commandline import Parser, positive, whole
+from reporting.image_view import ImageViewer
+from runtime.commandline import Parser, whole
 from runtime.options import add_override_flags
 from tools.explaining.sentences import add_spacy_flag
+from tools.searching.collection import add_cache_flags, add_images_flag
 from tools.searching.faiss_index import EFFORT, PROBES
 from tools.searching.figure import draw_found
 from tools.searching.finders import EveryImage, IndexedImages
+from tools.searching.page import search_page
 
 
 def print_found(finder, best, scores):
@@ -65,21 +67,14 @@ def search_options(arguments=None):
     add_override_flags(parser, split=None, boxes=True)
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
-    add("--images", metavar="DIR", help="folder of the picture files: draw what was found")
-    add("--out", metavar="FILE", help="figure to write: png, pdf or svg (default with --images: search-SENTENCE.png)")
+    add_images_flag(parser)
     add(
-        "--cache",
-        default="search_cache",
-        metavar="DIR",
-        help="folder that keeps the images' embeddings; '' for none (default: search_cache)",
+        "--out",
+        metavar="FILE",
+        help="what to write: a page (html), or a figure (png, pdf, svg; needs matplotlib); several sentences get FILE, "
+        "FILE-2, ... (default with --images: search-SENTENCE.html)",
     )
-    add(
-        "--cache_size",
-        default=4.0,
-        type=positive,
-        metavar="GB",
-        help="what --cache may hold; the embeddings unused for longest are removed (default: 4)",
-    )
+    add_cache_flags(parser)
     add_spacy_flag(parser)
     return parser.parse_args(arguments)
 
@@ -92,6 +87,8 @@ def queries():
             text = input(prompt).strip()
         except EOFError:
             return
+        except UnicodeDecodeError:
+            raise InputError(f"the sentence is not {sys.stdin.encoding}; PYTHONIOENCODING=utf-8 reads UTF-8") from None
         if not text:
             return
         yield text
@@ -105,7 +102,7 @@ def check_flags(flags):
         raise InputError("--rerank: goes with --index, which gives the images to re-order")
     if flags.rerank and flags.shortlist < flags.top:
         raise InputError(f"--shortlist {flags.shortlist}: less than the --top {flags.top} images to show")
-    if flags.images or flags.out:
+    if is_figure(flags.out):
         need_matplotlib()
     if flags.images and not Path(flags.images).is_dir():
         raise InputError(f"--images {flags.images}: no such folder")
@@ -113,10 +110,33 @@ def check_flags(flags):
         check_writable(flags.out)
 
 
+def is_figure(out):
+    return bool(out) and not out.lower().endswith((".html", ".htm"))
+
+
+def output_name(out, text, number):
+    """The file for the sentence `number`, from 1: --out, numbered from the second on, or a name from the sentence."""
+    if not out:
+        return f"search-{text_as_name(text)}.html"
+    path = Path(out)
+    return out if number == 1 else str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+
+
+def write_found(path, text, finder, viewer, best, scores):
+    if is_figure(path):
+        save_figure(draw_found(text, viewer, best, scores), path)
+        print(path)
+        return
+    content = search_page(text, finder, viewer, best, scores).encode()
+    atomic_write(path, lambda file: file.write(content))
+    print(f"{path}: {len(content) / 1000:.0f} kB")
+
+
 def main(arguments=None):
     flags = search_options(arguments)
     check_flags(flags)
-    finder = IndexedImages(flags) if flags.index else EveryImage(flags)
+    finder, written = IndexedImages(flags) if flags.index else EveryImage(flags), 0
+    viewer = ImageViewer(finder.dataset, flags.images) if flags.images or flags.out else None
     for text in [flags.query] if flags.query is not None else queries():
         try:
             best, scores = finder(text)
@@ -126,10 +146,9 @@ def main(arguments=None):
             warn(error)
             continue
         print_found(finder, best, scores)
-        if flags.images or flags.out:
-            out = flags.out or f"search-{re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')[:60] or 'sentence'}.png"
-            save_figure(draw_found(text, finder.dataset, best, scores, flags.images), out)
-            print(out)
+        if viewer:
+            written += 1
+            write_found(output_name(flags.out, text, written), text, finder, viewer, best, scores)
 
 
 if __name__ == "__main__":

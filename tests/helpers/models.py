@@ -30,6 +30,19 @@ OPT = {
     "workers": 0,
 }
 
+VSRN = {
+    "model": "vsrn",
+    "measure": "cosine",
+    "use_abs": False,
+    "dim_hidden": 8,
+    "dim_word": 8,
+    "max_len": 12,
+    "rnn_type": "gru",
+    "bidirectional": 0,
+    "input_dropout_p": 0.0,
+    "boxes": "none",
+}  # changes that make OPT one of VSRN
+
 
 def write_model(tiny, path, **changes):
     """A checkpoint of random weights for the tiny data, and the model in it."""

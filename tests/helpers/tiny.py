@@ -85,3 +85,17 @@ def _write_split(folder, split, n, regions, width, rng):
     np.save(folder / f"{split}_ims_bbx.npy", corners.reshape(n, regions, 4).astype(np.float32))
     captions = [text.format(COLOURS[c], THINGS[t]) for c, t in zip(colours, things) for text in TEMPLATES]
     (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+
+
+def picture_folder(tiny, root, size=lambda i: (200 + i, 100 + i), count=6):
+    """Picture files for the test split, half of each black and half white; size: of picture i, as in the data."""
+    from PIL import Image
+
+    root.mkdir()
+    for i in range(count):
+        w, h = size(i)
+        picture = Image.new("RGB", (w, h), "black")
+        picture.paste("white", (w // 2, 0, w, h))
+        picture.save(root / f"{i}.png")
+    (tiny.folder / "test_imagename.txt").write_text("".join(f"{i}.png\n" for i in range(count)))
+    return str(root)

@@ -5,9 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from models import write_model
+from models import VSRN, write_model
 from states import message
-from test_search import VSRN
 from tiny import make_tiny
 
 import evaluation

@@ -11,7 +11,7 @@ import torch
 from browser import open_browser
 from models import write_model
 from states import message
-from tiny import make_tiny
+from tiny import make_tiny, picture_folder
 
 import data
 import graph
@@ -71,7 +71,13 @@ def test_attention_is_the_one_that_matched(tiny, tmp_path):
 
 
 def call(tiny, path, out, *more, form="html"):
-    tool.main(["--model_path", str(path), "--out", str(out), "--format", *form.split(), "--device", "cpu", *more])
+    flags = ["--model_path", path, "--out", out, "--format", *form.split(), "--device", "cpu", "--cache", "", *more]
+    tool.main([*map(str, flags)])
+
+
+def data_of(page):
+    """What a page's script draws."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S).group(1))
 
 
 def test_caption_by_number_and_by_words_are_the_same(tiny, tmp_path, capsys):
@@ -83,7 +89,7 @@ def test_caption_by_number_and_by_words_are_the_same(tiny, tmp_path, capsys):
     said = capsys.readouterr().out
     scores = re.findall(r"score (\S+) = regions (\S+) \+ words (\S+)", said)
     assert len(scores) == 2 and scores[0] == scores[1]
-    found = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "a.html").read_text(), re.S).group(1))
+    found = data_of(tmp_path / "a.html")["pairs"][0]
     assert found["score"] == pytest.approx(float(scores[0][0]), abs=1e-6)
     assert sum(found["regions"]) + sum(found["words"]) == pytest.approx(found["score"], abs=1e-4)
     dataset = data.open_split("test", "tiny_precomp", words, opt)
@@ -121,19 +127,6 @@ def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
     assert "no words" in message(reader, "  ")
 
 
-def picture_folder(tiny, root):
-    """Picture files for the tiny data, half of each black and half white."""
-    from PIL import Image
-
-    root.mkdir()
-    for i in range(6):
-        picture = Image.new("RGB", (200 + i, 100 + i), "black")
-        picture.paste("white", (100, 0, 200 + i, 100 + i))
-        picture.save(root / f"{i}.png")
-    (tiny.folder / "test_imagename.txt").write_text("".join(f"{i}.png\n" for i in range(6)))
-    return str(root)
-
-
 def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
     path = tmp_path / "m.pth.tar"
     write_model(tiny, path, is_sparse=True)
@@ -147,7 +140,7 @@ def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
         for page in pages:
             browser.open(page, "document.body.dataset.ready")
             point_and_look(browser)
-            assert browser.run("document.querySelectorAll('#scene image').length") == (page == pages[1])
+            assert browser.run("document.querySelectorAll('.view-svg image').length") == (page == pages[1])
             assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         browser.screen(400, 800, phone=True)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
@@ -162,29 +155,30 @@ def point_and_look(browser):
         "[...document.querySelectorAll('.region')].sort((a, b) => a.dataset.index - b.dataset.index)"
         ".map(r => Number(r.style.fillOpacity))"
     )
-    data_ = browser.run("JSON.parse(document.getElementById('data').textContent)")
+    drawn = browser.run("JSON.parse(document.getElementById('data').textContent)")
+    pair, tokens = drawn["pairs"][0], drawn["captions"][0]["tokens"]
     assert set(browser.run(opacities)) == {0}
     middle = "(() => {{ const b = {}.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] }})()"
     for _ in range(50):  # a page that is not painted yet takes no notice of the mouse
         browser.point(1, 1)
-        browser.point(*browser.run(middle.format("document.querySelectorAll('#words button')[2]")))
-        if browser.run("document.querySelectorAll('#words .chosen').length"):
+        browser.point(*browser.run(middle.format("document.querySelectorAll('.words button')[2]")))
+        if browser.run("document.querySelectorAll('.words .chosen').length"):
             break
         time.sleep(0.1)
-    beta = np.array(data_["beta"][2])
+    beta = np.array(pair["beta"][2])
     np.testing.assert_allclose(browser.run(opacities), 0.38 * beta / beta.max(), atol=1e-4)
-    assert browser.run("document.getElementById('readout').textContent").startswith(
-        f"{data_['tokens'][2]} attends to region {beta.argmax()} ({beta.max():.2f})"
+    assert browser.run("document.querySelector('.explained .readout').textContent").startswith(
+        f"{tokens[2]} attends to region {beta.argmax()} ({beta.max():.2f})"
     )
     browser.run("document.querySelector('input[value=regions]').click()")
-    alpha = np.array(data_["alpha"])
+    alpha = np.array(pair["alpha"])
     np.testing.assert_allclose(browser.run(opacities), 0.38 * alpha[:, 2] / alpha[:, 2].max(), atol=1e-4)
     browser.run("document.querySelector('input[value=pointed]').click()")
     browser.run("document.querySelector('.region[data-index=\"3\"]').focus()")  # a region lights its words
-    buttons = "[...document.querySelectorAll('#words button')]"
+    buttons = "[...document.querySelectorAll('.words button')]"
     weights = browser.run(f"{buttons}.map(button => Number(button.style.getPropertyValue('--weight')))")
     np.testing.assert_allclose(weights, 0.65 * alpha[3] / alpha[3].max(), atol=1e-3)
-    assert browser.run("document.getElementById('centre').textContent") == "3"
+    assert browser.run("document.querySelector('.centre-number').textContent") == "3"
 
 
 def test_figures(tiny, tmp_path):

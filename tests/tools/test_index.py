@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from models import write_model
+from models import VSRN, write_model
 from states import message
-from test_search import VSRN, find
+from test_search import find
 from tiny import make_tiny
 
 from tools import index as tool

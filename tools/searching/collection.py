@@ -16,6 +16,7 @@ from files.errors import InputError, warn
 from files.names import image_names
 from files.writing import atomic_write, make_folder
 from runtime.checkpoint import BEST
+from runtime.commandline import positive
 
 CACHE_SUFFIX = ".embeddings.npy"
 
@@ -195,6 +196,11 @@ class EmbeddingCache:
                 print(f"{file}: removed, --cache_size is {self.limit / 1e9:g} GB")
 
 
+def cache_of(flags):
+    """The EmbeddingCache of --cache and --cache_size, or None."""
+    return EmbeddingCache(flags.cache, flags.cache_size * 1e9) if flags.cache else None
+
+
 def cached_embeddings(model, dataset, cache=None, path=None):
     """Embeddings of all images of a split, from the EmbeddingCache where it has them."""
     stored = cache.open(path) if cache else None
@@ -204,3 +210,32 @@ def cached_embeddings(model, dataset, cache=None, path=None):
     if cache:
         cache.keep(path, embeddings)
     return embeddings
+
+
+# ---- flags
+
+
+def add_images_flag(parser):
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of the picture files, which {split}_imagename.txt beside the data names; without it the regions "
+        "are drawn",
+    )
+
+
+def add_cache_flags(parser):
+    add = parser.add_argument
+    add(
+        "--cache",
+        default="search_cache",
+        metavar="DIR",
+        help="folder that keeps the images' embeddings; '' for none (default: search_cache)",
+    )
+    add(
+        "--cache_size",
+        default=4.0,
+        type=positive,
+        metavar="GB",
+        help="what --cache may hold; the embeddings unused for longest are removed (default: 4)",
+    )

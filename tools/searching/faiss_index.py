@@ -22,8 +22,8 @@ KINDS = ("exact", "ivf", "hnsw")
 PROBES = 64  # ivf: groups that a search looks into
 LINKS, EFFORT = 32, 64  # hnsw: neighbours of a vector; candidates kept while building and searching
 LEAST, TRAINING = 39, 64  # ivf: vectors in a group at least; vectors per group that k-means is trained on
-ADDED = 1 << 14  # vectors added at once
-WRITTEN = 1 << 24  # bytes that FAISS writes at once
+VECTORS_ADDED = 1 << 14  # vectors added at once
+BYTES_WRITTEN = 1 << 24  # bytes that FAISS writes at once
 FACTS = {  # what the JSON holds, and each entry's type
     "model": str,
     "checkpoint": str,
@@ -75,8 +75,8 @@ def build_index(vectors, kind="exact"):
     if not index.is_trained:
         sample = np.random.default_rng(0).permutation(len(vectors))[: index.nlist * TRAINING]
         index.train(vectors[np.sort(sample)])
-    for i in tqdm(range(0, len(vectors), ADDED), desc="index", disable=None, leave=False):
-        index.add(vectors[i : i + ADDED])
+    for i in tqdm(range(0, len(vectors), VECTORS_ADDED), desc="index", disable=None, leave=False):
+        index.add(vectors[i : i + VECTORS_ADDED])
     return index
 
 
@@ -125,7 +125,7 @@ def write_index(path, index, facts):
             digest.update(content)
             return file.write(content)
 
-        faiss.write_index(index, faiss.PyCallbackIOWriter(part, WRITTEN))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(part, BYTES_WRITTEN))
 
     atomic_write(path, put)
     text = json.dumps({**json.loads(text), "sha256": digest.hexdigest()}, indent=1)

@@ -3,25 +3,27 @@
 import numpy as np
 
 from reporting.figures import matplotlib_figure
-from reporting.image_view import view_image
+from reporting.image_view import warn_of_notes
 
 PER_ROW = 5
 
 
-def draw_found(text, dataset, best, scores, images=None):
-    """The images found, as pictures or, without them, as boxes of their regions; their scores above."""
+def draw_found(text, viewer, best, scores):
+    """The images found, as pictures or, without them, as boxes of their regions; viewer: an ImageViewer."""
+    views = [viewer(g) for g in best.tolist()]
+    warn_of_notes(views)
     columns = min(PER_ROW, len(best))
     rows = -(-len(best) // columns)
     figure = matplotlib_figure((2.6 * columns, 2.3 * rows + 0.5))
-    for place, (g, score) in enumerate(zip(best, scores), start=1):
+    for place, (view, score) in enumerate(zip(views, scores), start=1):
         axes = figure.add_subplot(rows, columns, place, xticks=[], yticks=[])
-        draw_view(axes, view_image(dataset, g, images))
-        axes.set_title(f"{place}. image {g}: {score:.3f}", fontsize=8)
+        outline_view(axes, view)
+        axes.set_title(f"{place}. image {view.number}: {score:.3f}", fontsize=8)
     figure.suptitle(text, fontsize=11)
     return figure
 
 
-def draw_view(axes, view):
+def outline_view(axes, view):
     from matplotlib.patches import Rectangle
 
     axes.spines[:].set_color("0.8")

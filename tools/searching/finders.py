@@ -14,7 +14,7 @@ from files.errors import InputError
 from runtime.options import overrides_of
 from tools.explaining.sentences import Reader
 from tools.searching import collection, faiss_index
-from tools.searching.ranking import rank_images, rerank
+from tools.searching.ranking import best_images, rerank
 
 
 class EveryImage:
@@ -24,13 +24,13 @@ class EveryImage:
         self.model, opt, vocab = evaluation.load_model(flags.model_path, **overrides_of(flags))
         self.reader = reader_of(opt, vocab, flags)
         self.dataset, self.top = collection.open_collection(flags, opt, vocab), flags.top
-        cache = cache_of(flags)
+        cache = collection.cache_of(flags)
         path = cache and cache.path(flags.model_path, opt, self.dataset)
         self.images = collection.cached_embeddings(self.model, self.dataset, cache, path)
         self.names, self.captions = collection.image_labels(self.dataset), collection.first_captions(self.dataset)
 
     def __call__(self, text):
-        return rank_images(self.model, self.images, self.dataset.boxes, self.reader(text), self.top)
+        return best_images(self.model, self.images, self.dataset.boxes, self.reader(text), self.top)
 
 
 class IndexedImages:
@@ -81,7 +81,7 @@ class Reranker:
         self.reader = reader_of(opt, vocab, flags)
         self.reader.quiet = vocab.word2idx == known.word2idx
         self.dataset = collection.open_collection(flags, opt, vocab)
-        cache = cache_of(flags)
+        cache = collection.cache_of(flags)
         self.stored = cache and cache.open(cache.path(flags.rerank, opt, self.dataset))
 
     def __call__(self, text, numbers, top):
@@ -92,8 +92,3 @@ class Reranker:
 
 def reader_of(opt, vocab, flags):
     return Reader(vocab, opt.model == "gsmn" and opt.is_sparse, flags.spacy_model)
-
-
-def cache_of(flags):
-    """The EmbeddingCache of --cache and --cache_size, or None."""
-    return collection.EmbeddingCache(flags.cache, flags.cache_size * 1e9) if flags.cache else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tools.searching.faiss_index import ADDED, KINDS, TRAINING, empty_index, nearest, set_breadth, write_index
+from tools.searching.faiss_index import KINDS, TRAINING, VECTORS_ADDED, empty_index, nearest, set_breadth, write_index
 
 BREADTHS = {"exact": [None], "ivf": [16, 64, 256], "hnsw": [32, 64, 128, 256]}
 LATENT = 32  # rank of the vectors: embeddings, too, fill fewer dimensions than they have numbers
@@ -22,12 +22,12 @@ QUESTIONS, TIMED_QUESTIONS = 1000, 200
 K = 100  # neighbours asked for
 
 
-def block(number, width, n=ADDED):
+def block(number, width, n=VECTORS_ADDED):
     """Block `number` of the vectors (n, width), of length 1: always the same ones."""
     return unit_rows(latent(number, n) @ axes(width))
 
 
-def latent(number, n=ADDED):
+def latent(number, n=VECTORS_ADDED):
     return np.random.default_rng([1, number]).standard_normal((n, LATENT), np.float32)
 
 
@@ -46,7 +46,7 @@ def questions(width):
 
 
 def blocks(n, width):
-    for number, start in enumerate(range(0, n, ADDED)):
+    for number, start in enumerate(range(0, n, VECTORS_ADDED)):
         yield block(number, width)[: n - start]
 
 
@@ -54,10 +54,10 @@ def timed_build(kind, n, width):
     """An index of n vectors, and the seconds that training and adding took, not making the vectors."""
     index, seconds = empty_index(kind, width, n), 0.0
     if not index.is_trained:
-        count = -(-min(n, index.nlist * TRAINING) // ADDED)
+        count = -(-min(n, index.nlist * TRAINING) // VECTORS_ADDED)
         sample = np.concatenate(list(islice(blocks(n, width), count)))
         seconds += timed(index.train, sample)
-    for part in tqdm(blocks(n, width), kind, -(-n // ADDED), disable=None, leave=False):
+    for part in tqdm(blocks(n, width), kind, -(-n // VECTORS_ADDED), disable=None, leave=False):
         seconds += timed(index.add, part)
     return index, seconds
 

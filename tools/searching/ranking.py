@@ -8,16 +8,27 @@ from tools.searching.collection import embed_images
 
 
 @torch.no_grad()
-def rank_images(model, images, boxes, sentence, top):
-    """All images' embeddings and normalised boxes (or None), a Sentence -> (numbers, scores) of the `top` best."""
+def score_images(model, images, boxes, sentence):
+    """Embeddings and normalised boxes (or None) of N images, a Sentence -> scores (N,)."""
     length = len(sentence.ids)
     words = model.encode_captions(torch.tensor([sentence.ids]), [length]).cpu()
     boxes = None if boxes is None else torch.from_numpy(boxes)
     pairs = None if sentence.pairs is None else [sentence.pairs]
-    scores = evaluation.shard_xattn(model, images, words if words.dim() == 2 else list(words), boxes, pairs, [length])
-    scores = scores[:, 0]
+    words = words if words.dim() == 2 else list(words)
+    return evaluation.shard_xattn(model, images, words, boxes, pairs, [length])[:, 0]
+
+
+def best_images(model, images, boxes, sentence, top):
+    """As score_images -> (numbers, scores) of the `top` best."""
+    scores = score_images(model, images, boxes, sentence)
     best = np.argsort(-scores, kind="stable")[:top]
     return best, scores[best]
+
+
+def rank_of_image(model, images, boxes, sentence, number):
+    """The rank, from 1, of image `number` among all; equal scores stand before it, as in evaluation."""
+    scores = score_images(model, images, boxes, sentence)
+    return int(np.count_nonzero(scores >= scores[number]))
 
 
 def rerank(model, dataset, sentence, numbers, top, stored=None):
@@ -29,5 +40,5 @@ def rerank(model, dataset, sentence, numbers, top, stored=None):
     numbers = np.sort(numbers)  # equal scores keep the order of the split, as in a search through all
     images = embed_images(model, dataset, numbers) if stored is None else torch.from_numpy(stored[numbers])
     boxes = None if dataset.boxes is None else dataset.boxes[numbers]
-    best, scores = rank_images(model, images, boxes, sentence, top)
+    best, scores = best_images(model, images, boxes, sentence, top)
     return numbers[best], scores

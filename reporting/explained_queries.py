@@ -1,0 +1,163 @@
+"""Pages that explain an evaluation's failures: the true pair beside the pair that was found in its place.
+
+`explain_queries` writes a folder of pages and a list of them, for the queries with the worst ranks in both directions
+and for pairs that the user names.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from files.errors import InputError
+from files.writing import atomic_write, make_folder
+from reporting.explain_page import ExplainedPair, explain_page
+from reporting.explanation import caption_sentence, caption_text, explain_pair
+from reporting.image_view import ImageViewer, warn_of_notes
+from reporting.rendering import template, text_of_template
+
+
+class Comparison(NamedTuple):
+    """A query and two candidates, to be explained side by side."""
+
+    kind: str  # 'images': an image looks for captions; 'captions': a caption looks for images
+    query: int  # number of the image or caption
+    true: int  # one of the query's own candidates
+    other: int  # the candidate beside it
+    rank: int  # of the first own candidate, from 1
+    other_is_first: bool = True  # the other is the best of all candidates that are not the query's own
+
+
+class WrittenPage(NamedTuple):
+    file: str
+    title: str
+    kind: str
+    rank: int
+    bytes: int
+
+
+# ---- which pairs
+
+
+def worst_queries(found, kind, count, per):
+    """The `count` queries with the largest ranks -> Comparisons, worst first.
+
+    found: reporting.pages.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
+    Queries of equal rank stand in the order of how far the candidate found first is ahead.
+    """
+    places = [first_rival(found, kind, q, per) for q in range(len(found.ids))]
+    ahead = np.array([found.scores[q, place] for q, place in enumerate(places)]) - found.own_scores.max(1)
+    worst = np.lexsort((-ahead, -found.ranks))[:count].tolist()
+    return [
+        Comparison(kind, q, true_candidate(found, kind, q, per), int(found.ids[q, places[q]]), int(found.ranks[q]))
+        for q in worst
+    ]
+
+
+def first_rival(found, kind, query, per):
+    """Where among found.ids[query] the best candidate stands that is not the query's own."""
+    if kind == "images":
+        others = found.ids[query] // per != query
+    else:
+        others = found.ids[query] != query // per
+    if not others.any():
+        raise InputError("--explain: the split has one image, and nothing to compare it with")
+    return int(others.argmax())
+
+
+def true_candidate(found, kind, query, per):
+    """The best of a query's own candidates."""
+    return int(query * per + found.own_scores[query].argmax()) if kind == "images" else int(query // per)
+
+
+def named_comparison(text, dataset, found):
+    """IMAGE:CAPTION, numbers from 0 -> a Comparison of the caption's own image with that image.
+
+    For a pair that belongs together, the other image is the best of the rest.  InputError for other texts, and for
+    numbers that the split does not have.
+    """
+    image, _, caption = text.partition(":")
+    if not (image.isdecimal() and caption.isdecimal()):
+        raise InputError(f"--explain_pair {text}: need the numbers IMAGE:CAPTION, from 0, such as 3:17")
+    image, caption = int(image), int(caption)
+    if image >= dataset.n_images or caption >= len(dataset):
+        raise InputError(
+            f"--explain_pair {text}: the split {dataset.split} has images 0 to {dataset.n_images - 1} "
+            f"and captions 0 to {len(dataset) - 1}"
+        )
+    per, own = len(dataset) // dataset.n_images, dataset.image_of(caption)
+    captions = found["captions"]
+    rank = int(captions.ranks[caption])
+    if image != own:
+        return Comparison("captions", caption, own, image, rank, False)
+    place = first_rival(captions, "captions", caption, per)
+    return Comparison("captions", caption, own, int(captions.ids[caption, place]), rank)
+
+
+# ---- their pages
+
+
+def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1):
+    """Write the pages of the `count` worst queries each way and of the pairs named, and index.html, into a folder.
+
+    model: a GSMN; dataset: its split; found: {'images': Found, 'captions': Found} of its evaluation (reporting.pages);
+    named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that were
+    evaluated apart.  Returns the WrittenPages.
+    """
+    comparisons = [named_comparison(text, dataset, found) for text in named]
+    for kind in ("captions", "images"):
+        comparisons += worst_queries(found[kind], kind, count, len(dataset) // dataset.n_images)
+    folder, viewer, pages, noted = Path(folder), ImageViewer(dataset, images), [], {}
+    make_folder(folder)
+    for comparison in tqdm(list(dict.fromkeys(comparisons)), desc="explanations", disable=None, leave=False):
+        heading, lead, pairs = compared_pairs(model, dataset, viewer, comparison, folds)
+        noted.update({pair.view.number: pair.view._replace(picture=None) for pair in pairs})
+        name = f"{comparison.kind}-{comparison.query}-{comparison.other}.html"
+        content = explain_page(heading, lead, pairs).encode()
+        atomic_write(folder / name, lambda file, content=content: file.write(content))
+        pages.append(WrittenPage(name, heading, comparison.kind, comparison.rank, len(content)))
+    warn_of_notes(noted.values())
+    style = text_of_template("report.css")
+    text = template("explanations.html").render(title=title, pages=pages, style=style)
+    atomic_write(folder / "index.html", lambda file: file.write(text.encode()))
+    return pages
+
+
+def compared_pairs(model, dataset, viewer, comparison, folds=1):
+    """A Comparison -> (title, line under it, [ExplainedPair of the true candidate, of the other])."""
+    by_image = comparison.kind == "images"
+    roles = {comparison.true: "True", comparison.other: role_of(comparison)}
+    sentences, views, pairs = {}, {}, []
+    for candidate, role in roles.items():
+        image, caption = (comparison.query, candidate) if by_image else (candidate, comparison.query)
+        if image not in views:
+            views[image] = viewer(image)
+        if caption not in sentences:
+            sentences[caption] = caption_sentence(dataset, caption)
+        heading = f"{role}: {candidate_name(dataset, by_image, image, caption)}"
+        explanation = explain_pair(model, dataset, image, sentences[caption])
+        pairs.append(ExplainedPair(heading, "", views[image], sentences[caption], explanation))
+    rank = comparison.rank
+    if by_image:
+        title, lead = f"Image {comparison.query} looks for captions", "The first of its own captions"
+    else:
+        title = f"“{caption_text(dataset, comparison.query)}” looks for its image"
+        lead = f"Caption {comparison.query}. Its image"
+    count = (len(dataset) if by_image else dataset.n_images) // folds
+    return title, f"{lead} has rank {rank:,} of {count:,}.", pairs
+
+
+def role_of(comparison):
+    if not comparison.other_is_first:
+        return "Named"
+    return "Found first" if comparison.rank > 1 else "Best of the others"
+
+
+def candidate_name(dataset, by_image, image, caption):
+    """A candidate as a heading: an image's number, or a caption's text."""
+    if not by_image:
+        return f"image {image}"
+    owner = dataset.image_of(caption)
+    of = "" if owner == image else f", of image {owner}"
+    return f"“{caption_text(dataset, caption)}” (caption {caption}{of})"
