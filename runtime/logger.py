@@ -31,11 +31,25 @@ def tensorboard():
     return tensorboard_logger
 
 
+def curve_writer():
+    """The class that writes TensorBoard's event files; None, after a warning, where it cannot be used."""
+    try:
+        return tensorboard().Logger
+    except Exception as error:  # missing, or refused by protobuf, whose implementations raise different errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = "install it with: pip install tensorboard-logger"
+        if not isinstance(error, ImportError):
+            advice = "it needs PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python before Python starts"
+        logging.warning("No TensorBoard curves, only log.jsonl: tensorboard_logger fails (%s); %s", reason, advice)
+        return None
+
+
 class RunLog:
     """Scalars to TensorBoard and a JSON line for each validation, under the run's --logger_name.
 
     resume_at: the step a resumed run goes on from; what an interrupted run wrote after it is removed, so
     that no point stands twice.  A new run moves what an earlier one left there to a folder before-N.
+    Without a working tensorboard_logger there are no curves, and event files stay as they are.
     InputError when the folder cannot be used; once the run is under way, what cannot be written is said,
     and missing.
     """
@@ -43,6 +57,7 @@ class RunLog:
     def __init__(self, folder, resume_at=None):
         self.folder, self.resume_at, self.board = Path(folder), resume_at, None
         make_folder(self.folder)
+        self.writer = curve_writer()
         try:
             if resume_at is not None:
                 self.forget_after(resume_at)
@@ -65,9 +80,11 @@ class RunLog:
 
     def open_board(self):
         """A new event file; its name holds the second, and none may be written over."""
+        if not self.writer:
+            return
         while any(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(0.1)
-        self.board = tensorboard().Logger(str(self.folder))
+        self.board = self.writer(str(self.folder))
 
     @contextlib.contextmanager
     def goes_on(self):
@@ -126,7 +143,7 @@ class RunLog:
         if log.exists():
             kept = [line for line in log.read_bytes().splitlines(True) if step_of(line) <= step]
             atomic_write(log, lambda f: f.write(b"".join(kept)))
-        for path in self.folder.glob("events.out.tfevents.*"):
+        for path in self.folder.glob("events.out.tfevents.*") if self.writer else ():
             records = list(event_records(path))  # steps only rise: a search spares millions of slow decodings
             kept = records[: bisect.bisect_right(records, step, key=step_of_event)]
             atomic_write(path, lambda f, kept=kept: f.write(b"".join(kept)))
@@ -142,9 +159,12 @@ def step_of(line):
 
 def step_of_event(record):
     """The step of an event file's record; infinity for a damaged one."""
+    event = tensorboard().event_pb2.Event
+    from google.protobuf.message import DecodeError  # tensorboard() chooses the implementation before the import
+
     try:
-        return tensorboard().event_pb2.Event.FromString(record[12:-4]).step
-    except Exception:  # of protobuf, which has several implementations
+        return event.FromString(record[12:-4]).step
+    except (DecodeError, UnicodeDecodeError):
         return float("inf")
 
 

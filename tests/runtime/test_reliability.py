@@ -204,6 +204,30 @@ def test_a_log_that_was_cut_off_is_gone_on_from(tiny_data, tmp_path):
     assert [step for tag, step, _ in points(tmp_path / "log") if tag == "Le"] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("reason", ["missing", "upb", "protobuf is loaded"])
+def test_without_curves_training_goes_on(tiny_data, tmp_path, reason):
+    """A fresh run, and a resumed one, which leaves the event file of the first as it is."""
+    run(tiny_data, tmp_path, *FEW, epochs=1)
+    events = next((tmp_path / "log").glob("events*"))
+    before, environment = events.read_bytes(), {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", None)
+    spoil = {
+        "missing": "import sys; sys.modules['tensorboard_logger'] = None",
+        "upb": "import os; os.environ['PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION'] = 'upb'",
+        "protobuf is loaded": "import google.protobuf.descriptor_pb2",
+    }[reason]
+    fresh = flags(tiny_data, tmp_path / "fresh", *FEW, epochs=1)
+    resumed = flags(tiny_data, tmp_path, *FEW, "--resume", tmp_path / "ck")
+    code = f"{spoil}\nimport train\nfor flags in {fresh}, {resumed}: train.main(flags)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("No TensorBoard curves, only log.jsonl: tensorboard_logger fails") == 2
+    assert validated_epochs(tmp_path / "fresh/log") == [0] and validated_epochs(tmp_path / "log") == [0, 1]
+    assert events.read_bytes() == before
+    assert not list((tmp_path / "fresh/log").glob("events*"))
+
+
 # ---- provenance
 
 
