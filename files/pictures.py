@@ -1,19 +1,17 @@
 """Pictures -> batches: COCO and Flickr as image files with annotations (docs/method.md, section 3.5).
 
-Needs torchvision, and pycocotools for COCO; nothing else imports this module unless --data_name asks for
-pictures.
+Crops need torchvision, which is imported where a data set of pictures asks for them.
 """
-
-import contextlib
-import io
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from files.annotations import captions_by_number, read_coco, read_karpathy
 from files.arrays import open_array
 from files.errors import InputError, warn
-from files.text import CAPTIONS_PER_IMAGE, data_folder, read_json
+from files.names import find_pictures
+from files.text import CAPTIONS_PER_IMAGE, data_folder
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -30,11 +28,12 @@ def captioned_pictures(folder, data_name, split, use_restval=False):
     if data_name in KARPATHY:
         pairs = flickr_pairs(folder, KARPATHY[data_name], splits)
     else:
-        pairs = [pair for one in splits for pair in coco_pairs(folder, one)]
+        pairs = [pair for name in splits for pair in coco_pairs(folder, name)]
     if not pairs:
         raise InputError(f"{folder}: no captions in the split {split}")
-    check_pictures({path for path, _ in pairs})
-    return pairs
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    file_of = dict(zip(names, need_pictures(folder / "images", names)))
+    return [(file_of[name], text) for name, text in pairs]
 
 
 def training_captions(data_path, data_name):
@@ -47,65 +46,49 @@ def coco_pairs(folder, split):
     """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
     year = "train2014" if split == "train" else "val2014"
     path = folder / "annotations" / f"captions_{year}.json"
-    ids_path = folder / "annotations" / f"coco_{split}_ids.npy"
-    ids = open_array(ids_path)
-    coco = read_coco(path)
+    captions = captions_by_number(read_coco(path), path)
     pairs = []
-    for number in ids.ravel().tolist():
-        try:
-            annotation = coco.anns[number]
-            name = coco.imgs[annotation["image_id"]]["file_name"]
-            pairs.append((folder / "images" / year / name, annotation["caption"]))
-        except (KeyError, TypeError):
+    for number in caption_numbers(folder / "annotations" / f"coco_{split}_ids.npy"):
+        if number not in captions:
             raise InputError(
-                f"{ids_path}: annotation {number} is not complete in {path}; take both files from the same release"
-            ) from None
+                f"{folder / 'annotations' / f'coco_{split}_ids.npy'}: annotation {number} is not in {path}; "
+                "take both files from the same release"
+            )
+        picture, caption = captions[number]
+        pairs.append((f"{year}/{picture.name}", caption.text))
     return pairs
 
 
-def read_coco(path):
-    """pycocotools' index of an annotation file, without its progress lines."""
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = read_json(path)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
-        if not coco.anns or not coco.imgs:
-            raise KeyError
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not a COCO annotation file, or an empty one") from None
-    return coco
+def caption_numbers(path):
+    """The annotation numbers of a coco_{split}_ids.npy; InputError where one stands twice."""
+    numbers = open_array(path)
+    if numbers.dtype.kind not in "iu":
+        raise InputError(f"{path}: numbers of type {numbers.dtype}; need whole numbers")
+    seen = {}
+    for place, number in enumerate(numbers.ravel().tolist()):
+        if number in seen:
+            raise InputError(
+                f"{path}: annotation {number} stands twice, at {seen[number]} and {place}; name every caption once"
+            )
+        seen[number] = place
+    return list(seen)
 
 
 def flickr_pairs(folder, name, splits):
-    """Karpathy's JSON for Flickr, which calls the dev split 'val'."""
-    wanted = ["val" if split == "dev" else split for split in splits]
-    try:
-        return [
-            (folder / "images" / image["filename"], sentence["raw"])
-            for image in read_json(folder / name)["images"]
-            if image["split"] in wanted
-            for sentence in image["sentences"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / name}: not in the form of Karpathy's splits ({error} is missing); "
-            "need images[*].split, filename, sentences[*].raw"
-        ) from None
+    """Karpathy's JSON for Flickr."""
+    pictures = [picture for picture in read_karpathy(folder / name) if picture.split in splits]
+    return [(picture.name, caption.text) for picture in pictures for caption in picture.captions]
 
 
-def check_pictures(paths):
-    """InputError for the first picture that is not there: one look at each folder, not one at each file."""
-    there = {}
-    for folder in {path.parent for path in paths}:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder of pictures")
-        there[folder] = {path.name for path in folder.iterdir()}
-    missing = sorted(path for path in paths if path.name not in there[path.parent])
+def need_pictures(folder, names):
+    """The files of pictures in a folder, as files.names.find_pictures finds them; InputError where one is missing."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of pictures")
+    files = find_pictures(folder, names)
+    missing = [name for name, file in zip(names, files) if file is None]
     if missing:
-        raise InputError(f"{missing[0]}: no such picture; {len(missing)} of {len(paths)} are missing")
+        raise InputError(f"{folder / missing[0]}: no such picture; {len(missing)} of {len(names)} are missing")
+    return files
 
 
 def first_five(pairs, folder, split):

@@ -101,6 +101,23 @@ def test_flickr_splits(tmp_path, name):
     assert [colour_of(d.image(0)) for d in found] == ["red", "green", "blue"]
 
 
+def test_pictures_of_2017_are_found_by_names_of_2014(tmp_path):
+    folder = make_coco(tmp_path)
+    (folder / "images" / "train2017").mkdir()
+    for path in [*(folder / "images").glob("*2014/*")]:
+        path.rename(folder / "images" / "train2017" / path.name.rpartition("_")[2])
+    dataset = data.open_split("test", "coco", WORDS, options(tmp_path))
+    assert [path.name for path in dataset.pictures] == ["000000000003.jpg"]
+    assert colour_of(dataset.image(0)) == "grey"
+
+
+def test_an_image_that_two_entries_name(tmp_path):
+    folder = make_flickr(tmp_path)
+    broken(folder, pictures.KARPATHY["f8k"], lambda c: c["images"][3].update(filename="0.png"))
+    with pytest.raises(InputError, match=r"image 3: 0\.png is also the name of .*image 0; names must differ"):
+        data.open_split("train", "f8k", WORDS, options(tmp_path))
+
+
 def test_vocabulary_of_pictures(tmp_path):
     make_coco(tmp_path)
     built = vocab.build_vocab(tmp_path, "coco", threshold=5)
@@ -206,15 +223,34 @@ COCO_FAULTS = {
     "no ids": (lambda f: (f / "annotations/coco_test_ids.npy").unlink(), r"coco_test_ids\.npy: no such file"),
     "foreign id": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [77]), "annotation 77"),
     "no annotations": (lambda f: (f / VAL).unlink(), r"captions_val2014\.json: no such file"),
-    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "not a COCO annotation file"),
+    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "not COCO's annotations"),
     "no json": (lambda f: (f / VAL).write_text("{"), r"captions_val2014\.json"),
-    "no text": (lambda f: broken(f, VAL, lambda c: c["annotations"][5].pop("caption")), "3000 is not"),
-    "no image entry": (lambda f: broken(f, VAL, lambda c: c["images"].pop(1)), "3000 is not complete"),
+    "no text": (
+        lambda f: broken(f, VAL, lambda c: c["annotations"][5].pop("caption")),
+        "annotation 3000: has no text called 'caption'",
+    ),
+    "no image entry": (
+        lambda f: broken(f, VAL, lambda c: c["images"].pop(1)),
+        "annotation 3000: belongs to image 103, which",
+    ),
     "no picture": (
         lambda f: (f / "images/val2014/COCO_val2014_000000000003.jpg").unlink(),
         r"000000000003\.jpg: no such picture; 1 of 1",
     ),
-    "no folder": (lambda f: (f / "images").rename(f / "pictures"), "val2014: no such folder"),
+    "no folder": (lambda f: (f / "images").rename(f / "pictures"), "images: no such folder of pictures"),
+    "number twice": (
+        lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000, 3001, 3000]),
+        r"coco_test_ids\.npy: annotation 3000 stands twice, at 0 and 2",
+    ),
+    "numbers unique within an image only": (
+        lambda f: broken(f, VAL, lambda c: [one.update(id=one["id"] % 1000) for one in c["annotations"]]),
+        "the annotation number 0 stands twice, for COCO_val2014_000000000002.jpg and COCO_val2014_000000000003.jpg",
+    ),
+    "no numbers": (
+        lambda f: broken(f, VAL, lambda c: [one.pop("id") for one in c["annotations"]]),
+        "entry 0 of annotations: has no id",
+    ),
+    "no whole numbers": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000.5]), "type float64"),
     "few captions": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000, 3001]), "fewer than 5"),
     "no captions": (lambda f: np.save(f / "annotations/coco_test_ids.npy", np.zeros(0, int)), "no captions"),
 }
@@ -230,12 +266,21 @@ def test_faults_of_coco_are_named(tmp_path, fault):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["images", "split", "filename", "sentences", "raw"])
-def test_faults_of_karpathys_json_are_named(tmp_path, key):
+@pytest.mark.parametrize(
+    "key, told",
+    [
+        ("images", ": neither Karpathy's JSON"),
+        ("split", ", image 0: has no text called 'split'"),
+        ("filename", ", image 0: has no text called 'filename'"),
+        ("sentences", ", image 0: has no list of sentences"),
+        ("raw", ", image 0, sentence 0: has no text called 'raw'"),
+    ],
+)
+def test_faults_of_karpathys_json_are_named(tmp_path, key, told):
     folder = make_flickr(tmp_path)
     path = folder / pictures.KARPATHY["f8k"]
     path.write_text(path.read_text().replace(f'"{key}"', '"other"'))
-    with pytest.raises(InputError, match=rf"dataset_flickr8k\.json: .*'{key}' is missing"):
+    with pytest.raises(InputError, match=rf"dataset_flickr8k\.json{told}"):
         data.open_split("test", "f8k", WORDS, options(tmp_path))
 
 

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime.openmp  # noqa: F401, before torch
 
+from files.annotations import captions_by_number, read_coco
 from files.errors import InputError, run
-from files.pictures import read_coco
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
 from files.writing import atomic_write, check_writable
 from reporting.eccv import letters
@@ -28,11 +28,8 @@ def known_captions(paths):
     """Annotation files -> {letters of a caption: {image: numbers of its captions that read so}}."""
     known = defaultdict(lambda: defaultdict(list))
     for path in paths:
-        for number, annotation in sorted(read_coco(path).anns.items()):
-            try:
-                known[letters(annotation["caption"])][annotation["image_id"]].append(number)
-            except (KeyError, TypeError, AttributeError):
-                raise InputError(f"{path}, annotation {number}: has no caption or no image_id") from None
+        for number, (picture, caption) in sorted(captions_by_number(read_coco(path, named=False), path).items()):
+            known[letters(caption.text)][picture.where].append(number)
     return known
 
 

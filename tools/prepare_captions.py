@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runtime.openmp  # noqa: F401, before torch
 
 from files.errors import InputError, run
+from files.names import find_pictures
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
@@ -38,14 +39,14 @@ def clean(pictures, notes):
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
         captions = []
-        for text, where in picture.captions:
-            text = " ".join(text.split())
+        for caption in picture.captions:
+            text, where = " ".join(caption.text.split()), caption.where
             if not text:
                 notes.add("empty captions left out", where)
                 continue
             if any(ch.isalpha() and not ch.isascii() for ch in text):
                 notes.add("captions with letters beyond a-z, cut into words by the rules for English", where)
-            captions.append((text, where))
+            captions.append(caption._replace(text=text))
         kept.append(picture._replace(captions=captions))
     return kept
 
@@ -55,16 +56,14 @@ def only_there(pictures, folder, drop, notes):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (--images)")
     kept = []
-    for picture in pictures:
-        for name in (picture.name, picture.longer_name):
-            if name and (folder / name).is_file():
-                kept.append(picture._replace(name=name))
-                break
-        else:
-            missing = f"{picture.where}: {picture.name}"
-            if not drop:
-                raise InputError(f"{missing} is not in {folder}; --missing drop leaves such images out")
-            notes.add(f"images left out that are not in {folder}", missing)
+    for picture, file in zip(pictures, find_pictures(folder, [p.longer_name or p.name for p in pictures])):
+        if file:
+            kept.append(picture._replace(name=file.relative_to(folder).as_posix()))
+            continue
+        missing = f"{picture.where}: {picture.name}"
+        if not drop:
+            raise InputError(f"{missing} is not in {folder}; --missing drop leaves such images out")
+        notes.add(f"images left out that are not in {folder}", missing)
     return kept
 
 
@@ -264,7 +263,7 @@ def main(argv=None):
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
-        texts = {split: [text for p in some for text, _ in p.captions] for split, some in splits.items()}
+        texts = {split: [caption.text for p in some for caption in p.captions] for split, some in splits.items()}
         vocab = choose_vocab(texts, opt)
         note_stale(write_files(contents(splits, texts, vocab, opt, notes), vocab, opt), notes)
 

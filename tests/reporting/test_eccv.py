@@ -194,5 +194,5 @@ def test_captions_without_numbers_are_told(annotated):
     source.write_text("\n".join([*lines[:7], "something else", *lines[8:]]) + "\n")
     assert "testall_caps.txt, lines 6 to 10: not the captions of one image in captions.json" in told()
     annotated.parents[1].joinpath("captions.json").write_text('{"images": [], "annotations": []}')
-    assert "captions.json: not a COCO annotation file, or an empty one" in told()
+    assert "captions.json: none of its 0 annotations has a caption" in told()
     assert not (annotated / "testall_cocoids.txt").exists()

@@ -160,11 +160,32 @@ def coco(n, **more):
     }
 
 
-def test_coco(place, capsys):
+def test_coco(place):
     place.prepare(place.json(coco(3)), "--split", "train")
     assert place.lines("train_imagename") == ["0.jpg", "1.jpg", "2.jpg"]
     assert place.lines("train_caps") == TEXTS * 3
-    assert "index" not in capsys.readouterr().out  # pycocotools talks
+
+
+def test_coco_from_other_tools(place):
+    """Categories and boxes between the captions, ids as texts, captions without ids: all captions are there."""
+    place.prepare(place.json(coco(3)), "--split", "train")
+    expected = place.content()
+    odd = coco(3, categories=[{"id": 1, "name": "dog"}])
+    odd["annotations"] = [
+        {"image_id": str(one["image_id"]), "caption": one["caption"]} for one in odd["annotations"]
+    ] + [{"id": 7, "image_id": 98, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+    expected[place.root / "source.json"] = place.json(odd).read_bytes()
+    place.prepare(place.root / "source.json", "--split", "train")  # nothing to write: no --overwrite
+    assert place.content() == expected
+
+
+def test_coco_names_of_2014_with_pictures_of_2017(place):
+    (place.root / "photos" / "val2017").mkdir(parents=True)
+    for i in range(3):
+        (place.root / "photos" / "val2017" / f"{i:012}.jpg").touch()
+    named = coco(3, images=[{"id": 100 - i, "file_name": f"COCO_val2014_{i:012}.jpg"} for i in range(3)])
+    place.prepare(place.json(named), "--split", "train", "--images", place.root / "photos")
+    assert place.lines("train_imagename") == [f"val2017/{i:012}.jpg" for i in range(3)]
 
 
 def test_coco_mini(place):
@@ -250,7 +271,12 @@ def test_bad_tables(place, text, told):
         ({"images": [{"filename": "a", "split": "train", "sentences": [{}]}]}, "image 0, sentence 0: has no text"),
         ({"images": [{"filename": "a", "split": "train", "sentences": []}] * 2}, "image 1: a is also the name of"),
         ({"annotations": [], "images": 3}, "not COCO's annotations"),
-        ({"annotations": [{"id": 5}], "images": []}, "not COCO's annotations"),
+        ({"annotations": [{"id": 5}], "images": []}, "annotation 5: has no image_id"),
+        ({"annotations": [3], "images": []}, "entry 0 of annotations is not a table"),
+        (coco(1, annotations=[{"id": 5, "image_id": 100}]), "annotation 5: has no text called 'caption'"),
+        (coco(1, annotations=[{"image_id": 100, "bbox": []}]), "none of its 1 annotations has a caption"),
+        (coco(1, images=[{"file_name": "a"}]), "entry 0 of images has no id"),
+        (coco(1, images=[{"id": 100, "file_name": n} for n in "ab"]), "the image number 100 stands twice, for a and b"),
         (coco(2, images=[{"id": 100, "file_name": "a"}]), "annotation 1: belongs to image 99, which the file"),
         (coco(2, images=[{"id": i, "file_name": "a"} for i in (99, 100)]), "a is also the name of"),
     ],

@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 from files.errors import InputError, optional_package
-from files.pictures import DEVIATION, MEAN, check_pictures, read_picture
+from files.pictures import DEVIATION, MEAN, need_pictures, read_picture
 from modules.backbone import classifier, pretrained_model
 from runtime.batches import seeded
 
@@ -37,8 +37,7 @@ class Pictures(Dataset):
     """The wanted pictures of a split as (index, uint8 tensor (3, height, width)), squared for a grid."""
 
     def __init__(self, folder, names, wanted, side=None):
-        self.paths, self.wanted, self.side = [folder / name for name in names], wanted, side
-        check_pictures(self.paths)
+        self.paths, self.wanted, self.side = need_pictures(folder, names), wanted, side
 
     def __len__(self):
         return len(self.wanted)
