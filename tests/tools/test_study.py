@@ -18,7 +18,7 @@ import evaluation
 import test_stack
 from graph import VisualGraph
 from tools import study
-from tools.studying import results, runs
+from tools.studying import results, runs, twins
 from tools.studying.table import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,17 +279,34 @@ def test_mean_deviation_and_interval():
 
 def test_twins_told_apart():
     """Scenes 0 and 1 are twins; captions 1, 5 and 6 tell them apart, of which only 5 is a mistake."""
+    facts = [[], [["left", 0, 1]], [], [], []], [[["between", 0, 1, 2]], [["left", 0, 1], ["above", 2, 1]], [], [], []]
     scenes = [
-        {"twin": 1, "telling": [False, True, False, False, False]},
-        {"twin": 0, "telling": [True, True, False, False, False]},
-        {"twin": None, "telling": [False] * 5},
+        {"twin": 1, "telling": [False, True, False, False, False], "facts": facts[0]},
+        {"twin": 0, "telling": [True, True, False, False, False], "facts": facts[1]},
+        {"twin": None, "telling": [False] * 5, "facts": [[]] * 5},
     ]
     sims = np.zeros((3, 15), np.float32)
     sims[0, 1], sims[0, 5], sims[1, 6] = 1, 1, 1
-    assert results.twin_accuracy(sims, scenes) == pytest.approx(200 / 3)
-    assert "3 images and 15 captions, but the table's twins file has 2 scenes" in message(
-        results.twin_accuracy, sims, scenes[:2]
+    assert twins.told_apart(sims, scenes) == pytest.approx(
+        {"twins": 66.6667, "twins: left, right": 100, "twins: between": 0, "twins: several facts": 100}
     )
+    assert "3 images and 15 captions, but the table's twins file has 2 scenes" in message(
+        twins.told_apart, sims, scenes[:2]
+    )
+
+
+def test_twins_of_the_demo_scenes(scripts):
+    """A table of demo scenes reports twins for rows, differences and ensembles."""
+    scenes = [{"twin": i ^ 1, "telling": [True] * 5, "facts": [[["right", 0, 1]]] * 5} for i in range(4)]
+    Path("scenes.json").write_text(json.dumps(scenes))
+    Path("twins.ini").write_text(TABLE.replace("title = Small", "twins = scenes.json"))
+    assert study.main(["twins.ini", "--out", "out", "--seeds", "0", "1"]) == 0
+    found = json.loads(Path("out/results.json").read_text())
+    share = {r: found["rows"][r]["runs"]["1"]["twins"] for r in "ab"}
+    sims = np.load("out/a.seed1/sims.npy")
+    assert share["a"] == 100 * np.mean([sims[c // 5, c] > sims[c // 5 ^ 1, c] for c in range(20)])
+    assert found["differences"]["b-a"]["runs"]["1"]["twins"] == pytest.approx(share["b"] - share["a"])
+    assert "| Row A | " in Path("out/results.md").read_text().split("twins told apart, by claim")[1]
 
 
 def test_real_runs_and_their_ensemble(tiny_data, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
 from tools.studying.table import Ensemble
+from tools.studying.twins import told_apart
 
 RECALLS = ("r1", "r5", "r10", "r1i", "r5i", "r10i")
 KEPT = (*RECALLS, "medr", "medri", "rsum")
@@ -50,21 +51,8 @@ def figures_of_run(run, scenes):
     if "full" not in result:
         raise InputError(f"{run.result}: no figures of a whole split; remove --fold5 from the table's test flags")
     kept = {name: round(result["full"][name], 4) for name in KEPT}
-    if scenes:
-        kept["twins"] = round(twin_accuracy(open_array(run.sims), scenes), 4)
-    return {**kept, "train_minutes": round(run.state["seconds"]["train"] / 60, 2)}
-
-
-def twin_accuracy(sims, scenes):
-    """Percent of the captions true of a scene and false of its twin that score higher with their own scene."""
-    if sims.shape != (len(scenes), 5 * len(scenes)):
-        raise InputError(f"similarities of {sims.shape[0]} images and {sims.shape[1]} captions, but the table's twins "
-                         f"file has {len(scenes)} scenes; give the scenes.json of the tested split")  # fmt: skip
-    own, twin, caption = [], [], []
-    for i, scene in enumerate(scenes):
-        for k in np.flatnonzero(scene["telling"]):
-            own.append(i), twin.append(scene["twin"]), caption.append(5 * i + k)
-    return 100 * float(np.mean(sims[own, caption] > sims[twin, caption])) if own else math.nan
+    twins = told_apart(open_array(run.sims), scenes) if scenes else {}
+    return {**kept, **twins, "train_minutes": round(run.state["seconds"]["train"] / 60, 2)}
 
 
 def ensembles(study, single, matrices, scenes):
@@ -97,7 +85,7 @@ def figures_of_ensemble(paths, scenes):
     sims = sum(np.asarray(open_array(path), np.float64) for path in paths) / len(paths)
     found = metrics(sims.astype(np.float32))
     kept = {name: round(float(found[name]), 4) for name in KEPT}
-    return {**kept, "twins": round(twin_accuracy(sims, scenes), 4)} if scenes else kept
+    return {**kept, **told_apart(sims, scenes)} if scenes else kept
 
 
 def differences(study, single):
@@ -153,7 +141,7 @@ def markdown(results):
     parts = [f"Percent, mean ± standard deviation over seeds ({', '.join(map(str, results['seeds']))})."]
     if results["missing"]:
         parts.append(f"Not run yet: {', '.join(results['missing'])}.")
-    parts += [row_table(results), difference_table(results), ensemble_table(results)]
+    parts += [row_table(results), twin_table(results), difference_table(results), ensemble_table(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -172,6 +160,14 @@ def row_table(results):
         for name, row in rows.items()
     ]
     return table(f"row | seeds | {HEAD}{' | twins' if twins else ''}", lines)
+
+
+def twin_table(results):
+    """Twins told apart, by what the caption says; nothing for other data."""
+    rows = [row for row in results["rows"].values() if column(row, "twins")]
+    keys = sorted({key for row in rows for run in row["runs"].values() for key in run if key.startswith("twins: ")})
+    lines = [[row["title"], *(spread(column(row, key)) for key in ("twins", *keys))] for row in rows]
+    return table(" | ".join(["twins told apart, by claim", "all", *(key[7:] for key in keys)]), lines)
 
 
 def difference_table(results):
