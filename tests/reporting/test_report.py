@@ -89,17 +89,20 @@ def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None)
 # ---- what was found ----
 
 
+@pytest.mark.parametrize("ties", ["worst", "released"])
 @pytest.mark.parametrize("levels", [None, 3, 1])  # different scores, many ties, one score for all
 @pytest.mark.parametrize("n, per", [(30, 5), (3, 5), (1, 5), (13, 1)])
-def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per):
+def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
     sims = random_sims(n, per=per)
     sims = sims if levels is None else np.round(sims).clip(0, levels - 1)
-    ranks = evaluation.metrics(sims)["ranks"]
-    found = pages.both_ways([sims], [ranks])
+    ranks = evaluation.metrics(sims, ties)["ranks"]
+    found = pages.both_ways([sims], [ranks], ties)
     for kind, rows, (asked, _) in zip(found, (sims, sims.T), ranks):
         for query, row in enumerate(rows):
             own = {query * per + k for k in range(per)} if kind == "images" else {query // per}
             order = sorted(range(len(row)), key=lambda c: (-row[c], c in own, c))  # rivals first among equals
+            if ties == "released":
+                order = np.argsort(row, kind="stable")[::-1].tolist()
             one = [values[query] for values in found[kind]]
             assert one[0].tolist() == order[:10] and one[1].tolist() == row[order[:10]].tolist()
             assert one[2].tolist() == [order.index(c) + 1 for c in sorted(own)]
