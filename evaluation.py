@@ -1,13 +1,14 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
 docs/method.md, section 4.  Read from top to bottom: embeddings, similarities, one checkpoint, several, and what
-the scripts call.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
+the scripts call.  Ranks and recalls are counted in modules/ranks.py and printed in reporting.outputs.py.
 """
 
-import argparse
 import contextlib
 import math
 import os
+import shlex
+import sys
 from itertools import chain
 from typing import NamedTuple
 
@@ -17,16 +18,12 @@ from tqdm import tqdm
 
 import data
 from files.errors import InputError
-from files.writing import check_writable
-from model import build
 from modules import similarity
 from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
-from reporting.pages import Report
-from reporting.printing import print_folds, print_metrics, save_json, save_ranks
+from reporting.outputs import Outputs, print_folds, print_metrics
 from runtime import checkpoint, distributed, shared_arrays
-from runtime.checkpoint_fields import check_shapes
-from runtime.options import OVERRIDES, check_options, defaults, overrides_of
-from vocab import load_vocab
+from runtime.loading import build_model, load_model, open_members
+from runtime.options import RANKS, overrides_of
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
            "metrics", "recalls", "shard_xattn", "t2i"]  # fmt: skip
@@ -167,65 +164,16 @@ def captions_at(cap_embs, numbers, device):
     return [cap_embs[c].to(device) for c in numbers]
 
 
-# ---- one checkpoint
+def score_member(member, fold5, full, store):
+    """The similarities of one checkpoint -> {'full': [(N, M)], 'fold5': five of (N/5, M/5)} as far as asked for.
 
-
-def load_model(model_path, **overrides):
-    """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
-
-    overrides replace options of the checkpoint; None leaves an option as it is.  InputError when the checkpoint
-    does not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
+    store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds.
+    Folds that are parts of the full matrix are left out; with_folds adds them.
     """
-    loaded = checkpoint.load_checkpoint(model_path)
-    check_options(loaded["opt"], model_path)
-    opt = argparse.Namespace(**{**defaults(loaded["opt"].model), **vars(loaded["opt"])})
-    for name, value in overrides.items():
-        if name not in OVERRIDES and not hasattr(opt, name):
-            raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
-        if value is not None:
-            setattr(opt, name, value)
-    if not overrides.get("device"):
-        opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the training machine may have had another
-    vocab = vocab_of(loaded, opt, overrides, model_path)
-    check_shapes(build, opt, loaded["model"], model_path)
-    try:
-        model = build(opt)
-        model.load_state_dict(loaded["model"])
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).replace("\n", " ")
-        raise InputError(f"{model_path}: does not fit the {opt.model} model its options describe: {reason}") from None
-    return model.to(distributed.local_device(opt.device)).eval(), opt, vocab
-
-
-def vocab_of(loaded, opt, overrides, path):
-    """The vocabulary inside the checkpoint; for a released one, the file whose size is that of the embedding."""
-    vocab = checkpoint.vocabulary(loaded)
-    if vocab is None:
-        return load_vocab(opt.vocab_path, opt.data_name, size=opt.vocab_size)
-    if overrides.get("vocab_path") is not None:
-        checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), path)
-    return vocab
-
-
-def score_split(model_path, split, fold5, full, overrides, store, observers):
-    """One checkpoint's similarities -> ({'full': [(N, M)], 'fold5': [five of (N/5, M/5)]}, its options, the split).
-
-    store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds in one
-    array.  Folds that are parts of the full matrix are left out; with_folds adds them.
-    """
-    model, opt, vocab = load_model(model_path, **overrides)
-    print("Loading dataset")
-    loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
-    dataset = loader.dataset
-    if fold5 and (dataset.n_images % 5 or len(dataset) % 5):
-        raise InputError(
-            f"{opt.data_name}/{split}: {dataset.n_images} images do not divide into five folds; "
-            "test.py without --fold5 evaluates them all at once"
-        )
-    for observer in observers:
-        observer.check(dataset)
+    opt, dataset = member.opt, member.loader.dataset
+    model = build_model(member.loaded or checkpoint.load_checkpoint(member.path), opt, member.path)
     print("Computing results...")
-    encoded = encode_data(model, loader)
+    encoded = encode_data(model, member.loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
     n, m, sims = dataset.n_images, len(dataset), {}
     if full:
@@ -236,11 +184,11 @@ def score_split(model_path, split, fold5, full, overrides, store, observers):
         sims["fold5"] = (shared_arrays.ArrayStore() if full else store).new((5, n // 5, m // 5))
         for k in range(5):
             shard_xattn(model, *fold_of(encoded, k), sims=sims["fold5"][k])
-    return sims, opt, dataset
+    return sims
 
 
 def with_folds(sims, fold5):
-    """Adds the folds that are parts of the full matrix."""
+    """Add the folds that are parts of the full matrix."""
     return {**sims, "fold5": five_folds(sims["full"][0])} if fold5 and "fold5" not in sims else sims
 
 
@@ -262,47 +210,65 @@ def fold_of(encoded, k):
 # ---- several checkpoints
 
 
-def evaluate(model_paths, split="dev", fold5=False, full=True, ties="worst", observers=(), store=None, **overrides):
-    """Evaluate checkpoints one by one and, when there are several, the mean of their similarities; print each block.
+def evaluate(
+    model_paths,
+    split="dev",
+    fold5=False,
+    full=True,
+    ties="worst",
+    weights=None,
+    normalize=False,
+    observers=(),
+    store=None,
+    **overrides,
+):
+    """Evaluate checkpoints one by one and, when there are several, their ensemble; print each block.
 
+    The ensemble is the mean of the similarities, weighted by `weights` where given; `normalize` first gives each
+    model's similarities mean 0 and standard deviation 1 (docs/method.md, section 4.4).
     Returns (results, sims).  results has, for each checkpoint and then for the ensemble, its path as 'model' and
     the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
     ties: the order of equal scores.  store: shared_arrays.ArrayStore for the similarities (default: memory).
-    observers: each has check(dataset), called before a checkpoint's split is encoded, and
-    add(result, sims, dataset, data_name), called with every result.
+    observers: each has check(dataset), called before the work, and add(result, sims, dataset, data_name), called
+    with every result.
     """
-    store = store or shared_arrays.ArrayStore()
-    results, total, names = [], None, set()
+    several = len(model_paths) > 1
+    check_weights(weights, len(model_paths))
+    members = open_members(model_paths, split, fold5, overrides)
+    dataset, data_name = members[0].loader.dataset, members[0].opt.data_name
+    for observer in observers:
+        observer.check(dataset)
+    store, results, total = store or shared_arrays.ArrayStore(), [], None
 
-    def conclude(name, sims):
+    def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
         sims = with_folds(sims, fold5)
-        results.append({"model": name, **rank_and_print(sims, ties)})
+        results.append({**about, **rank_and_print(sims, ties)})
         for observer in observers:
-            observer.add(results[-1], sims, dataset, opt.data_name)
+            observer.add(results[-1], sims, dataset, data_name)
 
-    for path in model_paths:
-        if len(model_paths) > 1:
-            print(f"Model {path}")
+    for k, member in enumerate(members):
+        if several:
+            print(f"Model {member.path}")
         try:
-            sims, opt, dataset = score_split(path, split, fold5, full, overrides, store, observers)
+            sims = score_member(member, fold5, full, store)
         except NotFiniteError as error:
-            raise InputError(f"{path}: {error}; its weights are broken, evaluate another checkpoint") from None
-        names.add(opt.data_name)
-        if len(names) > 1:
-            raise InputError(f"{path}: made for {opt.data_name}, the one before for another data set; give --data_name")
-        conclude(str(path), sims)
-        total = sims if total is None else add_similarities(total, sims, path)
-    if len(model_paths) > 1:
-        print(f"Ensemble of {len(model_paths)} models")
+            raise InputError(f"{member.path}: {error}; its weights are broken, evaluate another checkpoint") from None
+        conclude({"model": member.path, "checkpoint": member.about}, sims)
+        if several:
+            prepare(sims, weights and weights[k], normalize, member.path)
+            total = sims if total is None else add_similarities(total, sims)
+    if several:
+        print(f"Ensemble of {len(members)} models")
         for matrix in chain.from_iterable(total.values()):
-            shared_arrays.divide_in_place(matrix, len(model_paths))
-        conclude("ensemble", total)
-    return results, with_folds(total, fold5)
+            shared_arrays.divide_in_place(matrix, sum(weights or [1] * len(members)))
+        conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, total)
+        sims = total
+    return results, with_folds(sims, fold5)
 
 
 def rank_and_print(sims, ties):
-    """{'full': [(N, M)], 'fold5': [five]} -> the metrics of each, printed."""
+    """{'full': [(N, M)], 'fold5': five of (N/5, M/5)} -> the metrics of each, printed."""
     result = {}
     if "full" in sims:
         result["full"] = metrics(sims["full"][0], ties)
@@ -313,57 +279,86 @@ def rank_and_print(sims, ties):
     return result
 
 
-def add_similarities(total, sims, path):
+def check_weights(weights, n_models):
+    """InputError unless there are no weights, or one for each model with a positive sum."""
+    if weights is not None and (len(weights) != n_models or sum(weights) <= 0):
+        given = " ".join(f"{weight:g}" for weight in weights)
+        raise InputError(f"--weights {given}: need one for each of {n_models} checkpoints, and one above 0")
+
+
+def prepare(sims, weight, normalize, path):
+    """One model's similarities for the sum of an ensemble, in place: normalised if asked for, times their weight."""
+    for matrices in sims.values():
+        mean, deviation = shared_arrays.mean_and_deviation(matrices) if normalize else (0, 1)
+        if deviation == 0:
+            raise InputError(f"{path}: scores all pairs alike, which cannot be normalised; leave this checkpoint out")
+        for matrix in matrices if normalize or weight is not None else ():
+            shared_arrays.rescale_in_place(matrix, mean, (1 if weight is None else weight) / deviation)
+
+
+def add_similarities(total, sims):
     """total + sims, in the memory or the files of total."""
-    for a, b in zip(chain.from_iterable(total.values()), chain.from_iterable(sims.values())):
-        if a.shape != b.shape:
-            raise InputError(f"{path}: similarities {b.shape}, those of the model before {a.shape}; give --data_path")
-        shared_arrays.add_in_place(a, b)
+    for matrix, other in zip(chain.from_iterable(total.values()), chain.from_iterable(sims.values())):
+        shared_arrays.add_in_place(matrix, other)
     return total
 
 
 # ---- what the scripts call
 
 
-def evalrank(model_path, data_path=None, split="dev", fold5=False, ranks="ranks.pth.tar", ties="worst", **overrides):
-    """Evaluate one checkpoint, or the ensemble of a list of them, and print the block of metrics.
+def evalrank(
+    model_path,
+    data_path=None,
+    split="dev",
+    fold5=False,
+    ranks=RANKS,
+    ties="worst",
+    weights=None,
+    normalize=False,
+    json=None,
+    report=None,
+    images=None,
+    **overrides,
+):
+    """Evaluate one checkpoint, or the ensemble of a list of them, print the block of metrics and return the metrics.
 
-    fold5 evaluates five folds of the split and prints each and their means.  ranks names the file for the
-    ranks (None for no file).  overrides are options of the checkpoint, as boxes='released' or device='cuda'.
-    Returns the dict of metrics (of the ensemble, for a list).
+    fold5: evaluate five folds of the split, and print each and their mean.  ties, weights, normalize: as evaluate.
+    Files: ranks (None for no file), json (the metrics of every model), report (a folder of pages) with images (the
+    folder of image files for the pages).  overrides: options of the checkpoint, as boxes='released', device='cuda'.
+
+    The result (of the ensemble, for a list) is the dict of modules.ranks.metrics: figures in percent by name, as
+    'r1' (image to text), 'r1i' (text to image) and 'rsum'; 'ranks'; 'ties'.  With fold5 the figures are means,
+    'ranks' is a list, and 'folds' holds each fold's dict.
     """
     paths = [model_path] if isinstance(model_path, (str, os.PathLike)) else list(model_path)
-    overrides.setdefault("workers", 0)
-    results, _ = evaluate(paths, split, fold5, not fold5, ties, data_path=data_path, **overrides)
-    result = results[-1]["fold5" if fold5 else "full"]
-    if ranks:
-        save_ranks(result, ranks)
-    return result
+    overrides = {"workers": 0, "data_path": data_path, **overrides}
+    how = {"ties": ties, "weights": weights, "normalize": normalize}
+    command = f"evaluation.evalrank({[str(path) for path in paths]}, split={split!r}, fold5={fold5})"
+    outputs = Outputs(ranks, json, report, images, None, command)
+    results = evaluate_and_write(paths, split, fold5, not fold5, outputs, how, overrides)
+    return results[-1]["fold5" if fold5 else "full"]
 
 
 def main(opt, fold5=False, full=True, extra=None):
     """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None."""
     with distributed.process_group():
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
-        for output in filter(None, (opt.ranks, opt.save_sims, opt.json)):
-            check_writable(output)
-        if opt.images and not opt.report:
-            raise InputError("--images is for --report; say with --report DIR where to write it")
-        report = Report(opt.report, opt.images, opt.split) if opt.report and distributed.is_main() else None
-        observers = [observer for observer in (extra, report) if observer and distributed.is_main()]
-        with contextlib.closing(shared_arrays.ArrayStore(opt.save_sims)) as store:
-            results, _ = evaluate(paths, opt.split, fold5, full, opt.ties, observers, store, **overrides_of(opt))
-            store.keep()
-        if distributed.is_main():
-            write_results(results, opt, full)
-        if report:
-            report.write()
-        return results
+        how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
+        command = shlex.join(["python", *sys.argv])
+        outputs = Outputs(opt.ranks, opt.json, opt.report, opt.images, opt.save_sims, command)
+        return evaluate_and_write(paths, opt.split, fold5, full, outputs, how, overrides_of(opt), extra)
 
 
-def write_results(results, opt, full):
-    """The files of --ranks and --json."""
-    if opt.ranks:
-        save_ranks(results[-1]["full" if full else "fold5"], opt.ranks)
-    if opt.json:
-        save_json(results, opt.json)
+def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):
+    """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
+    outputs = outputs.checked()
+    pages = outputs.new_report(split, how["ties"]) if distributed.is_main() else None
+    observers = [observer for observer in (extra, pages) if observer and distributed.is_main()]
+    with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
+        results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)
+        store.keep()
+    if distributed.is_main():
+        outputs.write(results, full)
+    if pages:
+        pages.write()
+    return results

@@ -105,8 +105,9 @@ class Report:
     else, there is no folder of images, or jinja2 or Pillow is missing.
     """
 
-    def __init__(self, folder, images=None, split=""):
+    def __init__(self, folder, images=None, split="", ties="worst", command=""):
         self.folder, self.images, self.split = Path(folder).resolve(), images, split
+        self.ties, self.command = ties, command
         optional_package("jinja2", "--report")
         if images:
             optional_package("PIL", "--report", "pillow")
@@ -124,7 +125,9 @@ class Report:
         kind = "full" if "full" in sims else "fold5"
         ranks = result[kind]["ranks"]
         ranks = ranks if isinstance(ranks, list) else [ranks]
-        self.models.append({"path": result["model"], "result": result, "ranks": ranks, **both_ways(sims[kind], ranks)})
+        self.models.append(
+            {"path": result["model"], "result": result, "ranks": ranks, **both_ways(sims[kind], ranks, self.ties)}
+        )
         self.dataset, self.data_name, self.kind = dataset, data_name, kind
 
     def write(self):

@@ -8,6 +8,7 @@ from files.errors import InputError
 from runtime import distributed
 from runtime.commandline import Parser, number, positive, whole
 
+RANKS = "ranks.pth.tar"  # the file in the working folder that the released evaluation leaves
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
 STACK_CHECKPOINTS = ["./runs/dense/checkpoint/model_best.pth.tar", "./runs/sparse/checkpoint/model_best.pth.tar"]
 
@@ -282,7 +283,21 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add = parser.add_argument
     if stack:
         add("--model_path", nargs="+", default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
+        add(
+            "--weights",
+            nargs="+",
+            type=number(),
+            metavar="W",
+            help="weight of each checkpoint in the mean of the similarities (default: equal weights)",
+        )
+        add(
+            "--normalize",
+            action="store_true",
+            help="before the mean, give each checkpoint's similarities mean 0 and standard deviation 1, "
+            "taken over all pairs of an image and a caption and so the same in both directions",
+        )
     else:
+        parser.set_defaults(weights=None, normalize=False)
         add("--model_path", default=GSMN_CHECKPOINT, help="checkpoint to evaluate")
     add_override_flags(parser, split)
     add("--fold5", action="store_true", default=fold5, help="evaluate five folds and print their means")
@@ -302,9 +317,9 @@ def eval_parser(description, split="test", stack=False, fold5=False):
         help="order of equal scores: the true one last, or by falling index as in the released code",
     )
     add("--save_sims", metavar="FILE.npy", help="write the similarity matrix, images down, captions across")
-    add("--ranks", metavar="FILE", default="ranks.pth.tar", help="write the ranks; '' for no file")
+    add("--ranks", metavar="FILE", default=RANKS, help="write the ranks; '' for no file")
     add("--json", metavar="FILE", help="write the metrics")
-    add("--report", metavar="DIR", help="write pages that show what was found for each image and caption")
+    add("--report", metavar="DIR", help="write pages with the metrics and each query's best candidates")
     add("--images", metavar="DIR", help="the image files, for --report; without them regions are drawn")
     return parser
 

@@ -85,3 +85,18 @@ def divide_in_place(total, count):
     for i in rows_to_change(total):
         total[i] /= count
     distributed.barrier()
+
+
+def rescale_in_place(array, offset, factor):
+    """array = (array - offset) * factor, row by row."""
+    for i in rows_to_change(array):
+        array[i] = (array[i] - offset) * factor
+    distributed.barrier()
+
+
+def mean_and_deviation(arrays):
+    """Mean and standard deviation of all numbers of some arrays of one shape, in float64."""
+    mean = np.mean([row.mean(dtype=np.float64) for array in arrays for row in array])
+    variance = np.mean([np.square(row - mean).mean() for array in arrays for row in array])
+    distributed.barrier()  # no process may change a shared file before all have read it
+    return float(mean), float(np.sqrt(variance))

@@ -611,13 +611,13 @@ CASES = {
         "test_stack",
         "",
         spoil.another_data_set,
-        "vsrn: made for other_precomp, the one before for another data set; give --data_name",
+        "vsrn: made for other_precomp, gsmn for tiny_precomp; give --data_name",
     ),
     "ensemble of other shapes": (
         "test_stack",
         "",
         spoil.smaller_copy,
-        "vsrn: similarities (3, 15), those of the model before (4, 20); give --data_path",
+        "vsrn: its data are 3 images and 15 captions, those of gsmn 4 and 20; give --data_path",
     ),
     "ensemble with a gap": (
         "test_stack",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gsmn_cases import golden
+from models import OPT, write_model
 from tiny import shared
 
 import evaluation
@@ -18,6 +19,7 @@ import test_stack
 import testall
 import train
 from files.errors import InputError
+from runtime.options import defaults
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")
@@ -241,3 +243,105 @@ def test_gsmn_and_vsrn_ensemble(tiny_data, tmp_path):
     paths = [str(tmp_path / name / "model_best.pth.tar") for name in "gv"]
     test_stack.main(["--model_path", *paths, "--save_sims", str(tmp_path / "s.npy"), "--device", "cpu", "--ranks", ""])
     np.testing.assert_allclose(np.load(tmp_path / "s.npy"), sum(singles) / 2, atol=1e-6)
+
+
+# ---- ensembles, equal scores and files
+
+
+@pytest.fixture
+def two_models(tmp_path, tiny_data):
+    """GSMN and VSRN with random weights -> their paths."""
+    write_model(tiny_data, tmp_path / "gsmn.pth.tar")
+    flags = {name: value for name, value in defaults("vsrn").items() if name not in (*OPT, "data_path", "vocab_path")}
+    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **{**flags, "model": "vsrn", "dim_vid": 32, "use_abs": True})
+    return [tmp_path / "gsmn.pth.tar", tmp_path / "vsrn.pth.tar"]
+
+
+def sims_of(paths, **how):
+    return evaluation.evaluate(paths, "test", device="cpu", workers=0, **how)[1]["full"][0]
+
+
+def test_weights_and_normalisation(two_models):
+    first, second = (sims_of([path]).astype(float) for path in two_models)
+    ensemble = {"mean": sims_of(two_models), "weighted": sims_of(two_models, weights=[3, 1])}
+    np.testing.assert_allclose(ensemble["mean"], (first + second) / 2, atol=1e-6)
+    np.testing.assert_allclose(ensemble["weighted"], (3 * first + second) / 4, atol=1e-6)
+    unit = [(sims - sims.mean()) / sims.std() for sims in (first, second)]
+    np.testing.assert_allclose(sims_of(two_models, normalize=True), (unit[0] + unit[1]) / 2, atol=1e-4)
+    both = sims_of(two_models, weights=[0.5, 2], normalize=True)
+    np.testing.assert_allclose(both, (0.5 * unit[0] + 2 * unit[1]) / 2.5, atol=1e-4)
+
+
+def test_normalisation_of_folds_is_over_the_pairs_of_all_five(two_models):
+    _, (sims,) = zip(*evaluation.evaluate(two_models[:1], "test", True, False, device="cpu")[1].items())
+    _, (unit,) = zip(*evaluation.evaluate(two_models[:1] * 2, "test", True, False, normalize=True)[1].items())
+    np.testing.assert_allclose(unit, (sims - sims.mean()) / sims.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["1", "0 0", "1 2 3"])
+def test_weights_that_do_not_fit(two_models, weights):
+    message = f"--weights {weights}: need one for each of 2 checkpoints, and one above 0"
+    with pytest.raises(InputError, match=message):
+        test_stack.main(["--model_path", *map(str, two_models), "--weights", *weights.split()])
+
+
+def test_a_model_that_scores_all_pairs_alike_cannot_be_normalised(two_models, monkeypatch):
+    monkeypatch.setattr(evaluation, "shard_xattn", lambda *encoded, sims: sims.fill(0.25))
+    with pytest.raises(InputError, match=r"gsmn\.pth\.tar: scores all pairs alike, which cannot be normalised"):
+        sims_of(two_models, normalize=True)
+
+
+def test_a_missing_checkpoint_is_found_before_the_first_is_evaluated(two_models, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"nowhere\.pth\.tar"):
+        evaluation.evaluate([*two_models, tmp_path / "nowhere.pth.tar"], "test", device="cpu")
+    assert "Computing results" not in capsys.readouterr().out
+
+
+def test_equal_scores_in_block_and_json(two_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "shard_xattn", lambda *encoded, sims: sims.fill(0.25))
+    how = {"split": "test", "device": "cpu", "ranks": None}
+    worst = evaluation.evalrank(two_models[0], json=tmp_path / "m.json", **how)
+    assert (worst["r10"], worst["r5i"]) == (0, 0)
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith(
+            "Equal scores, lowest to highest (released order): i2t R@1 0.00 to 100.00 (10.00), i2t R@5 0.00 to 100.00"
+        )
+    )
+    assert json.loads((tmp_path / "m.json").read_text())[0]["full"]["ties"]["best"]["rsum"] == 600
+    released = evaluation.evalrank(two_models[0], ties="released", **how)
+    assert (released["r1"], released["r1i"]) == (10, 10) == (worst["ties"]["released"]["r1"], 10)
+
+
+def test_evalrank_writes_what_the_scripts_write(two_models, tmp_path):
+    paths = {name: tmp_path / name for name in ("m.json", "site", "ranks.pth.tar")}
+    result = evaluation.evalrank(
+        two_models,
+        split="test",
+        device="cpu",
+        json=paths["m.json"],
+        report=paths["site"],
+        ranks=paths["ranks.pth.tar"],
+    )
+    gsmn, vsrn, ensemble = json.loads(paths["m.json"].read_text())
+    assert ensemble["full"]["rsum"] == result["rsum"] and ensemble["ensemble"] == {"weights": None, "normalize": False}
+    assert (gsmn["checkpoint"]["kind"], vsrn["checkpoint"]["kind"]) == ("GSMN, dense", "VSRN")
+    assert gsmn["checkpoint"]["epoch"] == 1 and gsmn["checkpoint"]["flags"]["embed_size"] == 32
+    assert (paths["site"] / "index.html").is_file() and paths["ranks.pth.tar"].is_file()
+    with pytest.raises(InputError, match="--images is for --report"):
+        evaluation.evalrank(two_models, split="test", images=tmp_path)
+
+
+def test_ranks_are_left_in_the_working_folder_where_it_allows_that(two_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    how = {"split": "test", "device": "cpu"}
+    evaluation.evalrank(two_models[0], **how)
+    assert f"Ranks: {tmp_path}/ranks.pth.tar (--ranks '' writes none)\n" in capsys.readouterr().err
+    Path("ranks.pth.tar").unlink()
+    Path("ranks.pth.tar").mkdir()  # as good as a read-only folder, for every user
+    assert evaluation.evalrank(two_models[0], **how)["rsum"] > 0
+    assert "warning: ranks.pth.tar: cannot be written" in capsys.readouterr().err
+    Path("mine").mkdir()
+    with pytest.raises(InputError, match="mine: cannot be written"):
+        evaluation.evalrank(two_models[0], ranks="mine", **how)

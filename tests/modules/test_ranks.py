@@ -8,7 +8,7 @@ from tiny import shared
 
 import evaluation
 from modules import ranks
-from reporting.printing import print_metrics
+from reporting.outputs import print_metrics
 
 
 def positions(order, candidates):
@@ -17,7 +17,6 @@ def positions(order, candidates):
 
 def sorted_ranks(sims, per, sort):
     """Ranks of both directions where sort(scores, true candidates) gives all candidates, best first."""
-    n, m = sims.shape
     images = [(row, range(i * per, (i + 1) * per)) for i, row in enumerate(sims)]
     captions = [(column, range(c // per, c // per + 1)) for c, column in enumerate(sims.T)]
     return [[positions(sort(row, own), own) for row, own in queries] for queries in (images, captions)]

@@ -1,13 +1,22 @@
-"""What an evaluation prints and writes beside the report: the block of metrics, the file of ranks, the JSON file."""
+"""What an evaluation prints and writes: the block of metrics, the files of ranks and metrics, the report."""
 
 import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from files.writing import atomic_write
+from files.errors import InputError, warn
+from files.writing import atomic_write, check_writable
 from modules.ranks import RECALLS
+from reporting.pages import Report
+from runtime.options import RANKS
 
 NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
+
+
+# ---- printed
 
 
 def print_metrics(metrics):
@@ -55,6 +64,55 @@ def range_of(ties, name):
     return "{:.2f} to {:.2f} ({:.2f})".format(*(ties[order][name] for order in ("worst", "best", "released")))
 
 
+# ---- written
+
+
+class Outputs(NamedTuple):
+    """The files an evaluation writes, None or '' where it writes none, and the command that asked for them."""
+
+    ranks: str | None
+    json: str | None
+    report: str | None  # folder of pages
+    images: str | None  # folder of image files, for the pages
+    sims: str | None
+    command: str
+
+    def checked(self):
+        """These outputs; InputError where one cannot be written, a warning where that is the default file of ranks."""
+        for path in filter(None, (self.sims, self.json)):
+            check_writable(path)
+        if self.images and not self.report:
+            raise InputError("--images is for --report; say with --report DIR where to write it")
+        return self if self.try_ranks(check_writable) else self._replace(ranks=None)
+
+    def try_ranks(self, act):
+        """act(the file of ranks), if there is one -> whether it succeeded.
+
+        The released evaluation leaves this file wherever it runs, so an evaluation does not fail for want of it
+        unless the user gave its name.
+        """
+        try:
+            if self.ranks:
+                act(self.ranks)
+            return bool(self.ranks)
+        except InputError as error:
+            if str(self.ranks) != RANKS:
+                raise
+            warn(f"{error}; the ranks are not kept")
+            return False
+
+    def new_report(self, split, ties):
+        """The Report to fill, or None."""
+        return Report(self.report, self.images, split, ties, self.command) if self.report else None
+
+    def write(self, results, full):
+        """The files of ranks (of the last result: full split or folds) and metrics."""
+        if self.json:
+            save_json(results, self.json)
+        if self.try_ranks(lambda path: save_ranks(results[-1]["full" if full else "fold5"], path)):
+            print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
+
+
 def save_ranks(metrics, path):
     """Ranks from 0 and best matches, image to text as rt and text to image as rti, to a torch file."""
     pairs = metrics["ranks"] if isinstance(metrics["ranks"], list) else [metrics["ranks"]]
@@ -65,7 +123,7 @@ def save_ranks(metrics, path):
 
 def save_json(results, path):
     """The results of an evaluation without the arrays of ranks."""
-    text = json.dumps([without_ranks(result) for result in results], indent=1)
+    text = json.dumps([without_ranks(result) for result in results], indent=1, default=str)
     atomic_write(path, lambda f: f.write(text.encode()))
 
 

@@ -1,0 +1,115 @@
+"""From checkpoint files to models and the data to evaluate them on, checked before the work begins."""
+
+import argparse
+from typing import NamedTuple
+
+import torch
+
+import data
+from files.errors import InputError
+from model import build
+from runtime import checkpoint, distributed
+from runtime.checkpoint_fields import check_shapes
+from runtime.options import OVERRIDES, check_options, defaults
+from vocab import load_vocab
+
+
+def load_model(model_path, **overrides):
+    """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
+
+    overrides replace options of the checkpoint; None leaves an option as it is.  InputError when the checkpoint
+    does not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
+    """
+    loaded, opt, vocab = read_checkpoint(model_path, overrides)
+    return build_model(loaded, opt, model_path), opt, vocab
+
+
+def read_checkpoint(model_path, overrides):
+    """A checkpoint -> (its content, its options with the overrides, its vocabulary); errors as load_model."""
+    loaded = checkpoint.load_checkpoint(model_path)
+    check_options(loaded["opt"], model_path)
+    opt = argparse.Namespace(**{**defaults(loaded["opt"].model), **vars(loaded["opt"])})
+    for name, value in overrides.items():
+        if name not in OVERRIDES and not hasattr(opt, name):
+            raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
+        if value is not None:
+            setattr(opt, name, value)
+    if not overrides.get("device"):
+        opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the training machine may have had another
+    return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
+
+
+def build_model(loaded, opt, path):
+    """The model of a checkpoint, in evaluation mode on opt.device."""
+    check_shapes(build, opt, loaded["model"], path)
+    try:
+        model = build(opt)
+        model.load_state_dict(loaded["model"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{path}: does not fit the {opt.model} model its options describe: {reason}") from None
+    return model.to(distributed.local_device(opt.device)).eval()
+
+
+def vocab_of(loaded, opt, overrides, path):
+    """The vocabulary inside the checkpoint; for a released one, the file whose size is that of the embedding."""
+    vocab = checkpoint.vocabulary(loaded)
+    if vocab is None:
+        return load_vocab(opt.vocab_path, opt.data_name, size=opt.vocab_size)
+    if overrides.get("vocab_path") is not None:
+        checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), path)
+    return vocab
+
+
+class Member(NamedTuple):
+    """A checkpoint to evaluate and its split, opened and checked."""
+
+    path: str
+    loaded: dict | None  # the checkpoint's content; None when it has to be read again
+    opt: argparse.Namespace
+    loader: torch.utils.data.DataLoader
+    about: dict  # path, kind, epoch and flags, for the report and the JSON file
+
+
+def open_members(paths, split, fold5, overrides):
+    """Open every checkpoint and its split before the first one is evaluated -> [Member].
+
+    InputError for a checkpoint that is missing or damaged, or whose data differ from those of the first.
+    """
+    members = []
+    for path in paths:
+        loaded, opt, vocab = read_checkpoint(path, overrides)
+        print("Loading dataset")
+        loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
+        n, m = loader.dataset.n_images, len(loader.dataset)
+        if fold5 and (n % 5 or m % 5):
+            raise InputError(
+                f"{opt.data_name}/{split}: {n} images do not divide into five folds; "
+                "test.py without --fold5 evaluates them all at once"
+            )
+        about = describe(path, loaded["epoch"], opt)
+        members.append(Member(str(path), loaded if len(paths) == 1 else None, opt, loader, about))
+        check_same_data(members[0], members[-1])
+    return members
+
+
+def describe(path, epoch, opt):
+    """What a reader needs to know of a checkpoint: {path, kind, epoch, flags that are not train.py's defaults}."""
+    kind = "VSRN" if opt.model == "vsrn" else f"GSMN, {'sparse' if opt.is_sparse else 'dense'}"
+    usual = defaults(opt.model)
+    flags = {name: value for name, value in vars(opt).items() if name in usual and value != usual[name]}
+    return {"path": str(path), "kind": kind, "epoch": epoch, "flags": flags}
+
+
+def check_same_data(first, member):
+    """InputError unless two members have the same data set, by its name and its size."""
+    if member.opt.data_name != first.opt.data_name:
+        raise InputError(
+            f"{member.path}: made for {member.opt.data_name}, {first.path} for {first.opt.data_name}; give --data_name"
+        )
+    (n, m), (n_first, m_first) = ((one.loader.dataset.n_images, len(one.loader.dataset)) for one in (member, first))
+    if (n, m) != (n_first, m_first):
+        raise InputError(
+            f"{member.path}: its data are {n} images and {m} captions, those of {first.path} {n_first} and {m_first}; "
+            "give --data_path"
+        )
