@@ -14,6 +14,7 @@ from states import message
 from tiny import make_tiny, picture_folder
 
 import data
+import evaluation
 import graph
 from reporting.explanation import explain
 from tools import explain as tool
@@ -193,3 +194,53 @@ def test_figures(tiny, tmp_path):
     for name in written:
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+
+
+def test_two_pairs_on_one_page(tiny, tmp_path, capsys):
+    """Two captions share the image and its kernels, two images the caption; what is said fits the data."""
+    path = tmp_path / "m.pth.tar"
+    net, opt, words = write_model(tiny, path)
+    call(tiny, path, tmp_path / "captions", "--image", "2", "--caption", "11", "a red dog")
+    call(tiny, path, tmp_path / "images", "--image", "2", "4", "--caption", "11")
+    said = capsys.readouterr().out
+    pages = [data_of(tmp_path / f"{name}.html") for name in ("captions", "images")]
+    assert [(len(page["images"]), len(page["captions"])) for page in pages] == [(1, 2), (2, 1)]
+    assert pages[0]["pairs"][0] == pages[1]["pairs"][0]
+    dataset = data.open_split("test", "tiny_precomp", words, opt)
+    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
+    sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))[:, 11]
+    ranks = [int(np.sum(sims >= sims[g])) for g in (2, 4)]
+    assert f"Caption 11 is the image's own. The image has rank {ranks[0]} of 6 for it." in said
+    assert f"Caption 11 is not the image's own, but of image 2. The image has rank {ranks[1]} of 6 for it." in said
+    assert "The sentence is not from the data." in said
+    title = (tmp_path / "images.html").read_text().split("<title>")[1].split("</title>")[0]
+    assert title == f"“{dataset.captions[11]}”: image 2 beside image 4".replace("'", "&#39;")
+    size = (tmp_path / "images.html").stat().st_size
+    assert f"images.html: {size / 1000:.0f} kB" in said
+    for wrong in (["--image", "2", "4", "--caption", "11", "12"], ["--image", "1", "2", "3"]):
+        assert "a page shows two pairs at most" in message(lambda: call(tiny, path, tmp_path / "x", *wrong))  # noqa: B023
+
+
+def test_names_of_files_come_from_the_pair(tiny, tmp_path, capsys, monkeypatch):
+    """The next sentence does not overwrite the last one's page."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tiny, tmp_path / "m.pth.tar")
+    for caption in ("7", "a red dog", "a red dog !", "A red dog", "ein Hund – größer", "…", "long " * 90):
+        tool.main(["--model_path", "m.pth.tar", "--image", "2", "--caption", caption, "--no_rank", "--device", "cpu"])
+    names = [path.name for path in tmp_path.glob("*.html")]
+    assert len(names) == 7 and {"explain-2-7.html", "explain-2-a-red-dog.html"} < set(names)
+    assert max(map(len, names)) < 90 and "rank" not in capsys.readouterr().out
+
+
+def test_pictures_of_other_proportions(tiny, tmp_path, capsys):
+    path = tmp_path / "m.pth.tar"
+    write_model(tiny, path)
+    folder = picture_folder(
+        tiny, tmp_path / "images", lambda i: (150, 201) if i == 1 else (2 * (200 + i), 2 * (100 + i))
+    )
+    call(tiny, path, tmp_path / "right", "--image", "0", "--images", folder)
+    assert "The picture is" not in capsys.readouterr().err
+    call(tiny, path, tmp_path / "wrong", "--image", "1", "--images", folder)
+    note = "The picture is 150 × 201, but the data's size is 201 × 101: the boxes may not fit it."
+    assert f"warning: image 1, 1.png: {note}" in capsys.readouterr().err
+    assert note.replace("'", "&#39;") in (tmp_path / "wrong.html").read_text()

@@ -1,0 +1,165 @@
+"""Pages of the worst queries: the right ones are chosen, and both pairs' parts add up to the evaluation's scores."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from browser import open_browser
+from models import write_model
+from states import message
+from tiny import make_tiny, picture_folder
+
+import data
+import evaluation
+from reporting import explain_page
+from reporting.explained_queries import Comparison, explain_queries, named_comparison, worst_queries
+from reporting.explanation import Sentence, caption_sentence, explain_pair
+from reporting.image_view import ImageViewer
+from reporting.pages import both_ways
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A model, its split, the similarities of all pairs, and what they find."""
+    tiny = make_tiny(tmp_path_factory.mktemp("explained"), regions=5, splits={"test": IMAGES})
+    net, opt, words = write_model(tiny, tiny.folder / "m.pth.tar", is_sparse=True, propagation="neighbors")
+    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
+    sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))
+    ranks = evaluation.metrics(sims)["ranks"]
+    return tiny, net, loader.dataset, sims, both_ways([sims], [ranks])
+
+
+def literal(sims, own):
+    """(rank of the best own candidate, that candidate, the best of the others) of one query's scores."""
+    others = [c for c in range(len(sims)) if c not in own]
+    best = max(own, key=lambda c: sims[c])
+    return 1 + sum(sims[c] >= sims[best] for c in others), best, max(others, key=lambda c: sims[c])
+
+
+def test_worst_queries_are_those_of_the_largest_ranks(scored):
+    sims, found = scored[3:]
+    for kind, queries in (
+        ("images", [literal(sims[i], range(5 * i, 5 * i + 5)) for i in range(IMAGES)]),
+        ("captions", [literal(sims[:, c], [c // 5]) for c in range(5 * IMAGES)]),
+    ):
+        chosen = worst_queries(found[kind], kind, 7, 5)
+        assert [c.rank for c in chosen] == sorted((rank for rank, *_ in queries), reverse=True)[:7]
+        assert all((c.rank, c.true, c.other) == queries[c.query] for c in chosen)
+        assert len(worst_queries(found[kind], kind, 1000, 5)) == len(queries)
+
+
+def test_pairs_by_name(scored):
+    dataset, sims, found = scored[2:]
+    rank = literal(sims[:, 17], [3])[0]
+    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, False)
+    assert named_comparison("3:17", dataset, found) == Comparison(
+        "captions", 17, *np.array(literal(sims[:, 17], [3]))[[1, 2, 0]]
+    )
+    for text in ("3", "3:", "a:b", "-1:3", "3:4:5"):
+        assert "need the numbers IMAGE:CAPTION, from 0, such as 3:17" in message(named_comparison, text, dataset, found)
+    for text in ("12:0", "0:60"):
+        assert "the split test has images 0 to 11 and captions 0 to 59" in message(
+            named_comparison, text, dataset, found
+        )
+
+
+def drawn(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S).group(1))
+
+
+def test_pages_show_both_pairs(scored, tmp_path):
+    _, net, dataset, sims, found = scored
+    pages = explain_queries(tmp_path / "pages", net, dataset, found, 2, ["9:17"], title="a model")
+    assert [page.kind for page in pages] == ["captions"] * 3 + ["images"] * 2
+    assert pages[0].file == "captions-17-9.html"
+    for page in pages:
+        file = tmp_path / "pages" / page.file
+        kind, query, other = re.fullmatch(r"(\w+)-(\d+)-(\d+)\.html", page.file).groups()
+        left, right = drawn(file)["pairs"]
+        pair = (int(query), int(other)) if kind == "images" else (int(other), int(query))
+        assert right["score"] == pytest.approx(sims[pair], abs=1e-5)
+        own = sims[int(query)] if kind == "images" else sims[:, int(query)]
+        true = range(5 * int(query), 5 * int(query) + 5) if kind == "images" else [int(query) // 5]
+        assert left["score"] == pytest.approx(max(own[c] for c in true), abs=1e-5)
+        assert (left["image"] == right["image"], left["caption"] == right["caption"]) == (
+            kind == "images",
+            kind == "captions",
+        )
+        assert file.stat().st_size == page.bytes
+    index = (tmp_path / "pages" / "index.html").read_text()
+    assert all(f'href="{page.file}"' in index for page in pages)
+    assert f"5 pages,\n{sum(page.bytes for page in pages) / 1e6:.1f} MB in all" in index
+
+
+def test_differences_add_up(scored, tmp_path):
+    """The rows of the table are the change of the score by words, wherever the two sentences differ."""
+    _, net, dataset, _, _ = scored
+    views, sentences = {}, {}
+
+    def explained(image, caption):
+        view = views.setdefault(image, ImageViewer(dataset)(image))
+        sentence = sentences.setdefault(caption, caption_sentence(dataset, caption))
+        return explain_page.ExplainedPair("", "", view, sentence, explain_pair(net, dataset, image, sentence))
+
+    for numbers in (((3, 17), (9, 17)), ((3, 17), (3, 42)), ((3, 15), (3, 16))):
+        left, right = (explained(*pair) for pair in numbers)
+        change = explain_page.difference(left, right)
+        words = [row.change for row in change["rows"]]
+        assert sum(words) == pytest.approx(change["words"], abs=1e-6)
+        assert change["words"] + change["regions"] == pytest.approx(change["score"], abs=1e-6)
+        for side, pair in enumerate((left, right)):  # every word of either sentence once, in order
+            shown = [row.numbers[side] for row in change["rows"] if row.numbers[side] >= 0]
+            assert shown == list(range(len(pair.sentence.words)))
+        assert bool(change["region_rows"]) == (numbers[0][0] == numbers[1][0])
+
+
+def test_words_are_aligned():
+    left, right = (Sentence(["<start>", *text.split(), "<end>"], [], None) for text in ("a red dog", "the red big dog"))
+    assert explain_page.aligned_words(left, right) == [[0, -1, 2, 4, 5], [0, -1, 2, -1, 3, 4]]
+
+
+def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
+    tiny, net, dataset, _, found = scored
+    folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
+    explain_queries(tmp_path / "pages", net, dataset, found, 1, ["9:17"], folder)
+    with open_browser() as browser:
+        browser.screen()
+        browser.open(tmp_path / "pages" / "captions-17-9.html", "document.body.dataset.ready")
+        browser.run("document.querySelectorAll('section[data-pair=\"0\"] .words button')[2].focus()")
+        chosen = "[...document.querySelectorAll('.words button.chosen')].map(button => button.textContent)"
+        assert browser.run(chosen) == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
+        assert browser.run("document.querySelectorAll('.view image').length") == 2
+        assert browser.run(
+            "[...document.querySelectorAll('.readout')].every(p => p.textContent.includes('attends to'))"
+        )
+        assert "the data's size is 209 × 109" in browser.run("document.querySelectorAll('figcaption')[1].textContent")
+        heights = (
+            "JSON.stringify([...document.querySelectorAll('svg[data-chart=bars] .faint')].map(t => t.textContent))"
+        )
+        assert len(set(map(tuple, np.array(json.loads(browser.run(heights))).reshape(4, -1)))) == 1  # one scale
+        browser.screen(400, 800, phone=True)
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        assert browser.errors == []
+
+
+def test_pages_have_a_largest_size(scored, tmp_path, monkeypatch):
+    """Pictures shrink first; the kernels go before the page is refused."""
+    tiny, net, dataset, _, found = scored
+    folder = picture_folder(tiny, tmp_path / "images", lambda i: (2 * (200 + i), 2 * (100 + i)), IMAGES)
+
+    def page(limit):
+        monkeypatch.setattr("reporting.rendering.PAGE_BYTES", limit)
+        explain_queries(tmp_path / "pages", net, dataset, found, 0, ["9:17"], folder)
+        file = tmp_path / "pages" / "captions-17-9.html"
+        assert file.stat().st_size <= limit
+        return file.stat().st_size, drawn(file)["images"]
+
+    whole, images = page(10**6)
+    smaller = page(whole - 1)[1]
+    assert all(len(a["picture"]) > len(b["picture"]) and b["kernels"] for a, b in zip(images, smaller))
+    bare = whole - sum(len(image["picture"]) for image in images)
+    assert all(image["kernels"] is None for image in page(bare - 100)[1])
+    assert "would take more than 1 kB" in message(page, 1000)
