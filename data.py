@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from files.arrays import open_array, open_features, read_sizes
+from files.arrays import check_five_rows, open_array, open_features, read_sizes
 from files.boxes import read_boxes, released_boxes
 from files.errors import InputError, warn
 from files.pictures import PICTURES, captioned_pictures, first_five, make_transforms, read_picture
@@ -17,6 +17,7 @@ from vocab import END, PAD, encode_all, warn_unknown
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
+COMPARED = 64  # images, at least, whose five rows of features are compared when a split is opened
 CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
 
 
@@ -97,6 +98,9 @@ class PrecompDataset(Dataset):
                 f"{self._path('ims.npy')}: {rows} rows of features for {captions} captions; "
                 f"need {five} captions for each image, and a row for each image or each caption"
             )
+        if rows == captions:
+            step = max(1, rows // five // COMPARED)
+            check_five_rows(self.images, self._path("ims.npy"), range(0, rows // five, step))
         self.im_div = captions // rows
         self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions
         self.n_images = self.length // CAPTIONS_PER_IMAGE
@@ -106,7 +110,11 @@ class PrecompDataset(Dataset):
             return None, None
         advice = "GSMN without boxes needs --boxes none"
         sizes = read_sizes(self._need("ims_size.npy", advice))
-        boxes = read_boxes(self._need("ims_bbx.npy", advice), sizes)
+        path = self._need("ims_bbx.npy", advice)
+        for rows, file in ((sizes, self._path("ims_size.npy")), (open_array(path), path)):
+            if rows.shape[:1] == (len(self.tokens),):
+                check_five_rows(rows, file)
+        boxes = read_boxes(path, sizes)
         images, regions = len(self.tokens) // CAPTIONS_PER_IMAGE, self.images.shape[1]
         if len(boxes) not in (images, len(self.tokens)) or boxes.shape[1] != regions:
             raise InputError(

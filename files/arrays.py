@@ -7,6 +7,7 @@ import numpy as np
 from files.errors import InputError, warn
 from files.opening import open_regular
 from files.pickles import Dtype, number_of_numpy, restricted_load
+from files.text import CAPTIONS_PER_IMAGE
 
 
 def open_array(path):
@@ -34,6 +35,35 @@ def open_features(path, img_dim):
     if not images.flags.c_contiguous:
         warn(f"{path}: stored in Fortran order, which is slow to read; rewrite it in C order")
     return images
+
+
+def check_five_rows(rows, path, images=None):
+    """InputError unless the five rows of each image are equal, where there is a row for each caption.
+
+    rows: (5 N, ...); images: the numbers of those to compare (default: all). The message says what the rows look
+    like: one image for each caption, or all images five times over.
+    """
+    images = range(len(rows) // CAPTIONS_PER_IMAGE) if images is None else images
+    different = [i for i in images if len({rows[k].tobytes() for k in rows_of(i)}) > 1]
+    if not different:
+        return
+    first, last = rows_of(different[0])[0], rows_of(different[0])[-1]
+    again = len(rows) // CAPTIONS_PER_IMAGE
+    if rows[0].tobytes() == rows[again].tobytes() != rows[1].tobytes():
+        looks = f"row {again} is row 0 again: all images stand five times over; repeat each row instead (np.repeat)"
+    elif len(different) == len(images):
+        looks = f"this looks like {len(rows)} images with one caption each, but every image needs five captions"
+    else:
+        looks = "make the file again"
+    raise InputError(
+        f"{path}: {len(rows)} rows for {len(rows)} captions, but rows {first} to {last}, which are of one image, "
+        f"differ; {looks}"
+    )
+
+
+def rows_of(image):
+    """The rows of an image where there is one for each caption."""
+    return range(CAPTIONS_PER_IMAGE * image, CAPTIONS_PER_IMAGE * (image + 1))
 
 
 def read_sizes(path):

@@ -21,7 +21,7 @@ from data import PrecompDataset
 from files.arrays import open_array
 from files.checksum import sha256
 from files.errors import InputError, run
-from files.text import data_folder
+from files.text import data_folder, read_lines
 from runtime.commandline import Parser
 from tools.own_data import data_facts
 from tools.own_data.splits import SPLITS
@@ -68,6 +68,13 @@ class Split:
             self.data[way] = PrecompDataset(self.name, self.opt.data_name, self.vocab, flags)
         except InputError as error:
             self.problems[way] = str(error)
+
+    def n_captions(self):
+        """How many captions there are, as far as any file says it; None otherwise."""
+        for data in self.data.values():
+            return len(data.tokens)
+        counted = [self.path(ending) for ending in ("precaps_stan.txt", "caps.txt")]
+        return next((len(read_lines(path)) for path in counted if path.exists()), None)
 
     def refuse(self, problem):
         """A fault that a training would meet later on."""

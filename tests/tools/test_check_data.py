@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from states import message
 
+import data
 from tools import check_data
 from tools.own_data import data_facts
 
@@ -148,7 +149,34 @@ def test_a_row_for_each_caption(check):
         x[12, 0, 0] += 1
 
     change(check.folder / "train_ims.npy", spoil)
-    assert "images whose five rows of features differ: 1 (first: row 10)" in check()[1]
+    code, said = check()
+    assert code == 1 and "images whose five rows of features differ: 1 (first: row 10)" in said
+    assert "rows 10 to 14, which are of one image, differ; make the file again" in line_of(said, "train", "VSRN")
+
+
+def test_one_caption_an_image_is_not_ready(check):
+    """As many rows as captions, all different: what CC152K and others of one caption an image look like."""
+    change(check.folder / "train_ims.npy", lambda x: np.random.default_rng(0).normal(size=(200, 4, 8)).astype("f4"))
+    for flags in ([], ["--quick"]):
+        code, said = check(*flags)
+        assert code == 1 and not can_start(said)
+        assert "200 images with one caption each, but every image needs five" in line_of(said, "train", "GSMN dense")
+
+
+def test_rows_beyond_the_sample_of_training_are_compared(check, monkeypatch):
+    monkeypatch.setattr(data, "COMPARED", 2)
+
+    def spoil(x):
+        x = x.repeat(5, axis=0)
+        x[12, 0, 0] += 1
+        return x
+
+    change(check.folder / "train_ims.npy", spoil)
+    assert check("--quick")[0] == 0
+    code, said = check()
+    assert code == 1 and "images whose five rows of features differ: 1 (first: row 10)" in line_of(
+        said, "train", "VSRN"
+    )
 
 
 def test_boxes_outside_their_image(check):

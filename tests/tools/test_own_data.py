@@ -2,7 +2,6 @@
 
 import json
 import re
-import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import train
 from files.errors import InputError
 from tools import check_data, extract_features, index, parse_dependencies, prepare_captions, search
 from tools.explaining import sentences
+from tools.own_data import parsers
 
 IMAGES = {"train": 20, "dev": 5, "test": 5}
 WHERE = ["--data_path", "data", "--data_name", "mine_precomp"]
@@ -40,7 +40,7 @@ def photos(tmp_path, monkeypatch):
     (tmp_path / "captions.json").write_text(json.dumps({**everything, "images": chosen, "annotations": captions}))
     monkeypatch.chdir(tmp_path)
     try:
-        parse_dependencies.Spacy(types.SimpleNamespace(spacy_model=None))
+        parsers.Spacy()
     except InputError:
         monkeypatch.setitem(parse_dependencies.PARSERS, "spacy", Chain)
         monkeypatch.setattr(sentences, "Spacy", Chain)
