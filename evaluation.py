@@ -121,7 +121,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     share = distributed.local_slice(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
     order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length stand together: large groups
-    budget = getattr(model, "sim_memory", similarity.MEMORY) * 2**20 / 4
+    budget = similarity.budget(getattr(model, "sim_memory", 0), model.device) / 4
     rows = np.full(n_images, img_embs[0].numel() // width)[share]
     words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
     look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}

@@ -6,74 +6,94 @@ width, d = D/K, N nodes (R or n), H hidden width, 8 kernels.  See docs/method.md
 """
 
 import math
+from itertools import chain
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 EPS = 1e-8
 KERNELS = 8
-TINY = 1e-30  # under every square root: its gradient stays finite, its value far below EPS
+TINY = 1e-30  # squared norms below count as 0
 
 
 def safe_norm(x, dim):
     """Euclidean norm along `dim` (kept as a size of 1); its gradient at 0 is 0, not NaN."""
-    return x.square().sum(dim, keepdim=True).clamp_min(TINY).sqrt()
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True)
 
 
-def attention(affinity, norm_dim, dim, smooth):
-    """Softmax over `dim` of smooth · (affinity / its norm along `norm_dim`)  (docs/method.md, section 2.3)."""
-    return torch.softmax(smooth * affinity / (safe_norm(affinity, norm_dim) + EPS), dim)
+def attention(affinity, norm_dim, dim, smooth, mask=None):
+    """Softmax over `dim` of smooth · (affinity / its norm along `norm_dim`)  (docs/method.md, section 2.3).
 
-
-def block_gram(x, blocks):
-    """(X, N, D) -> (X, N·N, K): inner products of every two nodes of one graph, block by block."""
-    X, N, D = x.shape
-    x = x.view(X, N, blocks, D // blocks).transpose(1, 2)  # (X, K, N, d)
-    return (x @ x.transpose(2, 3)).permute(0, 2, 3, 1).reshape(X, N * N, blocks)
-
-
-def block_norm(x, blocks):
-    """(X, N, D) -> (X, N, K): the norm of every block of every node."""
-    return safe_norm(x.view(*x.shape[:2], blocks, -1), -1).squeeze(-1)
-
-
-def context_norm(weights, gram):
-    """(X, Q, N) attention weights, (X, N·N, K) block Gram -> (X, Q, K) norms of the attended contexts.
-
-    ‖Σ_j w_j x_j‖² = vec(w wᵀ) · vec(G), all blocks in one product (docs/method.md, section 7).
+    mask: added before the softmax, -inf where nothing is to be attended to, else 0.
     """
-    outer = (weights.unsqueeze(-1) * weights.unsqueeze(-2)).flatten(2)  # (X, Q, N·N)
-    return (outer @ gram).clamp_min(TINY).sqrt()
+    scale = smooth / (safe_norm(affinity, norm_dim) + EPS)
+    logits = affinity * scale if mask is None else torch.addcmul(mask, affinity, scale)
+    return torch.softmax(logits, dim)
 
 
-def node_matching(regions, words, blocks, smooth, block_dtype=None):
-    """Node-level matching of every image with every caption, captions of one length.
+class Nodes(NamedTuple):
+    """The nodes of X graphs, and what node-level matching needs of them, block by block.
 
-    regions (I, R, D), words (C, n, D) -> matching vectors (I, C, R, K) of the visual nodes and
-    (I, C, n, K) of the textual ones: the cosine of each block of a node with the same block of what it
-    attends to in the other graph (docs/method.md, sections 2.3 and 7).  The block product, and nothing else,
-    is computed in `block_dtype` where that is given.
+    Made by `nodes`; independent of the other graphs, so it is computed once, whatever a node is matched with.
     """
-    (I, R, D), (C, n, _) = regions.shape, words.shape
-    v = regions.reshape(I * R, blocks, D // blocks).transpose(0, 1)  # (K, I·R, d)
-    t = words.reshape(C * n, blocks, D // blocks).permute(1, 2, 0)  # (K, d, C·n)
+
+    features: torch.Tensor  # (X, N, D)
+    gram: torch.Tensor  # (X, K, N, N): inner products of every two nodes
+
+    def square(self):
+        """(X, N, K): squared norms of the nodes' blocks."""
+        return self.gram.diagonal(dim1=2, dim2=3).transpose(1, 2)
+
+    def part(self, graphs, n=None):
+        """The first n nodes, None for all, of some of the graphs, chosen by a slice."""
+        if n is None or n == self.features.shape[1]:
+            return Nodes(self.features[graphs], self.gram[graphs])
+        return Nodes(self.features[graphs, :n], self.gram[graphs, :, :n, :n])
+
+
+def nodes(features, blocks):
+    """Features (X, N, D) -> Nodes of K = `blocks` blocks."""
+    x = features.unflatten(2, (blocks, -1)).transpose(1, 2)  # (X, K, N, d)
+    return Nodes(features, x @ x.transpose(2, 3))
+
+
+def node_matching(regions, words, smooth, mask=None, block_dtype=None):
+    """Node-level matching of every image with every caption, captions padded to one length.
+
+    regions, words: Nodes of I images and of C captions; mask (C, n): 0 for words, -inf for padding, whose features
+    must be 0; None for no padding -> matching vectors (I, C, R, K) of the visual nodes and (I, C, n, K) of the textual
+    ones: the cosine of each block of a node with the same block of what it attends to in the other graph
+    (docs/method.md, sections 2.3 and 7).  The block product, and nothing else, is computed in `block_dtype` where
+    that is given.
+    """
+    (I, R, D), (C, n, _), K = regions.features.shape, words.features.shape, regions.gram.shape[1]
+    v = regions.features.reshape(I * R, K, D // K).transpose(0, 1)  # (K, I·R, d)
+    t = words.features.reshape(C * n, K, D // K).permute(1, 2, 0)  # (K, d, C·n)
     products = torch.bmm(v.to(block_dtype or v.dtype), t.to(block_dtype or t.dtype)).to(v.dtype)
-    products = products.view(blocks, I, R, C, n)
+    products = products.view(K, I, R, C, n)
     affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
 
-    to_words = attention(affinity, 1, 3, smooth)  # regions ask, words answer
-    dot = (to_words * products).sum(4).permute(1, 3, 2, 0)  # (I, C, R, K)
-    norm = context_norm(to_words.permute(2, 0, 1, 3).reshape(C, I * R, n), block_gram(words, blocks))
-    norm = norm.view(C, I, R, blocks).transpose(0, 1) * block_norm(regions, blocks).unsqueeze(1)
-    visual = dot / norm.clamp_min(EPS)
+    to_words = attention(affinity, 1, 3, smooth, mask)  # regions ask, words answer
+    dot = (to_words * products).sum(4)  # (K, I, R, C)
+    asking = to_words.permute(2, 0, 1, 3)  # (C, I, R, n)
+    mixed = asking.reshape(C, I * R, n) @ words.gram.transpose(1, 2).reshape(C, n, K * n)  # α G
+    form = (mixed.view(C, I, R, K, n) * asking.unsqueeze(3)).sum(4)  # (C, I, R, K): α G α
+    visual = cosine(dot.permute(1, 3, 2, 0), form.transpose(0, 1), regions.square().unsqueeze(1))
 
     to_regions = attention(affinity, 3, 1, smooth)  # words ask, regions answer
-    dot = (to_regions * products).sum(2).permute(1, 2, 3, 0)  # (I, C, n, K)
-    norm = context_norm(to_regions.permute(0, 2, 3, 1).reshape(I, C * n, R), block_gram(regions, blocks))
-    norm = norm.view(I, C, n, blocks) * block_norm(words, blocks)
-    textual = dot / norm.clamp_min(EPS)
+    dot = (to_regions * products).sum(2)  # (K, I, C, n)
+    mixed = regions.gram.reshape(I, K * R, R) @ to_regions.view(I, R, C * n)  # G β
+    form = (mixed.view(I, K, R, C, n) * to_regions.unsqueeze(1)).sum(2)  # (I, K, C, n): β G β
+    textual = cosine(dot.permute(1, 2, 3, 0), form.permute(0, 2, 3, 1), words.square())
     return visual, textual
+
+
+def cosine(dot, context, node):
+    """Cosines from scalar products and the squared norms of both sides: dot / max(the norms' product, EPS)."""
+    return dot * (context * node).clamp_min(EPS**2).rsqrt()
 
 
 class WeightNormLinear(nn.Module):
@@ -87,7 +107,7 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(start.weight.detach())
 
     def weight(self):
-        return self.weight_v * (self.weight_g / safe_norm(self.weight_v, 1))
+        return self.weight_v * (self.weight_g / safe_norm(self.weight_v, 1).clamp_min(EPS))
 
     def forward(self, x):
         return F.linear(x, self.weight(), self.bias)
@@ -147,9 +167,15 @@ class SemanticConvolution(Kernels):
         # cancels, so it is never trained; kept for the released files
         self.params = nn.Parameter(torch.rand(KERNELS, 1) * 2 - 1, requires_grad=False)
 
-    def edge_weights(self, words, adjacency, smooth):
-        """Words (C, n, D), adjacency (C, n, n) or None (dense) -> (C, n, n), the same for all kernels."""
-        weight = torch.softmax(smooth * (words @ words.transpose(1, 2)), -1)
+    def edge_weights(self, words, adjacency, smooth, mask=None):
+        """Words (C, n, D), adjacency (C, n, n) or None (dense) -> (C, n, n), the same for all kernels.
+
+        mask (C, n): 0 for words, -inf for padding, which then is nobody's neighbour.
+        """
+        logits = smooth * (words @ words.transpose(1, 2))
+        if mask is not None:
+            logits = logits + mask.unsqueeze(1)
+        weight = torch.softmax(logits, -1)
         if adjacency is None:
             return weight
         weight = adjacency * weight
@@ -179,11 +205,11 @@ class StructureMatching(nn.Module):
         hidden = match @ weight.t()  # (X, Y, N, H)
         if self.propagation == "neighbors":
             X, Y, N, H = hidden.shape
-            by_kernel = hidden.view(X, Y, N, KERNELS, -1).permute(0, 3, 2, 1, 4)  # (X, 8, N, Y, H/8)
+            by_kernel = hidden.view(X, Y, N, KERNELS, H // KERNELS).permute(0, 3, 2, 1, 4)  # (X, 8, N, Y, H/8)
             mixed = edges @ by_kernel.flatten(3)  # (X, 8, N, Y·H/8)
             hidden = mixed.view(by_kernel.shape).permute(0, 3, 2, 1, 4).reshape(X, Y, N, H)
         elif edges is not None:
-            hidden = hidden * edges.repeat_interleave(hidden.shape[-1] // KERNELS, -1).unsqueeze(1)
+            hidden = (hidden.unflatten(3, (KERNELS, hidden.shape[3] // KERNELS)) * edges[:, None, ..., None]).flatten(3)
         if bias is not None:
             hidden = hidden + bias
         return torch.tanh(hidden) if self.propagation == "neighbors" else hidden
@@ -192,9 +218,13 @@ class StructureMatching(nn.Module):
         """Matching vectors (X, Y, N, K) of X graphs against Y others -> a score for every node (X, Y, N)."""
         return self.out_2(torch.tanh(self.out_1(self.convolve(match, edges)))).squeeze(-1)
 
-    def forward(self, match, edges):
-        """Matching vectors (X, Y, N, K) of X graphs against Y others -> mean of the nodes' scores (X, Y)."""
-        return self.node_scores(match, edges).mean(2)
+    def forward(self, match, edges, share=None):
+        """Matching vectors (X, Y, N, K) of X graphs against Y others -> mean of the nodes' scores (X, Y).
+
+        share (X, N): of every node in the mean where graphs are padded, 0 for padding; None for equal shares.
+        """
+        scores = self.node_scores(match, edges)
+        return scores.mean(2) if share is None else (scores @ share.unsqueeze(2)).squeeze(2)
 
 
 class VisualGraph(StructureMatching):
@@ -225,31 +255,43 @@ class TextualGraph(StructureMatching):
     def kernels(self):
         return self.graph_convolution_3
 
-    def edges(self, words, adjacency, smooth):
-        """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them."""
+    def edges(self, words, adjacency, smooth, mask=None):
+        """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them.
+
+        mask (C, n): 0 for words, -inf for padding; None for no padding.
+        """
         if self.propagation == "self" and adjacency is None:
             return None
-        weight = self.graph_convolution_3.edge_weights(words, adjacency, smooth)
+        weight = self.graph_convolution_3.edge_weights(words, adjacency, smooth, mask)
         if self.propagation == "neighbors":
             return weight.unsqueeze(1)
         return weight.sum(-1, keepdim=True).expand(-1, -1, KERNELS)
 
 
-def adjacency(depends, length):
-    """Dependency pairs of captions of one length -> (C, n, n): symmetric, plus the identity.
+def dependency_edges(depends, lengths):
+    """Dependency pairs of captions and their lengths -> numbers of caption, governor and dependent, (edges,) each.
+
+    A caption's first pair, ROOT, is left out, and so are pairs that point outside the caption.
+    """
+    counts = [max(len(pairs) - 1, 0) for pairs in depends]
+    numbers = chain.from_iterable(chain.from_iterable(pairs[1:] for pairs in depends))
+    pairs = np.fromiter(numbers, np.int64, 2 * sum(counts)).reshape(-1, 2)
+    caption = np.repeat(np.arange(len(counts)), counts)
+    inside = ((pairs >= 0) & (pairs < np.asarray(lengths)[caption, None])).all(1)
+    return tuple(torch.from_numpy(x[inside]) for x in (caption, pairs[:, 0], pairs[:, 1]))
+
+
+def adjacency(depends, lengths):
+    """Dependency pairs of captions -> (C, n, n), n the longest: symmetric, plus the identity, 0 for padding.
 
     A pair of a word with itself gives 2 on the diagonal (docs/method.md, section 2.4).
     """
-    matrix = torch.zeros(len(depends), length, length)
-    for c, pairs in enumerate(depends):
-        for governor, dependent in inside(pairs, length):
-            matrix[c, governor, dependent] = matrix[c, dependent, governor] = 1
-    return matrix + torch.eye(length)
-
-
-def inside(pairs, length):
-    """A caption's dependency pairs without the first, ROOT, and without those that point outside the caption."""
-    return [(a, b) for a, b in pairs[1:] if 0 <= a < length and 0 <= b < length]
+    matrix = torch.zeros(len(depends), max(lengths), max(lengths))
+    caption, governor, dependent = dependency_edges(depends, lengths)
+    matrix[caption, governor, dependent] = matrix[caption, dependent, governor] = 1
+    real = torch.arange(max(lengths)) < torch.as_tensor(lengths).unsqueeze(1)  # (C, n)
+    matrix.diagonal(dim1=1, dim2=2).add_(real)
+    return matrix
 
 
 class RegionRelations(nn.Module):

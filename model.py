@@ -263,7 +263,7 @@ class GSMN(ListedModel):
         check_widths(opt)
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth = opt.num_block, opt.lambda_softmax
-        self.sim_memory = getattr(opt, "sim_memory", similarity.MEMORY)
+        self.sim_memory = getattr(opt, "sim_memory", 0)
         self.block_dtype = torch.bfloat16 if getattr(opt, "amp", "off") == "bf16" else None
         propagation = getattr(opt, "propagation", "self")
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)

@@ -175,15 +175,19 @@ def links(depends, length):
     if depends is None:
         return None
     first, entries = begins(triangle(length))
-    joined, own = [], []
-    for at, pairs, n in zip(first.tolist(), depends, length.tolist()):
-        rows = [at + i * n - i * (i + 1) // 2 for i in range(n)]  # entry (i, j) is at rows[i] + j
-        joined += [rows[min(pair)] + max(pair) for pair in graph.inside(pairs, n)]
-        own += [row + i for i, row in enumerate(rows)]
     adjacency = torch.zeros(entries, dtype=torch.float32)
-    adjacency[joined] = 1
-    adjacency[own] += 1
+    caption, governor, dependent = graph.dependency_edges(depends, length)
+    adjacency[entry(first, length, caption, governor, dependent)] = 1
+    caption = torch.arange(len(length)).repeat_interleave(length)
+    word = torch.arange(len(caption)) - begins(length)[0][caption]
+    adjacency[entry(first, length, caption, word, word)] += 1
     return adjacency
+
+
+def entry(first, length, caption, i, j):
+    """Where (i, j) of a caption's triangle stands; its row i starts with (i, i)."""
+    i, j = torch.minimum(i, j), torch.maximum(i, j)
+    return first[caption] + i * length[caption] - i * (i + 1) // 2 + j
 
 
 # ---- the scores ----

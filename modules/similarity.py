@@ -1,33 +1,55 @@
-"""Scores of all pairs of images and captions: ragged, within a memory budget, the fastest way a device has.
+"""Scores of all pairs of images and captions, within a memory budget, the fastest way a device has.
 
-On a CPU that is the compiled kernel (cpu_kernel.py); without a C compiler, and on a GPU, graph.py in tiles.
-Both compute docs/method.md, section 7.  Letters for shapes as in graph.py.
+On a CPU that is the compiled kernel (cpu_kernel.py); without a C compiler, and on a GPU, graph.py on captions padded
+to a few common lengths, in as few calls as the memory allows.  Both compute docs/method.md, section 7.  Letters for
+shapes as in graph.py.
 """
 
 import math
+from functools import cache, partial
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import graph
 from modules import cpu_kernel
 
-MEMORY = 256  # default budget, MB
+MEMORY = 256  # MB, where the budget is not given and the device is no GPU
+BUCKETS = 3  # lengths that captions are padded to: fewer cost arithmetic on padding, more cost kernel launches
 
 
 class Graphs(NamedTuple):
-    """What scores a pair: the structure-level modules, number of blocks, lambda, budget in MB.
+    """What scores a pair: the structure-level modules, number of blocks, lambda, budget in MB (0: the device's).
 
     block_dtype: precision of the block product in graph.py, None for the modules' own.
+    node_matching: graph.node_matching, or the same compiled.
     """
 
     visual: graph.VisualGraph
     textual: graph.TextualGraph
     blocks: int
     smooth: float
-    memory: float = MEMORY
+    memory: float = 0
     block_dtype: torch.dtype | None = None
+    node_matching: object = graph.node_matching
+
+
+def budget(memory, device):
+    """Bytes for the similarity: `memory` MB or, where that is 0, what suits the device."""
+    return memory * 2**20 if memory else default_budget(torch.device(device))
+
+
+@cache
+def default_budget(device):
+    """256 MB; on a GPU half of what is free when it is first asked for, so that all steps are cut alike."""
+    if device.type != "cuda":
+        return MEMORY * 2**20
+    free = torch.cuda.mem_get_info(device)[0]
+    return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 2
 
 
 class Captions(NamedTuple):
@@ -37,13 +59,6 @@ class Captions(NamedTuple):
     first: torch.Tensor
     length: torch.Tensor
 
-    def words(self, groups):
-        """Groups as by_length gives them -> each one's words (C, n, D), read in one go."""
-        rows = [(self.first[members].unsqueeze(1) + torch.arange(n)).flatten() for n, members in groups]
-        words = self.features.index_select(0, torch.cat(rows).to(self.features.device))
-        parts = words.split([len(r) for r in rows])
-        return [part.view(len(members), n, -1) for part, (n, members) in zip(parts, groups)]
-
 
 def ragged(cap_emb, cap_lens):
     """Padded (C, n, D), or a list of (at least n_c, D), and the captions' lengths -> Captions."""
@@ -52,14 +67,6 @@ def ragged(cap_emb, cap_lens):
         return Captions(cap_emb.flatten(0, 1), torch.arange(len(length)) * cap_emb.shape[1], length)
     features = torch.cat([words[:n] for words, n in zip(cap_emb, length.tolist())])
     return Captions(features, cpu_kernel.begins(length)[0], length)
-
-
-def by_length(lengths):
-    """(length, numbers of the captions that have it), shortest first."""
-    groups = {}
-    for caption, length in enumerate(lengths):
-        groups.setdefault(int(length), []).append(caption)
-    return sorted(groups.items())
 
 
 def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
@@ -77,25 +84,67 @@ def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
         captions = captions._replace(features=captions.features.to(dtype))
         kernel = usable_kernel(graphs, regions, captions)
         if kernel is None:
-            return eager_scores(graphs, regions, captions, boxes, depends)
+            return padded_scores(graphs, regions, captions, boxes, depends)
         return native_scores(kernel, graphs, regions, captions, boxes, depends)
 
 
-def text_edges(graphs, words, depends, members):
-    """TextualGraph.edges of captions of one length."""
+# ---- graph.py, on padded captions ----
+
+
+class Padded(NamedTuple):
+    """Captions in order of their length, padded with zeros to the longest."""
+
+    nodes: graph.Nodes
+    mask: torch.Tensor  # (C, n): 0 for words, -inf for padding
+    share: torch.Tensor  # (C, n): of a word in its caption's mean, 0 for padding
+    edges: torch.Tensor | None  # of their graphs, as graph.StructureMatching takes them
+    back: torch.Tensor  # (C,): where each caption of the given order stands
+
+
+def padded(graphs, captions, order, depends):
+    """Captions -> Padded; order (C,): their numbers, shortest first, on the host.
+
+    One copy to the device, and one more of the adjacency matrices for the sparse graph.
+    """
+    device, length = captions.features.device, captions.length[order].unsqueeze(1)  # (C, 1)
+    place = torch.arange(int(length.max()))
+    rows = (captions.first[order].unsqueeze(1) + place).where(place < length, -1)  # (C, n)
+    sent = send(torch.cat([rows, length, order.argsort().unsqueeze(1)], 1), device)
+    rows, length, back = sent[:, :-2], sent[:, -2:-1], sent[:, -1]
+    padding = rows < 0
+    words = captions.features.index_select(0, rows.clamp_min(0).flatten()).view(*rows.shape, -1)
+    words = words.masked_fill(padding.unsqueeze(2), 0)  # (C, n, D)
+    mask = words.new_zeros(padding.shape).masked_fill(padding, -math.inf)
+    share = (1 / length.to(words.dtype)).masked_fill(padding, 0)
     adjacency = None
     if depends is not None:
-        adjacency = graph.adjacency([depends[c] for c in members], words.shape[1]).to(words)
-    return graphs.textual.edges(words, adjacency, graphs.smooth)
+        adjacency = graph.adjacency([depends[c] for c in order.tolist()], captions.length[order].tolist())
+        adjacency = send(adjacency.to(words.dtype), device)
+    edges = graphs.textual.edges(words, adjacency, graphs.smooth, mask)
+    return Padded(graph.nodes(words, graphs.blocks), mask, share, edges, back)
 
 
-# ---- graph.py, in tiles ----
+def send(x, device):
+    """A tensor of the host on `device`; a GPU goes on computing meanwhile."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def pair_bytes(graphs, regions, n):
-    """Memory that graph.py takes at its peak for one pair of `regions` regions and n words, measured."""
-    hidden = graphs.visual.out_1.weight_v.shape[0]
-    return 4 * (3 * graphs.blocks * regions * n + regions * n * (regions + n) + 4 * hidden * (regions + n))
+def buckets(lengths, most=BUCKETS):
+    """Lengths in ascending order -> at most `most` slices of them with the least padding."""
+    ends = np.flatnonzero(np.diff(lengths, append=lengths[-1] + 1)) + 1  # where a run of one length ends
+    inner = min(most, len(ends)) - 1
+    cuts = np.array([*combinations(ends[:-1], inner)], int).reshape(math.comb(len(ends) - 1, inner), inner)
+    cuts = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(lengths))))
+    area = (np.diff(cuts) * np.asarray(lengths)[cuts[:, 1:] - 1]).sum(1)
+    best = cuts[area.argmin()].tolist()
+    return [slice(a, b) for a, b in pairwise(best)]
+
+
+def pair_bytes(graphs, regions, n, gradients):
+    """Memory that graph.py takes at its peak for one pair of `regions` regions and n words, counted."""
+    block, table = graphs.blocks * regions * n, regions * n  # one (K, R, n), one (R, n)
+    hidden = graphs.visual.out_1.weight_v.shape[0] * (regions + n)
+    return 4 * (4.5 * block + 9 * table + 7 * hidden if gradients else 3 * block + 4 * table + 2 * hidden)
 
 
 def tile_shape(images, captions, pairs):
@@ -105,48 +154,61 @@ def tile_shape(images, captions, pairs):
     return rows, min(captions, max(1, pairs // rows))
 
 
-def tile_scores(graphs, regions, words, edges, text_edges):
-    """Scores (I, C), (I, C) of captions of one length, words (C, n, D)."""
-    visual, textual = graph.node_matching(regions, words, graphs.blocks, graphs.smooth, graphs.block_dtype)
-    return graphs.visual(visual, edges), graphs.textual(textual.transpose(0, 1), text_edges).t()
+def tile_scores(graphs, regions, edges, words, mask, share, text_edges):
+    """Scores (I, C), (I, C) of regions (Nodes of I images) and buckets of captions, shortest first.
+
+    words: Nodes of each bucket, padded to its own length; mask and share (C, n), text_edges: as in Padded, of all.
+    """
+    visual, textual, first, n = [], [], 0, share.shape[1]
+    for bucket in words:
+        count, longest = bucket.features.shape[:2]
+        own = mask[first : first + count, :longest]
+        match = graphs.node_matching(regions, bucket, graphs.smooth, own, graphs.block_dtype)
+        visual.append(match[0])
+        textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
+        first += count
+    return graphs.visual(torch.cat(visual, 1), edges), graphs.textual(torch.cat(textual), text_edges, share).t()
 
 
-def group_scores(graphs, regions, words, edges, text_edges, tile, keep):
-    """tile_scores of any number of pairs; keep: what the gradient needs, instead of computing it again."""
-    rows = []
-    for i in range(0, len(regions), tile[0]):
-        row = []
-        for c in range(0, len(words), tile[1]):
-            some = slice(c, c + tile[1])
-            arguments = (
-                graphs, regions[i : i + tile[0]], words[some], edges[i : i + tile[0]],
-                None if text_edges is None else text_edges[some],
-            )  # fmt: skip
-            if keep:
-                row.append(tile_scores(*arguments))
-            else:
-                row.append(checkpoint(tile_scores, *arguments, use_reentrant=False))
-        rows.append([torch.cat(side, 1) for side in zip(*row)])
-    return [torch.cat(side) for side in zip(*rows)]
+def tiles(graphs, images, regions, lengths, memory, gradients):
+    """How to cut all pairs; lengths of the captions in ascending order, memory in bytes.
+
+    -> (whether to keep what gradients need, [(slices of the images, buckets of captions to compute at once)]).
+    Everything goes in one tile where memory allows; else there are tiles of pieces of one bucket, which the backward
+    pass computes again.
+    """
+    parts = buckets(lengths)
+    each = [pair_bytes(graphs, regions, lengths[part.stop - 1], gradients) for part in parts]
+    if sum(images * (part.stop - part.start) * size for part, size in zip(parts, each)) <= memory:
+        return True, [([slice(0, images)], parts)]
+    cut = []
+    for part, size in zip(parts, each):
+        rows, columns = tile_shape(images, part.stop - part.start, int(memory / size))
+        across = [slice(i, i + rows) for i in range(0, images, rows)]
+        cut += [(across, [slice(c, min(c + columns, part.stop))]) for c in range(part.start, part.stop, columns)]
+    return not gradients, cut
 
 
-def eager_scores(graphs, regions, captions, boxes, depends):
-    edges, budget = graphs.visual.edges(boxes), graphs.memory * 2**20
-    groups = by_length(captions.length.tolist())
-    each = {n: pair_bytes(graphs, regions.shape[1], n) for n, _ in groups}
-    # what gradients need is kept while it fits, else each tile is computed again on the way back
-    total = 2 * len(regions) * sum(each[n] * len(members) for n, members in groups)
-    keep = not torch.is_grad_enabled() or total <= budget
-    order, visual, textual = [], [], []
-    for (n, members), words in zip(groups, captions.words(groups)):
-        tile = tile_shape(len(regions), len(members), int(budget / each[n] / (1 if keep else 3)))
-        words_edges = text_edges(graphs, words, depends, members)
-        scores = group_scores(graphs, regions, words, edges, words_edges, tile, keep)
-        visual.append(scores[0])
-        textual.append(scores[1])
-        order.extend(members)
-    back = torch.tensor(order, device=regions.device).argsort()
-    return torch.cat(visual, 1)[:, back], torch.cat(textual, 1)[:, back]
+def padded_scores(graphs, regions, captions, boxes, depends):
+    """Both scores (I, C) by graph.py, arguments as pair_scores."""
+    order = captions.length.argsort(stable=True)
+    lengths = captions.length[order].tolist()
+    texts, edges = padded(graphs, captions, order, depends), graphs.visual.edges(boxes)
+    regions = graph.nodes(regions, graphs.blocks)
+    shape, memory = regions.features.shape[:2], budget(graphs.memory, boxes.device)
+    keep, cut = tiles(graphs, *shape, lengths, memory, torch.is_grad_enabled())
+    run = tile_scores if keep else partial(checkpoint, tile_scores, use_reentrant=False)
+    image_part = cache(lambda start, stop: (regions.part(slice(start, stop)), edges[start:stop]))
+    columns = []
+    for images, parts in cut:
+        some = slice(parts[0].start, parts[-1].stop)
+        text_edges = None if texts.edges is None else texts.edges[some]
+        words = [texts.nodes.part(part, lengths[part.stop - 1]) for part in parts]
+        caption_part = words, texts.mask[some], texts.share[some], text_edges
+        rows = [run(graphs, *image_part(i.start, i.stop), *caption_part) for i in images]
+        columns.append([torch.cat(side) for side in zip(*rows)])
+    visual, textual = (torch.cat(side, 1).index_select(1, texts.back) for side in zip(*columns))
+    return visual, textual
 
 
 # ---- the compiled kernel, in tiles ----
@@ -167,7 +229,8 @@ def chunks(count, bytes_each, budget):
 
 
 def native_scores(kernel, graphs, regions, captions, boxes, depends):
-    (I, R, D), C, share = regions.shape, len(captions.length), 3 / 8 * graphs.memory * 2**20
+    (I, R, D), C = regions.shape, len(captions.length)
+    share = 3 / 8 * budget(graphs.memory, regions.device)
     images = texts = [slice(None)]
     if not torch.is_grad_enabled():  # the kernel packs a copy of the features; gradients need it whole
         images = chunks(I, 4 * (R * D + R * R * (graphs.blocks + graph.KERNELS)), share)

@@ -47,10 +47,12 @@ def explain(model, regions, words, boxes=None, depends=None):
     visual, textual = model.i2t_match_G, model.t2i_match_G
     regions, words = regions.unsqueeze(0), words.unsqueeze(0)  # (1, R, D), (1, n, D)
     boxes = regions.new_zeros(1, regions.shape[1], 4) if boxes is None else boxes.to(regions).unsqueeze(0)
-    adjacency = graph.adjacency([depends], words.shape[1]).to(words) if model.is_sparse else None
+    adjacency = graph.adjacency([depends], [words.shape[1]]).to(words) if model.is_sparse else None
 
     affinity = F.leaky_relu(regions @ words.transpose(1, 2), 0.1)  # (1, R, n)
-    region_match, word_match = graph.node_matching(regions, words, model.blocks, model.smooth)  # (1, 1, R or n, K)
+    region_match, word_match = graph.node_matching(  # (1, 1, R or n, K)
+        graph.nodes(regions, model.blocks), graph.nodes(words, model.blocks), model.smooth
+    )
     in_regions = visual.node_scores(region_match, visual.edges(boxes)).flatten()
     in_words = textual.node_scores(word_match, textual.edges(words, adjacency, model.smooth)).flatten()
     in_regions, in_words = in_regions / len(in_regions), in_words / len(in_words)  # a score is the mean of its nodes

@@ -217,10 +217,11 @@ def add_gsmn_flags(parser):
     add = parser.add_argument
     add(
         "--sim_memory",
-        default=256,
-        type=positive,
+        default=0,
+        type=number(),
         metavar="MB",
-        help="memory for the similarity of image-caption pairs; it works in tiles that fit",
+        help="memory for the similarity of image-caption pairs, which works in tiles that fit; "
+        "0 for 256 MB on a CPU and half of a GPU's free memory",
     )
     add("--bi_gru", action="store_true", help="read captions in both directions, averaged")
     add("--no_txtnorm", action="store_true", help="do not normalise the word embeddings")
@@ -309,7 +310,7 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add("--batch_size", type=whole(), help="captions in a batch (default: the checkpoint's)")
     add("--workers", default=0, type=whole(0), help="processes that read data")
     add_precision_flags(parser, None, None)
-    add("--sim_memory", type=positive, metavar="MB", help="GSMN: memory for the similarity, done in tiles that fit")
+    add("--sim_memory", type=number(), metavar="MB", help="GSMN: memory for the similarity (default: the checkpoint's)")
     add(
         "--ties",
         default="worst",

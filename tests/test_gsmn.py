@@ -235,8 +235,12 @@ def test_kernel_weights_add_up_to_one():
 def test_adjacency():
     pairs = [[0, 2], [2, 1], [2, 2], [9, 1], [1, -1], [0, 1], [0, 1]]
     expected = [[1.0, 1, 0], [1, 1, 1], [0, 1, 2]]
-    assert graph.adjacency([pairs], 3)[0].tolist() == expected
-    assert graph.adjacency([[]], 1)[0].tolist() == [[1.0]]
+    assert graph.adjacency([pairs], [3])[0].tolist() == expected
+    assert graph.adjacency([[]], [1])[0].tolist() == [[1.0]]
+    padded = graph.adjacency([[[0, 0]], pairs, []], [1, 3, 2])
+    assert padded[1].tolist() == expected
+    assert padded[0].tolist() == [[1.0, 0, 0], [0] * 3, [0] * 3]
+    assert padded[2].tolist() == [[1.0, 0, 0], [0, 1, 0], [0] * 3]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""Captions padded to a few common lengths: the scores and gradients of every caption alone, in few kernels."""
+
+import copy
+
+import pytest
+import torch
+from gsmn_cases import random_case, small_opt
+from tensor_memory import TensorMemory
+
+import graph
+import model
+from modules import cpu_kernel, similarity
+from tools import launches
+
+LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)
+
+
+@pytest.fixture(autouse=True)
+def without_the_kernel(monkeypatch):
+    monkeypatch.setattr(cpu_kernel, "kernel", lambda *_: None)
+
+
+def network(**changes):
+    torch.manual_seed(1)
+    sizes = {"num_block": 8, "feat_dim": 8, "hid_dim": 16, "embed_size": 64}
+    return model.GSMN(small_opt(**sizes | changes))
+
+
+def by_definition(net, images, words, boxes, depends):
+    """Both scores by graph.py, one caption after the other, without padding."""
+    columns = []
+    for rows, pairs in zip(words, depends):
+        adjacency = graph.adjacency([pairs], [len(rows)]).to(rows) if net.is_sparse else None
+        nodes = graph.nodes(images, net.blocks), graph.nodes(rows[None], net.blocks)
+        visual, textual = graph.node_matching(*nodes, net.smooth)
+        edges = net.t2i_match_G.edges(rows[None], adjacency, net.smooth)
+        columns.append(
+            [
+                net.i2t_match_G(visual, net.i2t_match_G.edges(boxes)),
+                net.t2i_match_G(textual.transpose(0, 1), edges).t(),
+            ]
+        )
+    return [torch.cat(side, 1) for side in zip(*columns)]
+
+
+def scores_and_gradients(net, case, compute, dtype=torch.float64):
+    """Both scores, and gradients of a mixture of them in everything they depend on."""
+    net = copy.deepcopy(net).to(dtype)
+    images, words, boxes, depends, lengths = case
+    inputs = [x.to(dtype).requires_grad_() for x in (images, *words)]
+    scores = compute(net, inputs[0], inputs[1:], boxes.to(dtype), depends, lengths)
+    weight = torch.randn(scores[0].shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    wanted = inputs + [p for n, p in net.named_parameters() if "match_G" in n and "params" not in n]
+    gradients = torch.autograd.grad((scores[0] * weight + scores[1] * weight.sin()).sum(), wanted)
+    return [*(s.detach() for s in scores), *gradients]
+
+
+def alone(net, images, words, boxes, depends, lengths):
+    return by_definition(net, images, words, boxes, depends)
+
+
+def together(net, images, words, boxes, depends, lengths):
+    words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
+    return net.forward_scores(images, words, boxes, depends, lengths)
+
+
+def error(found, exact):
+    """Largest difference of two lists of tensors, in parts of the largest number of each tensor, at least 1e-6."""
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-6)).item() for a, b in zip(found, exact))
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("regions, lengths", [(5, LENGTHS), (36, LENGTHS), (1, (1, 4, 2)), (5, (1,)), (5, (40, 1))])
+def test_padding_changes_rounding_only(propagation, is_sparse, regions, lengths):
+    net = network(propagation=propagation, is_sparse=is_sparse)
+    case = random_case(regions=regions, lengths=lengths, width=64)
+    exact = scores_and_gradients(net, case, alone)
+    assert error(scores_and_gradients(net, case, together), exact) < 1e-12
+    single = scores_and_gradients(net, case, together, torch.float32)
+    assert max((a - b).abs().max() for a, b in zip(single[:2], exact)) < 1e-6
+    rounding = error(scores_and_gradients(net, case, alone, torch.float32), exact)
+    assert error(single, exact) < 2e-6 + 5 * rounding
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_number_of_buckets_changes_rounding_only(count, monkeypatch):
+    net, case = network(propagation="neighbors", is_sparse=True), random_case(lengths=LENGTHS, width=64)
+    expected = scores_and_gradients(net, case, alone)
+    monkeypatch.setattr(similarity.buckets, "__defaults__", (count,))
+    assert error(scores_and_gradients(net, case, together), expected) < 1e-12
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    net = network(propagation="neighbors", is_sparse=True)
+    images, words, boxes, depends, lengths = random_case(lengths=LENGTHS, width=64)
+    scores, gradients = [], []
+    for value in (0.0, float("nan"), float("inf")):
+        padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=value).requires_grad_()
+        scores.append(net.forward_sim(images, padded, boxes, depends, lengths))
+        gradients.append(torch.autograd.grad(scores[-1].square().sum(), padded)[0])
+        for gradient, n in zip(gradients[-1], lengths):
+            assert not gradient[n:].any()
+    assert all(torch.equal(a, scores[0]) for a in scores) and all(torch.equal(a, gradients[0]) for a in gradients)
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+def test_a_score_does_not_depend_on_its_company(propagation):
+    net = network(propagation=propagation).double()
+    images, words, boxes, depends, lengths = random_case(lengths=LENGTHS, width=64)
+    images, words = images.double(), [w.double() for w in words]
+    with torch.no_grad():
+        whole = net.forward_sim(images, words, boxes, depends, lengths)
+        for c in (1, 2, 5):
+            few = net.forward_sim(images[1:2], words[c : c + 2], boxes[1:2], depends[c : c + 2], lengths[c : c + 2])
+            torch.testing.assert_close(few, whole[1:2, c : c + 2], rtol=0, atol=1e-13)
+    assert net.forward_sim(images[:0], words, boxes[:0], depends, lengths).shape == (0, len(words))
+
+
+def test_buckets_have_the_least_padding():
+    lengths = sorted([5, 9, 9, 10, 14, 14, 15, 30])
+    area = lambda cut: sum((part.stop - part.start) * lengths[part.stop - 1] for part in cut)  # noqa: E731
+    assert similarity.buckets(lengths, 1) == [slice(0, 8)]
+    assert similarity.buckets(lengths, 2) == [slice(0, 7), slice(7, 8)]
+    assert similarity.buckets(lengths, 3) == [slice(0, 4), slice(4, 7), slice(7, 8)]
+    assert area(similarity.buckets(lengths, 20)) == sum(lengths)
+    assert similarity.buckets([6, 6, 6]) == [slice(0, 3)]
+    assert similarity.buckets([6]) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_tiles_fit_the_memory(propagation, gradients):
+    """Beside what is made once for images and captions and stays, which tiles of one pair show."""
+    net = network(propagation=propagation)
+    images, words, boxes, depends, lengths = random_case(36, (12, 4, 13, 5) * 2, images=4, width=64)
+    words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
+    images.requires_grad_(gradients)
+
+    def peak(budget):
+        net.sim_memory = budget
+        with torch.set_grad_enabled(gradients), TensorMemory() as memory:
+            scores = net.forward_sim(images, words, boxes, depends, lengths)
+            if gradients:
+                scores.sum().backward()
+        return memory.peak / 2**20
+
+    once, whole = peak(1e-3), peak(1e4)
+    graphs = similarity.Graphs(net.i2t_match_G, net.t2i_match_G, 8, 9.0)
+    for budget in (0.1, 0.4):
+        assert peak(budget) < once + budget
+    assert once < whole < once + 32 * similarity.pair_bytes(graphs, 36, 13, gradients) / 2**20
+
+
+def test_launches_do_not_grow_with_the_batch(monkeypatch):
+    """Similarity, loss and backward with --max_violation: eager, three buckets; and one."""
+    opt = launches.options("--regions 4 --embed_size 32".split())
+    for most, limit in ((3, 730), (1, 500)):
+        monkeypatch.setattr(similarity.buckets, "__defaults__", (most,))
+        for propagation in ("self", "neighbors"):
+            counts = [sum(c.launches for c in launches.count(opt, batch, propagation)) for batch in (24, 48)]
+            assert max(counts) <= limit
+            assert abs(counts[0] - counts[1]) <= 10  # an accumulation more or less
