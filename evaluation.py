@@ -318,13 +318,17 @@ def evalrank(
     json=None,
     report=None,
     images=None,
+    explain=0,
+    explain_pairs=(),
     **overrides,
 ):
     """Evaluate one checkpoint, or the ensemble of a list of them, print the block of metrics and return the metrics.
 
     fold5: evaluate five folds of the split, and print each and their mean.  ties, weights, normalize: as evaluate.
     Files: ranks (None for no file), json (the metrics of every model), report (a folder of pages) with images (the
-    folder of image files for the pages).  overrides: options of the checkpoint, as boxes='released', device='cuda'.
+    folder of image files for the pages) and with explanations of the `explain` worst queries each way and of
+    explain_pairs, texts such as '3:17' (image, caption).  overrides: options of the checkpoint, as boxes='released',
+    device='cuda'.
 
     The result (of the ensemble, for a list) is the dict of modules.ranks.metrics: figures in percent by name, as
     'r1' (image to text), 'r1i' (text to image) and 'rsum'; 'ranks'; 'ties'.  With fold5 the figures are means,
@@ -334,7 +338,7 @@ def evalrank(
     overrides = {"workers": 0, "data_path": data_path, **overrides}
     how = {"ties": ties, "weights": weights, "normalize": normalize}
     command = f"evaluation.evalrank({[str(path) for path in paths]}, split={split!r}, fold5={fold5})"
-    outputs = Outputs(ranks, json, report, images, None, command)
+    outputs = Outputs(ranks, json, report, images, None, command, explain, tuple(explain_pairs))
     results = evaluate_and_write(paths, split, fold5, not fold5, outputs, how, overrides)
     return results[-1]["fold5" if fold5 else "full"]
 
@@ -345,14 +349,16 @@ def main(opt, fold5=False, full=True, extra=None):
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
         command = shlex.join(["python", *sys.argv])
-        outputs = Outputs(opt.ranks, opt.json, opt.report, opt.images, opt.save_sims, command)
+        outputs = Outputs(
+            opt.ranks, opt.json, opt.report, opt.images, opt.save_sims, command, opt.explain, tuple(opt.explain_pair)
+        )
         return evaluate_and_write(paths, opt.split, fold5, full, outputs, how, overrides_of(opt), extra)
 
 
 def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):
     """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
     outputs = outputs.checked()
-    pages = outputs.new_report(split, how["ties"]) if distributed.is_main() else None
+    pages = outputs.new_report(split, how["ties"], overrides) if distributed.is_main() else None
     observers = [observer for observer in (extra, pages) if observer and distributed.is_main()]
     with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
         results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)

@@ -124,7 +124,7 @@ def aligned_words(left, right):
 # ---- two pairs
 
 
-class Row(NamedTuple):
+class ChangeRow(NamedTuple):
     """A word or a region in both pairs; what is in one pair alone adds 0 to the other."""
 
     name: str
@@ -148,7 +148,7 @@ def difference(left, right):
 
 
 def word_rows(left, right):
-    """A Row for each word, in the left sentence's order; words of the right one alone stand where they occur."""
+    """A ChangeRow for each word, in the left sentence's order; words of the right one alone stand where they occur."""
     same = left.sentence is right.sentence
     to_right = range(len(left.sentence.words)) if same else aligned_words(left.sentence, right.sentence)[0]
     rows, done = [], 0
@@ -165,7 +165,7 @@ def word_row(left, right, *numbers):
     name = next(pair.sentence.words[w] for pair, w in pairs if w >= 0)
     added = tuple(float(pair.explanation.words[w]) if w >= 0 else 0.0 for pair, w in pairs)
     attended = tuple(most_attended(pair.explanation.beta[w]) if w >= 0 else None for pair, w in pairs)
-    return Row(name, numbers, added, added[1] - added[0], attended)
+    return ChangeRow(name, numbers, added, added[1] - added[0], attended)
 
 
 def most_attended(weights):
@@ -173,10 +173,10 @@ def most_attended(weights):
 
 
 def region_rows(left, right):
-    """A Row for each of the regions of one image that differ most between two sentences."""
+    """A ChangeRow for each of the regions of one image that differ most between two sentences."""
     change = right.explanation.regions - left.explanation.regions
     return [
-        Row(f"region {r}", (r, r), (float(left.explanation.regions[r]), float(right.explanation.regions[r])),
+        ChangeRow(f"region {r}", (r, r), (float(left.explanation.regions[r]), float(right.explanation.regions[r])),
             float(change[r]), (None, None))
         for r in np.argsort(-abs(change), kind="stable")[:REGION_ROWS].tolist()
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Pages that explain an evaluation's failures: the true pair beside the pair that was found in its place.
 
 `explain_queries` writes a folder of pages and a list of them, for the queries with the worst ranks in both directions
-and for pairs that the user names.
+and for pairs that the user names; `Explanations` does so for the models of a Report.
 """
 
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from files.errors import InputError
-from files.writing import atomic_write, make_folder
+import data
+from files.errors import InputError, warn
+from files.writing import atomic_write, make_folder, text_as_name
 from reporting.explain_page import ExplainedPair, explain_page
 from reporting.explanation import caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
 from reporting.rendering import template, text_of_template
+from runtime.loading import load_model
 
 
 class Comparison(NamedTuple):
@@ -71,12 +73,8 @@ def true_candidate(found, kind, query, per):
     return int(query * per + found.own_scores[query].argmax()) if kind == "images" else int(query // per)
 
 
-def named_comparison(text, dataset, found):
-    """IMAGE:CAPTION, numbers from 0 -> a Comparison of the caption's own image with that image.
-
-    For a pair that belongs together, the other image is the best of the rest.  InputError for other texts, and for
-    numbers that the split does not have.
-    """
+def named_pair(text, dataset):
+    """IMAGE:CAPTION, from 0 -> (image, caption); InputError for other texts and numbers that the split lacks."""
     image, _, caption = text.partition(":")
     if not (image.isdecimal() and caption.isdecimal()):
         raise InputError(f"--explain_pair {text}: need the numbers IMAGE:CAPTION, from 0, such as 3:17")
@@ -86,8 +84,16 @@ def named_comparison(text, dataset, found):
             f"--explain_pair {text}: the split {dataset.split} has images 0 to {dataset.n_images - 1} "
             f"and captions 0 to {len(dataset) - 1}"
         )
-    per, own = len(dataset) // dataset.n_images, dataset.image_of(caption)
-    captions = found["captions"]
+    return image, caption
+
+
+def named_comparison(text, dataset, found):
+    """IMAGE:CAPTION -> a Comparison of the caption's own image with that image.
+
+    For a pair that belongs together, the other image is the best of the rest.
+    """
+    image, caption = named_pair(text, dataset)
+    per, own, captions = len(dataset) // dataset.n_images, dataset.image_of(caption), found["captions"]
     rank = int(captions.ranks[caption])
     if image != own:
         return Comparison("captions", caption, own, image, rank, False)
@@ -161,3 +167,40 @@ def candidate_name(dataset, by_image, image, caption):
     owner = dataset.image_of(caption)
     of = "" if owner == image else f", of image {owner}"
     return f"“{caption_text(dataset, caption)}” (caption {caption}{of})"
+
+
+class Explanations:
+    """The part of a Report that explains queries: for each GSMN of an evaluation a folder of pages.
+
+    count: worst queries each way; named: IMAGE:CAPTION texts; split; overrides: the evaluation's, to load its models
+    again.
+    """
+
+    def __init__(self, count, named, split, overrides):
+        self.count, self.named, self.split, self.overrides = count, named, split, overrides
+
+    def check(self, dataset):
+        """InputError before the evaluation for a named pair that the split does not have."""
+        for text in self.named:
+            named_pair(text, dataset)
+
+    def write(self, folder, models, images, folds=1):
+        """models: [{'path', 'name', 'images': Found, 'captions': Found}] -> [(subfolder, model's name, pages, bytes)].
+
+        The pages of a model stand in folder/name.  A VSRN and an ensemble have none: neither matches words with
+        regions.
+        """
+        written = []
+        for found in models:
+            if found["path"] == "ensemble":
+                continue
+            model, opt, vocab = load_model(found["path"], **self.overrides)
+            if opt.model != "gsmn":
+                continue
+            dataset = data.open_split(self.split, opt.data_name, vocab, opt)
+            place = Path(folder) / text_as_name(found["name"])
+            pages = explain_queries(place, model, dataset, found, self.count, self.named, images, found["name"], folds)
+            written.append((place.name, found["name"], len(pages), sum(page.bytes for page in pages)))
+        if not written:
+            warn("--explain: no checkpoint here holds GSMN, which alone matches words and regions; nothing to explain")
+        return written

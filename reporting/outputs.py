@@ -10,6 +10,7 @@ import torch
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable
 from modules.ranks import RECALLS
+from reporting.explained_queries import Explanations
 from reporting.pages import Report
 from runtime.options import RANKS
 
@@ -76,6 +77,8 @@ class Outputs(NamedTuple):
     images: str | None  # folder of image files, for the pages
     sims: str | None
     command: str
+    explain: int = 0  # worst queries each way to explain in the report
+    explain_pairs: tuple = ()  # pairs to explain, as IMAGE:CAPTION
 
     def checked(self):
         """These outputs; InputError where one cannot be written, a warning where that is the default file of ranks."""
@@ -83,6 +86,8 @@ class Outputs(NamedTuple):
             check_writable(path)
         if self.images and not self.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")
+        if (self.explain or self.explain_pairs) and not self.report:
+            raise InputError("--explain is for --report; say with --report DIR where to write it")
         return self if self.try_ranks(check_writable) else self._replace(ranks=None)
 
     def try_ranks(self, act):
@@ -101,9 +106,13 @@ class Outputs(NamedTuple):
             warn(f"{error}; the ranks are not kept")
             return False
 
-    def new_report(self, split, ties):
-        """The Report to fill, or None."""
-        return Report(self.report, self.images, split, ties, self.command) if self.report else None
+    def new_report(self, split, ties, overrides):
+        """The Report to fill, or None; overrides: the evaluation's, with which --explain loads its models again."""
+        if not self.report:
+            return None
+        asked = self.explain or self.explain_pairs
+        explanations = Explanations(self.explain, self.explain_pairs, split, overrides) if asked else None
+        return Report(self.report, self.images, split, ties, self.command, explanations)
 
     def write(self, results, full):
         """The files of ranks (of the last result: full split or folds) and metrics."""

@@ -27,7 +27,7 @@ CURVE = 100  # the largest K of the recall curves
 CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
 BINS = ((1, 1), (2, 5), (6, 10), (11, 50), (51, 100), (101, 500), (501, 0))  # of ranks; 0: no end
 GENERATOR = "gsmn-vsrn retrieval report"
-CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs"}
+CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs", "explain"}
 FIGURES = ("rsum", "ar", "r1", "r5", "r10", "medr", "meanr", "ari", "r1i", "r5i", "r10i", "medri", "meanri")
 
 
@@ -105,9 +105,9 @@ class Report:
     else, there is no folder of images, or jinja2 or Pillow is missing.
     """
 
-    def __init__(self, folder, images=None, split="", ties="worst", command=""):
+    def __init__(self, folder, images=None, split="", ties="worst", command="", explanations=None):
         self.folder, self.images, self.split = Path(folder).resolve(), images, split
-        self.ties, self.command = ties, command
+        self.ties, self.command, self.explanations = ties, command, explanations
         optional_package("jinja2", "--report")
         if images:
             optional_package("PIL", "--report", "pillow")
@@ -119,6 +119,8 @@ class Report:
     def check(self, dataset):
         """InputError before a model is evaluated where a file of the images' names does not fit the split."""
         image_names(dataset)
+        if self.explanations:
+            self.explanations.check(dataset)
 
     def add(self, result, sims, dataset, data_name):
         """One model's result and similarities, as evaluation.evaluate has them. Keeps little of them."""
@@ -139,8 +141,15 @@ class Report:
             (folder / "data").mkdir()
             thumbs, names = make_thumbnails(self.dataset, self.images, folder / "thumbs", self.folder / "thumbs")
             self.write_data(folder / "data", thumbs, names)
-            self.write_pages(folder)
+            self.write_pages(folder, self.explain(folder / "explain"))
         print(f"Report: {self.folder / 'index.html'}")
+
+    def explain(self, folder):
+        """The pages of --explain -> [(folder's name, model's name, pages, bytes)]."""
+        if not self.explanations:
+            return []
+        folds = 5 if self.kind == "fold5" else 1
+        return self.explanations.write(folder, self.models, self.images, folds)
 
     def write_data(self, folder, thumbs, names):
         site = {
@@ -164,7 +173,7 @@ class Report:
                 folder, f"{kind}-{k}", [[as_lists(values[part]) for values in m[kind][:4]] for m in self.models]
             )
 
-    def write_pages(self, folder):
+    def write_pages(self, folder, explained):
         common = {
             "generator": GENERATOR,
             "data_name": self.data_name,
@@ -179,6 +188,7 @@ class Report:
             "curves": self.curves(),
             "histograms": self.histograms(),
             "gains": self.gains(),
+            "explained": explained,
             "folds": self.kind == "fold5",
             "ks": CURVE_TICKS,
             "logs": [round(math.log(k or 1, CURVE), 4) for k in range(CURVE + 1)],

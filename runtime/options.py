@@ -322,6 +322,21 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add("--json", metavar="FILE", help="write the metrics")
     add("--report", metavar="DIR", help="write pages with the metrics and each query's best candidates")
     add("--images", metavar="DIR", help="the image files, for --report; without them regions are drawn")
+    add(
+        "--explain",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="GSMN, with --report: explain the N worst queries each way, a page of at most 0.5 MB for each, with the "
+        "true pair beside the pair found",
+    )
+    add(
+        "--explain_pair",
+        nargs="+",
+        default=[],
+        metavar="IMAGE:CAPTION",
+        help="GSMN, with --report: pairs to explain beside the caption's own, numbers from 0",
+    )
     return parser
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from browser import open_browser
-from models import write_model
+from models import VSRN, write_model
 from states import message
 from tiny import make_tiny, picture_folder
 
@@ -163,3 +163,33 @@ def test_pages_have_a_largest_size(scored, tmp_path, monkeypatch):
     bare = whole - sum(len(image["picture"]) for image in images)
     assert all(image["kernels"] is None for image in page(bare - 100)[1])
     assert "would take more than 1 kB" in message(page, 1000)
+
+
+def test_a_report_explains(scored, tmp_path, capsys):
+    """Pages for each GSMN of an ensemble, a link to them, and none for a VSRN."""
+    tiny = scored[0]
+    paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn" / "v.pth.tar"]
+    paths[1].parent.mkdir()
+    write_model(tiny, paths[1], **VSRN)
+    how = {"split": "test", "ranks": None, "device": "cpu", "explain": 2, "explain_pairs": ["9:17"]}
+    evaluation.evalrank(paths, report=tmp_path / "report", **how)
+    folders = list((tmp_path / "report" / "explain").iterdir())
+    pages = list(folders[0].glob("*-*-*.html"))
+    assert len(folders) == 1 and len(pages) == 5
+    size = f"{sum(page.stat().st_size for page in pages) / 1e6:.1f} MB"
+    summary = (tmp_path / "report" / "index.html").read_text()
+    assert f'href="explain/{folders[0].name}/index.html"' in summary and f"(5 pages, {size})" in summary
+    capsys.readouterr()
+    evaluation.evalrank(paths[1], report=tmp_path / "report", **how)  # replaces the first report
+    assert "no checkpoint here holds GSMN" in capsys.readouterr().err
+    assert "Explanations" not in (tmp_path / "report" / "index.html").read_text()
+    assert "explain" not in [path.name for path in (tmp_path / "report").iterdir()]
+
+
+def test_what_cannot_be_explained_is_told_before_the_evaluation(scored, tmp_path):
+    path = str(scored[0].folder / "m.pth.tar")
+    how = {"split": "test", "ranks": None, "device": "cpu"}
+    asked = lambda **more: message(lambda: evaluation.evalrank(path, **how, **more))  # noqa: E731
+    assert asked(explain=2) == "--explain is for --report; say with --report DIR where to write it"
+    assert "has images 0 to 11" in asked(report=tmp_path / "report", explain_pairs=["12:0"])
+    assert not (tmp_path / "report").exists()
