@@ -13,6 +13,7 @@ from files.pictures import PICTURES, captioned_pictures, first_five, make_transf
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions, read_dependencies, read_ids
 from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded, stack
+from runtime.options import with_defaults
 from vocab import END, PAD, encode_all, warn_unknown
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
@@ -45,14 +46,14 @@ class PrecompDataset(Dataset):
 
     def __init__(self, split, data_name, vocab, opt):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
-        self.vsrn = getattr(opt, "model", "gsmn") == "vsrn"
-        self.max_len = getattr(opt, "max_len", 60)
+        opt = with_defaults(opt, "gsmn")
+        self.vsrn = opt.model == "vsrn"
+        self.max_len = opt.max_len if self.vsrn else None
         self.images = open_features(self._need("ims.npy", NO_FEATURES), opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
-        self.sizes, self.boxes = self._read_boxes(getattr(opt, "boxes", "normalized"))
-        sparse = getattr(opt, "is_sparse", False) and not self.vsrn
-        self.depends = self._read_depends() if sparse else None
+        self.sizes, self.boxes = (None, None) if self.vsrn else self._read_boxes(opt.boxes)
+        self.depends = self._read_depends() if not self.vsrn and opt.is_sparse else None
 
     def _read_depends(self):
         path = self._need("caps.json", "only --is_sparse needs it")
@@ -106,7 +107,7 @@ class PrecompDataset(Dataset):
         self.n_images = self.length // CAPTIONS_PER_IMAGE
 
     def _read_boxes(self, kind):
-        if self.vsrn or kind == "none":
+        if kind == "none":
             return None, None
         advice = "GSMN without boxes needs --boxes none"
         sizes = read_sizes(self._need("ims_size.npy", advice))
@@ -203,10 +204,11 @@ class PictureDataset(Dataset):
     sampler = None  # the EpochSampler in use
 
     def __init__(self, split, data_name, vocab, opt):
+        opt = with_defaults(opt, "vsrn")
         folder = self.folder = data_folder(opt.data_path, data_name)
         self.split = split
-        self.train, self.seed = split == "train", getattr(opt, "seed", 0) or 0
-        pairs = captioned_pictures(folder, data_name, split, getattr(opt, "use_restval", False))
+        self.train, self.seed = split == "train", opt.seed or 0
+        pairs = captioned_pictures(folder, data_name, split, opt.use_restval)
         if not self.train:
             pairs = first_five(pairs, folder, split)
         pairs = pairs[:DEV_CAPTIONS] if split == "dev" else pairs
@@ -216,7 +218,7 @@ class PictureDataset(Dataset):
         self.captions = [text for _, text in pairs]
         self.tokens = encode_all(self.captions, vocab, f"{folder}, {split}")
         self.n_images = len(self.pictures)
-        self.transform, self.random_transform = make_transforms(getattr(opt, "crop_size", 224))
+        self.transform, self.random_transform = make_transforms(opt.crop_size)
 
     def __len__(self):
         return len(self.owner)
@@ -246,8 +248,9 @@ class PictureDataset(Dataset):
 
 def open_split(split, data_name, vocab, opt):
     """The data set of one split: region features, or pictures when data_name is coco, f8k or f30k."""
+    opt = with_defaults(opt, "vsrn" if data_name in PICTURES else "gsmn")
     if data_name in PICTURES:
-        if getattr(opt, "model", "vsrn") == "gsmn":
+        if opt.model == "gsmn":
             raise InputError(
                 f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, "
                 "or give --model vsrn"
@@ -259,7 +262,7 @@ def open_split(split, data_name, vocab, opt):
 def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     """Loaders of Batch for train (.batch_sampler is an EpochSampler) and dev (in order)."""
     train = open_split("train", data_name, vocab, opt)
-    sampler = EpochSampler(len(train), batch_size, getattr(opt, "seed", 0) or 0, replicas, rank)
+    sampler = EpochSampler(len(train), batch_size, with_defaults(opt).seed or 0, replicas, rank)
     train.sampler = sampler  # pictures are cropped by (seed, epoch, caption)
     dev = get_test_loader("dev", data_name, vocab, batch_size, workers, opt)
     for dataset in (train, dev.dataset):

@@ -22,7 +22,7 @@ from modules import similarity
 from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.outputs import Outputs, print_folds, print_metrics
 from runtime import checkpoint, distributed, shared_arrays
-from runtime.loading import build_model, load_model, open_members
+from runtime.loading import trained_model, load_model, open_members
 from runtime.options import RANKS, overrides_of
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
@@ -121,7 +121,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     share = distributed.local_slice(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
     order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length stand together: large groups
-    budget = similarity.budget(getattr(model, "sim_memory", 0), model.device) / 4
+    budget = similarity.budget(model.sim_memory, model.device) / 4
     rows = np.full(n_images, img_embs[0].numel() // width)[share]
     words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
     look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}
@@ -171,7 +171,7 @@ def score_member(member, fold5, full, store):
     Folds that are parts of the full matrix are left out; with_folds adds them.
     """
     opt, dataset = member.opt, member.loader.dataset
-    model = build_model(member.loaded or checkpoint.load_checkpoint(member.path), opt, member.path)
+    model = trained_model(member.loaded or checkpoint.load_checkpoint(member.path), opt, member.path)
     print("Computing results...")
     encoded = encode_data(model, member.loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")

@@ -1,6 +1,7 @@
-"""Encoders, the loss, and GSMN and VSRN as a whole.  Knows no file, no optimiser and no device number.
+"""The encoders, the triplet loss, and GSMN and VSRN as a whole.
 
-Letters for shapes as in graph.py, and B images or captions of a batch.  See docs/method.md, sections 2 and 3.
+The module knows no file, no optimiser and no device number.  Letters for shapes as in graph.py, and B images or
+captions of a batch.  docs/method.md describes GSMN in section 2 and VSRN in section 3.
 """
 
 import math
@@ -10,34 +11,18 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graph
+from files.errors import InputError
 from files.pictures import PICTURES
 from modules import similarity
-from modules.backbone import behead, classifier
+from modules.backbone import EncoderImageFull
 from modules.caption_model import CaptionModel
+from modules.layers import chrono_init, finish, l2norm, linear, unit
 from modules.order_similarity import order_similarity
+from runtime.options import with_defaults
 
 RELATION_LAYERS = 4
 
-
-def l2norm(x, dim=-1, eps=1e-8):
-    """x / (‖x‖₂ + eps) along `dim`, at least in float32; zero stays zero, with a finite gradient."""
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    return x / (graph.safe_norm(x, dim) + eps)
-
-
-def unit(x, dim=-1):
-    """x / ‖x‖₂ along `dim`, no epsilon.  Zeros stay zeros, with a finite gradient."""
-    square = x.square().sum(dim, keepdim=True)
-    return x / torch.where(square > graph.TINY, square, 1).sqrt()
-
-
-def linear(width, embed_size):
-    """Linear layer with the initial values of both systems: uniform ±sqrt(6 / (in + out)), bias 0."""
-    layer = nn.Linear(width, embed_size)
-    bound = math.sqrt(6.0 / (width + embed_size))
-    nn.init.uniform_(layer.weight, -bound, bound)
-    nn.init.zeros_(layer.bias)
-    return layer
+# ---- GSMN's encoders: a vector for each region, a vector for each word
 
 
 class EncoderImage(nn.Module):
@@ -73,30 +58,20 @@ class EncoderText(nn.Module):
         return words if self.no_txtnorm else l2norm(words)
 
 
-@torch.no_grad()
-def remember(rnn, steps):
-    """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
-
-    The initial values torch gives let a unit keep about half of its state at each step.  Here the bias of the update
-    gate starts at log u, u uniform in [1, steps - 1], so that it keeps u / (u + 1); the reset gate's is left.
-    Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
-    """
-    gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order: reset, update, new
-    rnn.bias_ih_l0[gate] = torch.empty(rnn.hidden_size).uniform_(1, max(1, steps - 1)).log_()
-    rnn.bias_hh_l0[gate] = 0
+# ---- VSRN's encoders: one vector for an image, one vector for a caption
 
 
 class EncoderRegions(nn.Module):
     """Region features -> one vector: relations among regions, then a GRU reads them in file order.
 
-    data_name 'f30k_precomp' has a BatchNorm at the end, all others a norm over the regions at the start: the
-    released models of the two data sets differ so (docs/method.md, section 3.1).  chrono_init: what `remember`
-    takes for the GRU, 0 for torch's initial values.
+    The two released models differ (docs/method.md, section 3.1): variant 'f30k' ends with a BatchNorm, variant
+    'coco' starts with a norm over the regions.  memory: the longest memory of `layers.chrono_init`, 0 for torch's
+    initial values.
     """
 
-    def __init__(self, img_dim, embed_size, data_name, use_abs=False, no_imgnorm=False, chrono_init=0):
+    def __init__(self, img_dim, embed_size, variant, use_abs=False, no_imgnorm=False, memory=0):
         super().__init__()
-        self.flickr = data_name == "f30k_precomp"
+        self.flickr = variant == "f30k"
         self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
         self.fc = linear(img_dim, embed_size)
         self.img_rnn = nn.GRU(embed_size, embed_size, batch_first=True)
@@ -104,8 +79,8 @@ class EncoderRegions(nn.Module):
             setattr(self, f"Rs_GCN_{layer}", graph.RegionRelations(embed_size))
         if self.flickr:
             self.bn = nn.BatchNorm1d(embed_size)
-        if chrono_init:
-            remember(self.img_rnn, chrono_init)
+        if memory:
+            chrono_init(self.img_rnn, memory)
 
     def forward(self, images):
         """(B, R, img_dim) -> image embeddings (B, D) and enhanced regions (B, R, D)."""
@@ -119,34 +94,6 @@ class EncoderRegions(nn.Module):
         if self.flickr:
             features = graph.batch_norm(self.bn, features)
         return finish(features, self.use_abs, self.no_imgnorm), regions
-
-
-class EncoderImageFull(nn.Module):
-    """Pictures -> one vector: a torchvision classifier without its last layer, norm, `fc`, norm.
-
-    The CNN is frozen, and stays in evaluation mode, unless `finetune`.  InputError where `cnn_type` is not
-    known or pretrained weights cannot be had.
-    """
-
-    def __init__(self, cnn_type, embed_size, pretrained=True, finetune=False, use_abs=False, no_imgnorm=False):
-        super().__init__()
-        self.finetune = finetune
-        self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
-        self.cnn = classifier(cnn_type, pretrained)
-        self.fc = linear(behead(self.cnn), embed_size)
-        self.cnn.requires_grad_(finetune)
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.cnn.train(mode and self.finetune)
-        return self
-
-    def forward(self, images):
-        """(B, 3, height, width) -> image embeddings (B, D), and None where regions would stand."""
-        features = self.cnn(images)
-        if isinstance(features, tuple):  # inception and googlenet in training: auxiliary outputs follow
-            features = features[0]
-        return finish(self.fc(unit(features)), self.use_abs, self.no_imgnorm), None
 
 
 class EncoderCaption(nn.Module):
@@ -166,17 +113,14 @@ class EncoderCaption(nn.Module):
         return finish(self.rnn(packed)[1][-1], self.use_abs)
 
 
-def finish(features, use_abs, no_norm=False):
-    """The end of every encoder: unit length, absolute value on request."""
-    features = features if no_norm else unit(features)
-    return features.abs() if use_abs else features
+# ---- the loss of both systems
 
 
 class ContrastiveLoss(nn.Module):
-    """Hinge over a batch's score matrix, both ways, summed; the diagonal holds the true pairs.
+    """Triplet loss: a hinge over a batch's score matrix in both directions, summed.
 
-    With max_violation only the hardest negative of each row and column counts (VSE++; docs/method.md,
-    section 2.5).
+    The diagonal holds the true pairs.  With max_violation only the hardest negative of each row and column
+    counts (VSE++; docs/method.md, section 2.5).
     """
 
     def __init__(self, margin=0.2, max_violation=False):
@@ -197,7 +141,7 @@ class ContrastiveLoss(nn.Module):
         return cost_s.sum() + cost_im.sum()
 
     def observed(self):
-        """Of the batch last seen: mean score of the true pairs, and of each row's and column's hardest negative."""
+        """Mean scores of the last batch: of the true pairs, and of the hardest negative of each row and column."""
         scores = self.last_scores
         means = {"positive": scores.diagonal().mean().item()}
         if len(scores) > 1:  # a single pair has no negative
@@ -207,26 +151,41 @@ class ContrastiveLoss(nn.Module):
         return means
 
 
-class ListedModel(nn.Module):
-    """A model whose released checkpoints hold a list of state dicts, one for each of `parts`."""
+# ---- the two systems
+
+
+class MatchingModel(nn.Module):
+    """What GSMN and VSRN have in common: the step from a batch to its losses, and the released state dicts.
+
+    Released checkpoints hold a list of state dicts, one for each of `parts`.
+    """
 
     parts = ()
-    retrieval = "Le"  # the log's name for the triplet loss
-    own = ()  # names of the losses that need no other pair
-    one_vector = False  # a caption is one vector, not one for each word
+    retrieval_loss = "Le"  # name of the triplet loss in the log
+    extra_losses = ()  # names of the losses of single pairs, which need no negatives
+    one_vector = False  # a caption is one vector, not one vector for each word
+    sim_memory = 0  # MB for the scores of all pairs; 0 for what the device has
 
     def forward(self, batch):
         """data.Batch -> {name: loss}, to be added up."""
-        images, captions, own = self.embed(batch)
+        images, captions, extra = self.embed(batch)
         scores = self.forward_sim(images, captions, batch.bboxes, batch.depends, batch.lengths)
-        return {self.retrieval: self.forward_loss(scores), **own}
+        return {self.retrieval_loss: self.forward_loss(scores), **extra}
 
     def batch_losses(self, batch):
         """The same as calling the model."""
         return self(batch)
 
+    def forward_loss(self, scores):
+        """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
+        return self.criterion(scores)
+
+    def encode_captions(self, captions, lengths):
+        """Ids (B, n) padded with 0, lengths -> (B, n, D), or (B, D) for a model with one vector a caption."""
+        return self.txt_enc(captions.to(self.device), lengths)
+
     def compile_encoders(self, **how):
-        """torch.compile for the encoders, which keep their parameters' names; how: its arguments."""
+        """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
         for encoder in (self.img_enc, self.txt_enc):
             encoder.compile(dynamic=True, **how)
 
@@ -248,30 +207,28 @@ class ListedModel(nn.Module):
         return next(self.parameters()).device
 
 
-class GSMN(ListedModel):
+class GSMN(MatchingModel):
     """Graph Structured Network for image-text matching (arXiv 2004.00277).
 
-    `opt` needs img_dim, vocab_size, word_dim, embed_size, num_layers, bi_gru, no_imgnorm, no_txtnorm,
-    num_block, feat_dim, hid_dim, out_dim, lambda_softmax, is_sparse, margin, max_violation; `propagation`
-    is 'self' where it is missing.  ValueError for widths that do not divide.
+    `opt` holds the flags of train.py and vocab_size; what a released checkpoint's opt lacks has its default.
+    ValueError for widths that do not fit together.
     """
 
     parts = ("img_enc", "txt_enc", "i2t_match_G", "t2i_match_G")
 
     def __init__(self, opt):
         super().__init__()
+        opt = with_defaults(opt, "gsmn")
         check_widths(opt)
         self.is_sparse = opt.is_sparse
-        self.blocks, self.smooth = opt.num_block, opt.lambda_softmax
-        self.sim_memory = getattr(opt, "sim_memory", 0)
-        self.block_dtype = torch.bfloat16 if getattr(opt, "amp", "off") == "bf16" else None
-        propagation = getattr(opt, "propagation", "self")
+        self.blocks, self.smooth, self.sim_memory = opt.num_block, opt.lambda_softmax, opt.sim_memory
+        self.block_dtype = torch.bfloat16 if opt.amp == "bf16" else None
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
         )
-        self.i2t_match_G = graph.VisualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, propagation)
-        self.t2i_match_G = graph.TextualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, propagation)
+        self.i2t_match_G = graph.VisualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
+        self.t2i_match_G = graph.TextualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
         self.criterion = ContrastiveLoss(opt.margin, opt.max_violation)
 
     def forward_emb(self, images, captions, lengths):
@@ -280,9 +237,6 @@ class GSMN(ListedModel):
 
     def encode_images(self, images):
         return self.img_enc(images.to(self.device))
-
-    def encode_captions(self, captions, lengths):
-        return self.txt_enc(captions.to(self.device), lengths)
 
     def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
         """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
@@ -305,43 +259,37 @@ class GSMN(ListedModel):
         visual, textual = self.forward_scores(img_emb, cap_emb, bboxes, depends, cap_lens)
         return visual + textual
 
-    def forward_loss(self, scores):
-        """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
-        return self.criterion(scores)
-
     def embed(self, batch):
-        """data.Batch -> embeddings (B, R, D), (B, n, D), and no loss that needs no other pair."""
+        """data.Batch -> embeddings (B, R, D) and (B, n, D), and no extra losses."""
         return *self.forward_emb(batch.images, batch.captions, batch.lengths)[:2], {}
 
 
-class VSRN(ListedModel):
+class VSRN(MatchingModel):
     """Visual Semantic Reasoning Network (arXiv 1909.02701).
 
-    `opt` needs data_name, vocab_size, word_dim, embed_size, num_layers, use_abs, no_imgnorm, measure, margin,
-    max_violation; for region features img_dim, dim_hidden, dim_word, max_len, rnn_type, bidirectional,
-    input_dropout_p; for pictures (data_name coco, f8k, f30k) cnn_type, finetune, perhaps no_pretrained.
-    Enhanced regions are embed_size wide, so dim_vid is not read.  Pictures have no regions to caption:
-    caption_model is then None.
+    `opt` holds the flags of train.py and vocab_size; what a released checkpoint's opt lacks has its default.
+    Enhanced regions are embed_size wide, so dim_vid is not read.  Pictures (data_name coco, f8k, f30k) have no
+    regions to caption: caption_model is then None.  ValueError for an unknown measure.
     """
 
     parts = ("img_enc", "txt_enc")
-    retrieval = "Le_retrieval"
+    retrieval_loss = "Le_retrieval"
     one_vector = True
 
     def __init__(self, opt):
         super().__init__()
+        opt = with_defaults(opt, "vsrn")
         if opt.measure not in ("cosine", "order"):
             raise ValueError(f"--measure {opt.measure}: it can be cosine or order")
-        self.measure = opt.measure
+        self.measure, self.caption_model = opt.measure, None
         if opt.data_name in PICTURES:
-            pretrained = not getattr(opt, "no_pretrained", False)
             self.img_enc = EncoderImageFull(
-                opt.cnn_type, opt.embed_size, pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
+                opt.cnn_type, opt.embed_size, not opt.no_pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
             )
-            self.caption_model = None
         else:
+            variant = "f30k" if opt.data_name == "f30k_precomp" else "coco"
             self.img_enc = EncoderRegions(
-                opt.img_dim, opt.embed_size, opt.data_name, opt.use_abs, opt.no_imgnorm, getattr(opt, "chrono_init", 0)
+                opt.img_dim, opt.embed_size, variant, opt.use_abs, opt.no_imgnorm, opt.chrono_init
             )
             self.caption_model = CaptionModel(
                 opt.vocab_size,
@@ -353,7 +301,7 @@ class VSRN(ListedModel):
                 opt.bidirectional,
                 opt.input_dropout_p,
             )
-            self.own = ("Le_caption",)
+            self.extra_losses = ("Le_caption",)
         self.txt_enc = EncoderCaption(opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs)
         self.criterion = ContrastiveLoss(opt.margin, opt.max_violation)
 
@@ -367,11 +315,8 @@ class VSRN(ListedModel):
     def encode_images(self, images):
         return self.img_enc(images.to(self.device))[0]
 
-    def encode_captions(self, captions, lengths):
-        return self.txt_enc(captions.to(self.device), lengths)
-
     def embed(self, batch):
-        """data.Batch -> embeddings (B, D) each, and the caption loss, which reaches the image encoder."""
+        """data.Batch -> embeddings (B, D) each, and the caption loss, whose gradient reaches the image encoder."""
         img_emb, cap_emb, regions = self.forward_emb(batch.images, batch.captions, batch.lengths)
         if self.caption_model is None:
             return img_emb, cap_emb, {}
@@ -382,10 +327,6 @@ class VSRN(ListedModel):
         if self.measure == "order":
             return order_similarity(img_emb, cap_emb)
         return img_emb @ cap_emb.t()
-
-    def forward_loss(self, scores):
-        """scores (B, B), image b belonging to caption b -> the triplet loss, a scalar."""
-        return self.criterion(scores)
 
     def caption_loss(self, regions, labels, masks):
         """Regions (B, R, D), labels and masks (B, max_len + 1) -> the caption loss; 0 for pictures."""
@@ -406,12 +347,18 @@ def check_widths(opt):
         raise ValueError(f"--out_dim {opt.out_dim}: a node has one score, only 1 is defined")
 
 
-def build(opt):
-    """The model that opt.model names, gsmn or vsrn, in the precision that opt.amp and opt.tf32 ask for."""
-    model = {"gsmn": GSMN, "vsrn": VSRN}[opt.model](opt)
-    tf32 = bool(getattr(opt, "tf32", False))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    if getattr(opt, "amp", "off") == "bf16":
+def build_model(opt):
+    """The system that opt.model names, gsmn or vsrn, in the precision of opt.amp and opt.tf32.
+
+    InputError for flags that contradict one another.
+    """
+    opt = with_defaults(opt)
+    try:
+        model = {"gsmn": GSMN, "vsrn": VSRN}[opt.model](opt)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = opt.tf32
+    if opt.amp == "bf16":
         for encoder in (model.img_enc, model.txt_enc):
             encoder.forward = in_bfloat16(encoder, encoder.forward)
     return model

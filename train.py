@@ -1,42 +1,70 @@
-"""Train GSMN or VSRN on precomputed region features.  README.md has the published recipes."""
+"""Train GSMN or VSRN on precomputed region features.  README.md has the published recipes.
+
+`set_up` makes everything that a run needs.  `train` is the loop over epochs and steps: data, losses, update, log,
+now and then a validation and a checkpoint.
+"""
 
 import runtime.openmp  # noqa: F401, before torch
 
-import contextlib
 import logging
 import os
 import random
-import signal
 import sys
 import time
-from collections import deque
+from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import data
 from evaluation import RECALLS, encode_data, metrics, shard_xattn
-from files.errors import InputError, run
-from model import build
+from files.errors import run
+from model import MatchingModel, build_model
 from runtime import checkpoint, distributed, global_batch
+from runtime.health import CollapseWatch, first_not_finite, stop_training
+from runtime.interrupts import Interrupted, Stop
 from runtime.logger import RunLog
-from runtime.options import check_options, resume_options, train_options
-from vocab import load_vocab
-
-BEST = checkpoint.BEST
+from runtime.options import resume_options, train_options
+from runtime.resume import Progress, load_resumed, restore, training_state
+from vocab import Vocabulary, load_vocab
 
 
 def main(argv=None):
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     opt, given = train_options(argv)
     with distributed.process_group():
-        train(opt, given)
+        train(set_up(opt, given))
 
 
-def train(opt, given):
+@dataclass
+class Training:
+    """What set_up makes and the loop uses."""
+
+    opt: Namespace
+    vocab: Vocabulary
+    loader: DataLoader  # of the train split, batch by batch
+    val_loader: DataLoader  # of the dev split
+    model: MatchingModel
+    replica: nn.Module  # what gives the losses of a batch: the model, or all processes' models as one
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    keeper: checkpoint.Keeper
+    log: RunLog
+    stop: Stop
+
+    def save(self, name):
+        """Write a checkpoint; False where it cannot be written (a message says why)."""
+        state = training_state(self.model, self.optimizer, self.opt, self.vocab, self.progress)
+        return self.keeper.save(state, name)
+
+
+def set_up(opt, given):
+    """Flags -> Training, at its beginning or where --resume left it.  given: names of the flags that were given."""
     saved = load_resumed(opt.resume) if opt.resume else None
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)
@@ -47,105 +75,19 @@ def train(opt, given):
     opt.vocab_size = len(vocab)
     if saved:
         checkpoint.check_vocab(saved, vocab, opt.resume)
-    train_loader, val_loader = data.get_loaders(
+    loader, val_loader = data.get_loaders(
         opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
-    )  # fmt: skip
+    )
     model = build_model(opt).to(distributed.local_device(opt.device))
     if opt.compile:
         model.compile_encoders()
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
-    at = SimpleNamespace(epoch=0, step=0, Eiters=0, best_rsum=0.0, validate_due=False)
-    if saved:
-        restore(saved, model, optimizer, at)
+    progress = restore(saved, model, optimizer) if saved else Progress()
     replica = global_batch.training_module(model, opt.accumulate)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
-    log = distributed.on_main(RunLog, opt.logger_name, at.Eiters if saved else None)
-    log.config(opt, checkpoint.versions(), [train_loader.dataset, val_loader.dataset])
-    stop, watch = Stop(), CollapseWatch(opt)
-    steps = len(train_loader)
-
-    def save(name):
-        return keeper.save(training_state(model, optimizer, opt, vocab, at), name)
-
-    def leave_if_asked():
-        stop.signal = distributed.largest(stop.signal)
-        if stop.signal:
-            save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
-            keeper.check()
-            logging.info("Stopped in epoch %d after step %d; --resume %s goes on", at.epoch, at.step, opt.model_name)
-            sys.exit(128 + stop.signal)
-
-    def validate_and_keep(end_of_epoch):
-        result = validate(val_loader, model, stop)
-        at.validate_due = result is None and not end_of_epoch  # interrupted: to be made up for
-        if result is None:
-            return
-        log.validation(result, at.Eiters, at.epoch)
-        if end_of_epoch:
-            at.epoch, at.step = at.epoch + 1, 0
-        if result[opt.select] > at.best_rsum or not (Path(opt.model_name) / BEST).exists():
-            before, at.best_rsum = at.best_rsum, result[opt.select]
-            if not save(BEST):
-                at.best_rsum = before  # what is not written is not to be beaten
-
-    if at.validate_due:
-        validate_and_keep(end_of_epoch=False)
-        leave_if_asked()
-    while at.epoch < opt.num_epochs:
-        set_learning_rate(optimizer, opt, at.epoch)
-        model.criterion.max_violation = opt.max_violation and at.epoch >= opt.warmup_sum
-        train_loader.batch_sampler.set_epoch(at.epoch, at.step)
-        bar = tqdm(train_loader, f"epoch {at.epoch}", initial=at.step, total=steps, disable=None)
-        end = time.time()
-        for batch in bar:
-            data_time = time.time() - end
-            distributed.seed_step(opt.seed, at.Eiters)
-            losses = train_step(replica, optimizer, batch, opt.grad_clip, at.Eiters)
-            pairs = train_loader.batch_sampler.pairs(at.step)  # of all processes
-            at.step, at.Eiters = at.step + 1, at.Eiters + 1
-            batch_time = time.time() - end
-            bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
-            rate = optimizer.param_groups[0]["lr"]
-            log.scalars(
-                {
-                    "epoch": at.epoch,
-                    "step": at.step - 1,
-                    "batch_time": batch_time,
-                    "data_time": data_time,
-                    "Eit": at.Eiters,
-                    "lr": rate,
-                    **losses,
-                    **model.criterion.observed(),
-                    "pairs_per_second": pairs / batch_time,
-                },
-                at.Eiters,
-            )
-            if at.Eiters % opt.log_step == 0:
-                parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                logging.info(
-                    "Epoch: [%d][%d/%d]\tEit %d  lr %g  %s\tTime %.3f\tData %.3f",
-                    at.epoch,
-                    at.step,
-                    steps,
-                    at.Eiters,
-                    rate,
-                    parts,
-                    batch_time,
-                    data_time,
-                )
-            watch.step(losses["Le"], model.criterion.max_violation, pairs)
-            if at.step < steps:  # at the epoch's end both follow anyway
-                if at.Eiters % opt.val_step == 0:
-                    validate_and_keep(end_of_epoch=False)
-                if opt.save_every and at.Eiters % opt.save_every == 0:
-                    save(f"checkpoint_{at.epoch}_{at.step}.pth.tar")
-            leave_if_asked()
-            end = time.time()
-        validate_and_keep(end_of_epoch=True)
-        if at.step == 0:
-            save(f"checkpoint_{at.epoch - 1}.pth.tar")
-        leave_if_asked()
-    keeper.check()
+    log = distributed.on_main(RunLog, opt.logger_name, progress.Eiters if saved else None)
+    log.config(opt, checkpoint.versions(), [loader.dataset, val_loader.dataset])
+    return Training(opt, vocab, loader, val_loader, model, replica, optimizer, progress, keeper, log, Stop())
 
 
 def seed_everything(seed, deterministic=False):
@@ -155,63 +97,57 @@ def seed_everything(seed, deterministic=False):
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)  # torch names what it cannot fix
+        torch.use_deterministic_algorithms(True, warn_only=True)  # torch names the operations it cannot fix
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def build_model(opt):
-    try:
-        return build(opt)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+# ---- the loop
 
 
-def load_resumed(path):
-    """The checkpoint of a file, or the newest complete one of a folder."""
-    if os.path.isdir(path):
-        path = checkpoint.newest(path, logging.warning)
-    saved = checkpoint.load_checkpoint(path)
-    check_options(saved["opt"], path)
-    if "optimizer" not in saved:
-        logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
-    logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
-    return saved
+def train(training):
+    """Train to the end of the last epoch, or until a signal."""
+    opt, progress, steps = training.opt, training.progress, len(training.loader)
+    collapse = CollapseWatch(opt)
+    if progress.validate_due:
+        validate_and_keep(training)
+        leave_if_asked(training)
+    while progress.epoch < opt.num_epochs:
+        start_epoch(training)
+        bar = tqdm(training.loader, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
+        start = time.time()
+        for batch in bar:
+            data_time = time.time() - start
+
+            distributed.seed_step(opt.seed, progress.Eiters)
+            losses = train_step(training.replica, training.optimizer, batch, opt.grad_clip, progress.Eiters)
+            pairs = training.loader.batch_sampler.pairs(progress.step)  # of all processes
+            progress.step, progress.Eiters = progress.step + 1, progress.Eiters + 1
+
+            batch_time = time.time() - start
+            bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
+            log_step(training, losses, pairs, batch_time, data_time)
+            collapse.step(losses["Le"], training.model.criterion.max_violation, pairs)
+
+            if progress.step < steps:  # the end of an epoch validates and saves anyway
+                if progress.Eiters % opt.val_step == 0:
+                    validate_and_keep(training)
+                if opt.save_every and progress.Eiters % opt.save_every == 0:
+                    training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")
+            leave_if_asked(training)
+            start = time.time()
+        validate_and_keep(training, end_of_epoch=True)
+        if progress.step == 0:  # the epoch is complete
+            training.save(f"checkpoint_{progress.epoch - 1}.pth.tar")
+        leave_if_asked(training)
+    training.keeper.check()
 
 
-def restore(saved, model, optimizer, at):
-    """Bring model, optimiser, random states and counters to where a checkpoint left them."""
-    load_weights(model, saved)
-    if "optimizer" in saved:
-        try:
-            optimizer.load_state_dict(saved["optimizer"])
-            checkpoint.restore_rng(saved["rng"])
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"--resume: the state of optimiser or random numbers is broken ({error})") from None
-    for name in vars(at):
-        setattr(at, name, saved.get(name, getattr(at, name)))
-
-
-def load_weights(model, saved):
-    try:
-        model.load_state_dict(saved["model"])
-        if saved.get("caption_model"):
-            model.caption_model.load_state_dict(saved["caption_model"])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"--resume: the checkpoint does not fit this model: {error}") from None
-
-
-def training_state(model, optimizer, opt, vocab, at):
-    """All that a run needs to go on (docs/method.md, section 5)."""
-    caption_model = getattr(model, "caption_model", None)
-    return {
-        **vars(at),
-        "model": model.state_list(),
-        "opt": opt,
-        "optimizer": optimizer.state_dict(),
-        "caption_model": caption_model.state_dict() if caption_model else None,
-        "vocab": checkpoint.words(vocab),
-        "rng": checkpoint.capture_rng(),
-    }
+def start_epoch(training):
+    """Set what depends on the epoch: learning rate, kind of loss, order of the data."""
+    opt, epoch = training.opt, training.progress.epoch
+    set_learning_rate(training.optimizer, opt, epoch)
+    training.model.criterion.max_violation = opt.max_violation and epoch >= opt.warmup_sum
+    training.loader.batch_sampler.set_epoch(epoch, training.progress.step)
 
 
 def set_learning_rate(optimizer, opt, epoch):
@@ -229,7 +165,7 @@ def train_step(model, optimizer, batch, grad_clip, Eiters):
         stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(model, batch)}")
     optimizer.zero_grad()
     total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
     if not torch.isfinite(norm):
         stop_training(f"the gradient's norm is {norm.item()} at step {Eiters}")
     optimizer.step()
@@ -237,25 +173,44 @@ def train_step(model, optimizer, batch, grad_clip, Eiters):
     return {name: value.item() for name, value in losses.items()}
 
 
-def stop_training(why):
-    raise InputError(f"{why}: training stopped. Lower --learning_rate; the checkpoints written before are good")
+def log_step(training, losses, pairs, batch_time, data_time):
+    """The figures of a step to the curves and, every --log_step steps, as a line to the log."""
+    opt, progress, rate = training.opt, training.progress, training.optimizer.param_groups[0]["lr"]
+    figures = {
+        "epoch": progress.epoch,
+        "step": progress.step - 1,
+        "batch_time": batch_time,
+        "data_time": data_time,
+        "Eit": progress.Eiters,
+        "lr": rate,
+        **losses,
+        **training.model.criterion.observed(),
+        "pairs_per_second": pairs / batch_time,
+    }
+    training.log.scalars(figures, progress.Eiters)
+    if progress.Eiters % opt.log_step == 0:
+        place = f"Epoch: [{progress.epoch}][{progress.step}/{len(training.loader)}]\tEit {progress.Eiters}"
+        parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        logging.info("%s  lr %g  %s\tTime %.3f\tData %.3f", place, rate, parts, batch_time, data_time)
 
 
-@torch.no_grad()
-def first_not_finite(model, batch):
-    """Where NaN or infinity first appears on a batch's way through the model, in words."""
-    model = global_batch.model_inside(model)
-    for name, weights in model.named_parameters():
-        if not torch.isfinite(weights).all():
-            return f"the weights {name}"
-    if not batch.ids:  # this process's share; another one's holds it
-        return "another process's share of the batch"
-    embeddings = model.forward_emb(batch.images, batch.captions, batch.lengths)
-    for what, rows in zip(("the embedding of the image of caption", "the embedding of caption"), embeddings):
-        bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
-        if len(bad):
-            return f"{what} {batch.ids[bad[0]]}"
-    return "the similarities"
+# ---- validation, checkpoints, the end
+
+
+def validate_and_keep(training, end_of_epoch=False):
+    """Evaluate the dev split, log its metrics, and write model_best.pth.tar where it is the best so far."""
+    opt, progress = training.opt, training.progress
+    result = validate(training.val_loader, training.model, training.stop)
+    progress.validate_due = result is None and not end_of_epoch
+    if result is None:
+        return
+    training.log.validation(result, progress.Eiters, progress.epoch)
+    if end_of_epoch:
+        progress.epoch, progress.step = progress.epoch + 1, 0
+    if result[opt.select] > progress.best_rsum or not (Path(opt.model_name) / checkpoint.BEST).exists():
+        before, progress.best_rsum = progress.best_rsum, result[opt.select]
+        if not training.save(checkpoint.BEST):
+            progress.best_rsum = before  # a later model need not beat one that was not written
 
 
 def validate(val_loader, model, stop):
@@ -272,57 +227,15 @@ def validate(val_loader, model, stop):
     return result
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM where nothing is lost by leaving at once."""
-
-
-class Stop:
-    """Ctrl-C and SIGTERM: the first is remembered until the step is done, a second one leaves at once.
-
-    With several processes all leave after the same step, and a validation is finished first.
-    """
-
-    def __init__(self):
-        self.signal, self.immediate = None, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
-
-    def handle(self, number, frame):
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = number
-        logging.warning("Stopping: a checkpoint is written first; once more to leave at once")
-        if self.immediate:
-            raise Interrupted
-
-    @contextlib.contextmanager
-    def at_once(self):
-        self.immediate = distributed.size() == 1
-        try:
-            yield
-        finally:
-            self.immediate = False
-
-
-class CollapseWatch:
-    """Says when the hardest-negative loss sits where all similarities are equal: 2 · margin · batch."""
-
-    def __init__(self, opt, window=50):
-        self.margin = opt.margin
-        self.recent = deque(maxlen=window)
-
-    def step(self, loss, max_violation, batch_size):
-        if not max_violation:
-            return
-        self.recent.append(loss / (2 * self.margin * batch_size))
-        if len(self.recent) == self.recent.maxlen and all(abs(x - 1) < 0.01 for x in self.recent):
-            logging.warning(
-                "The loss has stayed at %.1f = 2 x margin x batch for %d steps: all similarities are equal, the "
-                "model has collapsed. Start with the summed loss (--warmup_sum 1) or lower --learning_rate.",
-                loss,
-                len(self.recent),
-            )
-            self.recent.clear()
+def leave_if_asked(training):
+    """After a signal: write a checkpoint and end the program."""
+    number, progress = training.stop.requested(), training.progress
+    if number:
+        training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")
+        training.keeper.check()
+        place, folder = (progress.epoch, progress.step), training.opt.model_name
+        logging.info("Stopped in epoch %d after step %d; --resume %s goes on", *place, folder)
+        sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Torchvision's classifiers as backbones of picture encoders."""
+"""VSRN's encoder of pictures, on top of one of torchvision's classifiers."""
 
 import pickle
 
@@ -6,6 +6,35 @@ import torch
 from torch import nn
 
 from files.errors import InputError
+from modules.layers import finish, linear, unit
+
+
+class EncoderImageFull(nn.Module):
+    """Pictures -> one vector: a torchvision classifier without its last layer, norm, `fc`, norm.
+
+    The CNN is frozen, and stays in evaluation mode, unless `finetune`.  InputError where `cnn_type` is not
+    known or pretrained weights cannot be had.
+    """
+
+    def __init__(self, cnn_type, embed_size, pretrained=True, finetune=False, use_abs=False, no_imgnorm=False):
+        super().__init__()
+        self.finetune = finetune
+        self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
+        self.cnn = classifier(cnn_type, pretrained)
+        self.fc = linear(behead(self.cnn), embed_size)
+        self.cnn.requires_grad_(finetune)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.cnn.train(mode and self.finetune)
+        return self
+
+    def forward(self, images):
+        """(B, 3, height, width) -> image embeddings (B, D), and None where regions would stand."""
+        features = self.cnn(images)
+        if isinstance(features, tuple):  # inception and googlenet in training: auxiliary outputs follow
+            features = features[0]
+        return finish(self.fc(unit(features)), self.use_abs, self.no_imgnorm), None
 
 
 def classifier(name, pretrained, flag="--cnn_type"):

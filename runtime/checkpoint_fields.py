@@ -136,7 +136,7 @@ def check_shapes(build, opt, states, path):
     try:
         with torch.device("meta"):
             model = build(opt)
-    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (InputError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its opt describes no {opt.model} model ({first_line(error)})") from None
     if len(model.parts) != len(states):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")

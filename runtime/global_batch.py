@@ -75,13 +75,13 @@ class GlobalBatch(nn.Module):
         words = self.gather_captions(torch.cat(words), [lengths for lengths, _ in shares])
         scores = self.local_scores(torch.cat(images), words, batch.bboxes, shares)
         scores = distributed.gather(scores, counts, same_use=True)
-        losses = {self.model.retrieval: self.model.forward_loss(scores)}
+        losses = {self.model.retrieval_loss: self.model.forward_loss(scores)}
         for name in caption_losses[0]:
             losses[name] = distributed.total(sum(part[name] for part in caption_losses), same_use=True)
         return losses
 
     def embed_part(self, part, pairs):
-        """A part of the share -> embeddings of images and captions, captions' words flat, and weighted own losses."""
+        """A part of the share -> embeddings of images and captions, captions' words flat, and weighted extra losses."""
         if self.accumulate == 1:
             return embed_weighted(self.model, part, pairs)
         return checkpoint(
@@ -114,7 +114,11 @@ def embed_weighted(model, part, pairs):
         return images, flat_words(captions, part.lengths), losses
     images = model.encode_images(part.images)  # no rows, but BatchNorm's exchange still takes place
     captions = model.encode_captions(torch.full((1, 1), END), [1])[:0]
-    return images, flat_words(captions, []), dict.fromkeys(model.own, zero_of(images, captions, *model.parameters()))
+    return (
+        images,
+        flat_words(captions, []),
+        dict.fromkeys(model.extra_losses, zero_of(images, captions, *model.parameters())),
+    )
 
 
 def zero_of(*tensors):

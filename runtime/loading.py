@@ -7,10 +7,10 @@ import torch
 
 import data
 from files.errors import InputError
-from model import build
+from model import build_model
 from runtime import checkpoint, distributed
 from runtime.checkpoint_fields import check_shapes
-from runtime.options import OVERRIDES, check_options, defaults
+from runtime.options import OVERRIDES, check_options, defaults, with_defaults
 from vocab import load_vocab
 
 
@@ -21,14 +21,14 @@ def load_model(model_path, **overrides):
     does not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
     """
     loaded, opt, vocab = read_checkpoint(model_path, overrides)
-    return build_model(loaded, opt, model_path), opt, vocab
+    return trained_model(loaded, opt, model_path), opt, vocab
 
 
 def read_checkpoint(model_path, overrides):
     """A checkpoint -> (its content, its options with the overrides, its vocabulary); errors as load_model."""
     loaded = checkpoint.load_checkpoint(model_path)
     check_options(loaded["opt"], model_path)
-    opt = argparse.Namespace(**{**defaults(loaded["opt"].model), **vars(loaded["opt"])})
+    opt = with_defaults(loaded["opt"])
     for name, value in overrides.items():
         if name not in OVERRIDES and not hasattr(opt, name):
             raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
@@ -39,13 +39,13 @@ def read_checkpoint(model_path, overrides):
     return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
 
 
-def build_model(loaded, opt, path):
+def trained_model(loaded, opt, path):
     """The model of a checkpoint, in evaluation mode on opt.device."""
-    check_shapes(build, opt, loaded["model"], path)
+    check_shapes(build_model, opt, loaded["model"], path)
     try:
-        model = build(opt)
+        model = build_model(opt)
         model.load_state_dict(loaded["model"])
-    except (RuntimeError, ValueError) as error:
+    except (InputError, RuntimeError, ValueError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path}: does not fit the {opt.model} model its options describe: {reason}") from None
     return model.to(distributed.local_device(opt.device)).eval()

@@ -1,6 +1,8 @@
 """Every flag of the scripts, declared once.  `--model` chooses which flags and defaults train.py has."""
 
 import argparse
+import functools
+from types import MappingProxyType
 
 import torch
 
@@ -104,9 +106,19 @@ def resume_options(opt, given, saved, say):
     return merged
 
 
+@functools.cache
 def defaults(model):
-    """What every flag of train.py is when it is not given: {name: value}."""
-    return vars(train_parser(model).parse_args([]))
+    """What every flag of train.py is when it is not given: a read-only {name: value}."""
+    return MappingProxyType(vars(train_parser(model).parse_args([])))
+
+
+def with_defaults(opt, model="gsmn"):
+    """`opt` with the flags that it lacks, at their defaults: flags of today that a checkpoint's program did not know.
+
+    model: 'gsmn' or 'vsrn', where `opt` does not say it.
+    """
+    model = getattr(opt, "model", model)
+    return argparse.Namespace(**{**defaults(model), **vars(opt)})
 
 
 def check_options(opt, path):

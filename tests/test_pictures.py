@@ -16,6 +16,7 @@ import train
 import vocab
 from files import pictures
 from files.errors import InputError
+from modules import backbone
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
 WORDS = vocab.Vocabulary([*vocab.SPECIAL, "a", "picture", "of", "something", *COLOURS, *"01234567"])
@@ -351,13 +352,13 @@ def test_pictures_through_the_scripts(tmp_path, monkeypatch):
     """Train, evaluate and resume; pretrained weights are asked for at the start of a run only."""
     make_flickr(tmp_path)
     vocab.serialize_vocab(WORDS, tmp_path / "f8k_vocab.json")
-    asked, classifier = [], model.classifier
+    asked, classifier = [], backbone.classifier
 
     def offline(name, pretrained):
         asked.append(pretrained)
         return classifier(name, pretrained=False)
 
-    monkeypatch.setattr(model, "classifier", offline)
+    monkeypatch.setattr(backbone, "classifier", offline)
     flags = [
         "--model",
         "vsrn",

@@ -255,7 +255,7 @@ def vsrn(opt):
     images, ids = torch.randn(100, opt.regions, 2048, device=opt.device), torch.randint(4, 8500, (500, 13))
     flags = {"data_name": "f30k_precomp", "vocab_size": 8500, "max_violation": True, "input_dropout_p": 0.0}
     torch.manual_seed(0)
-    net = model.build(SimpleNamespace(**defaults("vsrn") | flags)).to(opt.device).eval()
+    net = model.build_model(SimpleNamespace(**defaults("vsrn") | flags)).to(opt.device).eval()
     print(f"\nVSRN: encoding 100 images and 500 captions of 13 words, matching 1000 x 5000\n{HEADER}")
     all_images, all_captions = torch.randn(1000, 2048, device=opt.device), torch.randn(5000, 2048, device=opt.device)
     with torch.no_grad():

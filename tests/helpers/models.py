@@ -50,7 +50,7 @@ def write_model(tiny, path, **changes):
     own = {"data_path": tiny.data_path, "vocab_path": tiny.vocab_path, "vocab_size": len(words)}
     opt = argparse.Namespace(**{**OPT, **own, "is_sparse": False, "propagation": "self", **changes})
     torch.manual_seed(0)
-    net = model.build(opt).eval()
+    net = model.build_model(opt).eval()
     checkpoint.save_checkpoint(
         {
             "epoch": 1,

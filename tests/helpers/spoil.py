@@ -18,7 +18,7 @@ import testall
 import train
 import vocab
 from files import errors
-from model import build
+from model import build_model
 from runtime import checkpoint
 
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
@@ -55,7 +55,7 @@ def save(path, words, flags, **more):
     """A checkpoint with the initial weights of a model."""
     opt, _ = train.train_options(flags.split())
     opt.vocab_size = len(words)
-    net = build(opt)
+    net = build_model(opt)
     state = {"epoch": 1, "model": net.state_list(), "best_rsum": 1.0, "opt": opt, "Eiters": 3}
     checkpoint.save_checkpoint({**state, "vocab": checkpoint.words(words), **more}, path)
 

@@ -246,7 +246,7 @@ def test_bfloat16_ranks_alike(monkeypatch):
     for amp in ("off", "bf16"):
         torch.manual_seed(1)
         sizes = {"num_block": 16, "feat_dim": 16, "hid_dim": 32, "embed_size": 64}
-        net = model.build(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, **sizes))
+        net = model.build_model(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, **sizes))
         images, words, lengths = net.forward_emb(features, ids, [6] * 40)
         sims.append(net.forward_sim(images, words, boxes, None, lengths))
         assert {images.dtype, words.dtype, sims[-1].dtype} == {torch.float32}

@@ -22,7 +22,7 @@ import data
 import evaluation
 import train
 from files.errors import InputError, run
-from model import build
+from model import build_model
 from runtime import distributed, global_batch, shared_arrays
 from runtime.checkpoint import load_checkpoint
 from runtime.options import train_options
@@ -60,7 +60,7 @@ def trained(run, folder, accumulate=1):
     )  # fmt: skip
     train.seed_everything(3)
     opt.data_name = "f30k_precomp"  # VSRN's encoder ends in a BatchNorm there
-    model = build(opt).double()
+    model = build_model(opt).double()
     for name, weight in model.named_parameters():
         if name.endswith("W.1.weight"):
             torch.nn.init.ones_(weight)  # starts at 0, which would hide the relations
@@ -95,7 +95,7 @@ def similarities(run, folder, path=None):
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
     train.seed_everything(4)
-    model = build(opt)
+    model = build_model(opt)
     loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
     store = shared_arrays.ArrayStore(path)
     encoded = evaluation.encode_data(model, loader)

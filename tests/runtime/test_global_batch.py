@@ -6,7 +6,7 @@ from test_distributed import GSMN, VSRN
 
 import data
 import train
-from model import build
+from model import build_model
 from runtime import global_batch
 from runtime.options import train_options
 from vocab import load_vocab
@@ -17,7 +17,7 @@ def prepared(tiny, flags, batch=7):
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
     train.seed_everything(1)
-    return build(opt), next(iter(data.get_loaders(opt.data_name, vocab, batch, 0, opt)[0]))
+    return build_model(opt), next(iter(data.get_loaders(opt.data_name, vocab, batch, 0, opt)[0]))
 
 
 def gradients(model, replica, batch):

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM during training: a checkpoint is written, then the run ends."""
+
+import contextlib
+import logging
+import os
+import signal
+
+from runtime import distributed
+
+
+class Interrupted(Exception):
+    """A signal arrived during work that may be dropped at once, because nothing is lost."""
+
+
+class Stop:
+    """Handles Ctrl-C and SIGTERM: the first signal waits until the step is done, the second leaves at once.
+
+    With several processes all of them leave after the same step, and a running validation is finished first.
+    """
+
+    def __init__(self):
+        self.signal, self.immediate = None, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number, frame):
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        logging.warning("Stopping: a checkpoint is written first; once more to leave at once")
+        if self.immediate:
+            raise Interrupted
+
+    def requested(self):
+        """The signal that arrived in this process or, with several processes, in any of them; None for none."""
+        self.signal = distributed.largest(self.signal)
+        return self.signal
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """Inside, the first signal raises Interrupted (with one process)."""
+        self.immediate = distributed.size() == 1
+        try:
+            yield
+        finally:
+            self.immediate = False

@@ -1,0 +1,67 @@
+"""What a run needs to go on from a checkpoint, and how it gets it back (docs/method.md, section 5)."""
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+
+from files.errors import InputError
+from runtime import checkpoint
+from runtime.options import check_options
+
+
+@dataclass
+class Progress:
+    """How far a run has come.  The names are the checkpoint's, of which the released files have three."""
+
+    epoch: int = 0  # the epoch under way
+    step: int = 0  # steps of this epoch that are done
+    Eiters: int = 0  # steps of all epochs that are done
+    best_rsum: float = 0.0  # the best validation so far, by --select
+    validate_due: bool = False  # a signal interrupted a validation, which the resumed run repeats
+
+
+def load_resumed(path):
+    """The checkpoint to resume from: that of a file, or the newest complete one of a folder."""
+    if os.path.isdir(path):
+        path = checkpoint.newest(path, logging.warning)
+    saved = checkpoint.load_checkpoint(path)
+    check_options(saved["opt"], path)
+    if "optimizer" not in saved:
+        logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
+    logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
+    return saved
+
+
+def restore(saved, model, optimizer):
+    """Bring model, optimiser and random states to where a checkpoint left them -> its Progress."""
+    load_weights(model, saved)
+    if "optimizer" in saved:
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+            checkpoint.restore_rng(saved["rng"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"--resume: the state of optimiser or random numbers is broken ({error})") from None
+    return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
+
+
+def load_weights(model, saved):
+    try:
+        model.load_state_dict(saved["model"])
+        if saved.get("caption_model"):
+            model.caption_model.load_state_dict(saved["caption_model"])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--resume: the checkpoint does not fit this model: {error}") from None
+
+
+def training_state(model, optimizer, opt, vocab, progress):
+    """All that a run needs to go on, as checkpoint.save_checkpoint takes it."""
+    caption_model = getattr(model, "caption_model", None)
+    return {
+        **asdict(progress),
+        "model": model.state_list(),
+        "opt": opt,
+        "optimizer": optimizer.state_dict(),
+        "caption_model": caption_model.state_dict() if caption_model else None,
+        "vocab": checkpoint.words(vocab),
+        "rng": checkpoint.capture_rng(),
+    }
