@@ -22,7 +22,7 @@ from modules import similarity
 from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.outputs import Outputs, print_folds, print_metrics
 from runtime import checkpoint, distributed, shared_arrays
-from runtime.loading import trained_model, load_model, open_members
+from runtime.loading import load_model, open_members, trained_model
 from runtime.options import RANKS, overrides_of
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
