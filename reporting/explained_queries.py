@@ -19,6 +19,8 @@ from reporting.image_view import ImageViewer, warn_of_notes
 from reporting.rendering import template, text_of_template
 from runtime.loading import load_model
 
+LOOKS = {"images": " looks for captions", "captions": " looks for its image"}
+
 
 class Comparison(NamedTuple):
     """A query and two candidates, to be explained side by side."""
@@ -33,7 +35,8 @@ class Comparison(NamedTuple):
 
 class WrittenPage(NamedTuple):
     file: str
-    title: str
+    query: str  # the caption's text, or the image's number
+    beside: str  # the candidate beside the true one
     kind: str
     rank: int
     bytes: int
@@ -122,7 +125,8 @@ def explain_queries(folder, model, dataset, found, count, named=(), images=None,
         name = f"{comparison.kind}-{comparison.query}-{comparison.other}.html"
         content = explain_page(heading, lead, pairs).encode()
         atomic_write(folder / name, lambda file, content=content: file.write(content))
-        pages.append(WrittenPage(name, heading, comparison.kind, comparison.rank, len(content)))
+        query = heading.removesuffix(LOOKS[comparison.kind])
+        pages.append(WrittenPage(name, query, pairs[1].heading, comparison.kind, comparison.rank, len(content)))
     warn_of_notes(noted.values())
     style = text_of_template("report.css")
     text = template("explanations.html").render(title=title, pages=pages, style=style)
@@ -146,12 +150,12 @@ def compared_pairs(model, dataset, viewer, comparison, folds=1):
         pairs.append(ExplainedPair(heading, "", views[image], sentences[caption], explanation))
     rank = comparison.rank
     if by_image:
-        title, lead = f"Image {comparison.query} looks for captions", "The first of its own captions"
+        query, lead = f"Image {comparison.query}", "The first of its own captions"
     else:
-        title = f"“{caption_text(dataset, comparison.query)}” looks for its image"
+        query = f"“{caption_text(dataset, comparison.query)}”"
         lead = f"Caption {comparison.query}. Its image"
     count = (len(dataset) if by_image else dataset.n_images) // folds
-    return title, f"{lead} has rank {rank:,} of {count:,}.", pairs
+    return query + LOOKS[comparison.kind], f"{lead} has rank {rank:,} of {count:,}.", pairs
 
 
 def role_of(comparison):
@@ -200,7 +204,9 @@ class Explanations:
             dataset = data.open_split(self.split, opt.data_name, vocab, opt)
             place = Path(folder) / text_as_name(found["name"])
             pages = explain_queries(place, model, dataset, found, self.count, self.named, images, found["name"], folds)
-            written.append((place.name, found["name"], len(pages), sum(page.bytes for page in pages)))
+            size = sum(page.bytes for page in pages)
+            print(f"Explanations of {found['name']}: {len(pages)} pages, {size / 1e6:.1f} MB")
+            written.append((place.name, found["name"], len(pages), size))
         if not written:
             warn("--explain: no checkpoint here holds GSMN, which alone matches words and regions; nothing to explain")
         return written

@@ -278,5 +278,7 @@ document.addEventListener("DOMContentLoaded", () => {
   addEventListener("keydown", event => { if (event.key === "Escape") choose(-1, null, -1); });
   for (const input of all("input[name=asks]"))
     input.addEventListener("change", () => { if (chosen) choose(chosen.pair, chosen.kind, chosen.index); });
+  const asked = /^#(words|regions)=(\d+)$/.exec(location.hash); // page.html#words=3 opens with word 3 chosen
+  if (asked && Number(asked[2]) < data.pairs[0][asked[1]].length) choose(0, asked[1], Number(asked[2]));
   document.body.dataset.ready = "yes";
 });

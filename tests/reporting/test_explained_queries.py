@@ -140,6 +140,10 @@ def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
             "JSON.stringify([...document.querySelectorAll('svg[data-chart=bars] .faint')].map(t => t.textContent))"
         )
         assert len(set(map(tuple, np.array(json.loads(browser.run(heights))).reshape(4, -1)))) == 1  # one scale
+        address = (tmp_path / "pages" / "captions-17-9.html").as_uri()
+        for node, expected in (("words=3", [dataset.vocab.idx2word[dataset.tokens[17][3]]] * 2), ("words=99", [])):
+            browser.open(f"{address}#{node}", "document.body.dataset.ready")
+            assert browser.run(chosen) == expected
         browser.screen(400, 800, phone=True)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []
