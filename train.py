@@ -115,7 +115,7 @@ def train(training):
         start_epoch(training)
         bar = tqdm(training.loader, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
         start = time.time()
-        for batch in bar:
+        for batch in training.stop.batches(bar):
             data_time = time.time() - start
 
             distributed.seed_step(opt.seed, progress.Eiters)
@@ -135,6 +135,7 @@ def train(training):
                     training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")
             leave_if_asked(training)
             start = time.time()
+        leave_if_asked(training)  # after a signal during the wait for a batch
         validate_and_keep(training, end_of_epoch=True)
         if progress.step == 0:  # the epoch is complete
             training.save(f"checkpoint_{progress.epoch - 1}.pth.tar")

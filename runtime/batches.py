@@ -1,16 +1,12 @@
 """Batches: what one holds, which captions it takes, and how it is read in other processes."""
 
-import atexit
 import contextlib
-import multiprocessing
-import os
-import signal
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from runtime.workers import Loader
 from vocab import PAD
 
 
@@ -88,6 +84,10 @@ class EpochSampler:
     def __len__(self):
         return -(-self.n // self.batch_size)
 
+    def largest(self):
+        """Captions in this process's largest batch."""
+        return -(-min(self.batch_size, self.n) // self.replicas)
+
     def pairs(self, step):
         """Captions in the global batch of a step."""
         return min(self.batch_size, self.n - step * self.batch_size)
@@ -139,30 +139,5 @@ class _Collate:
 
 
 def make_loader(dataset, batches, workers, collate_fn=None):
-    """A DataLoader over batches (lists of indices) that leaves torch's global random state alone."""
-    workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=_ignore_interrupt,
-        collate_fn=collate_fn or _Collate(dataset),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-
-
-def _ignore_interrupt(worker):
-    """Ctrl-C reaches every process of a terminal, torchrun's signals every process it started; the main one
-    decides when the workers stop.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def _end_workers():
-    """At its exit Python sends SIGTERM to workers left over by an error, which they ignore, and waits for them."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    """A workers.Loader over batches (lists of indices) of a data set of Items."""
+    return Loader(dataset, batches, workers, collate_fn or _Collate(dataset))

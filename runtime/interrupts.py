@@ -8,8 +8,8 @@ import signal
 from runtime import distributed
 
 
-class Interrupted(Exception):
-    """A signal arrived during work that may be dropped at once, because nothing is lost."""
+class Interrupted(BaseException):
+    """A signal arrived during work that may be dropped at once, because nothing is lost.  No handler of errors gets it."""
 
 
 class Stop:
@@ -44,3 +44,16 @@ class Stop:
             yield
         finally:
             self.immediate = False
+
+    def batches(self, loader):
+        """Yields the loader's batches; a signal during the wait for the next batch ends them (with one process)."""
+        iterator = iter(loader)
+        while True:
+            try:
+                with self.at_once():
+                    batch = next(iterator, None)
+            except Interrupted:
+                return
+            if batch is None:
+                return
+            yield batch

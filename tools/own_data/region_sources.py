@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import models
 from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor, resize
@@ -17,7 +17,8 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 from files.errors import InputError, optional_package
 from files.pictures import DEVIATION, MEAN, need_pictures, read_picture
 from modules.backbone import classifier, pretrained_model
-from runtime.batches import seeded
+from runtime.batches import in_order, seeded
+from runtime.workers import Loader
 
 OVERLAP = 0.5  # boxes that share more of their union are one
 LITE = "efficientnet-lite0"
@@ -60,7 +61,7 @@ class PictureSource:
 
     def __call__(self, names, wanted):
         pictures = Pictures(self.opt.images, names, wanted, self.side)
-        loader = DataLoader(pictures, self.opt.batch_size, num_workers=self.opt.workers, collate_fn=list)
+        loader = Loader(pictures, in_order(len(pictures), self.opt.batch_size), self.opt.workers, collate_fn=list)
         for batch in loader:
             indices, tensors, sizes = zip(*batch)
             found = self.careful([t.to(self.opt.device) for t in tensors], sizes, [names[i] for i in indices])
