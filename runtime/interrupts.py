@@ -9,7 +9,10 @@ from runtime import distributed
 
 
 class Interrupted(BaseException):
-    """A signal arrived during work that may be dropped at once, because nothing is lost.  No handler of errors gets it."""
+    """A signal arrived during work that may be dropped at once, because nothing is lost.
+
+    No Exception, so that code that handles errors does not catch it.
+    """
 
 
 class Stop:
