@@ -15,24 +15,27 @@ import runtime.openmp  # noqa: F401, before torch
 import torch
 
 import data
-from evaluation import load_model
 from files.errors import InputError, run
-from runtime import checkpoint
 from runtime.commandline import Parser, whole
+from runtime.loading import read_checkpoint, trained_model
 from runtime.options import add_override_flags, overrides_of
 from vocab import END
 
 
 def captioner(path, **overrides):
     """A checkpoint -> (model in evaluation mode, opt, vocabulary); InputError where it cannot write captions."""
-    saved = checkpoint.load_checkpoint(path)
-    if not saved.get("caption_model"):
+    loaded, opt, vocab = read_checkpoint(path, overrides)
+    model = trained_model(loaded, opt, path)
+    if not loaded.get("caption_model") or getattr(model, "caption_model", None) is None:
         raise InputError(
-            f"{path}: a checkpoint of {saved['opt'].model} without a caption model; train one on region "
+            f"{path}: a checkpoint of {opt.model} without a caption model; train one on region "
             "features with train.py --model vsrn (released checkpoints have none)"
         )
-    model, opt, vocab = load_model(path, **overrides)
-    model.caption_model.load_state_dict(saved["caption_model"])
+    try:
+        model.caption_model.load_state_dict(loaded["caption_model"])
+    except RuntimeError as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{path}: its caption model does not fit its options: {reason}") from None
     return model, opt, vocab
 
 
@@ -61,11 +64,10 @@ def main(arguments=None):
     model, opt, vocab = captioner(flags.model_path, **overrides_of(flags))
     dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
     written = write_captions(model, dataset, vocab, flags.image, flags.beam)
-    people = dataset.captions
     for g, (caption, score) in zip(flags.image, written):
         print(f"image {g}: {caption}   (log-probability {score:.2f})")
         for i in range(data.CAPTIONS_PER_IMAGE * g, data.CAPTIONS_PER_IMAGE * (g + 1)):
-            print(f"    people wrote: {people[i]}")
+            print(f"    people wrote: {dataset.captions[i]}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python tools/evaluate_cascade.py --model_path VSRN.pth.tar --rerank GSMN.pth.tar --split test
     python tools/evaluate_cascade.py --synthetic 1000000 --width 512
 
-The first prints, for each K, the recalls of both directions beside those of GSMN over all pairs, how many queries
-have their answer among the K, and the time of a sentence: with GSMN's embeddings of the images at hand, and with
-the K images' features encoded for it.  The second measures the kinds of index on vectors made up for it.  Both can
-write what they print as json, the first as a figure too (matplotlib).
+The first command prints, for each K: the recalls of both directions, the percentage of queries whose answer is in the
+shortlist, and the time of a sentence, with GSMN's embeddings of the images stored and with the K images encoded anew.
+The last row is GSMN over all pairs.  The second command compares the kinds of index on synthetic vectors.  Both write
+their figures as JSON (--json), the first also as a picture (--out, needs matplotlib).
 """
 
 import json
@@ -37,7 +37,7 @@ from tools.searching.collection import need_gsmn, need_vectors
 from tools.searching.ranking import rerank
 
 SHORTLISTS = [5, 10, 20, 50, 100, 200, 500, 1000]
-TIMED_SENTENCES, SECONDS = 20, 5.0  # sentences timed for each K, and time after which no further one is
+TIMED_SENTENCES, SECONDS = 20, 5.0  # for each K: sentences timed at most, and seconds that all of them may take
 DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
 
 
@@ -52,17 +52,17 @@ class EncodedSplit(NamedTuple):
 # ---- recalls
 
 
-def ranks_at(scores, own, found, k):
-    """Ranks from 0 among the first k candidates found; a query whose answer is not there ranks behind all.
+def ranks_at(scores, answers, near, k):
+    """Ranks from 0 within shortlists of k candidates; a query without an answer in its shortlist ranks behind all.
 
-    scores (Q, C); own (Q, n): each query's true candidates; found (Q, at least k): candidates, nearest first, -1
-    for none.  With k = C, or more, everything counts as found, and ranks are those of evaluation.t2i and i2t.
+    scores (Q, C); answers (Q, n): each query's true candidates; near (Q, at least k): candidates, nearest first, -1
+    for none.  With k of C or more all candidates are in the shortlist: the ranks are those of evaluation.t2i and i2t.
     """
     n_candidates = scores.shape[1]
     ranks = np.full(len(scores), n_candidates)
     for q, row in enumerate(scores):
-        short = np.arange(n_candidates) if k >= n_candidates else found[q, :k]
-        true = own[q][np.isin(own[q], short)]
+        short = np.arange(n_candidates) if k >= n_candidates else near[q, :k]
+        true = answers[q][np.isin(answers[q], short)]
         if len(true):
             best = row[true].max()
             ranks[q] = np.count_nonzero(row[short[short >= 0]] >= best) - np.count_nonzero(row[true] >= best)
@@ -82,30 +82,30 @@ def recall_table(sims, images, captions, kind="exact"):
         "i2t": (sims, np.arange(n * per).reshape(n, per), images, captions),
     }  # queries' scores, their true candidates, their vectors, the candidates' vectors
     rows = [{"k": k} for k in [0, *sizes, None]]
-    for way, (scores, own, queries, candidates) in ways.items():
-        found = faiss_index.nearest(faiss_index.build_index(candidates, kind), queries, max(sizes, default=1))[0]
+    for way, (scores, answers, queries, candidates) in ways.items():
+        near = faiss_index.nearest(faiss_index.build_index(candidates, kind), queries, max(sizes, default=1))[0]
         for row in tqdm(rows, desc=DIRECTIONS[way], disable=None, leave=False):
             k = row["k"]
             if k == 0:
                 row[way] = shortlist_recalls(
-                    ranks_at(queries @ candidates.T, own, None, len(candidates)), len(candidates)
+                    ranks_at(queries @ candidates.T, answers, None, len(candidates)), len(candidates)
                 )
             else:
-                row[way] = shortlist_recalls(ranks_at(scores, own, found, k or len(candidates)), len(candidates))
+                row[way] = shortlist_recalls(ranks_at(scores, answers, near, k or len(candidates)), len(candidates))
     return rows
 
 
 def shortlist_recalls(ranks, n_candidates):
     """R@1, R@5, R@10 in percent, and the percentage of queries that have an answer in the shortlist."""
     r1, r5, r10, *_ = evaluation.recalls(ranks)
-    return {"r1": r1, "r5": r5, "r10": r10, "there": 100 * float(np.mean(ranks < n_candidates))}
+    return {"r1": r1, "r5": r5, "r10": r10, "in_shortlist": 100 * float(np.mean(ranks < n_candidates))}
 
 
 # ---- time
 
 
 def time_sentences(vsrn, gsmn, built, k, stored):
-    """Median milliseconds from a sentence's ids to GSMN's order of the nearest k images, or of all for k None.
+    """Median milliseconds from a sentence's ids to GSMN's order of the nearest k images, or of all images (k None).
 
     built: faiss index of VSRN's images; stored: GSMN's embeddings of all images, or None to encode the k.
     """
@@ -144,10 +144,12 @@ def add_times(rows, vsrn, gsmn, kind):
 
 def print_table(rows):
     print(f"{'':>6}  " + "  ".join(f"{title:^27}" for title in DIRECTIONS.values()) + "  milliseconds a sentence")
-    print(f"{'K':>6}  " + "  ".join(["   R@1    R@5   R@10  there"] * 2) + "  embeddings  features")
+    print(f"{'K':>6}  " + "  ".join(["   R@1    R@5   R@10   in K"] * 2) + "    stored  encoded")
     for row in rows:
         name = {0: "VSRN", None: "all"}.get(row["k"], row["k"])
-        figures = "  ".join("{r1:6.1f} {r5:6.1f} {r10:6.1f} {there:6.1f}".format(**row[way]) for way in DIRECTIONS)
+        figures = "  ".join(
+            "{r1:6.1f} {r5:6.1f} {r10:6.1f} {in_shortlist:6.1f}".format(**row[way]) for way in DIRECTIONS
+        )
         times = f"  {row['ms']:10.1f}  {row['ms_encoding']:8.1f}" if "ms" in row else ""
         print(f"{name:>6}  {figures}{times}")
 
@@ -171,9 +173,9 @@ def draw_cascade(rows):
         axes.set_title(DIRECTIONS[way], fontsize=10, loc="left")
         axes.legend(frameon=False)
     axes = figure.add_subplot(1, 3, 3, xscale="log", xlabel="milliseconds a sentence", ylabel="R@1 in %")
-    for style, name, label in (("o-", "ms", "embeddings at hand"), ("s--", "ms_encoding", "features encoded")):
+    for style, name, label in (("o-", "ms", "embeddings stored"), ("s--", "ms_encoding", "images encoded")):
         axes.plot([r[name] for r in rows[1:]], [r["t2i"]["r1"] for r in rows[1:]], style, markersize=3, label=label)
-    for row in rows[1:]:  # which K a point is
+    for row in rows[1:]:  # a label for each point: its K
         axes.annotate(
             row["k"] or "all", (row["ms"], row["t2i"]["r1"]), fontsize=7, xytext=(2, 3), textcoords="offset points"
         )
@@ -188,12 +190,12 @@ def draw_cascade(rows):
 def cascade_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", help="checkpoint of VSRN, which finds")
-    add("--rerank", metavar="PATH", help="checkpoint of GSMN, which orders what was found")
+    add("--model_path", help="checkpoint of VSRN, which makes the shortlist")
+    add("--rerank", metavar="PATH", help="checkpoint of GSMN, which orders the shortlist")
     add_override_flags(parser, boxes=True)
     add("--kind", default="exact", choices=faiss_index.KINDS, help="kind of index (default: exact)")
     add("--out", metavar="FILE", help="figure to write: png, pdf or svg (default: none)")
-    add("--json", metavar="FILE", help="write what is printed, as json (default: no file)")
+    add("--json", metavar="FILE", help="write the figures as JSON (default: no file)")
     add("--synthetic", type=whole(), metavar="N", help="measure the kinds of index on N vectors instead")
     add("--width", default=1024, type=whole(), help="with --synthetic: numbers in a vector (default: 1024)")
     add(

@@ -52,6 +52,14 @@ def test_a_checkpoint_without_caption_model(trained, tmp_path):
         caption.main(["--model_path", str(tmp_path / "released.pth.tar")])
 
 
+def test_a_caption_model_of_another_size(trained, tmp_path):
+    saved = load_checkpoint(trained[1])
+    saved["caption_model"] = {name: value[:1] for name, value in saved["caption_model"].items()}
+    torch.save(saved, tmp_path / "cut.pth.tar")
+    said = message(caption.main, ["--model_path", str(tmp_path / "cut.pth.tar")])
+    assert "cut.pth.tar: its caption model does not fit its options" in said
+
+
 @pytest.mark.parametrize("number", ["10", "-1"])
 def test_an_image_that_is_not_there(trained, number):
     with pytest.raises(InputError, match=f"--image {number}: the split test has images 0 to 9"):

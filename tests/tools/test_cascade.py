@@ -61,7 +61,7 @@ def test_everything_equals_all_pairs(matrices):
     for row, matrix in ((rows[-1], sims), (rows[0], images @ captions.T)):
         for way, expected in (("i2t", evaluation.i2t(matrix)), ("t2i", evaluation.t2i(matrix))):
             assert tuple(row[way].values()) == (*expected[:3], 100.0)
-    there = [row["t2i"]["there"] for row in rows[1:]]
+    there = [row["t2i"]["in_shortlist"] for row in rows[1:]]
     assert there == sorted(there) and 0 < there[0] < 60
 
 
@@ -82,8 +82,8 @@ def test_on_a_split(tiny, tmp_path, capsys, monkeypatch):
     said, rows = capsys.readouterr().out, json.loads((tmp_path / "rows.json").read_text())
     for row, path in ((rows[-1], models[1]), (rows[0], models[0])):
         plain = evaluation.evalrank(path, split="test", ranks=None, device="cpu")
-        assert row["i2t"] == {"there": 100, **{name: plain[name] for name in ("r1", "r5", "r10")}}
-        assert row["t2i"] == {"there": 100, **{name: plain[name + "i"] for name in ("r1", "r5", "r10")}}
+        assert row["i2t"] == {"in_shortlist": 100, **{name: plain[name] for name in ("r1", "r5", "r10")}}
+        assert row["t2i"] == {"in_shortlist": 100, **{name: plain[name + "i"] for name in ("r1", "r5", "r10")}}
     assert f"test: {IMAGES} images, 60 captions, index exact" in said
     assert [line.split()[0] for line in said.splitlines()[3:]] == ["VSRN", "5", "10", "all"]
     assert all(row["ms"] > 0 and row["ms_encoding"] > 0 for row in rows[1:])
@@ -102,7 +102,7 @@ def test_figure(tiny, matrices, tmp_path):
     rows = [{**row, "ms": 1.0 + i, "ms_encoding": 2.0 + i} for i, row in enumerate(tool.recall_table(*matrices))]
     tool.save_figure(tool.draw_cascade(rows), tmp_path / "cascade.svg")
     drawn = (tmp_path / "cascade.svg").read_text()
-    assert all(f"<!-- {text} -->" in drawn for text in ("R@10", "all", "image to text", "features encoded"))
+    assert all(f"<!-- {text} -->" in drawn for text in ("R@10", "all", "image to text", "images encoded"))
 
 
 def test_synthetic(tmp_path, capsys, monkeypatch):
