@@ -20,7 +20,8 @@ import data
 from files.errors import InputError
 from modules import similarity
 from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
-from reporting.outputs import Outputs, print_folds, print_metrics
+from reporting.outputs import Outputs
+from reporting.printing import print_folds, print_metrics
 from runtime import checkpoint, distributed, shared_arrays
 from runtime.loading import load_model, open_members, trained_model
 from runtime.options import RANKS, overrides_of

@@ -48,7 +48,7 @@ class WrittenPage(NamedTuple):
 def worst_queries(found, kind, count, per):
     """The `count` queries with the largest ranks -> Comparisons, worst first.
 
-    found: reporting.pages.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
+    found: reporting.candidates.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
     Queries of equal rank stand in the order of how far the candidate found first is ahead.
     """
     places = [first_rival(found, kind, q, per) for q in range(len(found.ids))]
@@ -110,7 +110,7 @@ def named_comparison(text, dataset, found):
 def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1):
     """Write the pages of the `count` worst queries each way and of the pairs named, and index.html, into a folder.
 
-    model: a GSMN; dataset: its split; found: {'images': Found, 'captions': Found} of its evaluation (reporting.pages);
+    model: a GSMN; dataset: its split; found: {'images': Found, 'captions': Found} of its evaluation;
     named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that were
     evaluated apart.  Returns the WrittenPages.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation prints and writes: the block of metrics, the files of ranks and metrics, the report."""
+"""The files that an evaluation writes: ranks, metrics and the report."""
 
 import json
 import sys
@@ -9,63 +9,9 @@ import torch
 
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable
-from modules.ranks import RECALLS
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
 from runtime.options import RANKS
-
-NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
-
-
-# ---- printed
-
-
-def print_metrics(metrics):
-    """The block of lines that the field's tables are read from; a line on equal scores where they matter."""
-    print(f"rsum: {metrics['rsum']:.1f}")
-    print(f"Average i2t Recall: {metrics['ar']:.1f}")
-    print("Image to text: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(metrics[k] for k in RECALLS)))
-    print(f"Average t2i Recall: {metrics['ari']:.1f}")
-    print("Text to image: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(metrics[k + "i"] for k in RECALLS)))
-    print_ties(metrics)
-
-
-def print_fold(metrics):
-    """The shorter block of one of five folds."""
-    print("Image to text: {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*(metrics[k] for k in RECALLS)))
-    print("Text to image: {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*(metrics[k + "i"] for k in RECALLS)))
-    print(f"rsum: {metrics['rsum']:.1f} ar: {metrics['ar']:.1f} ari: {metrics['ari']:.1f}")
-    print_ties(metrics)
-
-
-def print_folds(mean):
-    """Each fold's block, then that of their mean."""
-    for fold in mean["folds"]:
-        print_fold(fold)
-    print("-----------------------------------")
-    print("Mean metrics: ")
-    print_metrics(mean)
-
-
-def print_ties(metrics):
-    """One line with each recall that depends on the order of equal scores; nothing where none does."""
-    ties = metrics["ties"]
-    moved = [name + way for way in ("", "i") for name in NAMES if ties["worst"][name + way] != ties["best"][name + way]]
-    if moved:
-        values = ", ".join(f"{title(name)} {range_of(ties, name)}" for name in [*moved, "rsum"])
-        print(f"Equal scores, lowest to highest (released order): {values}")
-
-
-def title(name):
-    """A metric's name as printed: 'r1i' -> 't2i R@1'."""
-    return name if name == "rsum" else f"t2i {NAMES[name[:-1]]}" if name.endswith("i") else f"i2t {NAMES[name]}"
-
-
-def range_of(ties, name):
-    return "{:.2f} to {:.2f} ({:.2f})".format(*(ties[order][name] for order in ("worst", "best", "released")))
-
-
-# ---- written
 
 
 class Outputs(NamedTuple):

@@ -1,8 +1,7 @@
 """The retrieval report of an evaluation: a static site of metrics, curves and pages of queries.
 
-`evaluation.main` makes it for `--report DIR`: one Report, told of each model as it is evaluated. The pages are
-templates/*.html; templates/report.js shows the queries from data/*.js, which are read as scripts so that the
-site works from disk.
+`--report DIR` makes one Report, and adds each model when it has been evaluated. The pages are templates/*.html;
+templates/report.js shows the queries from data/*.js, which a page reads as scripts so that the site works from disk.
 """
 
 import contextlib
@@ -10,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,81 +17,18 @@ import numpy as np
 from tqdm import tqdm
 
 from files.errors import InputError, optional_package
-from files.names import image_names
+from reporting.candidates import both_ways
+from reporting.printing import ties_line
 from reporting.rendering import TEMPLATES, template
-from reporting.thumbnails import drawings, make_thumbnails
+from reporting.thumbnails import drawings, image_files, make_thumbnails, warn_of_sizes
 
-TOP = 10  # candidates shown for a query
 CHUNK = 200  # queries in one file of data
 CURVE = 100  # the largest K of the recall curves
 CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
-BINS = ((1, 1), (2, 5), (6, 10), (11, 50), (51, 100), (101, 500), (501, 0))  # of ranks; 0: no end
+BIN_STARTS = (1, 2, 6, 11, 51, 101, 501)  # the first rank of each bin
 GENERATOR = "gsmn-vsrn retrieval report"
 CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs", "explain"}
 FIGURES = ("rsum", "ar", "r1", "r5", "r10", "medr", "meanr", "ari", "r1i", "r5i", "r10i", "medri", "meanri")
-
-
-class Found(NamedTuple):
-    """What a model found for Q queries. Candidates are numbered through the whole split."""
-
-    ids: np.ndarray  # (Q, TOP) candidates, best first
-    scores: np.ndarray  # (Q, TOP)
-    own_positions: np.ndarray  # (Q, own) positions from 1 of the query's own candidates among all
-    own_scores: np.ndarray  # (Q, own)
-    ranks: np.ndarray  # (Q,) from 1, as evaluation counts them
-
-
-# ---- what a model found ----
-
-
-def best_of(row, own, ties="worst"):
-    """row (C,) scores, own: range of the query's own candidates -> (best TOP, their scores, own positions, own scores).
-
-    ties: the order of equal scores, as in modules/ranks.py; the first own candidate's position is the query's rank.
-    """
-    k = min(TOP, len(row))
-    best = np.flatnonzero(row >= np.partition(row, -k)[-k])
-    is_own = (best >= own.start) & (best < own.stop)
-    keys = (best, is_own, -row[best]) if ties == "worst" else (-best, -row[best])
-    best = best[np.lexsort(keys)[:k]]
-    return best, row[best], own_positions(row, own, ties), row[own.start : own.stop]
-
-
-def own_positions(row, own, ties):
-    """Positions from 1 of the query's own candidates among all, (own,)."""
-    scores = row[own.start : own.stop, None]  # (own, 1)
-    above, equal = np.count_nonzero(row > scores, axis=1), row == scores  # (own,), (own, C)
-    if ties == "released":  # equals of a higher index come first
-        return above + np.count_nonzero(equal & (np.arange(len(row)) > np.array(own)[:, None]), axis=1) + 1
-    rivals = np.count_nonzero(equal, axis=1) - np.count_nonzero(equal[:, own.start : own.stop], axis=1)
-    earlier = np.tril(equal[:, own.start : own.stop], -1)  # own equals, which keep their order
-    return above + rivals + np.count_nonzero(earlier, axis=1) + 1
-
-
-def find_best(sims, ranks, per, offset, captions_ask, ties="worst"):
-    """One block of similarities -> Found, for its images or its captions. sims (N, per · N); ranks from 0."""
-    n = len(sims)
-    rows = transposed_rows(sims) if captions_ask else sims
-    owns = (range(q // per, q // per + 1) if captions_ask else range(q * per, (q + 1) * per) for q in range(len(ranks)))
-    found = zip(*(best_of(row, own, ties) for row, own in zip(rows, owns)))
-    ids, scores, positions, own_scores = map(np.stack, found)
-    return Found(ids + offset * (n if captions_ask else n * per), scores, positions, own_scores, ranks + 1)
-
-
-def transposed_rows(sims, block=512):
-    """The columns of sims one by one, without a second whole matrix."""
-    for start in range(0, sims.shape[1], block):
-        yield from np.ascontiguousarray(sims[:, start : start + block].T)
-
-
-def both_ways(blocks, ranks, ties="worst"):
-    """Blocks of a diagonal (one, or five folds) and their ranks -> {'images': Found, 'captions': Found}."""
-    per = blocks[0].shape[1] // blocks[0].shape[0]
-    found = {}
-    for way, kind in enumerate(("images", "captions")):
-        parts = [find_best(sims, r[way][0], per, k, way == 1, ties) for k, (sims, r) in enumerate(zip(blocks, ranks))]
-        found[kind] = Found(*map(np.concatenate, zip(*parts)))
-    return found
 
 
 # ---- the site ----
@@ -101,8 +38,8 @@ class Report:
     """Collects an evaluation and writes it as a folder of pages.
 
     folder: where to; an earlier report there is replaced. images: folder of image files, or None. split: for
-    the title. Raises InputError at once for what can be known before an evaluation: the folder holds something
-    else, there is no folder of images, or jinja2 or Pillow is missing.
+    the title. ties: the order of equal scores. command: what was run. InputError at once where the folder holds
+    something else, there is no folder of images, or jinja2 or Pillow is missing.
     """
 
     def __init__(self, folder, images=None, split="", ties="worst", command="", explanations=None):
@@ -117,20 +54,25 @@ class Report:
         self.models, self.dataset = [], None
 
     def check(self, dataset):
-        """InputError before a model is evaluated where a file of the images' names does not fit the split."""
-        image_names(dataset)
+        """Find the split's image files, before a model is evaluated; InputError where their names do not fit it."""
+        self.dataset = dataset
+        self.files, self.names = image_files(dataset, self.images)
+        warn_of_sizes(dataset, self.files)
         if self.explanations:
             self.explanations.check(dataset)
 
     def add(self, result, sims, dataset, data_name):
         """One model's result and similarities, as evaluation.evaluate has them. Keeps little of them."""
+        if self.dataset is None:
+            self.check(dataset)
         kind = "full" if "full" in sims else "fold5"
         ranks = result[kind]["ranks"]
         ranks = ranks if isinstance(ranks, list) else [ranks]
-        self.models.append(
-            {"path": result["model"], "result": result, "ranks": ranks, **both_ways(sims[kind], ranks, self.ties)}
-        )
-        self.dataset, self.data_name, self.kind = dataset, data_name, kind
+        candidates = both_ways(sims[kind], ranks, self.ties)
+        self.models.append({"path": result["model"], "result": result, "ranks": ranks, **candidates})
+        n, m = sims[kind][0].shape
+        self.largest = {"images": m - m // n + 1, "captions": n}  # possible ranks
+        self.data_name, self.kind = data_name, kind
 
     def write(self):
         """Write the site beside its place and put it there whole; prints where."""
@@ -139,8 +81,8 @@ class Report:
         with replaced(self.folder) as folder:
             (folder / "thumbs").mkdir()
             (folder / "data").mkdir()
-            thumbs, names = make_thumbnails(self.dataset, self.images, folder / "thumbs", self.folder / "thumbs")
-            self.write_data(folder / "data", thumbs, names)
+            thumbs = make_thumbnails(self.files, folder / "thumbs", self.folder / "thumbs")
+            self.write_data(folder / "data", thumbs)
             self.write_pages(folder, self.explain(folder / "explain"))
         print(f"Report: {self.folder / 'index.html'}")
 
@@ -151,11 +93,11 @@ class Report:
         folds = 5 if self.kind == "fold5" else 1
         return self.explanations.write(folder, self.models, self.images, folds)
 
-    def write_data(self, folder, thumbs, names):
+    def write_data(self, folder, thumbs):
         site = {
             "models": [m["name"] for m in self.models],
             "thumbs": thumbs,
-            "names": names,
+            "names": self.names,
             "chunk": CHUNK,
             "per": len(self.dataset) // self.dataset.n_images,
         }
@@ -174,6 +116,7 @@ class Report:
             )
 
     def write_pages(self, folder, explained):
+        bins = {kind: rank_bins(largest) for kind, largest in self.largest.items()}
         common = {
             "generator": GENERATOR,
             "data_name": self.data_name,
@@ -181,12 +124,15 @@ class Report:
             "n_images": self.dataset.n_images,
             "n_captions": len(self.dataset),
             "names": [m["name"] for m in self.models],
-            "bins": [(bin_value(b), bin_label(b)) for b in BINS],
+            "bins": {kind: [(bin_value(b), bin_label(b)) for b in some] for kind, some in bins.items()},
         }
         summary = {
+            "models": [self.about(m) for m in self.models],
+            "command": self.command,
+            "date": time.strftime("%Y-%m-%d %H:%M"),
             "tables": self.tables(),
             "curves": self.curves(),
-            "histograms": self.histograms(),
+            "histograms": self.histograms(bins),
             "gains": self.gains(),
             "explained": explained,
             "folds": self.kind == "fold5",
@@ -205,33 +151,47 @@ class Report:
 
     # ---- what stands on the first page ----
 
+    def about(self, model):
+        """What one model is: {name, kind, epoch, path, flags}; of the ensemble, how it was made."""
+        result = model["result"]
+        if "checkpoint" in result:
+            about = result["checkpoint"]
+            flags = " ".join(flag_text(name, value) for name, value in about["flags"].items())
+            return {"name": model["name"], **about, "path": Path(about["path"]).resolve(), "flags": flags}
+        how = result.get("ensemble", {"weights": None, "normalize": False})
+        weights = how["weights"] and "weights " + " ".join(f"{weight:g}" for weight in how["weights"])
+        kind = f"mean of the {'normalised ' if how['normalize'] else ''}similarities"
+        return {"name": model["name"], "kind": kind, "epoch": "", "path": "", "flags": weights or "equal weights"}
+
     def tables(self):
-        """[(title, [(name, path, figures as printed)])]: a row for each model, then their folds."""
+        """[Table]: a row for each model on the full split, for the mean of folds, and for each fold."""
         tables = []
-        if "full" in self.models[0]["result"]:
-            tables.append(("", [row(m["name"], m["path"], m["result"]["full"]) for m in self.models]))
+        for kind, title in (("full", ""), ("fold5", "Mean of five folds")):
+            if kind in self.models[0]["result"]:
+                rows = [(m["name"], m["path"], m["result"][kind]) for m in self.models]
+                notes = [f"{m['name']}: {ties_line(m['result'][kind])}" for m in self.models]
+                notes = [note for note, m in zip(notes, self.models) if ties_line(m["result"][kind])]
+                tables.append(Table(title, figure_rows(rows), notes))
         if "fold5" in self.models[0]["result"]:
-            tables.append(
-                ("Mean of five folds", [row(m["name"], m["path"], m["result"]["fold5"]) for m in self.models])
-            )
             folds = [
-                row(f"{m['name']}, fold {k}", m["path"], fold)
-                for m in self.models
-                for k, fold in enumerate(m["result"]["fold5"]["folds"], 1)
+                figure_rows(
+                    [(f"{m['name']}, fold {k}", m["path"], m["result"]["fold5"]["folds"][k - 1]) for m in self.models]
+                )
+                for k in range(1, 6)
             ]
-            tables.append(("Each fold", folds))
+            tables.append(Table("Each fold", [row for rows in zip(*folds) for row in rows], []))
         return tables
 
     def curves(self):
         """For each direction, each model's recall in percent at K = 1 ... CURVE: [[[float]]]."""
         return [[recall_curve([r[way][0] for r in m["ranks"]]) for m in self.models] for way in (0, 1)]
 
-    def histograms(self):
-        """For each direction and model, how many queries have a rank in each of BINS."""
-        return [
-            [[count(m[kind].ranks, low, high) for low, high in BINS] for m in self.models]
-            for kind in ("images", "captions")
-        ]
+    def histograms(self, bins):
+        """For each direction and model, how many queries have a rank in each bin."""
+        return {
+            kind: [[count(m[kind].ranks, low, high) for low, high in some] for m in self.models]
+            for kind, some in bins.items()
+        }
 
     def gains(self):
         """For an ensemble, against each single model: (its number, [(better, equal, worse) for each direction])."""
@@ -248,8 +208,29 @@ class Report:
         ]
 
 
-def row(name, path, figures):
-    return name, path, [f"{figures[k]:.1f}" for k in FIGURES]
+class Table(NamedTuple):
+    """A table of figures on the first page."""
+
+    title: str
+    rows: list  # of (name, path, [(figure as printed, whether it is the best of its column)])
+    notes: list  # lines under the table
+
+
+def figure_rows(models):
+    """[(name, path, metrics)] -> the rows of a Table; best is the highest, of ranks the lowest."""
+    figures = np.array([[round(metrics[name], 1) for name in FIGURES] for _, _, metrics in models])
+    lowest = np.array(["med" in name or "mean" in name for name in FIGURES])
+    best = np.where(lowest, figures.min(0), figures.max(0))
+    marks = (figures == best) & (len(models) > 1)
+    return [
+        (name, path, [(f"{value:.1f}", bool(mark)) for value, mark in zip(*cells)])
+        for (name, path, _), *cells in zip(models, figures, marks)
+    ]
+
+
+def flag_text(name, value):
+    """A flag as on the command line."""
+    return f"--{name}" if value is True else f"--{name} {value}"
 
 
 def recall_curve(folds):
@@ -257,25 +238,35 @@ def recall_curve(folds):
     return [float(np.mean([100.0 * np.count_nonzero(r < k) / len(r) for r in folds])) for k in range(1, CURVE + 1)]
 
 
+def rank_bins(largest):
+    """Bins of ranks from 1 to the largest possible rank -> [(low, high)]."""
+    return [
+        (low, min(high, largest))
+        for low, high in zip(BIN_STARTS, (*(b - 1 for b in BIN_STARTS[1:]), largest))
+        if low <= largest
+    ]
+
+
 def count(ranks, low, high):
-    return int(np.count_nonzero((ranks >= low) & (ranks <= (high or np.inf))))
+    return int(np.count_nonzero((ranks >= low) & (ranks <= high)))
 
 
 def count_changes(new, old):
-    return [int(np.count_nonzero(found)) for found in (new < old, new == old, new > old)]
+    """How many ranks are better, equal and worse than the old ones."""
+    return [int(np.count_nonzero(change)) for change in (new < old, new == old, new > old)]
 
 
 def bin_value(bounds):
-    return f"{bounds[0]}-{bounds[1] or ''}"
+    return f"{bounds[0]}-{bounds[1]}"
 
 
 def bin_label(bounds):
     low, high = bounds
-    return str(low) if low == high else f"{low}–{high}" if high else f"{low} and more"
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 def short_names(paths):
-    """What tells paths apart: their parts without those they share at the beginning and end.
+    """Names that differ: the paths without the parts they share at the beginning and end.
 
     ['runs/dense/model_best.pth.tar', 'runs/sparse/model_best.pth.tar', 'ensemble'] -> ['dense', 'sparse', 'ensemble']
     """

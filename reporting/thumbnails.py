@@ -14,6 +14,7 @@ from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import warn
 from files.names import find_pictures, image_names
+from files.pictures import warn_proportions
 
 SIDE = 320  # pixels of a thumbnail's longer side
 
@@ -49,20 +50,27 @@ def image_files(dataset, images):
 # ---- pictures ----
 
 
-def make_thumbnails(dataset, images, folder, old):
-    """A thumbnail of every image in folder -> ([its file's name or None], [the image's name]).
+def warn_of_sizes(dataset, files):
+    """Warn where the pictures' proportions differ from the sizes that the boxes belong to."""
+    if any(files) and not hasattr(dataset, "pictures"):
+        _, sizes = read_regions(dataset)
+        if sizes is not None:
+            warn_proportions(sizes, files)
 
-    images: the folder of image files, or None. old: the folder of an earlier report, whose thumbnails are
-    taken over where the image file is still the same. None: there is no image; draw its regions.
+
+def make_thumbnails(files, folder, old):
+    """A thumbnail of every image in `folder` -> [its file's name, or None where the image's regions are drawn].
+
+    files: as image_files gives them. old: the folder of an earlier report, whose thumbnails are taken over where the
+    image file is still the same.
     """
-    files, names = image_files(dataset, images)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tasks = pool.map(lambda file: thumbnail(file, folder, old), files)
         made = list(tqdm(tasks, desc="thumbnails", total=len(files), disable=None, leave=False))
     broken = [file for file, name in zip(files, made) if file and not name]
     if broken:
         warn(f"{len(broken)} images cannot be read (first: {broken[0]}); their regions are drawn instead")
-    return made, names
+    return made
 
 
 def thumbnail(file, folder, old):

@@ -1,5 +1,6 @@
 "use strict";
-// The pages of queries: filter, order, page by page, arrow keys; and the read-out of the recall curves.
+// The pages of queries: filter, order, page by page, arrow keys; on the summary, copies of tables and the values of
+// the recall curves.
 // Data are scripts that call report.put(name, value), so that everything works from disk.
 
 const report = {
@@ -33,7 +34,7 @@ function make(tag, attributes = {}, ...children) {
 
 // ---- what is asked for: the form, and the address after # ----
 
-const FIELDS = ["model", "beside", "rank", "words", "from", "to", "sort"];
+const FIELDS = ["model", "beside", "change", "rank", "words", "from", "to", "sort"];
 
 const initial = field => field.options ? ([...field.options].find(o => o.defaultSelected) ?? field.options[0]).value : "";
 
@@ -85,12 +86,14 @@ function choose(kind, form) {
   const [low, high] = value("rank").split("-").map(Number);
   const hasWords = wordTest(value("words"));
   const from = Number(value("from")) || 0, to = Number(value("to")) || Infinity;
+  const gain = query => beside ? beside[query] - ranks[query] : 0;
+  const change = { better: 1, equal: 0, worse: -1 }[beside ? value("change") : ""];
   const textual = value("words").trim() || from || to < Infinity;
   const fits = text => hasWords(text) && (!from && to === Infinity || length(text) >= from && length(text) <= to);
   const queries = [...ranks.keys()].filter(query =>
     (!low || ranks[query] >= low && (!high || ranks[query] <= high)) &&
+    (change === undefined || Math.sign(gain(query)) === change) &&
     (!textual || captionsOf(kind, query).some(fits)));
-  const gain = query => beside ? beside[query] - ranks[query] : 0;
   const order = {
     best: (a, b) => ranks[a] - ranks[b],
     worst: (a, b) => ranks[b] - ranks[a],
@@ -116,12 +119,13 @@ function mark(isOwn, place) {
 
 const score = value => make("span", { class: "score" }, value.toFixed(3).replace("-", "−"));
 
-// The image, or its regions as boxes on a blank page.
+// The image, or its regions as boxes on a blank page with the words of its first caption.
 function picture(image) {
   const { thumbs, names, chunk } = report.data.site;
   const alt = `Image ${image}${names[image] ? ", " + names[image] : ""}`;
   if (thumbs[image]) return make("img", { src: "thumbs/" + encodeURIComponent(thumbs[image]), alt, loading: "lazy" });
-  const box = make("span", { class: "regions", role: "img", "aria-label": alt + ", its regions" });
+  const words = captionsOf("images", image)[0];
+  const box = make("span", { class: "regions", role: "img", "aria-label": `${alt}, no picture: ${words}` });
   report.get(`regions-${Math.floor(image / chunk)}`).then(part => {
     const [width, height, path] = part[image % chunk];
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -131,7 +135,7 @@ function picture(image) {
     svg.firstChild.setAttribute("width", width);
     svg.firstChild.setAttribute("height", height);
     svg.lastChild.setAttribute("d", path);
-    box.append(svg);
+    box.append(svg, make("span", { class: "words" }, words));
   });
   return box;
 }
@@ -199,6 +203,7 @@ function startQueries(kind) {
     state.queries = state.query === null ? choose(kind, form) : [state.query].filter(q => q in report.data.ranks[kind][0]);
     state.page = Math.min(state.page, pages());
     const model = Number(form.elements.model?.value ?? 0), beside = form.elements.beside?.value ?? "";
+    if (form.elements.change) form.elements.change.disabled = beside === "";
     const models = beside === "" ? [model] : [model, Number(beside)];
     const shown = state.queries.slice((state.page - 1) * PAGE, state.page * PAGE);
     const cards = await Promise.all(shown.map(query => drawQuery(kind, query, models)));
@@ -272,6 +277,83 @@ function startQueries(kind) {
   follow();
 }
 
+// ---- copies of tables ----
+
+// A table as {columns: [name], groups: [the name above a column, or ""], rows: [[{text, bold}]]}.
+function readTable(table) {
+  const heads = [...table.tHead.rows];
+  const columns = [...heads.at(-1).cells].map(cell => cell.textContent.trim());
+  const groups = heads.length < 2 ? columns.map(() => "") :
+    [...heads[0].cells].flatMap(cell => Array(cell.colSpan).fill(cell.textContent.trim()));
+  while (groups.length < columns.length) groups.push("");
+  const rows = [...table.tBodies[0].rows].map(row => [...row.cells].map(cell =>
+    ({ text: cell.textContent.trim(), bold: cell.classList.contains("best") })));
+  return { columns, groups, rows };
+}
+
+const flatNames = ({ columns, groups }) => columns.map((name, k) => `${groups[k]} ${name}`.trim());
+
+function asMarkdown(table) {
+  const line = cells => `| ${cells.join(" | ")} |`;
+  const cell = ({ text, bold }) => bold ? `**${text}**` : text.replaceAll("|", "\\|");
+  const rule = table.columns.map((_, k) => k ? "---:" : "---");
+  return [line(flatNames(table)), line(rule), ...table.rows.map(row => line(row.map(cell)))].join("\n") + "\n";
+}
+
+function asCsv(table) {
+  const field = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const lines = [flatNames(table), ...table.rows.map(row => row.map(({ text }) => text))];
+  return lines.map(cells => cells.map(field).join(",")).join("\n") + "\n";
+}
+
+// For the package booktabs.
+function asLatex({ columns, groups, rows }) {
+  const escape = text => text.replace(/[\\{}$&#_%^~]/g, c => c === "\\" ? "\\textbackslash{}" : "^~".includes(c) ? `\\${c}{}` : `\\${c}`);
+  const line = cells => cells.join(" & ") + " \\\\";
+  const above = [];
+  for (let k = 0; k < columns.length;) {
+    let end = k + 1;
+    while (groups[k] && groups[end] === groups[k]) end += 1;
+    above.push(groups[k] ? `\\multicolumn{${end - k}}{c}{${escape(groups[k])}}` : "");
+    k = end;
+  }
+  const cell = ({ text, bold }) => bold ? `\\textbf{${escape(text)}}` : escape(text);
+  return [
+    `\\begin{tabular}{l${"r".repeat(columns.length - 1)}}`, "\\toprule",
+    ...(groups.some(Boolean) ? [line(above)] : []), line(columns.map(escape)), "\\midrule",
+    ...rows.map(row => line(row.map(cell))), "\\bottomrule", "\\end{tabular}",
+  ].join("\n") + "\n";
+}
+
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // no permission: the older way
+    const field = make("textarea", { class: "hidden" });
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+}
+
+const FORMATS = { Markdown: asMarkdown, LaTeX: asLatex, CSV: asCsv };
+
+function addCopyButtons(table) {
+  const status = make("span", { role: "status" });
+  const buttons = Object.entries(FORMATS).map(([name, format]) => {
+    const button = make("button", { type: "button", "aria-label": `Copy the table ${table.dataset.copy} as ${name}` }, name);
+    button.addEventListener("click", async () => {
+      await copyText(format(readTable(table)));
+      status.textContent = `${name} copied`;
+      setTimeout(() => { status.textContent = ""; }, 3000);
+    });
+    return button;
+  });
+  table.closest(".scroll").after(make("p", { class: "copy" }, "Copy as", ...buttons, status));
+}
+
 // ---- recall curves: the values under the pointer ----
 
 function startCurve(figure) {
@@ -299,4 +381,5 @@ document.addEventListener("DOMContentLoaded", () => {
   const kind = document.body.dataset.kind;
   if (kind) startQueries(kind);
   document.querySelectorAll("figure.chart:has(.readout)").forEach(startCurve);
+  document.querySelectorAll("table[data-copy]").forEach(addCopyButtons);
 });

@@ -8,7 +8,7 @@ from tiny import shared
 
 import evaluation
 from modules import ranks
-from reporting.outputs import print_metrics
+from reporting.printing import print_metrics
 
 
 def positions(order, candidates):

@@ -17,7 +17,7 @@ import train
 from data import PrecompDataset
 from files.errors import InputError
 from files.names import find_pictures, image_names
-from reporting import pages
+from reporting import candidates, pages
 from runtime.options import eval_parser
 from vocab import load_vocab
 
@@ -96,7 +96,7 @@ def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
     sims = random_sims(n, per=per)
     sims = sims if levels is None else np.round(sims).clip(0, levels - 1)
     ranks = evaluation.metrics(sims, ties)["ranks"]
-    found = pages.both_ways([sims], [ranks], ties)
+    found = candidates.both_ways([sims], [ranks], ties)
     for kind, rows, (asked, _) in zip(found, (sims, sims.T), ranks):
         for query, row in enumerate(rows):
             own = {query * per + k for k in range(per)} if kind == "images" else {query // per}
@@ -113,7 +113,7 @@ def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
 def test_folds_are_numbered_through_the_split():
     sims = random_sims(20)
     blocks = evaluation.five_folds(sims)
-    found = pages.both_ways(blocks, [evaluation.metrics(block)["ranks"] for block in blocks])
+    found = candidates.both_ways(blocks, [evaluation.metrics(block)["ranks"] for block in blocks])
     assert found["images"].ids.shape == (20, 10) and found["captions"].ids.shape == (100, 4)
     for q, ids in enumerate(found["images"].ids):
         assert set(ids // 20) == {q // 4}  # captions of the query's own fold
@@ -155,6 +155,9 @@ def test_page_has_the_printed_numbers_of_every_model(tmp_path, capsys):
     folds = re.findall(r"Image to text: (.*)\nText to image: (.*)\nrsum: (\S+) ar: (\S+) ari: (\S+)", out)
     folds = [[rsum, ar, *r.split(", "), ari, *ri.split(", ")] for r, ri, rsum, ar, ari in folds]
     assert len(folds) == 15 and [row[1:] for row in rows[6:]] == folds
+    about = {row[0]: row[1:] for row in rows_of(site / "index.html") if len(row) == 4}
+    assert about["x"][:2] == ["GSMN, dense", "1"] and about["ensemble"][0] == "mean of the similarities"
+    assert about["x"][2].startswith("--data_path ") and about["x"][2].endswith(f"--hid_dim 8{checkpoints[0]}")
     values = {row[0]: row[1:] for row in rows_of(site / "index.html") if row[0].startswith("Image to text,")}
     assert [values["Image to text, x"][k] for k in (0, 2, 3)] == figures[0][2:5]  # K = 1, 5, 10
 
@@ -250,9 +253,11 @@ def test_thumbnails_are_made_once(tmp_path, tiny_data, photographs, capsys):
 
     site = tmp_path / "site"
     write_report(tiny_data, site, images=photographs)
-    assert capsys.readouterr().err == (
-        f"warning: {photographs}: 2 of 10 images are not there (first: photo 8.png); their regions are drawn instead\n"
+    missing, sizes = capsys.readouterr().err.splitlines()
+    assert missing == (
+        f"warning: {photographs}: 2 of 10 images are not there (first: photo 8.png); their regions are drawn instead"
     )
+    assert sizes.startswith("warning: 8 of 10 pictures have other proportions than the sizes in the data set")
     thumbs = read_data(site, "site")["thumbs"]
     assert thumbs[8:] == [None, None] and len(set(thumbs[:8])) == 8
     with Image.open(site / "thumbs" / thumbs[7]) as thumb:

@@ -147,14 +147,23 @@ def test_models_side_by_side_by_gain_and_loss(browser, site):
     change(browser, sort="loss")
     assert shown(browser) == np.argsort(gain, kind="stable")[:20].tolist()
     open_page(browser, site, "index.html")
-    better = browser.run("document.querySelector('a[href=\"images.html#beside=0&sort=gain\"]').textContent")
-    assert better == str(np.count_nonzero(gain > 0))
+    links = browser.run(
+        "[...document.querySelectorAll('a[href*=\"change=\"]')].map(a => [a.getAttribute('href'), a.textContent])"
+    )
+    assert len(links) == 2 * 2 * 3 and links[0] == ["images.html#beside=0&change=better&sort=gain", str(sum(gain > 0))]
+    for href, number in links:
+        open_page(browser, site, href)
+        assert browser.run("document.getElementById('count').textContent").split()[0] == number, href
+    change(browser, beside="")
+    assert len(shown(browser)) == 20 and browser.run("document.forms[0].elements.change.disabled")
 
 
 def test_bars_lead_to_their_queries(browser, site):
     open_page(browser, site, "index.html")
     links = browser.run("[...document.querySelectorAll('.bar')].map(a => [a.href.split('/').pop(), a.innerText])")
-    assert len(links) == 2 * 3 * 7
+    labels = browser.run("[...document.querySelectorAll('.bars th[scope=row]')].map(th => th.innerText)")
+    assert labels == ["1", "2–5", "6–10", "11–50", "51–100", "101–296", "1", "2–5", "6–10", "11–50", "51–60"]
+    assert len(links) == 3 * len(labels)
     for href, number in links[::4]:
         open_page(browser, site, href)
         assert browser.run("document.getElementById('count').textContent").split()[0] == number, href
@@ -197,8 +206,65 @@ def test_everything_has_a_name(browser, site):
         assert [node["role"]["value"] for node in found if not node.get("name", {}).get("value", "").strip()] == []
 
 
+def test_tables_are_copied_as_markdown_latex_and_csv(browser, site):
+    """What the buttons copy holds the figures of the page; the best of a column is bold."""
+    open_page(browser, site, "index.html")
+    figures = [evaluation.metrics(one) for one in site.sims]
+    best = max(f"{m['rsum']:.1f}" for m in figures)
+    for button in ("Markdown", "LaTeX", "CSV"):
+        browser.run("navigator.clipboard.writeText = async text => { window.copied = text; }")
+        browser.run(f"[...document.querySelectorAll('.copy button')].find(b => b.innerText == '{button}').click()")
+        browser.wait(f"document.querySelector('.copy [role=status]').textContent == '{button} copied'")
+        text = browser.run("window.copied").splitlines()
+        if button == "Markdown":
+            assert text[0].startswith("| Model | rsum | Image to text Average | Image to text R@1 |")
+            assert text[1] == "| --- |" + " ---: |" * 13 and len(text) == 5
+            assert f"**{best}**" in text[2] + text[3] + text[4]
+        elif button == "LaTeX":
+            assert text[:3] == [
+                r"\begin{tabular}{lrrrrrrrrrrrrr}",
+                r"\toprule",
+                r" &  & \multicolumn{6}{c}{Image to text} & \multicolumn{6}{c}{Text to image} \\",
+            ]
+            assert text[3].startswith("Model & rsum & Average & R@1") and text[-1] == r"\end{tabular}"
+            assert rf"\textbf{{{best}}}" in "".join(text)
+        else:
+            rows = [line.split(",") for line in text]
+            assert rows[0][:3] == ["Model", "rsum", "Image to text Average"] and len(rows) == 4
+            assert [row[:2] for row in rows[1:]] == [
+                [name, f"{m['rsum']:.1f}"] for name, m in zip(("a", "b", "ensemble"), figures)
+            ]
+    assert browser.errors == []
+
+
+def test_best_of_each_column_is_bold(browser, site):
+    open_page(browser, site, "index.html")
+    rows = browser.run(
+        "[...document.querySelector('table.metrics').tBodies[0].rows].map(row => [...row.cells].slice(1)"
+        ".map(cell => [Number(cell.innerText), getComputedStyle(cell).fontWeight == '700']))"
+    )
+    for column in zip(*rows):
+        bold = {value for value, is_bold in column if is_bold}
+        assert len(bold) == 1 and bold <= {min(column)[0], max(column)[0]}
+    recalls = np.array([[value for value, _ in row] for row in rows])[:, 0]
+    assert [bool(row[0][1]) for row in rows] == (recalls == recalls.max()).tolist()
+    ranks = np.array([row[6][0] for row in rows])  # mean rank, image to text
+    assert [bool(row[6][1]) for row in rows] == (ranks == ranks.min()).tolist()
+
+
+def test_tiles_without_a_picture_show_words(browser, site):
+    open_page(browser, site, "captions.html#query=200")
+    browser.wait("document.querySelectorAll('.regions .words').length == document.querySelectorAll('.regions').length")
+    words = browser.run(
+        "[...document.querySelectorAll('.pictures a')].filter(a => a.querySelector('.words'))"
+        ".map(a => [a.getAttribute('href').split('=')[1], a.innerText])"
+    )
+    assert words and all(text == site.texts[5 * int(image)] for image, text in words)
+
+
 def test_curve_tells_its_values(browser, site):
     open_page(browser, site, "index.html")
+    browser.run("document.querySelector('.chart svg').scrollIntoView({ block: 'center', behavior: 'instant' })")
     box = browser.run("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
     middle = box["left"] + box["width"] * (40 + 340 / 2) / 400  # of the logarithmic axis: K = 10
     browser.point(middle, box["top"] + box["height"] / 2)
