@@ -14,7 +14,7 @@ from tiny import make_tiny, shared
 
 import evaluation
 from data import PrecompDataset
-from reporting import pages
+from reporting import candidates, pages
 from vocab import load_vocab
 
 READY = "!document.body.dataset.kind || document.body.dataset.ready"
@@ -289,3 +289,62 @@ def test_real_photographs_and_captions(browser, tmp_path, capsys):
     start = time.monotonic()
     change(browser, words="dog")
     assert time.monotonic() - start < 5 and len(shown(browser)) == 20
+
+
+# ---- a split of COCO's size
+
+
+FILTER = """(async (name, value) => {
+  const before = document.body.dataset.ready, start = performance.now(), field = document.forms[0].elements[name];
+  field.value = value;
+  field.dispatchEvent(new Event('input', { bubbles: true }));
+  while (document.body.dataset.ready === before) await new Promise(resolve => setTimeout(resolve, 5));
+  await new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)));
+  return (performance.now() - start) / 1000;
+})"""
+
+
+def random_candidates(rng, queries, n, own):
+    ids, scores = rng.integers(n, size=(queries, 10)), -np.sort(-rng.random((queries, 10)))
+    positions = np.sort(rng.integers(1, n, size=(queries, own)))
+    return candidates.Found(ids, scores, positions, rng.random((queries, own)), positions[:, 0])
+
+
+@pytest.fixture(scope="module")
+def coco_site(tmp_path_factory):
+    """A report of 5,000 images, 36 regions each, and 25,000 captions, for two models and their ensemble."""
+    n, rng, words = 5000, np.random.default_rng(0), "a man two dogs riding on the beach with red surfboard near".split()
+    dataset = SimpleNamespace(n_images=n, split="testall", folder=tmp_path_factory.mktemp("no_names"))
+    dataset.captions = [" ".join(row) for row in rng.choice(words, size=(5 * n, 11)).tolist()]
+    dataset.boxes, dataset.sizes = np.sort(rng.random((n, 36, 4)).astype(np.float32)), np.tile((640, 480), (n, 1))
+    site = pages.Report(tmp_path_factory.mktemp("coco") / "site", split="testall")
+    figures = {"model": "", "full": evaluation.metrics(random_sims(5))}
+    with pytest.MonkeyPatch.context() as patch:
+        kinds = {"images": (n, 5 * n, 5), "captions": (5 * n, n, 1)}
+        patch.setattr(pages, "both_ways", lambda *_: {k: random_candidates(rng, *sizes) for k, sizes in kinds.items()})
+        for path in ("a/m", "b/m", "ensemble"):
+            site.add({**figures, "model": path}, {"full": [np.empty((n, 5 * n), np.float32)]}, Sized(dataset), "coco")
+        site.write()
+    return SimpleNamespace(path=site.folder)
+
+
+class Sized:
+    """A data set of five captions for each image."""
+
+    def __init__(self, dataset):
+        self.__dict__.update(vars(dataset))
+
+    def __len__(self):
+        return 5 * self.n_images
+
+
+@pytest.mark.parametrize("page", ["index.html", "images.html", "captions.html"])
+def test_a_report_of_cocos_size_answers_within_two_seconds(browser, coco_site, page):
+    start = time.monotonic()
+    open_page(browser, coco_site, page)
+    assert time.monotonic() - start < 2
+    if page != "index.html":
+        fields = {"sort": "worst", "rank": "11-", "words": "two dog*", "from": "9", "beside": "0", "change": "better"}
+        for name, value in fields.items():
+            assert browser.run(f"{FILTER}({json.dumps(name)}, {json.dumps(value)})") < 2, name
+    assert browser.errors == []
