@@ -13,10 +13,10 @@ from tiny import make_tiny, picture_folder
 import data
 import evaluation
 from reporting import explain_page
+from reporting.candidates import both_ways
 from reporting.explained_queries import Comparison, explain_queries, named_comparison, worst_queries
 from reporting.explanation import Sentence, caption_sentence, explain_pair
 from reporting.image_view import ImageViewer
-from reporting.pages import both_ways
 
 IMAGES = 12
 
