@@ -26,6 +26,7 @@ from evaluation import RECALLS, encode_data, metrics, shard_xattn
 from files.errors import run
 from model import MatchingModel, build_model
 from runtime import checkpoint, distributed, global_batch
+from runtime.checkpoint_fields import check_shapes
 from runtime.health import CollapseWatch, first_not_finite, stop_training
 from runtime.interrupts import Interrupted, Stop
 from runtime.logger import RunLog
@@ -75,6 +76,7 @@ def set_up(opt, given):
     opt.vocab_size = len(vocab)
     if saved:
         checkpoint.check_vocab(saved, vocab, opt.resume)
+        check_shapes(build_model, opt, saved, opt.resume)
     loader, val_loader = data.get_loaders(
         opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
     )

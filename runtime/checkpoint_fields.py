@@ -15,6 +15,7 @@ from vocab import SPECIAL
 
 DEPTH = 20  # containers inside one another; ours need 5
 LARGEST = 2**53  # counters beyond it are no counters
+SPARE = 1 << 28  # numbers that a model may have beyond twice those of its file: 1 GB
 
 
 def is_count(value):
@@ -124,12 +125,13 @@ def check_nesting(value, path):
 # ---- sizes, before memory is taken for them
 
 
-def check_shapes(build, opt, states, path):
-    """InputError where the model that `opt` describes has other tensors than the state dicts of a checkpoint.
+def check_shapes(build, opt, saved, path):
+    """InputError where the model that `opt` describes has other tensors than a checkpoint holds.
 
-    build(opt) makes the model, here without memory for its weights (torch's meta device).  states: the state dicts
-    of the file in the order of model.parts.
+    build(opt) makes the model, here without memory for its weights (torch's meta device).
+    saved: a checkpoint, of which `model` and, where present, `caption_model` are compared.
     """
+    states = saved["model"]
     present = sum(len(state) for state in states)
     if opt.num_layers > present:  # a model of a million layers takes minutes even without memory
         raise InputError(f"{path}: its opt says --num_layers {opt.num_layers}, but it holds {present} tensors")
@@ -142,6 +144,15 @@ def check_shapes(build, opt, states, path):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
     for part, state in zip(model.parts, states):
         check_state(getattr(model, part).state_dict(), state, f"{path}: {part}")
+    if saved.get("caption_model") and getattr(model, "caption_model", None) is not None:
+        check_state(model.caption_model.state_dict(), saved["caption_model"], f"{path}: caption_model")
+    wanted, held = (sum(x.numel() for x in tensors) for tensors in (model.parameters(), tensors_of(states)))
+    if wanted > 2 * held + SPARE:  # a released file lacks the caption model, whose widths stand in opt alone
+        raise InputError(f"{path}: its opt describes {wanted:,} numbers, but it holds {held:,}; get the file again")
+
+
+def tensors_of(states):
+    return [tensor for state in states for tensor in state.values()]
 
 
 def check_state(wanted, state, where):

@@ -41,7 +41,7 @@ def read_checkpoint(model_path, overrides):
 
 def trained_model(loaded, opt, path):
     """The model of a checkpoint, in evaluation mode on opt.device."""
-    check_shapes(build_model, opt, loaded["model"], path)
+    check_shapes(build_model, opt, loaded, path)
     try:
         model = build_model(opt)
         model.load_state_dict(loaded["model"])

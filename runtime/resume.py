@@ -36,11 +36,7 @@ def restore(saved, model, optimizer):
     """Bring model, optimiser and random states to where a checkpoint left them -> its Progress."""
     load_weights(model, saved)
     if "optimizer" in saved:
-        try:
-            optimizer.load_state_dict(saved["optimizer"])
-            checkpoint.restore_rng(saved["rng"])
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"--resume: the state of optimiser or random numbers is broken ({error})") from None
+        checkpoint.restore_training(saved, model, optimizer, "--resume")
     return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
 
 

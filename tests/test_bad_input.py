@@ -414,7 +414,7 @@ CASES = {
         "train",
         "--resume gsmn",
         altered(BEST, lambda s: s.update(optimizer={"state": {}, "param_groups": []})),
-        "--resume: the state of optimiser or random numbers is broken (…)",
+        "--resume: the optimiser's state is broken (its parameters are not the … of this model); resume from …",
     ),
     # ---- evaluation
     "no checkpoint": (

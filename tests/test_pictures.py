@@ -389,6 +389,6 @@ def test_pictures_through_the_scripts(tmp_path, monkeypatch):
     result = evaluation.evalrank(tmp_path / "run/model_best.pth.tar", split="testall", ranks=None, device="cpu")
     assert result["rsum"] == 600  # a single image cannot be missed
     train.main([*flags[:3], "2", *flags[4:], "--resume", str(tmp_path / "run")])
-    assert asked == [True, False, False, False]  # evaluation builds a model without memory first
+    assert asked == [True, False, False, False, False]  # a checkpoint's model is first built without memory
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert list(config["data"]) == [str(tmp_path / "f8k/dataset_flickr8k.json")]

@@ -140,9 +140,9 @@ def options(**changes):
     return argparse.Namespace(**{"model": "gsmn", "num_layers": 1, "embed_size": 4, **changes})
 
 
-def states():
+def states(**changes):
     net = Parts(options())
-    return [net.first.state_dict(), net.second.state_dict()]
+    return {"model": [net.first.state_dict(), net.second.state_dict()], **changes}
 
 
 CLAIMS = {
@@ -167,12 +167,29 @@ def test_claimed_sizes_take_no_memory(case):
 
 def test_shapes_that_fit():
     check_shapes(Parts, options(), states(), "x")
-    old = states()  # files of torch 0.4 and before lack this counter of BatchNorm
-    check_shapes(Parts, options(), [old[0], {k: v for k, v in old[1].items() if "batches" not in k}], "x")
-    assert "second.more is in the file" in message(
-        check_shapes, Parts, options(), [old[0], {**old[1], "more": torch.ones(1)}], "x"
-    )
-    assert "1 state dicts, but a gsmn model has 2" in message(check_shapes, Parts, options(), old[:1], "x")
+    first, second = states()["model"]
+    old = {name: value for name, value in second.items() if "batches" not in name}
+    check_shapes(Parts, options(), {"model": [first, old]}, "x")  # torch before 0.4.1 did not count batches
+    more = {"model": [first, {**second, "more": torch.ones(1)}]}
+    assert "second.more is in the file" in message(check_shapes, Parts, options(), more, "x")
+    assert "1 state dicts, but a gsmn model has 2" in message(check_shapes, Parts, options(), {"model": [first]}, "x")
+
+
+class WithCaptions(Parts):
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.caption_model = torch.nn.Linear(opt.dim_hidden, 2)
+
+
+def test_the_caption_model_is_compared_or_bounded():
+    """A released file lacks it: then its widths may not outgrow the file beyond all measure."""
+    inside = states(caption_model=torch.nn.Linear(3, 2).state_dict())
+    check_shapes(WithCaptions, options(dim_hidden=3), inside, "x")
+    found = message(check_shapes, WithCaptions, options(dim_hidden=4), inside, "x")
+    assert "caption_model.weight is 2 x 3, but by its opt 2 x 4" in found
+    check_shapes(WithCaptions, options(dim_hidden=512), states(), "x")
+    found = message(check_shapes, WithCaptions, options(dim_hidden=10**9), states(), "x")
+    assert "its opt describes 2,000,000," in found
 
 
 def test_a_pickle_that_unpacks_to_gigabytes(tmp_path):
