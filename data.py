@@ -1,5 +1,6 @@
 """Files -> batches: precomputed region features with their captions (docs/method.md, section 1)."""
 
+import contextlib
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +15,7 @@ from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions, read_dependencies, read_ids
 from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded, stack
 from runtime.options import with_defaults
-from vocab import END, PAD, encode_all, warn_unknown
+from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
@@ -80,14 +81,17 @@ class PrecompDataset(Dataset):
 
     def _read_tokens(self):
         ready = self._path("precaps_stan.txt")
-        if ready.exists() and not self.vsrn:
-            tokens, source = Ragged(read_ids(ready, len(self.vocab))), ready
-        else:
+        if self.vsrn or not ready.exists():
             source = self._need("caps.txt")
             if not self.vsrn:
                 warn(f"{ready} is missing: making the word ids from {source.name} with the vocabulary")
             return encode_all(read_captions(source), self.vocab, source)
-        warn_unknown(tokens, source)
+        tokens = Ragged(read_ids(ready, len(self.vocab)))
+        captions = []
+        with contextlib.suppress(InputError):  # captions that cannot be read are refused where they are shown
+            captions = read_captions(self._path("caps.txt"))
+        check_ids(tokens, ready, captions, self.vocab)
+        warn_unfit(tokens, ready)
         return tokens
 
     def _count(self):
@@ -246,17 +250,20 @@ class PictureDataset(Dataset):
         return Item(image, self.tokens[i], i, None, None, None, None)
 
 
+def check_name(data_name, opt):
+    """InputError where there is no such data set, listing those there are, or the model cannot read it."""
+    if data_name in PICTURES and with_defaults(opt, "vsrn").model == "gsmn":
+        raise InputError(
+            f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, or give --model vsrn"
+        )
+    data_folder(opt.data_path, data_name)
+
+
 def open_split(split, data_name, vocab, opt):
     """The data set of one split: region features, or pictures when data_name is coco, f8k or f30k."""
-    opt = with_defaults(opt, "vsrn" if data_name in PICTURES else "gsmn")
-    if data_name in PICTURES:
-        if opt.model == "gsmn":
-            raise InputError(
-                f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, "
-                "or give --model vsrn"
-            )
-        return PictureDataset(split, data_name, vocab, opt)
-    return PrecompDataset(split, data_name, vocab, opt)
+    check_name(data_name, opt)
+    kind = PictureDataset if data_name in PICTURES else PrecompDataset
+    return kind(split, data_name, vocab, opt)
 
 
 def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):

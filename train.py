@@ -72,6 +72,7 @@ def set_up(opt, given):
     if opt.preload:
         logging.warning("--preload has no effect any more; copy the features to /dev/shm for a faster disk")
     seed_everything(opt.seed, opt.deterministic)
+    data.check_name(opt.data_name, opt)
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
     if saved:

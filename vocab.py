@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from runtime import commandline
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
+
+PRINTED_BYTES = "captions are written as b'...', as Python 3 prints bytes; write them with text.decode('utf-8')"
+COMPARED = 100  # captions, at least, whose ids are compared with their words
+ONE_WORD = 1.3  # fewer words a caption, on average, are about one
+SEPARATE = "words must be separated by blanks first, as jieba does for Chinese, MeCab for Japanese, PyThaiNLP for Thai"
+_BYTES = re.compile(r"""b(['"]).*\1""", re.DOTALL)
+# letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters
+_NO_BLANKS = re.compile("[\u0e01-\u0e30\u0e81-\u0eb0\u1000-\u102a\u1780-\u17b3\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 class Vocabulary:
@@ -74,15 +83,55 @@ def encode_all(captions, vocab, source):
     """Captions -> their ids, Ragged, with a progress bar. source: the file of the captions, for messages."""
     bar = tqdm(captions, desc=f"{Path(source).name}: words to ids", unit="", mininterval=0.5, disable=None)
     tokens = Ragged(encode(text, vocab) for text in bar)
-    warn_unknown(tokens, source)
+    if fault := fault_of_captions(captions):
+        warn(f"{source}: {fault}")
+    else:
+        warn_unfit(tokens, source)
     return tokens
 
 
-def warn_unknown(tokens, source):
-    """Warn when more than 5 % of the words are unknown: most likely another data set's vocabulary."""
+def check_ids(tokens, path, captions, vocab):
+    """InputError where the ids of a sample of captions are not those that the vocabulary gives to their words.
+
+    tokens: the ids in the file path, Ragged. A few captions may differ, by the tokeniser that made the ids; most
+    of them differ where the ids were made with another vocabulary. Where the numbers differ, nothing is compared.
+    """
+    if len(captions) != len(tokens) or not captions:
+        return
+    sample = range(0, len(captions), max(1, len(captions) // COMPARED))
+    different = [i for i in sample if encode(captions[i], vocab) != tokens[i]]
+    if 2 * len(different) > len(sample):
+        first = different[0]
+        raise InputError(
+            f"{path}: made with another vocabulary: {len(different)} of {len(sample)} captions looked at have other "
+            f"ids by this one (line {first + 1}: {str(tokens[first])[:60]}, where it gives "
+            f"{str(encode(captions[first], vocab))[:60]}); use the vocabulary that the ids were made with "
+            "(--vocab_path), or make the ids again from the captions (tools/prepare_captions.py)"
+        )
+
+
+def warn_unfit(tokens, source):
+    """Warn where there is about one word a caption, or more than 5 % of the words are unknown.
+
+    The first means words that no blanks separate, the second most likely another data set's vocabulary.
+    """
     unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
-    if unknown > 0.05 * words:
+    if len(tokens) and words < ONE_WORD * len(tokens):
+        warn(f"{source}: {words / len(tokens):.1f} words a caption; {SEPARATE}")
+    elif unknown > 0.05 * words:
         warn(f"{source}: {100 * unknown / words:.0f} % of the words are <unk>; is this its vocabulary?")
+
+
+def fault_of_captions(captions):
+    """Why these captions cannot be cut into words: what they look like and what to do; None where nothing is odd."""
+    texts = [text.strip() for text in captions]
+    if 2 * sum(bool(_BYTES.fullmatch(text)) for text in texts) > len(texts):
+        return PRINTED_BYTES
+    pieces = [piece for text in texts for piece in text.split()]
+    letters = [n for piece in pieces if (n := len(_NO_BLANKS.findall(piece)))]
+    if sum(letters) > 5 * len(letters) or (texts and len(pieces) < ONE_WORD * len(texts)):
+        return f"{len(pieces) / len(texts):.1f} words a caption; {SEPARATE}"
+    return None
 
 
 # ---- files ----
@@ -156,8 +205,9 @@ def load_vocab(vocab_path, data_name, size=None):
     found = {name: None for name in names if name.exists()}
     if not found:
         raise InputError(
-            f"{names[0]}: no such file; build it with python vocab.py --data_name {data_name}, "
-            "or say where it is with --vocab_path"
+            f"{names[0]}: no such file; put the data set's published vocabulary there, or say where it is with "
+            "--vocab_path, since word ids and released checkpoints belong to it; for captions of your own build one: "
+            f"python vocab.py --data_name {data_name}"
         )
     for name in found:
         vocab = deserialize_vocab(name)
@@ -185,7 +235,38 @@ def build_vocab(data_path, data_name, threshold=4):
         return vocab_of_captions(training_captions(data_path, data_name), threshold)
     folder = data_folder(data_path, data_name)
     captions = read_captions(folder / "train_caps.txt") + read_captions(folder / "dev_caps.txt")
+    check_captions(captions, folder / "train_caps.txt")
     return vocab_of_captions(captions, threshold)
+
+
+def check_captions(captions, source):
+    """Before a vocabulary is made of them: InputError for printed bytes, a warning for words without blanks."""
+    fault = fault_of_captions(captions)
+    if fault == PRINTED_BYTES:
+        raise InputError(f"{source}: {fault}")
+    if fault:
+        warn(f"{source}: {fault}")
+
+
+def other_vocab(vocab, path):
+    """The file that has other words than vocab: path, or the .pkl that a new path would hide; None without one."""
+    for file in (path, path.with_suffix(".pkl")):
+        if file.exists():
+            return None if deserialize_vocab(file).word2idx == vocab.word2idx else file
+    return None
+
+
+def write_vocab(vocab, path, overwrite=False):
+    """Write {data_name}_vocab.json; InputError where a vocabulary with other words is there, unless overwrite."""
+    if not overwrite and (other := other_vocab(vocab, path)):
+        raise InputError(
+            f"{other}: is there already, with {len(deserialize_vocab(other)):,} words; these captions give "
+            f"{len(vocab):,}. Word ids and checkpoints belong to it: write to another --vocab_path, or replace it "
+            "with --overwrite"
+        )
+    make_folder(path.parent)
+    serialize_vocab(vocab, path)
+    print(f"{path}: {len(vocab)} words")
 
 
 def main():
@@ -194,12 +275,11 @@ def main():
     parser.add_argument("--data_name", required=True, help="data set: a folder in data_path")
     parser.add_argument("--vocab_path", default="./vocab/", help="folder to write {data_name}_vocab.json to")
     parser.add_argument("--threshold", type=commandline.whole(), default=4, help="words seen less often become <unk>")
+    parser.add_argument("--overwrite", action="store_true", help="replace a vocabulary that has other words")
     opt = parser.parse_args()
     vocab = build_vocab(opt.data_path, opt.data_name, opt.threshold)
-    make_folder(opt.vocab_path)
     path = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
-    serialize_vocab(vocab, path)
-    print(f"{path}: {len(vocab)} words")
+    write_vocab(vocab, path, opt.overwrite)
 
 
 if __name__ == "__main__":

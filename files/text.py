@@ -1,6 +1,7 @@
 """Reads text and JSON: captions, word ids, dependencies."""
 
 import codecs
+import difflib
 import json
 import re
 from pathlib import Path
@@ -12,13 +13,15 @@ CAPTIONS_PER_IMAGE = 5
 
 
 def data_folder(data_path, data_name):
-    """The folder of a data set; InputError listing those there are."""
+    """The folder of a data set; InputError that lists the data sets in data_path."""
     folder = Path(data_path) / data_name
     if folder.is_dir():
         return folder
     there = sorted(p.name for p in Path(data_path).glob("*") if p.is_dir())
+    near = difflib.get_close_matches(str(data_name), there, 1, cutoff=0.8)
     raise InputError(
-        f"{folder}: no such folder; {data_path} has: {', '.join(there) or 'nothing'}; check --data_path and --data_name"
+        f"{folder}: no such folder; {data_path} has: {', '.join(there) or 'nothing'}; "
+        f"{f'did you mean {near[0]}?' if near else 'check --data_path and --data_name'}"
     )
 
 

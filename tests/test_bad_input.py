@@ -257,8 +257,7 @@ CASES = {
         "train",
         "--data_name f30k",
         nothing,
-        "vocab/f30k_vocab.json: no such file; build it with python vocab.py --data_name f30k, or say where it is "
-        "with --vocab_path",
+        "data/f30k: no such folder; data has: tiny_precomp; check --data_path and --data_name",
     ),
     "vsrn: no data at all": (
         "train vsrn",
@@ -282,8 +281,9 @@ CASES = {
         "train",
         "--vocab_path nowhere",
         nothing,
-        "nowhere/tiny_precomp_vocab.json: no such file; build it with python vocab.py --data_name tiny_precomp, "
-        "or say where it is with --vocab_path",
+        "nowhere/tiny_precomp_vocab.json: no such file; put the data set's published vocabulary there, or say where it "
+        "is with --vocab_path, since word ids and released checkpoints belong to it; for captions of your own build "
+        "one: python vocab.py --data_name tiny_precomp",
     ),
     "vocabulary cut off": (
         "train",

@@ -238,10 +238,60 @@ def test_gsmn_without_boxes_sizes_texts_and_dependencies(tiny_data):
 
 @pytest.mark.parametrize("model", ["gsmn", "vsrn"])
 def test_another_vocabulary_is_noticed(tiny_data, capsys, model):
-    (tiny_data.folder / "dev_precaps_stan.txt").write_text("1,4,3,5,2\n" * 50)
+    (tiny_data.folder / "dev_precaps_stan.txt").write_text("1,4,3,14,2\n" * 50)
     (tiny_data.folder / "dev_caps.txt").write_text("a zebra there\n" * 50)
     dataset(tiny_data, model=model)
     assert "33 % of the words are <unk>" in capsys.readouterr().err
+
+
+def test_ids_of_another_vocabulary_are_refused(tiny_data):
+    """As many words, other numbers: nothing else would tell."""
+    words = vocab.load_vocab(tiny_data.vocab_path, tiny_data.data_name)
+    other = vocab.Vocabulary([*vocab.SPECIAL, *reversed([words.idx2word[i] for i in range(4, len(words))])])
+    (vocab_file,) = Path(tiny_data.vocab_path).iterdir()
+    vocab.serialize_vocab(other, vocab_file)
+    with pytest.raises(InputError) as error:
+        dataset(tiny_data)
+    said = str(error.value)
+    assert said.startswith(f"{tiny_data.folder / 'dev_precaps_stan.txt'}: made with another vocabulary: 50 of 50")
+    assert "line 1: [1, 4, " in said and "--vocab_path" in said and "tools/prepare_captions.py" in said
+    dataset(tiny_data, model="vsrn")  # makes its own ids
+    (tiny_data.folder / "dev_caps.txt").unlink()
+    dataset(tiny_data)  # nothing to compare with
+
+
+def test_some_captions_may_have_other_ids(tiny_data):
+    """Another tokeniser made them: no reason to refuse the vocabulary."""
+    path = tiny_data.folder / "dev_caps.txt"
+    captions = path.read_text().splitlines()
+    path.write_text("".join(f"{text} somehow\n" if i % 3 == 0 else f"{text}\n" for i, text in enumerate(captions)))
+    assert len(dataset(tiny_data)) == 50
+
+
+CHINESE = ["一只棕色的狗在草地上奔跑。", "两个人在沙滩上踢足球。", "孩子们在公园里玩耍。"]
+
+
+@pytest.mark.parametrize("model", ["gsmn", "vsrn"])
+def test_captions_without_blanks_are_noticed(tiny_data, capsys, model):
+    (tiny_data.folder / "dev_caps.txt").write_text("\n".join(CHINESE * 16 + CHINESE[:2]) + "\n", encoding="utf-8")
+    (tiny_data.folder / "dev_precaps_stan.txt").unlink()
+    dataset(tiny_data, model=model)
+    said = capsys.readouterr().err
+    assert "dev_caps.txt: 1.0 words a caption; words must be separated by blanks first" in said and "<unk>" not in said
+
+
+def test_ids_of_one_word_a_caption_are_noticed(tiny_data, capsys):
+    (tiny_data.folder / "dev_precaps_stan.txt").write_text("1,4,2\n" * 50)
+    (tiny_data.folder / "dev_caps.txt").unlink()
+    dataset(tiny_data)
+    assert "dev_precaps_stan.txt: 1.0 words a caption; words must be separated" in capsys.readouterr().err
+
+
+def test_printed_bytes_are_named(tiny_data, capsys):
+    path = tiny_data.folder / "dev_caps.txt"
+    path.write_text("".join(f"{line.encode()!r}\n" for line in path.read_text().splitlines()))
+    dataset(tiny_data, model="vsrn")
+    assert "dev_caps.txt: captions are written as b'...', as Python 3 prints bytes" in capsys.readouterr().err
 
 
 def test_published_flickr8k_reads():
@@ -453,6 +503,8 @@ def test_missing_files(tiny_data, file, advice):
 def test_unknown_data_name_and_split(tiny_data):
     with pytest.raises(InputError, match=r"data/other: no such folder; .*data has: tiny_precomp; check --data_p"):
         dataset(tiny_data, data_name="other")
+    with pytest.raises(InputError, match=r"data has: tiny_precomp; did you mean tiny_precomp\?"):
+        dataset(tiny_data, data_name="tiny_percomp")
     with pytest.raises(InputError, match=r"val_ims.npy: no such file; check --data_path, --data_name and"):
         dataset(tiny_data, "val")
 

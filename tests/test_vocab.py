@@ -199,8 +199,62 @@ def test_bad_vocabularies_are_refused(tmp_path, case, kind):
     assert str(error.value).startswith(f"{path}: ") and text in str(error.value)
 
 
+def build(monkeypatch, tiny, *flags):
+    where = ["--data_path", tiny.data_path, "--vocab_path", tiny.vocab_path, "--data_name", tiny.data_name]
+    monkeypatch.setattr(sys, "argv", ["vocab.py", *where, *flags])
+    vocab.main()
+
+
+@pytest.mark.parametrize("ending", ["json", "pkl"])
+def test_a_vocabulary_is_not_lost(tiny_data, monkeypatch, capsys, ending):
+    """Neither overwritten, nor hidden behind a new .json."""
+    path = Path(tiny_data.vocab_path) / f"{tiny_data.data_name}_vocab.json"
+    path.unlink()
+    build(monkeypatch, tiny_data)
+    built = path.read_bytes()
+    build(monkeypatch, tiny_data)  # the same again
+    path.unlink()
+    vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "published"]), path.with_suffix(f".{ending}"))
+    there = {file: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(InputError, match=rf"vocab\.{ending}: is there already, with 7 words; .*--overwrite"):
+        build(monkeypatch, tiny_data)
+    assert there == {file: file.read_bytes() for file in path.parent.iterdir()}
+    build(monkeypatch, tiny_data, "--overwrite")
+    assert path.read_bytes() == built
+
+
+def test_no_vocabulary_of_printed_bytes(tiny_data, monkeypatch):
+    for split in ("train", "dev"):
+        path = tiny_data.folder / f"{split}_caps.txt"
+        path.write_text("".join(f"{line.encode()!r}\n" for line in path.read_text().splitlines()))
+    with pytest.raises(InputError, match=r"train_caps.txt: captions are written as b'\.\.\.'"):
+        build(monkeypatch, tiny_data, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    "captions, fault",
+    [
+        (["A dog .", "b is a letter"], None),
+        (["b'A dog .'", 'b"it\'s red"', "b'c'"], "captions are written as b'...'"),
+        (["一只棕色的狗在草地上奔跑。"], "1.0 words a caption; words must be separated by blanks first"),
+        (["一只 棕色 的 狗 在 草地 上 奔跑 。"], None),
+        (["สุนัขสีน้ำตาลวิ่งบนสนามหญ้า a"], "2.0 words a caption; words must be separated"),
+        (["สุนัข สีน้ำตาล วิ่ง บน สนามหญ้า"], None),
+        (["dog", "cat", "a car"], None),
+        (["dog", "cat", "brown_dog_on_grass"], "1.0 words a caption; words must be separated"),
+        (["ein Hündchen läuft", "Собака бежит по траве"], None),
+        ([], None),
+    ],
+)
+def test_faults_of_captions(captions, fault):
+    found = vocab.fault_of_captions(captions)
+    assert found is None if fault is None else found.startswith(fault)
+
+
 def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
-    with pytest.raises(InputError, match=r"x_vocab.json: no such file; build it with python vocab.py"):
+    with pytest.raises(
+        InputError, match=r"x_vocab.json: no such file; put the data set's published .* build one: python vocab.py"
+    ):
         vocab.load_vocab(tmp_path, "x")
     vocab.serialize_vocab(vocab.Vocabulary(WORDS), tmp_path / "x_vocab.json")
     vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "cat"]), tmp_path / "x_vocab.pkl")

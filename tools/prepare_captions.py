@@ -27,28 +27,45 @@ from runtime.commandline import Parser, whole
 from tools.own_data.caption_sources import READERS, guess_format
 from tools.own_data.notes import Notes
 from tools.own_data.splits import SPLITS
-from vocab import END, UNK, deserialize_vocab, encode, load_vocab, serialize_vocab, vocab_of_captions
-
-# ---- images and their captions
+from vocab import (
+    END,
+    ONE_WORD,
+    PRINTED_BYTES,
+    UNK,
+    deserialize_vocab,
+    encode,
+    fault_of_captions,
+    load_vocab,
+    other_vocab,
+    vocab_of_captions,
+    write_vocab,
+)
 
 
 def clean(pictures, notes):
-    """Every caption on one line; empty ones left out."""
+    """Every caption on one line; empty ones left out. InputError where they are printed bytes."""
     kept = []
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
-        captions = []
-        for caption in picture.captions:
-            text, where = " ".join(caption.text.split()), caption.where
-            if not text:
-                notes.add("empty captions left out", where)
-                continue
-            if any(ch.isalpha() and not ch.isascii() for ch in text):
-                notes.add("captions with letters beyond a-z, cut into words by the rules for English", where)
-            captions.append(caption._replace(text=text))
-        kept.append(picture._replace(captions=captions))
+        captions = [caption._replace(text=" ".join(caption.text.split())) for caption in picture.captions]
+        for caption in captions:
+            if not caption.text:
+                notes.add("empty captions left out", caption.where)
+            elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
+                notes.add("captions with letters beyond a-z, cut into words by the rules for English", caption.where)
+        kept.append(picture._replace(captions=[caption for caption in captions if caption.text]))
     return kept
+
+
+def check_words(pictures, notes):
+    """Whether captions can be cut into words at all: InputError for printed bytes, a note for missing blanks."""
+    captions = [caption for picture in pictures for caption in picture.captions]
+    if not (fault := fault_of_captions([caption.text for caption in captions])):
+        return
+    if fault == PRINTED_BYTES:
+        raise InputError(f"{captions[0].where}: {fault}")
+    notes.add(fault, captions[0].where)
 
 
 def only_there(pictures, folder, drop, notes):
@@ -147,7 +164,7 @@ def contents(splits, texts, vocab, opt, notes):
             f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
             f"{unknown:.1f} % <unk>"
         )
-        if unknown > 5 and (opt.vocab or opt.threshold > 1):
+        if unknown > 5 and (opt.vocab or opt.threshold > 1) and len(words) > ONE_WORD * len(ids):
             how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
             notes.add(f"splits with many unknown words; {how}", split)
         lines = {
@@ -167,18 +184,17 @@ def write_files(files, vocab, opt):
     """
     table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
     same = [path for path, content in files.items() if holds(path, content)]
-    if table.exists() and deserialize_vocab(table).word2idx == vocab.word2idx:
+    if table.exists() and not other_vocab(vocab, table):
         same.append(table)
-    other = [path for path in [table, *files] if path.exists() and path not in same]
+    other = [path for path in files if path.exists() and path not in same]
+    other = [*filter(None, [other_vocab(vocab, table)]), *other]
     if other and not opt.overwrite:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise InputError(f"{other[0]}{more}: there already, with other content; --overwrite replaces it")
     for path in same:
         print(f"{path}: unchanged")
     if table not in same:
-        make_folder(table.parent)
-        serialize_vocab(vocab, table)
-        print(f"{table}: {len(vocab)} words")
+        write_vocab(vocab, table, overwrite=True)
     for path in [path for path in files if path not in same]:
         make_folder(path.parent)
         atomic_write(path, lambda file, path=path: file.write(files[path]))
@@ -260,6 +276,7 @@ def main(argv=None):
     with Notes() as notes:
         form = guess_format(opt.source) if opt.format == "auto" else opt.format
         pictures = clean(READERS[form](opt.source, opt.restval), notes)
+        check_words(pictures, notes)
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)

@@ -119,6 +119,50 @@ def test_forms_of_table(place, make):
     assert place.lines("train_imagename") == ["a.jpg"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| two, with | bar\na.jpg| 2   three\n",
+        "a.jpg| 0| one\na.jpg| 1| two, with | bar\na.jpg| 2| three\n",
+        'image,comment_number,comment\na.jpg,0,one\na.jpg,1,"two, with | bar"\na.jpg,2,three\n',
+        "a.jpg#zhc#0\tone\na.jpg#zhc#1\ttwo, with | bar\na.jpg#zhc#2\tthree\n",
+        "a.jpg#enr#0 one\na.jpg#enr#1  two, with | bar\na.jpg#enr#2 three\n",
+        "a.jpg#0 one\na.jpg#1 two, with | bar\na.jpg#2 three\n",
+    ],
+    ids=["Kaggle", "bars", "numbers", "language", "blanks and language", "blanks"],
+)
+def test_forms_of_table_with_numbers(place, text):
+    source = place.root / "x.csv"
+    source.write_text(text)
+    place.prepare(source, "--split", "train", "--fewer", "repeat")
+    assert place.lines("train_caps")[:3] == ["one", "two, with | bar", "three"]
+    assert place.lines("train_imagename") == ["a.jpg"]
+
+
+def test_captions_without_blanks_are_told(place, capsys):
+    """Not a lower threshold, which would only hide that a caption is one word."""
+    texts = ["一只棕色的狗在草地上奔跑", "狗在跑", "草地上有一只狗", "棕色的狗", "一只狗在公园里玩耍"]
+    source = place.root / "x.txt"
+    lines = [f"{i}.jpg#zhc#{k}\t{text}{i}\n" for i in range(6) for k, text in enumerate(texts)]
+    source.write_text("".join(lines), encoding="utf-8")
+    place.prepare(source, "--dev", 2)
+    said = capsys.readouterr().out
+    assert "note: 1.0 words a caption; words must be separated by blanks first" in said and "threshold" not in said
+    assert place.lines("dev_imagename")[0].endswith(".jpg")
+
+
+def test_printed_bytes_are_refused(place):
+    source = place.table([(f"{i}.jpg", str(text.encode())) for i in range(2) for text in TEXTS])
+    assert f"{source}, line 1: captions are written as b'...'" in error(place, source, "--split", "train")
+    assert not place.folder.exists()
+
+
+def test_notes_stand_before_an_error(place, capsys):
+    source = place.table(rows(3, TEXTS[:2]))
+    assert "no image with captions is left" in error(place, source, "--split", "train")
+    assert "note: images with fewer than five captions left out; --fewer repeat keeps" in capsys.readouterr().out
+
+
 def test_quotes_in_tab_separated_captions_are_text(place):
     source = place.root / "x.tsv"
     source.write_text('a\t"free hugs" sign\na\t" open\na\tc\na\td\na\te\n')
