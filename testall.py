@@ -3,7 +3,7 @@
 import runtime.openmp  # noqa: F401, before torch
 
 import evaluation
-from files.errors import run
+from files.errors import InputError, run
 from reporting.eccv import Eccv
 from runtime.options import eval_parser
 
@@ -16,6 +16,10 @@ def main(argv=None):
         help="COCO's 5K: also ECCV Caption, CxC and PMRP, which know more than one right answer",
     )
     opt = parser.parse_args(argv)
+    if opt.eccv and not opt.split.startswith("test"):
+        raise InputError(
+            f"--eccv scores COCO's 5,000 test images; --split {opt.split} has others, give --split testall"
+        )
     evaluation.main(opt, fold5=True, full=True, extra=Eccv() if opt.eccv else None)
 
 

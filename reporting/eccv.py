@@ -104,7 +104,10 @@ def caption_ids(dataset, owner, published):
         return picture_ids(dataset.folder / "annotations" / "coco_test_ids.npy", owner)
     need = f"need {path} with COCO's number of each caption, one a line (tools/coco_ids.py finds them)"
     if len(dataset) != len(published):
-        raise InputError(f"--eccv: {dataset.split} has {len(dataset)} captions, COCO's test {len(published)}; {need}")
+        raise InputError(
+            f"--eccv: {dataset.split} has {len(dataset)} captions; the scores need all {len(published)} of COCO's 5,000"
+            " test images, which --split testall of coco_precomp holds"
+        )
     if dataset.captions is None:
         warn(f"{path.name} and the captions' texts are missing: their order is taken to be SCAN's testall")
     elif digest(dataset.captions) != PUBLISHED:

@@ -100,7 +100,9 @@ def test_from_the_command_line(answers, tmp_path, capsys):
     assert "ECCV Caption mAP@R" in said.out and "Mean metrics" in said.out and "full" in result
 
     (tiny.folder / "testall_cocoids.txt").unlink()
-    assert "testall has 50 captions, COCO's test 25000" in message(testall.main, flags)
+    assert "testall has 50 captions; the scores need all 25000 of COCO's 5,000 test images" in message(
+        testall.main, flags
+    )
     assert "Computing" not in capsys.readouterr().out  # said before the work
 
 
@@ -124,6 +126,12 @@ def test_numbers_that_do_not_fit_are_told(answers):
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
     assert message(testall.main, ["--eccv"]) == "--eccv needs the package eccv_caption: pip install eccv_caption"
+
+
+def test_other_splits_are_refused_at_once():
+    assert message(testall.main, ["--eccv", "--split", "dev", "--model_path", "nowhere"]) == (
+        "--eccv scores COCO's 5,000 test images; --split dev has others, give --split testall"
+    )
 
 
 def test_published_order(tmp_path, capsys):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from models import write_model
 from tiny import make_tiny
 
 import evaluation
@@ -375,6 +376,15 @@ def test_images_without_names(tmp_path, tiny_data, capsys):
     assert re.fullmatch(
         r"warning: --images: nothing tells the images' names; .*test_imagename\.txt.*\n", capsys.readouterr().err
     )
+
+
+def test_names_that_do_not_fit_are_found_before_the_evaluation(tmp_path, tiny_data, capsys):
+    write_model(tiny_data, tmp_path / "m.pth.tar")
+    (tiny_data.folder / "test_imagename.txt").write_text("one.jpg\n" * 9)
+    opt = eval_parser("").parse_args(["--model_path", str(tmp_path / "m.pth.tar"), "--report", str(tmp_path / "site")])
+    with pytest.raises(InputError, match=r"test_imagename\.txt: 9 lines; need one for each of 10 images"):
+        evaluation.main(opt)
+    assert "Computing results" not in capsys.readouterr().out and not (tmp_path / "site").exists()
 
 
 def test_images_are_for_a_report(tmp_path):
