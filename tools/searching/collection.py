@@ -219,8 +219,8 @@ def add_images_flag(parser):
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="folder of the picture files, which {split}_imagename.txt beside the data names; without it the regions "
-        "are drawn",
+        help="folder of the picture files, named in {split}_imagename.txt beside the data; the regions of an image "
+        "without a picture are drawn",
     )
 
 
