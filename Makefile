@@ -1,10 +1,11 @@
 # make test   install into .venv and run the linter and the tests
 # make demo   install into .venv, make the demo data, train, evaluate, show
+# make screenshots   after the demo: take the README's picture of report and explanation (needs Chromium)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo clean
+.PHONY: test demo screenshots clean
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -13,6 +14,9 @@ test: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
+
+screenshots: $(VENV)/installed
+	$(BIN)/python tools/screenshots.py
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)

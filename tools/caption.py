@@ -50,7 +50,7 @@ def write_captions(model, dataset, vocab, images, beam):
     return [(" ".join(vocab.idx2word[i] for i in ids if i != END), score) for ids, score in written]
 
 
-def caption_options(arguments=None):
+def caption_tool_options(arguments=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", required=True, help="checkpoint written by train.py --model vsrn")
     add_override_flags(parser)
@@ -60,7 +60,7 @@ def caption_options(arguments=None):
 
 
 def main(arguments=None):
-    flags = caption_options(arguments)
+    flags = caption_tool_options(arguments)
     model, opt, vocab = captioner(flags.model_path, **overrides_of(flags))
     dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
     written = write_captions(model, dataset, vocab, flags.image, flags.beam)

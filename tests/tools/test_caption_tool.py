@@ -81,5 +81,5 @@ def test_split_and_data_path_are_obeyed(trained, tmp_path, capsys):
 
 def test_beam_must_be_positive():
     assert "--beam: 0 is not a whole number from 1 on" in message(
-        caption.caption_options, ["--model_path", "x", "--beam", "0"]
+        caption.caption_tool_options, ["--model_path", "x", "--beam", "0"]
     )

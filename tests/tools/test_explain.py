@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from browser import open_browser
-from models import write_model
+from models import VSRN, write_model
 from states import message
 from tiny import make_tiny, picture_folder
 
@@ -113,6 +113,9 @@ def test_complaints(tiny, tmp_path, monkeypatch):
     assert "pip install spacy" in message(lambda: call(tiny, path, tmp_path / "x", *sentence))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install matplotlib" in message(lambda: call(tiny, path, tmp_path / "x", "--image", "0", form="png"))
+    write_model(tiny, path, **VSRN)
+    said = message(lambda: call(tiny, path, tmp_path / "x", "--image", "0"))
+    assert said == f"{path}: holds vsrn, which compares whole vectors; only GSMN matches words and regions"
     assert not list(tmp_path.glob("x*"))
 
 
