@@ -23,8 +23,8 @@ from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
 from runtime import checkpoint, distributed, shared_arrays
+from runtime.evaluation_options import RANKS, overrides_of
 from runtime.loading import load_model, open_members, trained_model
-from runtime.options import RANKS, overrides_of
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
            "metrics", "recalls", "shard_xattn", "t2i"]  # fmt: skip

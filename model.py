@@ -287,9 +287,8 @@ class VSRN(MatchingModel):
                 opt.cnn_type, opt.embed_size, not opt.no_pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
             )
         else:
-            variant = "f30k" if opt.data_name == "f30k_precomp" else "coco"
             self.img_enc = EncoderRegions(
-                opt.img_dim, opt.embed_size, variant, opt.use_abs, opt.no_imgnorm, opt.chrono_init
+                opt.img_dim, opt.embed_size, opt.vsrn_variant, opt.use_abs, opt.no_imgnorm, opt.chrono_init
             )
             self.caption_model = CaptionModel(
                 opt.vocab_size,

@@ -2,13 +2,22 @@
 
 import runtime.openmp  # noqa: F401, before torch
 
+from files.errors import guarded, run
+from runtime.evaluation_options import eval_parser
+
+
+def read_flags(argv=None):
+    return eval_parser(__doc__, split="test").parse_args(argv)
+
+
+if __name__ == "__main__":
+    guarded(read_flags)  # before torch is loaded
+
 import evaluation
-from files.errors import run
-from runtime.options import eval_parser
 
 
 def main(argv=None):
-    opt = eval_parser(__doc__, split="test").parse_args(argv)
+    opt = read_flags(argv)
     evaluation.main(opt, fold5=opt.fold5, full=not opt.fold5)
 
 

@@ -2,13 +2,11 @@
 
 import runtime.openmp  # noqa: F401, before torch
 
-import evaluation
-from files.errors import InputError, run
-from reporting.eccv import Eccv
-from runtime.options import eval_parser
+from files.errors import InputError, guarded, run
+from runtime.evaluation_options import eval_parser
 
 
-def main(argv=None):
+def read_flags(argv=None):
     parser = eval_parser(__doc__, split="testall", fold5=True)
     parser.add_argument(
         "--eccv",
@@ -20,7 +18,19 @@ def main(argv=None):
         raise InputError(
             f"--eccv scores COCO's 5,000 test images; --split {opt.split} has others, give --split testall"
         )
-    evaluation.main(opt, fold5=True, full=True, extra=Eccv() if opt.eccv else None)
+    return opt
+
+
+if __name__ == "__main__":
+    guarded(read_flags)  # before torch is loaded
+
+import evaluation
+from reporting.eccv import Eccv
+
+
+def main(argv=None):
+    opt = read_flags(argv)
+    evaluation.main(opt, fold5=opt.fold5, full=True, extra=Eccv() if opt.eccv else None)
 
 
 if __name__ == "__main__":

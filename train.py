@@ -6,6 +6,12 @@ now and then a validation and a checkpoint.
 
 import runtime.openmp  # noqa: F401, before torch
 
+from files.errors import guarded, run
+from runtime.options import train_options
+
+if __name__ == "__main__":
+    guarded(train_options)  # before torch is loaded: --help and mistakes in flags are answered at once
+
 import logging
 import os
 import random
@@ -23,15 +29,13 @@ from tqdm import tqdm
 
 import data
 from evaluation import RECALLS, encode_data, metrics, shard_xattn
-from files.errors import run
 from model import MatchingModel, build_model
-from runtime import checkpoint, distributed, global_batch
+from runtime import checkpoint, devices, distributed, global_batch
 from runtime.checkpoint_fields import check_shapes
 from runtime.health import CollapseWatch, first_not_finite, stop_training
 from runtime.interrupts import Interrupted, Stop
 from runtime.logger import RunLog
-from runtime.options import resume_options, train_options
-from runtime.resume import Progress, load_resumed, restore, training_state
+from runtime.resume import Progress, load_resumed, restore, resume_options, training_state
 from vocab import Vocabulary, load_vocab
 
 
@@ -66,6 +70,7 @@ class Training:
 
 def set_up(opt, given):
     """Flags -> Training, at its beginning or where --resume left it.  given: names of the flags that were given."""
+    opt.device = devices.choose(opt.device)
     saved = load_resumed(opt.resume) if opt.resume else None
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)

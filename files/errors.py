@@ -15,9 +15,14 @@ class InputError(Exception):
         super().__init__("".join(c if c.isprintable() else " " for c in own).strip())
 
 
+warned = set()  # warnings of this process
+
+
 def warn(message):
-    """Tell the user something that does not stop the program."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Tell the user something that does not stop the program; the same words once only."""
+    if message not in warned:
+        warned.add(message)
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def optional_package(module, what, install=None):
@@ -32,15 +37,21 @@ def optional_package(module, what, install=None):
 
 
 def run(main):
-    """Run a script's main(): InputError -> one line, exit code 2; Ctrl-C -> exit code 130.
+    """Run a script's main() and end the program: InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
+    sys.exit(guarded(main))
 
+
+def guarded(function):
+    """function(), which ends the program like `run` where it fails.
+
+    A script reads its flags so before it imports torch: --help and mistakes in flags are answered at once.
     A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        return function()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

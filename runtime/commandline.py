@@ -1,6 +1,7 @@
 """What the scripts' flags have in common: complaints in one line, and types that check their values."""
 
 import argparse
+import difflib
 import math
 import re
 
@@ -11,18 +12,49 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
     """Descriptions as they stand; each flag's default, unless its help says it or there is none to show."""
 
     def _get_help_string(self, action):
-        none = action.default is None or action.default is False or action.default == ""
-        return action.help if none or "(default" in action.help else super()._get_help_string(action)
+        none = action.default is None or action.default is False or action.default in ("", [])
+        if none or isinstance(action, argparse._StoreFalseAction) or "(default" in action.help:
+            return action.help
+        return f"{action.help} (default: on)" if action.default is True else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is an InputError: one line, without the list of all flags."""
+    """A parser whose complaint is an InputError: one line, without the list of all flags.
+
+    others: flags that are known elsewhere, {flag: words that say where}.
+    """
 
     def __init__(self, **how):
         super().__init__(**{"formatter_class": Formatter, **how})
+        self.others = {}
 
     def error(self, message):
         raise InputError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the flags")
+
+    def parse_args(self, args=None, namespace=None):
+        opt, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self.advice(unknown)}")
+        return opt
+
+    def advice(self, unknown):
+        """For the first unknown flag: where it is known, or the flag whose name is nearest."""
+        flag = next((text.split("=")[0] for text in unknown if text.startswith("--")), "")
+        if flag in self.others:
+            return f"; {self.others[flag]}"
+        near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+class Switch(argparse.Action):
+    """A flag --name that --no_name turns off."""
+
+    def __init__(self, option_strings, **how):
+        off = [f"--no_{text[2:]}" for text in option_strings]
+        super().__init__([*option_strings, *off], nargs=0, **how)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
 def whole(least=1):

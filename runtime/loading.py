@@ -8,9 +8,10 @@ import torch
 import data
 from files.errors import InputError
 from model import build_model
-from runtime import checkpoint, distributed
+from runtime import checkpoint, devices, distributed
 from runtime.checkpoint_fields import check_shapes
-from runtime.options import OVERRIDES, check_options, defaults, with_defaults
+from runtime.evaluation_options import OVERRIDES
+from runtime.options import check_options, defaults, with_defaults
 from vocab import load_vocab
 
 
@@ -34,8 +35,7 @@ def read_checkpoint(model_path, overrides):
             raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
         if value is not None:
             setattr(opt, name, value)
-    if not overrides.get("device"):
-        opt.device = "cuda" if torch.cuda.is_available() else "cpu"  # the training machine may have had another
+    opt.device = devices.choose(overrides.get("device"))  # not the checkpoint's: the training machine may be another
     return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
 
 

@@ -1,12 +1,13 @@
 """What a run needs to go on from a checkpoint, and how it gets it back (docs/method.md, section 5)."""
 
+import argparse
 import logging
 import os
 from dataclasses import asdict, dataclass
 
 from files.errors import InputError
-from runtime import checkpoint
-from runtime.options import check_options
+from runtime import checkpoint, devices
+from runtime.options import OF_THE_WEIGHTS, check_options
 
 
 @dataclass
@@ -30,6 +31,28 @@ def load_resumed(path):
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
     logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
     return saved
+
+
+def resume_options(opt, given, saved, say):
+    """Flags of a resumed run: the checkpoint's, but for those given on the command line.
+
+    What shapes the weights stays as in the checkpoint even then; every contradiction is said.
+    """
+    if "model" in given and opt.model != saved.model:
+        raise InputError(f"{opt.resume}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
+    merged = argparse.Namespace(**{**vars(opt), **vars(saved), "resume": opt.resume})
+    if "device" not in given and not devices.usable(merged.device):
+        say(f"--device: {merged.device} in the checkpoint, which this machine lacks; {opt.device} is used")
+        merged.device = opt.device
+    for name in sorted(given & set(vars(saved)) - {"resume"}):
+        old, new = getattr(saved, name), getattr(opt, name)
+        if old == new:
+            continue
+        wins = "the checkpoint's" if name in OF_THE_WEIGHTS else "the command line's"
+        say(f"--{name}: {old} in the checkpoint, {new} on the command line; {wins} is used")
+        if name not in OF_THE_WEIGHTS:
+            setattr(merged, name, new)
+    return merged
 
 
 def restore(saved, model, optimizer):

@@ -10,6 +10,14 @@ import spoil
 from tiny import make_tiny
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from files import errors
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings():
+    """Each test hears a warning that an earlier one has heard."""
+    errors.warned.clear()
+
 
 @pytest.fixture
 def tiny_data(tmp_path):

@@ -168,7 +168,7 @@ def test_unit_of_zero_is_zero_and_has_no_epsilon():
 
 
 def test_similarities_are_the_literal_definitions(monkeypatch):
-    monkeypatch.setattr(order_similarity, "TILE", 40)  # many tiles, and the last of each kind smaller
+    monkeypatch.setattr(order_similarity, "TILE_SIZE", 40)  # many tiles, and the last of each kind smaller
     torch.manual_seed(1)
     images, captions = torch.randn(7, 8).double(), torch.randn(11, 8).double()
     order = model.VSRN(options(measure="order")).forward_sim(images, captions)
@@ -183,7 +183,7 @@ def test_similarities_are_the_literal_definitions(monkeypatch):
 
 @pytest.mark.parametrize("tile", [8, 40, 1 << 20])
 def test_order_similarity_gradient(monkeypatch, tile):
-    monkeypatch.setattr(order_similarity, "TILE", tile)
+    monkeypatch.setattr(order_similarity, "TILE_SIZE", tile)
     torch.manual_seed(1)
     images = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
     captions = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)

@@ -17,8 +17,8 @@ import torch
 import data
 from files.errors import InputError, run
 from runtime.commandline import Parser, whole
+from runtime.evaluation_options import add_override_flags, overrides_of
 from runtime.loading import read_checkpoint, trained_model
-from runtime.options import add_override_flags, overrides_of
 from vocab import END
 
 

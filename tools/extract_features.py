@@ -29,7 +29,7 @@ from files.errors import InputError, run
 from files.text import data_folder, read_json, read_lines
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, number, whole
-from runtime.options import default_device, device
+from runtime.devices import default_device, device
 from tools.own_data.notes import Notes
 from tools.own_data.splits import SPLITS, splits_asked, unfinished
 

@@ -19,7 +19,7 @@ from data import PrecompDataset
 from files.errors import InputError
 from files.names import find_pictures, image_names
 from reporting import candidates, pages
-from runtime.options import eval_parser
+from runtime.evaluation_options import eval_parser
 from vocab import load_vocab
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime import options
+from runtime import evaluation_options, options
 from tools import demo, make_demo
 
 
@@ -60,7 +60,7 @@ def test_the_scripts_take_its_commands(monkeypatch, capsys, tmp_path):
             assert opt.img_dim == data.img_dim and opt.data_path.startswith(data.out)
             trained.append(f"{opt.model_name}/model_best.pth.tar")
         else:
-            opt = options.eval_parser("", stack=script == "test_stack.py").parse_args(flags)
+            opt = evaluation_options.eval_parser("", stack=script == "test_stack.py").parse_args(flags)
             paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
             assert set(paths) <= set(trained) and opt.json and opt.save_sims
     assert len(trained) == 3 and [c[0] for c in commands[-2:]] == ["testall.py", "test_stack.py"]

@@ -1,0 +1,39 @@
+"""Where to compute: the value of --device, checked on this machine."""
+
+import argparse
+
+import torch
+
+from files.errors import InputError
+from runtime import distributed
+
+
+def default_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable(name):
+    """Whether a tensor can be made on the device of this name here and now."""
+    distributed.select_gpu()  # else every process of a machine would allocate on GPU 0
+    try:
+        return torch.zeros(1, device=name).item() == 0
+    except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own way to be missing
+        return False
+
+
+def choose(name=None):
+    """--device -> the device to use: `name`, or the default for None.  InputError where it cannot be used here."""
+    name = name or default_device()
+    if not usable(name):
+        raise InputError(
+            f"--device: {name} cannot be used here, {default_device()} can; devices are cpu, cuda, cuda:1, ..."
+        )
+    return str(torch.device(name))
+
+
+def device(text):
+    """The type of a --device flag that is checked while flags are read."""
+    try:
+        return choose(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--device: ")) from None

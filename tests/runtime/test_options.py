@@ -1,0 +1,94 @@
+"""Flags: what --help says, what a mistyped one is answered, and that none of it waits for torch."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from files.errors import InputError
+from runtime.commandline import Parser, Switch
+from runtime.evaluation_options import eval_parser
+from runtime.options import check_options, defaults, train_options, train_parser, with_defaults
+
+ROOT = Path(__file__).parents[2]
+UNUSED = {"gsmn": {"preload"}, "vsrn": {"preload", "dim_vid", "rnn_dropout_p", "reset_train"}}
+
+
+def without_torch(script, *flags):
+    """Run a script where importing torch fails: (exit code, stdout, stderr)."""
+    code = f"""if True:
+        import runpy, sys
+        sys.modules["torch"] = None
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.argv = [{script!r}, *{flags!r}]
+        runpy.run_path({str(ROOT / script)!r}, run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py", "testall.py", "test_stack.py"])
+def test_help_and_mistakes_need_no_torch(script):
+    code, out, _ = without_torch(script, "--help")
+    assert code == 0 and "example" in out and f"python {script}" in out
+    code, _, err = without_torch(script, "--data_pat", "x", "--devise", "cpu")
+    assert code == 2
+    assert (
+        err == f"error: unrecognized arguments: --devise cpu; did you mean --device?; {script} --help lists the flags\n"
+    )
+    assert without_torch(script)[0] == 1  # the program itself does need it
+
+
+@pytest.mark.parametrize("model", ["gsmn", "vsrn"])
+def test_help_has_groups_and_names_the_flags_without_effect(model):
+    parser = train_parser(model)
+    titles = [group.title for group in parser._action_groups if group._group_actions]
+    assert {"data", "model", "loss", "optimiser", "log and checkpoints", "computing"} < set(titles)
+    unused = {action.dest for action in parser._actions if action.help.startswith("no effect: ")}
+    assert unused == UNUSED[model] == {a.dest for a in parser._action_groups[-1]._group_actions}
+    assert f"--model {model}" in parser.epilog or model == "gsmn"
+
+
+def test_a_flag_of_the_other_model_is_named():
+    with pytest.raises(InputError, match=r"--max_len 9; --max_len is a flag of --model vsrn; .* --help lists"):
+        train_options(["--max_len", "9"])
+    with pytest.raises(InputError, match=r"--is_sparse; --is_sparse is a flag of --model gsmn; "):
+        train_options(["--model", "vsrn", "--is_sparse"])
+
+
+def test_a_switch_turns_on_and_off():
+    assert eval_parser("", fold5=True).parse_args(["--no_fold5"]).fold5 is False
+    assert eval_parser("").parse_args(["--fold5"]).fold5 is True
+    assert [eval_parser("").parse_args(flags).tf32 for flags in ([], ["--tf32"], ["--no_tf32"])] == [None, True, False]
+
+
+def test_defaults_in_help():
+    parser = Parser()
+    parser.add_argument("--no_checksum", dest="checksum", action="store_false", help="leave it out")
+    parser.add_argument("--folds", action=Switch, default=True, help="five of them")
+    parser.add_argument("--pairs", nargs="+", default=[], help="which")
+    parser.add_argument("--number", default=0, help="how many")
+    lines = parser.format_help().splitlines()
+    ends = {line.split()[0].strip(","): line.rsplit("  ", 1)[-1] for line in lines if line.startswith("  --")}
+    assert ends["--no_checksum"] == "leave it out" and ends["--folds"] == "five of them (default: on)"
+    assert "how many (default: 0)" in parser.format_help() and "which\n" in parser.format_help()
+
+
+def test_an_old_opt_is_completed():
+    old = argparse.Namespace(data_name="f30k_precomp", embed_size=8)
+    assert with_defaults(old).propagation == "self" and with_defaults(old).embed_size == 8
+    assert vars(old) == {"data_name": "f30k_precomp", "embed_size": 8}
+    assert set(vars(with_defaults(old, "vsrn"))) == set(defaults("vsrn"))
+    with pytest.raises(TypeError):
+        defaults("gsmn")["embed_size"] = 1
+
+
+@pytest.mark.parametrize(
+    "data_name, flag, variant",
+    [("f30k_precomp", "auto", "f30k"), ("mine_precomp", "auto", "coco"), ("mine_precomp", "f30k", "f30k")],
+)
+def test_the_variant_of_vsrn(data_name, flag, variant):
+    opt = with_defaults(argparse.Namespace(data_name=data_name, vsrn_variant=flag), "vsrn")
+    assert opt.vsrn_variant == variant
+    check_options(argparse.Namespace(**{**vars(opt), "model": "vsrn"}), "path")
