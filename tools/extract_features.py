@@ -140,9 +140,10 @@ def extract_split(folder, split, source, opt, notes):
                 output.save()
     output.save()
     if missing := np.flatnonzero(~output.done).tolist():
+        damaged = f"; {len(source.damaged)} damaged parts, the first: {source.damaged[0]}" if source.damaged else ""
         raise InputError(
             f"{given(opt)}: {len(missing)} of {len(names)} images of {split} are not there (first: "
-            f"{names[missing[0]]}); give all files, or take these images out of the captions"
+            f"{names[missing[0]]}){damaged}; give all files, or take these images out of the captions"
         )
     output.finish()
     again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""

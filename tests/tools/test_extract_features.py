@@ -444,6 +444,42 @@ def test_no_boxes_in_a_file(three, capsys):
     assert "line 2: 0)" in capsys.readouterr().out
 
 
+def test_damaged_lines_are_passed_over_where_another_copy_follows(three, capsys):
+    """Cut off, glued together, not base64, NaN, blank, and damage in the line of an image that nobody wants."""
+    good = [line(BUTD, name, *found) for name, found in zip((42, 7, "1_a"), three.found)]
+    path = three.root / "a.tsv"
+    features = np.full((3, 5), np.nan)
+    bad = [
+        good[0][:9] + "\n",
+        good[0].rstrip("\n") + good[1],
+        good[2][:-3] + "!\n",
+        line(BUTD, 42, three.found[0][0], features),
+        "99\t60\t50\tno number\t\t\n",
+        "\n",
+    ]
+    path.write_text("".join([*bad, *good, "\n"]))
+    check_three(three, three.extract("--tsv", path, "--regions", "3"), [0, 1, 2])
+    said = capsys.readouterr().out
+    assert f"damaged parts of files passed over: 4 (first: {path}, line 1: " in said
+    path.write_text("".join([*bad, *good[1:]]))
+    said = three.error("--tsv", path, "--regions", "3", "--overwrite")
+    assert (
+        "1 of 3 images of dev are not there (first: COCO_val2014_000000000042.jpg); 4 damaged parts, the first" in said
+    )
+    assert f"{path}, line 1: " in said
+    assert "damaged parts of files passed over: 4" in capsys.readouterr().out  # the notes come with an error too
+
+
+def test_a_damaged_npz_is_passed_over_where_another_name_has_it(three, capsys):
+    folder = three.root / "npz"
+    folder.mkdir()
+    for name, (boxes, x) in zip(("42", "7", "1_a"), three.found):
+        np.savez(folder / name, x=x, bbox=boxes, image_w=60, image_h=50)
+    (folder / "COCO_val2014_000000000042.npz").write_bytes(b"PK")
+    check_three(three, three.extract("--npz", folder, "--regions", "3"), [0, 1, 2])
+    assert "damaged parts of files passed over: 1 (first: " in capsys.readouterr().out
+
+
 def cut(text):
     """A file that ends in the middle of its last line, at some twenty places."""
     first, last = text.rsplit("\n", 2)[0] + "\n", text.rsplit("\n", 2)[1]

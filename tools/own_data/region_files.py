@@ -31,10 +31,17 @@ LAYOUTS = {len(columns): columns for columns in (BUTD, LXMERT)}
 
 
 class FileSource:
-    """What both kinds of files have in common: `opt.regions` of the regions that are there."""
+    """What both kinds of files have in common: `opt.regions` of the regions in them.
+
+    damaged: what could not be read, and was passed over: another copy of the image may follow.
+    """
 
     def __init__(self, opt, notes):
-        self.regions, self.notes = opt.regions, notes
+        self.regions, self.notes, self.damaged = opt.regions, notes, []
+
+    def pass_over(self, error):
+        self.notes.add("damaged parts of files passed over", error)
+        self.damaged.append(str(error))
 
     def fit(self, index, where, features, boxes, size, scores=None):
         """Regions of one image: the best by `scores`, else the first; too few are filled up.
@@ -79,28 +86,37 @@ class Tsv(FileSource):
         self.paths, self.width = opt.tsv, None
 
     def __call__(self, names, wanted):
-        index_of, wanted, seen = find_by_key(names), set(map(int, wanted)), {}
+        index_of, wanted, seen = find_by_key(names), set(map(int, wanted)), set()
         for where, row in self.rows():
-            found = next((index_of[key] for key in name_keys(row["id"]) if key in index_of), None)
-            if found in seen:
+            index = next((index_of[key] for key in name_keys(row["id"]) if key in index_of), None)
+            if index in seen:
                 self.notes.add("images that come twice, of which the first is taken", f"{where}: {row['id']}")
-            elif found is not None:
-                seen[found] = where
-                if found in wanted:
-                    yield self.regions_of(found, where, row)
+            elif index in wanted:
+                try:
+                    regions = self.regions_of(index, where, row)
+                except InputError as error:
+                    self.pass_over(error)
+                    continue
+                seen.add(index)
+                yield regions
+            elif index is not None:  # an earlier run has it
+                seen.add(index)
 
     def rows(self):
+        """(place, {column: bytes}) of each line that has all its columns; the others are passed over."""
         for path in self.paths:
-            try:
-                with open(path, "rb") as file:
-                    columns = None
-                    for number, line in enumerate(file, start=1):
-                        where = f"{path}, line {number}"
-                        fields = line.rstrip(b"\r\n").split(b"\t")
-                        columns = columns or LAYOUTS.get(len(fields))
-                        yield where, named(columns, fields, where)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            columns = None
+            for number, line in enumerate(lines_of(path), start=1):
+                if not line.strip():
+                    continue
+                where, fields = f"{path}, line {number}", line.split(b"\t")
+                columns = columns or LAYOUTS.get(len(fields))
+                try:
+                    row = named(columns, fields, where)
+                except InputError as error:
+                    self.pass_over(error)
+                    continue
+                yield where, row
 
     def regions_of(self, index, where, row):
         try:
@@ -130,6 +146,15 @@ class Tsv(FileSource):
         return self.fit(index, where, features.reshape(count, width), boxes, size, scores)
 
 
+def lines_of(path):
+    """The lines of a file as bytes, without their ends."""
+    try:
+        with open(path, "rb") as file:
+            yield from (line.rstrip(b"\r\n") for line in file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def named(columns, fields, where):
     """A line's fields by name; InputError where it has another number of them."""
     if columns is None:
@@ -137,7 +162,8 @@ def named(columns, fields, where):
             f"{where}: {len(fields)} columns; bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
         )
     if len(fields) != len(columns):
-        raise InputError(f"{where}: cut off, {len(fields)} of {len(columns)} columns; copy or extract the file again")
+        what = "cut off" if len(fields) < len(columns) else "more than one line"
+        raise InputError(f"{where}: {what}, {len(fields)} of {len(columns)} columns; copy or extract the file again")
     short = {"image_id": "id", "img_id": "id", "image_w": "w", "img_w": "w", "image_h": "h", "img_h": "h"}
     row = {short.get(column, column): field for column, field in zip(columns, fields)}
     return {**row, "id": row["id"].decode(errors="replace").strip()}
@@ -171,7 +197,12 @@ class Npz(FileSource):
             for key in name_keys(names[index]):
                 path = self.folder / f"{key}.npz"
                 if path.is_file():
-                    yield self.fit(index, *self.read(path))
+                    try:
+                        regions = self.fit(index, *self.read(path))
+                    except InputError as error:
+                        self.pass_over(error)
+                        continue
+                    yield regions
                     break
 
     def read(self, path):

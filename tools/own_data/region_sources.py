@@ -56,7 +56,7 @@ class PictureSource:
     """What a detector and a grid have in common: batches of pictures go to `regions`, on a device."""
 
     def __init__(self, opt, model, side=None):
-        self.opt, self.side = opt, side
+        self.opt, self.side, self.damaged = opt, side, []
         self.model = model.to(opt.device).eval()
 
     def __call__(self, names, wanted):
