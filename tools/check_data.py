@@ -92,8 +92,16 @@ class Split:
                     print(f"{'':20}sha256 {sha256(path)}")
             else:
                 print(f"  {ending:18}missing: {what}, for {needed_by} ({maker})")
+        if self.opt.images:
+            print(f"  {'--images':18}{self.of_pictures()}")
         for way in models_asked(self.opt):
             print(f"  {way + ':':13}{self.problems.get(way) or 'ready'}")
+
+    def of_pictures(self):
+        try:
+            return f"\n{'':20}".join(data_facts.pictures(self, self.opt.images))
+        except InputError as error:
+            return f"not looked at: {error}"
 
     def describe(self, ending):
         try:
@@ -130,6 +138,7 @@ def check_options(argv=None):
         help="none: GSMN without geometry, which needs no boxes (default: normalized)",
     )
     add("--img_dim", type=int, help="width of the features (default: as train's)")
+    add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
     add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
     opt = parser.parse_args(argv)
@@ -142,20 +151,12 @@ def check_options(argv=None):
 def main(argv=None):
     opt = check_options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
+    if opt.images and not opt.images.is_dir():
+        raise InputError(f"{opt.images}: no such folder (--images)")
     print(f"{folder}")
     vocab = read_vocab(opt)
     opt.img_dim = opt.img_dim or width(folder)
-    blocked = {}  # way: why
-    for name in SPLITS:
-        if not any((folder / f"{name}_{ending}").exists() for ending in FILES):
-            if name in ("train", "dev"):
-                print(f"\n{name}\n  nothing here")
-                blocked.update({way: f"there is no {name} split" for way in models_asked(opt) if way not in blocked})
-            continue
-        split = Split(folder, name, vocab, opt)
-        split.report()
-        if name in ("train", "dev"):
-            blocked = {**split.problems, **blocked}
+    blocked = report_splits(folder, vocab, opt)
     ready = [way for way in models_asked(opt) if way not in blocked]
     print()
     for way in models_asked(opt):
@@ -163,6 +164,23 @@ def main(argv=None):
     if ready:
         print(f"--img_dim {opt.img_dim}")
     return 0 if ready else 1
+
+
+def report_splits(folder, vocab, opt):
+    """Print the report of each split; {model: why its training cannot start}."""
+    blocked = {}
+    for name in SPLITS:
+        if any((folder / f"{name}_{ending}").exists() for ending in FILES):
+            split = Split(folder, name, vocab, opt)
+            split.report()
+            problems = split.problems
+        else:
+            if name in ("train", "dev"):
+                print(f"\n{name}\n  nothing here")
+            problems = dict.fromkeys(models_asked(opt), f"there is no {name} split")
+        if name in ("train", "dev"):
+            blocked = {**problems, **blocked}
+    return blocked
 
 
 def read_vocab(opt):

@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from states import message
 
 import data
+import vocab
 from tools import check_data
 from tools.own_data import data_facts
 
@@ -16,11 +18,16 @@ from tools.own_data import data_facts
 def check(tiny_data, capsys):
     """Runs the tool on the tiny data set -> (exit code, what it printed)."""
 
+    def main(*flags):
+        where = ["--data_path", tiny_data.data_path, "--vocab_path", tiny_data.vocab_path]
+        return check_data.main([*where, "--data_name", tiny_data.data_name, *flags])
+
     def check(*flags):
         capsys.readouterr()
-        where = ["--data_path", tiny_data.data_path, "--vocab_path", tiny_data.vocab_path]
-        code = check_data.main([*where, "--data_name", tiny_data.data_name, *flags])
+        code = main(*flags)
         return code, capsys.readouterr().out
+
+    check.main = main
 
     check.folder = tiny_data.folder
     check.vocab = f"{tiny_data.vocab_path}/{tiny_data.data_name}_vocab.json"
@@ -244,6 +251,59 @@ def test_dependencies(check):
 def test_repeated_names(check):
     (check.folder / "dev_imagename.txt").write_text("a\nb\na\n")
     assert "names that stand there already: 1 (first: line 3)" in check()[1]
+
+
+def test_names_that_do_not_fit(check):
+    (check.folder / "dev_imagename.txt").write_text("".join(f"{i}.jpg\n" for i in range(9)))
+    said = check("--quick")[1]
+    assert line_of(said, "dev", "imagename.txt").endswith("9 names")
+    assert "they do not fit: 10 images have captions" in line_of(said, "dev", "they")
+    for n in (10, 50):  # a line for each image, or each caption
+        (check.folder / "dev_imagename.txt").write_text("".join(f"{i * 10 // n}.jpg\n" for i in range(n)))
+        said = check("--quick")[1]
+        assert "do not fit" not in said and "already" not in said
+
+
+def test_pictures_of_other_proportions_are_counted(check, tmp_path):
+    """Sizes of image i are 200 + i x 100 + i; one picture is turned, one missing, one of another format."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(9):
+        size = (100 + i, 200 + i) if i == 3 else (2 * (200 + i), 2 * (100 + i))
+        Image.new("RGB", size).save(folder / f"{i}.jpg")
+    (check.folder / "dev_imagename.txt").write_text("".join(f"{i}.jpg\n" for i in range(10)))
+    code, said = check("--quick", "--images", str(folder))
+    assert code == 0 and line_of(said, "dev", "--images").endswith("9 of 10 pictures")
+    assert line_of(said, "dev", "not there") == "not there: 1 (first: 9.jpg)"
+    assert line_of(said, "dev", "pictures of").endswith(
+        "boxes do not fit: 1 (first: 3.jpg: 203 x 103 in dev_ims_size.npy, 103 x 203 in the folder)"
+    )
+    assert line_of(said, "train", "--images").endswith("not looked at: no names of the images")
+    (check.folder / "dev_imagename.txt").write_text("a\n")
+    assert "not looked at: " in line_of(check("--images", str(folder))[1], "dev", "--images")
+    assert "no such folder (--images)" in message(check, "--images", str(folder / "none"))
+
+
+def test_ids_of_another_vocabulary_are_not_ready(check):
+    words = vocab.deserialize_vocab(check.vocab)
+    other = [*vocab.SPECIAL, *reversed([words.idx2word[i] for i in range(4, len(words))])]
+    vocab.serialize_vocab(vocab.Vocabulary(other), check.vocab)
+    code, said = check("--quick")
+    assert code == 0 and can_start(said) == {"VSRN"}
+    assert "made with another vocabulary" in line_of(said, "train", "GSMN dense")
+
+
+def test_a_warning_comes_once(check, capsys):
+    for split in ("train", "dev", "test", "testall"):
+        (check.folder / f"{split}_precaps_stan.txt").unlink()
+        (check.folder / f"{split}_caps.json").unlink()  # GSMN sparse cannot be opened, GSMN dense and VSRN are
+        path = check.folder / f"{split}_caps.txt"
+        path.write_text("".join(f"{line.encode()!r}\n" for line in path.read_text().splitlines()))
+    check.main("--no_checksum")
+    said = capsys.readouterr()
+    assert "captions are written as b'...'" in line_of(said.out, "dev", "captions are")
+    warnings = [line for line in said.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(set(warnings)) == 8  # ids are made, and what the captions look like: for each split
 
 
 @pytest.mark.parametrize("ending", [ending for ending in check_data.FILES if ending.endswith(".npy")])

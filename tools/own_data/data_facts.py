@@ -4,9 +4,11 @@ import numpy as np
 from tqdm import tqdm
 
 from files.arrays import open_array, read_sizes
+from files.names import find_pictures, image_names
+from files.pictures import other_proportions
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
-from vocab import END, START, UNK, encode_all
+from vocab import END, START, UNK, encode_all, fault_of_captions
 
 CHUNK_BYTES = 1 << 24  # bytes of features read at once
 
@@ -41,7 +43,8 @@ def captions(split):
     twice = [f"image {i}" for i, some in enumerate(images) if len(set(some)) < len(some)]
     foreign = [f"line {i}" for i, line in enumerate(lines, 1) if any(c.isalpha() and not c.isascii() for c in line)]
     checks = [("images that have a caption twice", twice), ("captions with letters beyond a-z", foreign)]
-    return [f"{len(lines):,} captions{per_image(len(lines), split)}", *counted(checks)], []
+    fault = fault_of_captions(lines)
+    return [f"{len(lines):,} captions{per_image(len(lines), split)}", *counted(checks), *([fault] if fault else [])], []
 
 
 def per_image(n, split):
@@ -53,8 +56,35 @@ def per_image(n, split):
 
 def names(split):
     lines = read_lines(split.path("imagename.txt"))
-    twice = [f"line {i + 1}" for i in np.flatnonzero(repeated(np.array([lines]))[0])]
-    return [f"{len(lines):,} names", *counted([("names that stand there already", twice)])], []
+    facts, captions = [f"{len(lines):,} names"], split.n_captions()
+    images = len(lines) if captions is None else captions // CAPTIONS_PER_IMAGE
+    if len(lines) not in (images, captions):
+        facts.append(f"they do not fit: {images:,} images have captions; tools/prepare_captions.py writes both files")
+    if len(lines) != captions:  # a line for each image
+        twice = [f"line {i + 1}" for i in np.flatnonzero(repeated(np.array([lines]))[0])]
+        facts += counted([("names that stand there already", twice)])
+    return facts, []
+
+
+def pictures(split, folder):
+    """Facts of the pictures in a folder: how many are there, and which have other proportions than the sizes."""
+    dataset = next(iter(split.data.values()), None)
+    names = None if dataset is None else image_names(dataset)
+    if names is None:
+        return ["not looked at: no names of the images"]
+    files = find_pictures(folder, names)
+    missing = [name for name, file in zip(names, files) if file is None]
+    facts = [f"{len(names) - len(missing):,} of {len(names):,} pictures", *counted([("not there", missing)])]
+    path = split.path("ims_size.npy")
+    if path.exists():
+        table = read_sizes(path)
+        table = table[:: CAPTIONS_PER_IMAGE if len(table) == len(dataset.tokens) else 1]
+        found = [
+            f"{names[g]}: {w} x {h} in {path.name}, {v} x {u} in the folder"
+            for g, (w, h), (v, u) in other_proportions(table, files)
+        ]
+        facts += counted([(f"pictures of other proportions than {path.name} says, whose boxes do not fit", found)])
+    return facts
 
 
 def ids(split):
