@@ -54,10 +54,12 @@ def test_a_checkpoint_without_caption_model(trained, tmp_path):
 
 def test_a_caption_model_of_another_size(trained, tmp_path):
     saved = load_checkpoint(trained[1])
-    saved["caption_model"] = {name: value[:1] for name, value in saved["caption_model"].items()}
-    torch.save(saved, tmp_path / "cut.pth.tar")
-    said = message(caption.main, ["--model_path", str(tmp_path / "cut.pth.tar")])
-    assert "cut.pth.tar: its caption model does not fit its options" in said
+    whole = saved["caption_model"]
+    name = next(iter(whole))
+    for parts in ({**whole, name: whole[name][:1]}, {n: value for n, value in whole.items() if n != name}):
+        torch.save({**saved, "caption_model": parts}, tmp_path / "cut.pth.tar")
+        said = message(caption.main, ["--model_path", str(tmp_path / "cut.pth.tar")])
+        assert said.startswith(f"{tmp_path / 'cut.pth.tar'}: ") and name in said
 
 
 @pytest.mark.parametrize("number", ["10", "-1"])
