@@ -3,13 +3,14 @@
     python tools/benchmark.py                     # a minute and a half on two idle cores
     python tools/benchmark.py --images 256 --captions 1280 --large_batch 256 --rank_images 5000
     python tools/benchmark.py --testall 64        # memory of evaluating COCO 5K, nothing else; some minutes
+    python tools/benchmark.py --device cuda --json card.json --markdown card.md       # a GPU: less than ten minutes
 
 "bare" is the one matrix product that cannot be avoided, all regions times all words at full width, timed right
-before each measurement; "literal" is the definition in tests/, caption by caption or step by step, as the
+before each measurement; "literal" is the definition in modules/literal.py, caption by caption or step by step, as the
 published code goes about it.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
 """
 
-import ctypes
+import json
 import sys
 import tempfile
 import time
@@ -29,15 +30,16 @@ import data
 import evaluation
 import model
 from files.errors import run
+from files.writing import atomic_write, check_writable
 from modules import (
     cpu_kernel,
     literal,
 )
-from runtime.commandline import Parser
-from runtime.options import defaults
-from tools import throughput
-
-HEADER = f"{'':44}{'seconds':>10}{'x bare':>9}{'x literal':>11}{'MB':>8}"
+from runtime.commandline import Parser, positive
+from runtime.options import defaults, device
+from tools.measuring import gpu, timing, training
+from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings
+from tools.measuring.timing import HEADER, measure, memory, seconds, stage
 
 
 def options(argv=None):
@@ -62,7 +64,10 @@ def options(argv=None):
     add("--repeat", default=3, type=int, help="measurements of each, of which the best counts")
     add("--threads", default=torch.get_num_threads(), type=int, help="threads of torch and the kernel")
     add("--busy", action="store_true", help="the machine has other work: count one thread's processor time")
-    add("--device", default="cpu", help="where to compute: cpu or cuda")
+    add("--device", default="cpu", type=device, help="cpu, or cuda for the report of a GPU, whose sizes are fixed")
+    add("--minutes", default=9.5, type=positive, help="cuda: time limit; the report names what it leaves out")
+    add("--json", metavar="FILE", help="cuda: write the report as JSON")
+    add("--markdown", metavar="FILE", help="cuda: write the report as tables for docs/performance.md")
     add("--sim_memory", default=256, type=float, metavar="MB", help="memory for the similarity")
     return parser.parse_args(argv)
 
@@ -71,66 +76,16 @@ def gsmn(opt, **changes):
     """A model of random weights; width of the features and vocabulary as with Flickr30K."""
     torch.manual_seed(0)
     flags = {
-        "vocab_size": 8481, "embed_size": opt.embed_size, "bi_gru": True, "num_block": opt.num_block,
+        "vocab_size": VOCABULARY, "embed_size": opt.embed_size, "bi_gru": True, "num_block": opt.num_block,
         "feat_dim": opt.num_block, "lambda_softmax": 20.0, "sim_memory": opt.sim_memory,
     }  # fmt: skip
     return model.GSMN(SimpleNamespace(**defaults("gsmn") | flags | changes)).to(opt.device)
-
-
-def some(opt, images, captions):
-    """Random embeddings: images (I, R, D), captions (C, n, D) padded, boxes (I, R, 4), lengths."""
-    lengths = throughput.caption_lengths(captions)
-    regions = model.l2norm(torch.randn(images, opt.regions, opt.embed_size))
-    words = model.l2norm(torch.randn(captions, max(lengths), opt.embed_size))
-    return [x.to(opt.device) for x in (regions, words, torch.rand(images, opt.regions, 4))] + [lengths]
 
 
 def bare_product(regions, words, lengths):
     words = torch.cat([row[:n] for row, n in zip(words, lengths)]).t()
     regions = regions.flatten(0, 1)
     return lambda: regions @ words
-
-
-clock = time.perf_counter  # time.process_time with --busy
-
-
-def seconds(task):
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = clock()
-    task()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def memory(reset=False):
-    """Peak memory of this process in MB since the last reset, which gives what is in use then (Linux; else NaN)."""
-    try:
-        if reset:
-            cpu_kernel.SPARE.clear()  # what is kept for the next call is not there for free
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-        key = "VmRSS" if reset else "VmHWM"
-        return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-    except (OSError, AttributeError, StopIteration):
-        return float("nan")
-
-
-def measure(name, task, repeat, bare=None, literal_seconds=None):
-    """Time a task, each time after the bare product, and print a line -> best seconds."""
-    before = memory(reset=True)
-    task()  # the first call may compile
-    peak, times, bases = memory() - before, [], []
-    for _ in range(repeat):
-        bases += [seconds(bare)] if bare else []
-        times.append(seconds(task))
-    best = min(times)
-    ratio = f"{best / min(bases):9.2f}" if bare else " " * 9
-    faster = f"{literal_seconds / best:10.0f}x" if literal_seconds else " " * 11
-    print(f"{name:44}{best:10.3f}{ratio}{faster}{peak:8.0f}", flush=True)
-    return best
 
 
 def literal_seconds(net, regions, words, boxes, lengths, backward=False):
@@ -147,7 +102,7 @@ def literal_seconds(net, regions, words, boxes, lengths, backward=False):
 
 
 def similarity(opt):
-    regions, words, boxes, lengths = some(opt, opt.images, opt.captions)
+    regions, words, boxes, lengths = embeddings(opt, opt.images, opt.captions)
     bare = bare_product(regions, words, lengths)
     print(f"\nSimilarity without gradients, {opt.images} images x {opt.captions} captions\n{HEADER}")
     measure("bare product", bare, opt.repeat)
@@ -164,7 +119,7 @@ def similarity(opt):
 
 
 def training_step(opt, batch):
-    regions, words, boxes, lengths = some(opt, batch, batch)
+    regions, words, boxes, lengths = embeddings(opt, batch, batch)
     bare = no_grad(bare_product(regions, words, lengths))
     print(f"\nTraining step (similarity, loss, backward), batch of {batch}\n{HEADER}")
     measure("bare product", bare, 5 * opt.repeat)
@@ -197,7 +152,7 @@ def no_grad(task):
 def encoding(opt):
     net = gsmn(opt).eval()
     images = torch.randn(100, opt.regions, 2048, device=opt.device)
-    ids = torch.randint(4, 8481, (500, 13), device=opt.device)
+    ids = torch.randint(4, VOCABULARY, (500, 13), device=opt.device)
     print(f"\nEncoding, 100 images and 500 captions of 13 words\n{HEADER}")
     with torch.no_grad():
         measure("images", lambda: net.img_enc(images), opt.repeat)
@@ -221,18 +176,10 @@ def coco(opt, folder, images=5000):
     del features
     np.save(path / "testall_ims_bbx.npy", rng.random((images, opt.regions, 4), np.float32))
     np.save(path / "testall_ims_size.npy", np.ones(images, [("image_w", "f4"), ("image_h", "f4")]))
-    words = [rng.integers(4, 8481, n) for n in throughput.caption_lengths(5 * images)]
+    words = [rng.integers(4, VOCABULARY, n) for n in caption_lengths(5 * images)]
     (path / "testall_precaps_stan.txt").write_text("".join(",".join(map(str, ids)) + "\n" for ids in words))
     flags = SimpleNamespace(data_path=folder, img_dim=2048)
-    return data.get_test_loader("testall", "coco_precomp", range(8481), opt.batch_size, 0, flags)
-
-
-def stage(name, task, before):
-    """Run a task once; print its time and the peak of memory so far above `before`."""
-    start = clock()
-    result = task()
-    print(f"{name:44}{clock() - start:10.3f}{memory() - before:28.0f}", flush=True)
-    return result
+    return data.get_test_loader("testall", "coco_precomp", range(VOCABULARY), opt.batch_size, 0, flags)
 
 
 def testall(opt):
@@ -267,7 +214,7 @@ def vsrn(opt):
 
 def caption_loss(opt, net):
     """Forward and backward at batch 128, captions of 5 to 30 words."""
-    lengths = throughput.caption_lengths(128)
+    lengths = caption_lengths(128)
     regions = torch.randn(128, opt.regions, 2048, device=opt.device)
     labels = torch.zeros(128, 61, dtype=torch.int64, device=opt.device)
     masks = torch.zeros(128, 61, device=opt.device)
@@ -284,11 +231,24 @@ def caption_loss(opt, net):
     measure("only the steps that count", loss, opt.repeat, None, each)
 
 
+def gpu_report(opt):
+    """The report of a card, to the files that are asked for."""
+    for path in filter(None, (opt.json, opt.markdown)):
+        check_writable(path)
+    report = gpu.measure(opt.device, opt.minutes)
+    if opt.json:
+        atomic_write(opt.json, lambda file: file.write(json.dumps(report.content(), indent=1).encode()))
+    if opt.markdown:
+        atomic_write(opt.markdown, lambda file: file.write(report.markdown().encode()))
+
+
 def main(argv=None):
     opt = options(argv)
+    if opt.device != "cpu":
+        gpu_report(opt)
+        return
     if opt.busy:
-        global clock
-        opt.threads, clock = 1, time.process_time
+        opt.threads, timing.clock = 1, time.process_time
     torch.set_num_threads(opt.threads)
     kernel = cpu_kernel.kernel(opt.num_block, 32)
     print(f"torch {torch.__version__}, {opt.device}, {opt.threads} threads, {'compiled' if kernel else 'no'} kernel")
@@ -304,8 +264,7 @@ def main(argv=None):
     ranking(opt)
     vsrn(opt)
     if opt.processes:
-        names = ("processes", "batch_size", "embed_size", "regions", "device")
-        throughput.compare(throughput.options([f"--{name}={getattr(opt, name)}" for name in names]))
+        training.compare(SimpleNamespace(**vars(opt) | {"model": "gsmn", "threads": 1, "steps": 5}))
 
 
 if __name__ == "__main__":

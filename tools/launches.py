@@ -25,7 +25,7 @@ from files.errors import InputError, run
 from modules import cpu_kernel
 from runtime.commandline import Parser
 from runtime.options import defaults
-from tools import throughput
+from tools.measuring import random_data
 from tools.measuring.counting import Counter
 
 HEADER = f"{'batch':>6} {'':9} {'':6} {'launches':>9} {'(forward)':>10} {'GB':>7} {'MB/pair':>8} {'model, ms':>10}"
@@ -50,7 +50,7 @@ def options(argv=None):
 def caption_lengths(opt, count):
     """Lengths of `count` captions drawn from a split, seed 0; without --data_path made up."""
     if not opt.data_path:
-        return throughput.caption_lengths(count)
+        return random_data.caption_lengths(count)
     path = Path(opt.data_path) / opt.data_name / f"{opt.split}_precaps_stan.txt"
     try:
         lengths = [line.count(",") + 1 for line in path.read_text().splitlines() if line]
