@@ -172,7 +172,7 @@ def score_member(member, fold5, full, store):
     Folds that are parts of the full matrix are left out; with_folds adds them.
     """
     opt, dataset = member.opt, member.loader.dataset
-    model = trained_model(member.loaded or checkpoint.load_checkpoint(member.path), opt, member.path)
+    model = member.model or trained_model(checkpoint.load_checkpoint(member.path), opt, member.path)
     print("Computing results...")
     encoded = encode_data(model, member.loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
@@ -239,7 +239,7 @@ def evaluate(
     dataset, data_name = members[0].loader.dataset, members[0].opt.data_name
     for observer in observers:
         observer.check(dataset)
-    store, results, total = store or shared_arrays.ArrayStore(), [], None
+    store, results, ensemble = store or shared_arrays.ArrayStore(), [], Ensemble(weights, normalize)
 
     def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
@@ -248,7 +248,7 @@ def evaluate(
         for observer in observers:
             observer.add(results[-1], sims, dataset, data_name)
 
-    for k, member in enumerate(members):
+    for member in members:
         if several:
             print(f"Model {member.path}")
         try:
@@ -257,14 +257,11 @@ def evaluate(
             raise InputError(f"{member.path}: {error}; its weights are broken, evaluate another checkpoint") from None
         conclude({"model": member.path, "checkpoint": member.about}, sims)
         if several:
-            prepare(sims, weights and weights[k], normalize, member.path)
-            total = sims if total is None else add_similarities(total, sims)
+            ensemble.add(sims, member.path)
     if several:
         print(f"Ensemble of {len(members)} models")
-        for matrix in chain.from_iterable(total.values()):
-            shared_arrays.divide_in_place(matrix, sum(weights or [1] * len(members)))
-        conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, total)
-        sims = total
+        sims = ensemble.mean()
+        conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, sims)
     return results, with_folds(sims, fold5)
 
 
@@ -287,21 +284,37 @@ def check_weights(weights, n_models):
         raise InputError(f"--weights {given}: need one for each of {n_models} checkpoints, and one above 0")
 
 
-def prepare(sims, weight, normalize, path):
-    """One model's similarities for the sum of an ensemble, in place: normalised if asked for, times their weight."""
-    for matrices in sims.values():
-        mean, deviation = shared_arrays.mean_and_deviation(matrices) if normalize else (0, 1)
-        if deviation == 0:
-            raise InputError(f"{path}: scores all pairs alike, which cannot be normalised; leave this checkpoint out")
-        for matrix in matrices if normalize or weight is not None else ():
-            shared_arrays.rescale_in_place(matrix, mean, (1 if weight is None else weight) / deviation)
+class Ensemble:
+    """Adds up similarities, model after model, in the memory or the files of the first, and takes their mean.
 
+    weights: one for each model, or None; normalize: give each model's similarities mean 0 and deviation 1 first.
+    """
 
-def add_similarities(total, sims):
-    """total + sims, in the memory or the files of total."""
-    for matrix, other in zip(chain.from_iterable(total.values()), chain.from_iterable(sims.values())):
-        shared_arrays.add_in_place(matrix, other)
-    return total
+    def __init__(self, weights=None, normalize=False):
+        self.weights, self.normalize = weights, normalize
+        self.total, self.count = None, 0
+
+    def add(self, sims, path):
+        """sims: {kind: matrices} as score_member has them; they are changed."""
+        weight = self.weights[self.count] if self.weights else 1
+        for matrices in sims.values():
+            mean, deviation = shared_arrays.mean_and_deviation(matrices) if self.normalize else (0, 1)
+            if deviation == 0:
+                raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
+            for matrix in matrices if self.normalize or self.weights else ():
+                shared_arrays.rescale_in_place(matrix, mean, weight / deviation)
+        self.count += 1
+        if self.total is None:
+            self.total = sims
+            return
+        for matrix, other in zip(chain.from_iterable(self.total.values()), chain.from_iterable(sims.values())):
+            shared_arrays.add_in_place(matrix, other)
+
+    def mean(self):
+        """The mean of what was added, as {kind: matrices}."""
+        for matrix in chain.from_iterable(self.total.values()):
+            shared_arrays.divide_in_place(matrix, sum(self.weights or [1] * self.count))
+        return self.total
 
 
 # ---- what the scripts call
@@ -338,7 +351,9 @@ def evalrank(
     paths = [model_path] if isinstance(model_path, (str, os.PathLike)) else list(model_path)
     overrides = {"workers": 0, "data_path": data_path, **overrides}
     how = {"ties": ties, "weights": weights, "normalize": normalize}
-    command = f"evaluation.evalrank({[str(path) for path in paths]}, split={split!r}, fold5={fold5})"
+    asked = {"split": split, "fold5": fold5, **how, **overrides}
+    asked = "".join(f", {name}={value!r}" for name, value in asked.items() if value not in (None, False))
+    command = f"evaluation.evalrank({[str(path) for path in paths]}{asked})"
     outputs = Outputs(ranks, json, report, images, None, command, explain, tuple(explain_pairs))
     results = evaluate_and_write(paths, split, fold5, not fold5, outputs, how, overrides)
     return results[-1]["fold5" if fold5 else "full"]

@@ -189,7 +189,7 @@ class Report:
     def histograms(self, bins):
         """For each direction and model, how many queries have a rank in each bin."""
         return {
-            kind: [[count(m[kind].ranks, low, high) for low, high in some] for m in self.models]
+            kind: [[count_ranks(m[kind].ranks, low, high) for low, high in some] for m in self.models]
             for kind, some in bins.items()
         }
 
@@ -247,7 +247,7 @@ def rank_bins(largest):
     ]
 
 
-def count(ranks, low, high):
+def count_ranks(ranks, low, high):
     return int(np.count_nonzero((ranks >= low) & (ranks <= high)))
 
 

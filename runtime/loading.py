@@ -21,11 +21,11 @@ def load_model(model_path, **overrides):
     overrides replace options of the checkpoint; None leaves an option as it is.  InputError when the checkpoint
     does not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
     """
-    loaded, opt, vocab = read_checkpoint(model_path, overrides)
+    loaded, opt, vocab = open_checkpoint(model_path, overrides)
     return trained_model(loaded, opt, model_path), opt, vocab
 
 
-def read_checkpoint(model_path, overrides):
+def open_checkpoint(model_path, overrides):
     """A checkpoint -> (its content, its options with the overrides, its vocabulary); errors as load_model."""
     loaded = checkpoint.load_checkpoint(model_path)
     check_options(loaded["opt"], model_path)
@@ -65,7 +65,7 @@ class Member(NamedTuple):
     """A checkpoint to evaluate and its split, opened and checked."""
 
     path: str
-    loaded: dict | None  # the checkpoint's content; None when it has to be read again
+    model: torch.nn.Module | None  # of several members, each is loaded when its turn comes
     opt: argparse.Namespace
     loader: torch.utils.data.DataLoader
     about: dict  # path, kind, epoch and flags, for the report and the JSON file
@@ -78,7 +78,7 @@ def open_members(paths, split, fold5, overrides):
     """
     members = []
     for path in paths:
-        loaded, opt, vocab = read_checkpoint(path, overrides)
+        loaded, opt, vocab = open_checkpoint(path, overrides)
         print("Loading dataset")
         loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
         n, m = loader.dataset.n_images, len(loader.dataset)
@@ -87,13 +87,14 @@ def open_members(paths, split, fold5, overrides):
                 f"{opt.data_name}/{split}: {n} images do not divide into five folds; "
                 "test.py without --fold5 evaluates them all at once"
             )
-        about = describe(path, loaded["epoch"], opt)
-        members.append(Member(str(path), loaded if len(paths) == 1 else None, opt, loader, about))
+        about = describe_checkpoint(path, loaded["epoch"], opt)
+        model = trained_model(loaded, opt, path) if len(paths) == 1 else None
+        members.append(Member(str(path), model, opt, loader, about))
         check_same_data(members[0], members[-1])
     return members
 
 
-def describe(path, epoch, opt):
+def describe_checkpoint(path, epoch, opt):
     """What a reader needs to know of a checkpoint: {path, kind, epoch, flags that are not train.py's defaults}."""
     kind = "VSRN" if opt.model == "vsrn" else f"GSMN, {'sparse' if opt.is_sparse else 'dense'}"
     usual = defaults(opt.model)

@@ -287,7 +287,7 @@ def test_weights_that_do_not_fit(two_models, weights):
 
 def test_a_model_that_scores_all_pairs_alike_cannot_be_normalised(two_models, monkeypatch):
     monkeypatch.setattr(evaluation, "shard_xattn", lambda *encoded, sims: sims.fill(0.25))
-    with pytest.raises(InputError, match=r"gsmn\.pth\.tar: scores all pairs alike, which cannot be normalised"):
+    with pytest.raises(InputError, match=r"gsmn\.pth\.tar: gives all pairs one score, which cannot be normalised"):
         sims_of(two_models, normalize=True)
 
 
