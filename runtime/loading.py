@@ -14,6 +14,9 @@ from runtime.evaluation_options import OVERRIDES
 from runtime.options import check_options, defaults, with_defaults
 from vocab import load_vocab
 
+# Flags that say where a run was made, not what was trained
+OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
+
 
 def load_model(model_path, **overrides):
     """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
@@ -98,7 +101,8 @@ def describe_checkpoint(path, epoch, opt):
     """What a reader needs to know of a checkpoint: {path, kind, epoch, flags that are not train.py's defaults}."""
     kind = "VSRN" if opt.model == "vsrn" else f"GSMN, {'sparse' if opt.is_sparse else 'dense'}"
     usual = defaults(opt.model)
-    flags = {name: value for name, value in vars(opt).items() if name in usual and value != usual[name]}
+    shown = usual.keys() - OF_THE_MACHINE
+    flags = {name: value for name, value in vars(opt).items() if name in shown and value != usual[name]}
     return {"path": str(path), "kind": kind, "epoch": epoch, "flags": flags}
 
 

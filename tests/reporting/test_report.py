@@ -158,7 +158,8 @@ def test_page_has_the_printed_numbers_of_every_model(tmp_path, capsys):
     assert len(folds) == 15 and [row[1:] for row in rows[6:]] == folds
     about = {row[0]: row[1:] for row in rows_of(site / "index.html") if len(row) == 4}
     assert about["x"][:2] == ["GSMN, dense", "1"] and about["ensemble"][0] == "mean of the similarities"
-    assert about["x"][2].startswith("--data_path ") and about["x"][2].endswith(f"--hid_dim 8{checkpoints[0]}")
+    assert "--hid_dim 8" in about["x"][2] and "--data_path" not in about["x"][2]
+    assert about["x"][2].endswith(checkpoints[0])
     values = {row[0]: row[1:] for row in rows_of(site / "index.html") if row[0].startswith("Image to text,")}
     assert [values["Image to text, x"][k] for k in (0, 2, 3)] == figures[0][2:5]  # K = 1, 5, 10
 
