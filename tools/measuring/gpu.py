@@ -135,7 +135,7 @@ def measure(device="cuda", minutes=9.5, sizes=None):
         for batch in sizes.batches:
             name = f"GSMN, batch {batch}, {kernel}, {precision}"
             add("training step", name, step, report, "gsmn", batch, kernel, precision)
-    for precision in ("tf32", "bf16"):
+    for precision in [name for name in PRECISIONS if name != "float32"]:
         name = f"VSRN, batch {sizes.vsrn_batch}, torch, {precision}"
         add("training step", name, step, report, "vsrn", sizes.vsrn_batch, "torch", precision)
     for processes in {1, torch.cuda.device_count() or 1}:
