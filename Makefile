@@ -1,4 +1,4 @@
-# make test   install into .venv and run the linter and the tests
+# make test   install into .venv, development packages too, and run the linter and the tests
 # make demo   install into .venv, make the demo data, train, evaluate, show
 # make screenshots   after the demo: take the README's picture of report and explanation (needs Chromium)
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .PHONY: test demo screenshots clean
 
-test: $(VENV)/installed
+test: $(VENV)/installed_for_tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/python -m pytest
@@ -18,9 +18,16 @@ demo: $(VENV)/installed
 screenshots: $(VENV)/installed
 	$(BIN)/python tools/screenshots.py
 
-$(VENV)/installed: requirements.txt requirements-dev.txt
+$(VENV)/installed: requirements.txt
+	@echo "Installing requirements.txt into $(VENV): some minutes, and with PyTorch for CUDA some gigabytes."
+	@echo "Without a GPU PyTorch's CPU wheels do, which are much smaller: install torch and torchvision from them first,"
+	@echo "as PyTorch's page for installing says, with $(BIN)/pip (python -m venv $(VENV) makes it)."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install -r requirements.txt
+	touch $@
+
+$(VENV)/installed_for_tests: $(VENV)/installed requirements-dev.txt
+	$(BIN)/pip install -r requirements-dev.txt
 	touch $@
 
 clean:

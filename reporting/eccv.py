@@ -37,6 +37,11 @@ class Eccv:
     def check(self, dataset):
         """Find COCO's numbers, and PMRP's answers where they are."""
         owner = {caption: images[0] for caption, images in self.metrics.coco_gts["t2i"].items()}
+        if len(dataset) != len(owner):
+            raise InputError(
+                f"--eccv: {dataset.split} has {len(dataset):,} captions, but the scores need all {len(owner):,} of "
+                "COCO's 5,000 test images at once; give --split testall"
+            )
         self.captions, source = caption_ids(dataset, owner, self.metrics.coco_ids.tolist())
         self.images = image_ids(self.captions, owner, source)
         paths = [dataset.folder / name for name in PLAUSIBLE]
@@ -122,7 +127,15 @@ def read_numbers(path, n):
             raise InputError(f"{path}, line {number}: {line[:40]!r} is not one of COCO's numbers")
     if len(lines) != n:
         raise InputError(f"{path}: {len(lines)} lines; need one for each of {n} captions")
-    return [int(line) for line in lines]
+    numbers = [int(line) for line in lines]
+    seen = {}
+    for line, number in enumerate(numbers, start=1):
+        if number in seen:
+            raise InputError(
+                f"{path}, line {line}: {number} stands in line {seen[number]} already; name a caption once"
+            )
+        seen[number] = line
+    return numbers
 
 
 def picture_ids(path, owner):

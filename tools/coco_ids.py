@@ -23,6 +23,8 @@ from files.writing import atomic_write, check_writable
 from reporting.eccv import letters
 from runtime.commandline import Parser
 
+COCO_TEST = 25000  # captions of COCO's test split that count
+
 
 def known_captions(paths):
     """Annotation files -> {letters of a caption: {image: numbers of its captions that read so}}."""
@@ -71,6 +73,8 @@ def main(arguments=None):
         numbers += found
     atomic_write(out, lambda file: file.write("".join(f"{number}\n" for number in numbers).encode()))
     print(f"{out}: {len(numbers)} captions")
+    if len(numbers) != COCO_TEST:
+        print(f"note: testall.py --eccv needs all {COCO_TEST:,} captions of COCO's 5,000 test images")
 
 
 if __name__ == "__main__":

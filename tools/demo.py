@@ -154,8 +154,10 @@ def main() -> int:
     print(text)
     print(
         "\nChance is a random order: of n images a caption finds its own in the first k with k/n, and an image one"
-        "\nof its five captions in the first k of 5n with 1 - C(5n-5, k) / C(5n, k). Twins are two scenes with two"
-        "\nthings exchanged; given is how often a caption true of only one of them scores higher there.\n"
+        "\nof its five captions in the first k of 5n with 1 - C(5n-5, k) / C(5n, k)."
+        "\nThe column twins: two scenes are twins where only two things are exchanged. The number is how often a"
+        "\ncaption that is true of one twin only scores higher with that twin; chance is 50."
+        "\nAll figures differ by some points from processor to processor, since training amplifies rounding.\n"
     )
     print("  ".join(f"{title.split(',')[0]} {seconds:.0f} s." for title, seconds in times.items()))
     print(

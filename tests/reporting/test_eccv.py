@@ -116,11 +116,23 @@ def test_numbers_that_do_not_fit_are_told(answers):
     assert "caption 4 is COCO's 12, which is not among its test captions" in told([*CAPTIONS[:4], 12, *CAPTIONS[5:]])
     swapped = [*CAPTIONS[:4], CAPTIONS[5], CAPTIONS[4], *CAPTIONS[6:]]
     assert "of image 3, after one of image 7; five in a row must be of one image" in told(swapped)
-    assert "45 different captions, where the scores need all 50" in told([*CAPTIONS[:45], *CAPTIONS[:5]])
+    twice = f"testall_cocoids.txt, line 46: {CAPTIONS[0]} stands in line 1 already; name a caption once"
+    assert twice in told([*CAPTIONS[:45], *CAPTIONS[:5]])
     write_ids(answers, CAPTIONS)
     for text in ("{", "[]", '{"12": [3]}'):
         (answers / eccv.PLAUSIBLE[1]).write_text(text)
         assert "and pm_caption_to_image.json: not the package's files" in message(eccv.Eccv().check, split(answers))
+
+
+def test_a_part_of_the_images_is_refused_at_once(answers):
+    """Not after COCO's numbers have been asked for, which would lead nowhere."""
+    for more in ({}, {"pictures": []}):
+        part = split(answers, "test", n=10)
+        vars(part).update(more)
+        assert message(eccv.Eccv().check, part) == (
+            "--eccv: test has 10 captions, but the scores need all 50 of COCO's 5,000 test images at once; "
+            "give --split testall"
+        )
 
 
 def test_without_the_package(monkeypatch):
