@@ -36,7 +36,8 @@ from modules import (
     literal,
 )
 from runtime.commandline import Parser, positive
-from runtime.options import defaults, device
+from runtime.devices import device
+from runtime.options import defaults
 from tools.measuring import gpu, timing, training
 from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings
 from tools.measuring.timing import HEADER, measure, memory, seconds, stage
