@@ -43,11 +43,12 @@ def print_found(finder, best, scores):
 def search_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", help="checkpoint of GSMN or VSRN; with --index not needed: that names its own")
+    add("--model_path", help="checkpoint of GSMN or VSRN (default with --index: the one that made it)")
     add(
         "--index",
         metavar="FILE",
-        help="index of tools/index.py, which answers in place of a look at every image; without one, --split is test",
+        help="index of tools/index.py to search, with its own split; without it the model scores every image of "
+        "--split, by default test",
     )
     add("--rerank", metavar="PATH", help="with --index: checkpoint of GSMN that re-orders the nearest images")
     add(
@@ -62,7 +63,7 @@ def search_options(arguments=None):
         type=whole(),
         metavar="N",
         help=f"with --index: groups that an ivf looks into (default: {PROBES}), or candidates that an hnsw keeps "
-        f"(default: {EFFORT}); more miss less and take longer",
+        f"(default: {EFFORT}); more find more and take longer",
     )
     add_override_flags(parser, split=None, boxes=True)
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
