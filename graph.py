@@ -51,7 +51,7 @@ class Nodes(NamedTuple):
         """The first n nodes, None for all, of some of the graphs, chosen by a slice."""
         if n is None or n == self.features.shape[1]:
             return Nodes(self.features[graphs], self.gram[graphs])
-        return Nodes(self.features[graphs, :n], self.gram[graphs, :, :n, :n])
+        return Nodes(self.features[graphs, :n].contiguous(), self.gram[graphs, :, :n, :n].contiguous())
 
 
 def nodes(features, blocks):

@@ -7,6 +7,7 @@ captions of a batch.  docs/method.md describes GSMN in section 2 and VSRN in sec
 import math
 
 import torch
+import torch.fx.experimental._config
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -184,7 +185,7 @@ class MatchingModel(nn.Module):
         """Ids (B, n) padded with 0, lengths -> (B, n, D), or (B, D) for a model with one vector a caption."""
         return self.txt_enc(captions.to(self.device), lengths)
 
-    def compile_encoders(self, **how):
+    def compile_parts(self, **how):
         """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
         for encoder in (self.img_enc, self.txt_enc):
             encoder.compile(dynamic=True, **how)
@@ -223,6 +224,7 @@ class GSMN(MatchingModel):
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth, self.sim_memory = opt.num_block, opt.lambda_softmax, opt.sim_memory
         self.block_dtype = torch.bfloat16 if opt.amp == "bf16" else None
+        self.node_matching, self.kernel = graph.node_matching, opt.kernel
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
@@ -230,6 +232,15 @@ class GSMN(MatchingModel):
         self.i2t_match_G = graph.VisualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
         self.t2i_match_G = graph.TextualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
         self.criterion = ContrastiveLoss(opt.margin, opt.max_violation)
+
+    def compile_parts(self, **how):
+        """torch.compile for the encoders and for graph.py's part of the similarity; how: its arguments."""
+        super().compile_parts(**how)
+        # two sizes that are equal in the first batch need not be in the next
+        torch.fx.experimental._config.use_duck_shape = False
+        self.node_matching = torch.compile(graph.node_matching, dynamic=True, fullgraph=True, **how)
+        for side in (self.i2t_match_G, self.t2i_match_G):
+            side.compile(dynamic=True, fullgraph=True, **how)
 
     def forward_emb(self, images, captions, lengths):
         """Features (B, R, img_dim), ids (B, n) padded with 0, lengths -> (B, R, D), (B, n, D), lengths."""
@@ -249,7 +260,14 @@ class GSMN(MatchingModel):
         if bboxes is None:
             bboxes = torch.zeros(*img_emb.shape[:2], 4)
         graphs = similarity.Graphs(
-            self.i2t_match_G, self.t2i_match_G, self.blocks, self.smooth, self.sim_memory, self.block_dtype
+            self.i2t_match_G,
+            self.t2i_match_G,
+            self.blocks,
+            self.smooth,
+            self.sim_memory,
+            self.block_dtype,
+            self.node_matching,
+            self.kernel,
         )
         depends = depends if self.is_sparse else None
         return similarity.pair_scores(graphs, img_emb, cap_emb, bboxes, depends, cap_lens)

@@ -88,7 +88,7 @@ def set_up(opt, given):
     )
     model = build_model(opt).to(distributed.local_device(opt.device))
     if opt.compile:
-        model.compile_encoders()
+        model.compile_parts()
     optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
     progress = restore(saved, model, optimizer) if saved else Progress()
     replica = global_batch.training_module(model, opt.accumulate)

@@ -6,6 +6,7 @@ shapes as in graph.py.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import graph
-from modules import cpu_kernel
+from files.errors import InputError
+from modules import cpu_kernel, gpu_kernel
 
 MEMORY = 256  # MB, where the budget is not given and the device is no GPU
 BUCKETS = 3  # lengths that captions are padded to: fewer cost arithmetic on padding, more cost kernel launches
@@ -27,6 +29,7 @@ class Graphs(NamedTuple):
 
     block_dtype: precision of the block product in graph.py, None for the modules' own.
     node_matching: graph.node_matching, or the same compiled.
+    kernel: `auto`, what is fastest; `triton`, without gradients, on trust; `torch`, graph.py alone.
     """
 
     visual: graph.VisualGraph
@@ -35,7 +38,8 @@ class Graphs(NamedTuple):
     smooth: float
     memory: float = 0
     block_dtype: torch.dtype | None = None
-    node_matching: object = graph.node_matching
+    node_matching: Callable = graph.node_matching
+    kernel: str = "auto"
 
 
 def budget(memory, device):
@@ -100,6 +104,10 @@ class Padded(NamedTuple):
     edges: torch.Tensor | None  # of their graphs, as graph.StructureMatching takes them
     back: torch.Tensor  # (C,): where each caption of the given order stands
 
+    def part(self, some):
+        """mask, share and edges of some of the captions, chosen by a slice."""
+        return self.mask[some], self.share[some], None if self.edges is None else self.edges[some]
+
 
 def padded(graphs, captions, order, depends):
     """Captions -> Padded; order (C,): their numbers, shortest first, on the host.
@@ -162,7 +170,7 @@ def tile_scores(graphs, regions, edges, words, mask, share, text_edges):
     visual, textual, first, n = [], [], 0, share.shape[1]
     for bucket in words:
         count, longest = bucket.features.shape[:2]
-        own = mask[first : first + count, :longest]
+        own = mask[first : first + count, :longest].contiguous()
         match = graphs.node_matching(regions, bucket, graphs.smooth, own, graphs.block_dtype)
         visual.append(match[0])
         textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
@@ -195,20 +203,69 @@ def padded_scores(graphs, regions, captions, boxes, depends):
     lengths = captions.length[order].tolist()
     texts, edges = padded(graphs, captions, order, depends), graphs.visual.edges(boxes)
     regions = graph.nodes(regions, graphs.blocks)
-    shape, memory = regions.features.shape[:2], budget(graphs.memory, boxes.device)
-    keep, cut = tiles(graphs, *shape, lengths, memory, torch.is_grad_enabled())
+    memory = budget(graphs.memory, boxes.device)
+    if use_triton(graphs, regions, edges, texts, lengths, memory):
+        columns = [
+            gpu_kernel.scores(graphs, regions, edges, texts.nodes.part(group), lengths[group], texts.part(group)[2])
+            for group in gpu_kernel.groups(lengths)
+        ]
+    else:
+        columns = tiled_scores(graphs, regions, edges, texts, lengths, memory)
+    visual, textual = (torch.cat(side, 1).index_select(1, texts.back) for side in zip(*columns))
+    return visual, textual
+
+
+def tiled_scores(graphs, regions, edges, texts, lengths, memory):
+    """Both scores as tile_scores gives them, tile by tile: for groups of captions, shortest first, (I, C) each."""
+    gradients = torch.is_grad_enabled()
+    keep, cut = tiles(graphs, *regions.features.shape[:2], lengths, memory, gradients)
     run = tile_scores if keep else partial(checkpoint, tile_scores, use_reentrant=False)
     image_part = cache(lambda start, stop: (regions.part(slice(start, stop)), edges[start:stop]))
     columns = []
     for images, parts in cut:
-        some = slice(parts[0].start, parts[-1].stop)
-        text_edges = None if texts.edges is None else texts.edges[some]
         words = [texts.nodes.part(part, lengths[part.stop - 1]) for part in parts]
-        caption_part = words, texts.mask[some], texts.share[some], text_edges
-        rows = [run(graphs, *image_part(i.start, i.stop), *caption_part) for i in images]
+        others = texts.part(slice(parts[0].start, parts[-1].stop))
+        rows = [run(graphs, *image_part(i.start, i.stop), words, *others) for i in images]
         columns.append([torch.cat(side) for side in zip(*rows)])
-    visual, textual = (torch.cat(side, 1).index_select(1, texts.back) for side in zip(*columns))
-    return visual, textual
+    return columns
+
+
+def use_triton(graphs, regions, edges, texts, lengths, memory):
+    """Whether gpu_kernel.py computes these scores: asked for by --kernel, or tried once for every size and good."""
+    device = edges.device
+    if graphs.kernel == "triton" and not gpu_kernel.available(device):
+        raise InputError(f"--kernel triton: needs Triton and a CUDA device, not {device}; give --kernel auto")
+    single = edges.dtype == torch.float32 and graphs.block_dtype is None
+    if torch.is_grad_enabled() or not (single and len(edges) and lengths[-1] <= gpu_kernel.LONGEST):
+        return False
+    if graphs.kernel != "auto" or not gpu_kernel.available(device):
+        return graphs.kernel == "triton"
+    return all(
+        passes_trial(graphs, regions, edges, texts, lengths, memory, group) for group in gpu_kernel.groups(lengths)
+    )
+
+
+def passes_trial(graphs, regions, edges, texts, lengths, memory, group):
+    """gpu_kernel.trial on some of the images and captions of a group, once for all problems of their sizes."""
+    I, R, D = regions.features.shape
+    key = (
+        *(graphs.blocks, graphs.visual.out_1.weight_v.shape[0], R, D, gpu_kernel.padded_size(lengths[group.start])),
+        *(graphs.visual.propagation, texts.edges is None, edges.device, torch.backends.cuda.matmul.allow_tf32),
+    )
+    if key not in gpu_kernel.TRIALS:
+        pairs = int(memory / pair_bytes(graphs, R, lengths[group.stop - 1], False))
+        rows, columns = tile_shape(min(I, 128), min(group.stop - group.start, 64), pairs)
+        some = slice(group.stop - columns, group.stop)
+        images, words, others = (
+            (graphs, regions.part(slice(0, rows)), edges[:rows]),
+            texts.nodes.part(some),
+            texts.part(some),
+        )
+        gpu_kernel.TRIALS[key] = gpu_kernel.trial(
+            partial(gpu_kernel.scores, *images, words, lengths[some], others[2]),
+            partial(tile_scores, *images, [words], *others),
+        )
+    return gpu_kernel.TRIALS[key]
 
 
 # ---- the compiled kernel, in tiles ----
@@ -216,7 +273,7 @@ def padded_scores(graphs, regions, captions, boxes, depends):
 
 def usable_kernel(graphs, regions, captions):
     """The compiled kernel where these tensors can go through it, else None."""
-    if regions.device.type != "cpu" or regions.dtype != torch.float32:
+    if graphs.kernel != "auto" or regions.device.type != "cpu" or regions.dtype != torch.float32:
         return None
     if not regions.numel() or not len(captions.length):
         return None

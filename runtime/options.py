@@ -215,8 +215,20 @@ def add_computing_flags(parser, model):
             help="memory for the similarity of image-caption pairs, which works in tiles that fit; "
             "0 for 256 MB on a CPU and half of a GPU's free memory",
         )
-    add("--compile", action="store_true", help="compile the encoders (torch.compile): the first steps take minutes")
+        add_kernel_flag(group)
+    compiled = "encoders and, on a GPU, similarity" if model == "gsmn" else "encoders"
+    add("--compile", action="store_true", help=f"compile {compiled} (torch.compile): the first steps take minutes")
     add("--deterministic", action="store_true", help="CUDA: algorithms that repeat bit for bit, where there are any")
+
+
+def add_kernel_flag(parser, default="auto"):
+    parser.add_argument(
+        "--kernel",
+        default=default,
+        choices=["auto", "triton", "torch"],
+        help="what computes GSMN's similarity: auto, C on a CPU, and on a GPU, without gradients, Triton where a trial "
+        "shows that it is right and faster, else torch; triton, without the trial; torch, nothing else",
+    )
 
 
 def add_device_flag(parser):

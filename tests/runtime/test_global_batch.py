@@ -78,7 +78,7 @@ def test_compiled_encoders_agree(tiny_data, flags):
     """Tracing and names, without a C++ compiler: torch's own backend compiles for half a minute and more."""
     plain, batch = prepared(tiny_data, flags)
     compiled, _ = prepared(tiny_data, flags)
-    compiled.compile_encoders(backend="eager")
+    compiled.compile_parts(backend="eager")
     assert list(compiled.state_dict()) == list(plain.state_dict())
     whole, expected = gradients(plain, plain, batch)
     losses, found = gradients(compiled, compiled, batch)
