@@ -71,7 +71,7 @@ class Report:
         candidates = both_ways(sims[kind], ranks, self.ties)
         self.models.append({"path": result["model"], "result": result, "ranks": ranks, **candidates})
         n, m = sims[kind][0].shape
-        self.largest = {"images": m - m // n + 1, "captions": n}  # possible ranks
+        self.possible_ranks = {"images": m - m // n + 1, "captions": n}
         self.data_name, self.kind = data_name, kind
 
     def write(self):
@@ -116,7 +116,10 @@ class Report:
             )
 
     def write_pages(self, folder, explained):
-        bins = {kind: rank_bins(largest) for kind, largest in self.largest.items()}
+        bins = {
+            kind: rank_bins(max(m[kind].ranks.max() for m in self.models), possible)
+            for kind, possible in self.possible_ranks.items()
+        }
         common = {
             "generator": GENERATOR,
             "data_name": self.data_name,
@@ -156,12 +159,12 @@ class Report:
         result = model["result"]
         if "checkpoint" in result:
             about = result["checkpoint"]
-            flags = " ".join(flag_text(name, value) for name, value in about["flags"].items())
+            flags = [flag_text(name, value) for name, value in about["flags"].items()]
             return {"name": model["name"], **about, "path": Path(about["path"]).resolve(), "flags": flags}
         how = result.get("ensemble", {"weights": None, "normalize": False})
         weights = how["weights"] and "weights " + " ".join(f"{weight:g}" for weight in how["weights"])
         kind = f"mean of the {'normalised ' if how['normalize'] else ''}similarities"
-        return {"name": model["name"], "kind": kind, "epoch": "", "path": "", "flags": weights or "equal weights"}
+        return {"name": model["name"], "kind": kind, "epoch": "", "path": "", "flags": [weights or "equal weights"]}
 
     def tables(self):
         """[Table]: a row for each model on the full split, for the mean of folds, and for each fold."""
@@ -238,13 +241,10 @@ def recall_curve(folds):
     return [float(np.mean([100.0 * np.count_nonzero(r < k) / len(r) for r in folds])) for k in range(1, CURVE + 1)]
 
 
-def rank_bins(largest):
-    """Bins of ranks from 1 to the largest possible rank -> [(low, high)]."""
-    return [
-        (low, min(high, largest))
-        for low, high in zip(BIN_STARTS, (*(b - 1 for b in BIN_STARTS[1:]), largest))
-        if low <= largest
-    ]
+def rank_bins(largest, possible):
+    """Bins of ranks from 1 to the largest that a query has; none goes beyond the largest possible -> [(low, high)]."""
+    ends = [start - 1 for start in BIN_STARTS[1:]] + [possible]
+    return [(low, min(high, possible)) for low, high in zip(BIN_STARTS, ends) if low <= largest]
 
 
 def count_ranks(ranks, low, high):

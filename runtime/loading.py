@@ -14,8 +14,9 @@ from runtime.evaluation_options import OVERRIDES
 from runtime.options import check_options, defaults, with_defaults
 from vocab import load_vocab
 
-# Flags that say where a run was made, not what was trained
+# Flags that say where a run was made and what it kept, not what was trained
 OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
+OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory"}
 
 
 def load_model(model_path, **overrides):

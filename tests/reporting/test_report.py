@@ -135,6 +135,14 @@ def test_names_of_models_are_what_tells_them_apart():
     assert names(["runs/a", "runs/a/b"]) == ["a", "a/b"]
 
 
+def test_bins_of_ranks_end_where_the_data_end():
+    assert pages.rank_bins(7, 50) == [(1, 1), (2, 5), (6, 10)]
+    assert pages.rank_bins(12, 50) == [(1, 1), (2, 5), (6, 10), (11, 50)]
+    assert pages.rank_bins(3, 4) == [(1, 1), (2, 4)]
+    assert pages.rank_bins(501, 5000)[-2:] == [(101, 500), (501, 5000)]
+    assert pages.rank_bins(1, 1) == [(1, 1)]
+
+
 # ---- the site ----
 
 

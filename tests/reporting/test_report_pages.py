@@ -162,7 +162,9 @@ def test_bars_lead_to_their_queries(browser, site):
     open_page(browser, site, "index.html")
     links = browser.run("[...document.querySelectorAll('.bar')].map(a => [a.href.split('/').pop(), a.innerText])")
     labels = browser.run("[...document.querySelectorAll('.bars th[scope=row]')].map(th => th.innerText)")
-    assert labels == ["1", "2–5", "6–10", "11–50", "51–100", "101–296", "1", "2–5", "6–10", "11–50", "51–60"]
+    most = max(ranks[0].max() for ranks in site.ranks)  # 60 images have 300 captions
+    assert 51 <= most <= 100, "the random scores of this test"
+    assert labels == ["1", "2–5", "6–10", "11–50", "51–100", "1", "2–5", "6–10", "11–50", "51–60"]
     assert len(links) == 3 * len(labels)
     for href, number in links[::4]:
         open_page(browser, site, href)
