@@ -1,0 +1,90 @@
+"""README and docs: the map names every file, links lead somewhere, documented commands have the flags they use."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("docs", "files", "modules", "reporting", "runtime", "tests", "tools")
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def present():
+    """Every file a reader may open, by its path from the root; packages' empty __init__.py aside."""
+    files = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
+    for folder in FOLDERS:
+        files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    names = [path.relative_to(ROOT).as_posix() for path in files]
+    ours = re.compile(r".*\.(py|c|h|md|toml|txt|html|css|js|ini)|Makefile|LICENSE")
+    return {name for name in names if ours.fullmatch(name) and not name.endswith("__init__.py")}
+
+
+def test_the_map_names_every_file_once():
+    text = (ROOT / "docs/map.md").read_text()
+    folder, named = "", []
+    for line in text.splitlines():
+        if line.startswith("## "):
+            folder = (re.findall(r"`([\w/]+)/`", line) or [""])[0]
+        if row := re.match(r"\| `([^`]+)` \| (.+) \|$", line):
+            named.append(f"{folder}/{row[1]}".lstrip("/"))
+            assert row[2].strip()
+    assert len(named) == len(set(named))
+    listed = {name for name in named if not name.endswith("/")}
+    whole = tuple(name for name in named if name.endswith("/"))  # folders named as a whole
+    there = {name for name in present() if not name.startswith(whole or ("//",))}
+    assert there - listed == set(), "missing from docs/map.md"
+    assert listed - there == set(), "named in docs/map.md but not there"
+    assert all((ROOT / name).is_dir() for name in whole)
+
+
+def anchors(page):
+    """The anchors that GitHub gives a page's headings."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), flags=re.M):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).replace(" ", "-"))
+    return found
+
+
+@pages
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"\w+://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+def commands(page):
+    """(script, its flags) of every documented command."""
+    text = page.read_text().replace("\\\n", " ")
+    for script, rest in re.findall(r"python ((?:tools/)?\w+\.py)((?:[^\n`|;#]|#\d)*)", text):
+        yield script, re.findall(r"(?<!\S)(--[a-zA-Z]\w*)", rest)
+    for script, rest in re.findall(r"`((?:tools/)?\w+\.py) ((?:[^\n`|;#])*)`", text):
+        yield script, re.findall(r"(?<!\S)(--[a-zA-Z]\w*)", rest)
+
+
+def sources(script):
+    """The texts that may declare a script's flags."""
+    paths = [ROOT / script, ROOT / "runtime/options.py", ROOT / "runtime/commandline.py"]
+    paths += (ROOT / "tools").glob("*/*.py")
+    return "".join(path.read_text() for path in paths)
+
+
+@pages
+def test_documented_commands_exist_with_their_flags(page):
+    for script, flags in commands(page):
+        assert (ROOT / script).is_file(), script
+        declared = sources(script)
+        for flag in flags:
+            assert f'"{flag}"' in declared or flag == "--help", f"{script} {flag}"
+
+
+def test_readme_names_every_tool_once():
+    table = (ROOT / "README.md").read_text().partition("## Tools")[2].partition("```")[0]
+    named = re.findall(r"`tools/(\w+\.py)`", table.partition("| tool |")[2])
+    assert sorted(named) == sorted(path.name for path in (ROOT / "tools").glob("*.py") if path.name != "__init__.py")
