@@ -70,16 +70,16 @@ def commands(page):
 
 def sources(script):
     """The texts that may declare a script's flags."""
-    paths = [ROOT / script, ROOT / "runtime/options.py", ROOT / "runtime/commandline.py"]
-    paths += (ROOT / "tools").glob("*/*.py")
+    paths = [script, *(ROOT / "runtime").glob("*.py"), *(ROOT / "tools").glob("*/*.py")]
     return "".join(path.read_text() for path in paths)
 
 
 @pages
 def test_documented_commands_exist_with_their_flags(page):
     for script, flags in commands(page):
-        assert (ROOT / script).is_file(), script
-        declared = sources(script)
+        path = ROOT / script if (ROOT / script).is_file() else ROOT / "tools" / script
+        assert path.is_file(), script
+        declared = sources(path)
         for flag in flags:
             assert f'"{flag}"' in declared or flag == "--help", f"{script} {flag}"
 
