@@ -1,11 +1,12 @@
 # make test   install into .venv, development packages too, and run the linter and the tests
 # make demo   install into .venv, make the demo data, train, evaluate, show
+# make matrix   the tests on other instruction sets, thread counts, compilers and versions, docs/performance.md; an hour
 # make screenshots   after the demo: take the README's picture of report and explanation (needs Chromium)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo screenshots clean
+.PHONY: test demo matrix screenshots clean
 
 test: $(VENV)/installed_for_tests
 	$(BIN)/ruff check .
@@ -14,6 +15,9 @@ test: $(VENV)/installed_for_tests
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
+
+matrix: $(VENV)/installed_for_tests
+	$(BIN)/python .ci/matrix.py $(CELLS)
 
 screenshots: $(VENV)/installed
 	$(BIN)/python tools/screenshots.py
@@ -31,4 +35,4 @@ $(VENV)/installed_for_tests: $(VENV)/installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .matrix demo
