@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 import torch
@@ -177,6 +178,9 @@ def join(count):
 def leave():
     global _group
     barrier()
+    # gloo's thread takes Python's lock to free the barrier's tensor; destroying the group holds this lock while it waits
+    # for the thread (torch 2.6 then waits for ever)
+    time.sleep(0.1)
     dist.destroy_process_group()
     _group = None
 
