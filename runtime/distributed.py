@@ -178,8 +178,8 @@ def join(count):
 def leave():
     global _group
     barrier()
-    # gloo's thread takes Python's lock to free the barrier's tensor; destroying the group holds this lock while it waits
-    # for the thread (torch 2.6 then waits for ever)
+    # gloo's thread takes Python's lock to free the barrier's tensor.  Destroying the group holds this lock and waits for
+    # the thread: with torch 2.6 for ever, unless the thread is done before.
     time.sleep(0.1)
     dist.destroy_process_group()
     _group = None
