@@ -178,8 +178,8 @@ def join(count):
 def leave():
     global _group
     barrier()
-    # gloo's thread takes Python's lock to free the barrier's tensor.  Destroying the group holds this lock and waits for
-    # the thread: with torch 2.6 for ever, unless the thread is done before.
+    # gloo's thread takes Python's lock to free the barrier's tensor.  Destroying the group holds this lock and waits
+    # for the thread: with torch 2.6 for ever, unless the thread is done before.
     time.sleep(0.1)
     dist.destroy_process_group()
     _group = None
