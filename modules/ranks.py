@@ -42,17 +42,14 @@ def rank_captions(sims, per):
     for i, row in enumerate(sims):
         start, stop = i * per, (i + 1) * per
         score = row[start:stop].max()
-        above = np.count_nonzero(row > score)
-        equal = np.flatnonzero(row == score)
+        others = np.flatnonzero(row >= score)  # the captions that matter, few where the rank is good
+        scores = row[others]
+        above = np.count_nonzero(scores > score)
+        equal = others[scores == score]
         own = equal[(start <= equal) & (equal < stop)]
-        rivals = len(equal) - len(own)
-        ranks[:, i] = (
-            above + rivals,
-            above + np.count_nonzero(equal > own[-1]),
-            above,
-            row.argmax(),
-            len(row) - 1 - row[::-1].argmax(),
-        )
+        first = others[scores == scores.max()]
+        later = np.count_nonzero(equal > own[-1])
+        ranks[:, i] = above + len(equal) - len(own), above + later, above, first[0], first[-1]
     return Ranks(*ranks)
 
 
@@ -63,18 +60,22 @@ def rank_images(sims, per):
     """
     n_captions = sims.shape[1]
     own = sims[np.arange(n_captions) // per, np.arange(n_captions)]  # (M,) scores of the true pairs
-    above, rivals, later = np.zeros((3, n_captions), np.int64)  # images: scoring higher, equally, equally and later
-    top, lowest, highest = sims[0].copy(), *np.zeros((2, n_captions), np.int64)
+    at_least, rivals, later = np.zeros((3, n_captions), np.int32)  # images scoring no less, equally, equally and later
+    top, lowest, highest = np.full(n_captions, -np.inf, sims.dtype), *np.zeros((2, n_captions), np.int64)
     for i, row in enumerate(sims):
-        above += row > own
+        at_least += row >= own
         equal = row == own
         equal[i * per : (i + 1) * per] = False  # an image is no rival of itself
-        rivals += equal
-        later[: i * per] += equal[: i * per]  # captions of earlier images
-        lowest[row > top] = i
-        highest[row >= top] = i
-        np.maximum(top, row, out=top)
-    return Ranks(above + rivals, above + later, above, lowest, highest)
+        if equal.any():
+            rivals += equal
+            later[: i * per] += equal[: i * per]  # captions of earlier images
+        best = np.flatnonzero(row >= top)  # few, except in the first rows
+        lowest[best[row[best] > top[best]]] = i
+        highest[best] = i
+        top[best] = row[best]
+    worst = at_least.astype(np.int64) - 1  # the own image scores no less than itself
+    above = worst - rivals
+    return Ranks(worst, above + later, above, lowest, highest)
 
 
 def captions_per_image(sims):
