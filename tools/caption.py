@@ -18,13 +18,13 @@ import data
 from files.errors import InputError, run
 from runtime.commandline import Parser, whole
 from runtime.evaluation_options import add_override_flags, overrides_of
-from runtime.loading import read_checkpoint, trained_model
+from runtime.loading import open_checkpoint, trained_model
 from vocab import END
 
 
 def captioner(path, **overrides):
     """A checkpoint -> (model in evaluation mode, opt, vocabulary); InputError where it cannot write captions."""
-    loaded, opt, vocab = read_checkpoint(path, overrides)
+    loaded, opt, vocab = open_checkpoint(path, overrides)
     model = trained_model(loaded, opt, path)
     if not loaded.get("caption_model") or getattr(model, "caption_model", None) is None:
         raise InputError(

@@ -112,7 +112,7 @@ def time_sentences(vsrn, gsmn, built, k, stored):
     times, start = [], time.perf_counter()
     captions = np.linspace(0, len(gsmn.dataset) - 1, TIMED_SENTENCES).astype(int).tolist()
     for c in captions:
-        times.append(index_benchmark.timed(ask, vsrn, gsmn, built, k, stored, c))
+        times.append(index_benchmark.seconds_of(ask, vsrn, gsmn, built, k, stored, c))
         if time.perf_counter() - start > SECONDS:
             break
     return 1000 * float(np.median(times))

@@ -71,7 +71,7 @@ class Reranker:
     """reranker(text, numbers, top) -> (numbers, scores) of the `top` best of the images `numbers` by GSMN.
 
     Only these images are encoded, or read from --cache where GSMN's embeddings are there.  known: the vocabulary whose
-    missing words the user has been told of already.
+    missing words have been warned of already.
     """
 
     def __init__(self, flags, known):

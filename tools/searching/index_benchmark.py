@@ -56,13 +56,13 @@ def timed_build(kind, n, width):
     if not index.is_trained:
         count = -(-min(n, index.nlist * TRAINING) // VECTORS_ADDED)
         sample = np.concatenate(list(islice(blocks(n, width), count)))
-        seconds += timed(index.train, sample)
+        seconds += seconds_of(index.train, sample)
     for part in tqdm(blocks(n, width), kind, -(-n // VECTORS_ADDED), disable=None, leave=False):
-        seconds += timed(index.add, part)
+        seconds += seconds_of(index.add, part)
     return index, seconds
 
 
-def timed(call, *arguments):
+def seconds_of(call, *arguments):
     start = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - start
@@ -101,7 +101,7 @@ def compare_kinds(n, width, kinds=KINDS, folder=None):
             set_breadth(index, breadth)
             found = nearest(index, asked, K)[0]
             truth = found if kind == "exact" else truth
-            times = [1000 * timed(nearest, index, one[None], K) for one in asked[:TIMED_QUESTIONS]]
+            times = [1000 * seconds_of(nearest, index, one[None], K) for one in asked[:TIMED_QUESTIONS]]
             rows.append({
                 "kind": kind, "breadth": breadth, "build_s": seconds, "disk": disk, "memory": memory,
                 "ms": float(np.median(times)), "ms95": float(np.quantile(times, 0.95)),
