@@ -19,7 +19,7 @@ from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
-COMPARED = 64  # images, at least, whose five rows of features are compared when a split is opened
+COMPARED_IMAGES = 64  # images, at least, whose five rows of features are compared when a split is opened
 CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
 
 
@@ -104,7 +104,7 @@ class PrecompDataset(Dataset):
                 f"need {five} captions for each image, and a row for each image or each caption"
             )
         if rows == captions:
-            step = max(1, rows // five // COMPARED)
+            step = max(1, rows // five // COMPARED_IMAGES)
             check_five_rows(self.images, self._path("ims.npy"), range(0, rows // five, step))
         self.im_div = captions // rows
         self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions

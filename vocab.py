@@ -24,7 +24,7 @@ SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
 
 PRINTED_BYTES = "captions are written as b'...', as Python 3 prints bytes; write them with text.decode('utf-8')"
-COMPARED = 100  # captions, at least, whose ids are compared with their words
+COMPARED_CAPTIONS = 100  # captions, at least, whose ids are compared with their words
 ONE_WORD = 1.3  # fewer words a caption, on average, are about one
 SEPARATE = "words must be separated by blanks first, as jieba does for Chinese, MeCab for Japanese, PyThaiNLP for Thai"
 _BYTES = re.compile(r"""b(['"]).*\1""", re.DOTALL)
@@ -98,7 +98,7 @@ def check_ids(tokens, path, captions, vocab):
     """
     if len(captions) != len(tokens) or not captions:
         return
-    sample = range(0, len(captions), max(1, len(captions) // COMPARED))
+    sample = range(0, len(captions), max(1, len(captions) // COMPARED_CAPTIONS))
     different = [i for i in sample if encode(captions[i], vocab) != tokens[i]]
     if 2 * len(different) > len(sample):
         first = different[0]

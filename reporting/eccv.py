@@ -65,7 +65,7 @@ class Eccv:
         """Print the scores of sims["full"][0], images down and captions across, and keep them in result["eccv"]."""
         found = self.retrieved(sims["full"][0])
         result["eccv"] = self.scores(found)
-        show(result["eccv"])
+        show_scores(result["eccv"])
 
     def retrieved(self, sims):
         """{"i2t": {image: captions, best first}, "t2i": ...} by COCO's numbers, as far as any score looks.
@@ -179,7 +179,7 @@ def digest(captions):
 # ---- what is printed
 
 
-def show(scores):
+def show_scores(scores):
     """Both directions in percent, a line for each family of scores."""
     families = {
         "ECCV Caption mAP@R, R-Precision, R@1": ("eccv_map_at_r", "eccv_rprecision", "eccv_r1"),

@@ -99,7 +99,7 @@ class Split:
 
     def of_pictures(self):
         try:
-            return f"\n{'':20}".join(data_facts.pictures(self, self.opt.images))
+            return f"\n{'':20}".join(data_facts.picture_facts(self, self.opt.images))
         except InputError as error:
             return f"not looked at: {error}"
 
@@ -123,7 +123,7 @@ def models_asked(opt):
 # ---- command line
 
 
-def check_options(argv=None):
+def data_check_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
@@ -149,7 +149,7 @@ def check_options(argv=None):
 
 
 def main(argv=None):
-    opt = check_options(argv)
+    opt = data_check_options(argv)
     folder = data_folder(opt.data_path, opt.data_name)
     if opt.images and not opt.images.is_dir():
         raise InputError(f"{opt.images}: no such folder (--images)")

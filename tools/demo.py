@@ -33,7 +33,7 @@ GSMN_FLAGS = f"{SMALL} --bi_gru --max_violation --warmup_sum 1 --batch_size 16 -
 VSRN_FLAGS = (
     f"{SMALL} --model vsrn --dim_vid 64 --dim_hidden 64 --dim_word 32 --max_len 26 --batch_size 64 --num_epochs 8"
 )
-MODELS = {  # name of the run: flags of train.py
+FLAGS_OF_RUNS = {  # name of the run: flags of train.py
     "dense": GSMN_FLAGS,
     "sparse": f"{GSMN_FLAGS} --is_sparse --propagation neighbors",
     "vsrn": VSRN_FLAGS,
@@ -44,7 +44,7 @@ RECALL_NAMES = [f"r{k}" for k in KS] + [f"r{k}i" for k in KS]  # image to text, 
 FAR = 4  # every R@1 must be so many times chance
 
 
-def step(title: str, command: str, times: dict[str, float]) -> None:
+def run_step(title: str, command: str, times: dict[str, float]) -> None:
     """Print a command, run it in the repository's folder, stop when it fails."""
     print(f"\n=== {title}\n$ python {command}", flush=True)
     start = time.time()
@@ -63,22 +63,22 @@ def outputs(name: str) -> str:
 
 
 def run_all() -> dict[str, float]:
-    """Data, training and every evaluation; what they measure goes to RUNS. Returns seconds of each step."""
+    """Data, training and every evaluation; what they measure goes to RUNS. Returns the seconds that each step took."""
     times: dict[str, float] = {}
     shutil.rmtree(ROOT / RUNS, ignore_errors=True)
-    step("Make the data", "tools/make_demo.py", times)
-    for name, flags in MODELS.items():
+    run_step("Make the data", "tools/make_demo.py", times)
+    for name, flags in FLAGS_OF_RUNS.items():
         folders = f"--logger_name {RUNS}/{name}/log --model_name {checkpoints(name)}"
-        step(f"Train {TITLES[name]}", f"train.py {flags} {folders}", times)
-    best = {name: f"{checkpoints(name)}/model_best.pth.tar" for name in MODELS}
+        run_step(f"Train {TITLES[name]}", f"train.py {flags} {folders}", times)
+    best = {name: f"{checkpoints(name)}/model_best.pth.tar" for name in FLAGS_OF_RUNS}
     for name, path in best.items():
-        step(f"Test {TITLES[name]}", f"test.py --model_path {path} {outputs(name)}", times)
-    step(
+        run_step(f"Test {TITLES[name]}", f"test.py --model_path {path} {outputs(name)}", times)
+    run_step(
         "GSMN dense on the five folds of testall, and on all of it at once",
         f"testall.py --model_path {best['dense']} {outputs('testall')}",
         times,
     )
-    step(
+    run_step(
         "Each model and their ensemble, with a report to look at",
         f"test_stack.py --model_path {' '.join(best.values())} {outputs('stack')} "
         f"--report {RUNS}/report --images demo/images",
@@ -113,7 +113,7 @@ def result(name: str):
     return np.load(path) if path.suffix == ".npy" else json.loads(path.read_text())
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
+def recall_table(rows: dict[str, dict[str, float]]) -> str:
     """Rows of recalls, and of twin accuracy where it was measured."""
     lines = [
         f"{'':30}{'image to text':^21}   {'text to image':^21}",
@@ -142,7 +142,7 @@ def summary() -> tuple[str, bool]:
     rows[f"chance, {n_all} images"] = luck_all
     rows[f"GSMN dense, {n_all} images"] = whole["full"]
     pairs = [*((row, luck) for row in (*test.values(), whole["fold5"])), (whole["full"], luck_all)]
-    return table(rows), all(row[name] >= FAR * base[name] for row, base in pairs for name in ("r1", "r1i"))
+    return recall_table(rows), all(row[name] >= FAR * base[name] for row, base in pairs for name in ("r1", "r1i"))
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import runtime.openmp  # noqa: F401, before torch
 
 from files.errors import InputError, run
-from tools.demo_data.captions import Caption, describe, fact_holds
+from tools.demo_data.captions import ParsedCaption, describe, fact_holds
 from tools.demo_data.scenes import Scene, draw, make_projection, region_boxes, region_features, sample_scenes
 from vocab import build_vocab, encode, serialize_vocab
 
@@ -63,7 +63,7 @@ class Example:
 
     scene: Scene
     twin: int | None
-    captions: list[Caption]
+    captions: list[ParsedCaption]
     boxes: np.ndarray  # (regions, 4)
     features: np.ndarray  # (regions, img_dim)
 

@@ -171,7 +171,7 @@ def test_one_caption_an_image_is_not_ready(check):
 
 
 def test_rows_beyond_the_sample_of_training_are_compared(check, monkeypatch):
-    monkeypatch.setattr(data, "COMPARED", 2)
+    monkeypatch.setattr(data, "COMPARED_IMAGES", 2)
 
     def spoil(x):
         x = x.repeat(5, axis=0)

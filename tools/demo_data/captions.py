@@ -13,7 +13,7 @@ import numpy as np
 from tools.demo_data.scenes import OPPOSITE, Scene
 
 # other words for the same thing; the first is the usual one
-WORDS = {
+SYNONYMS = {
     "circle": ("circle", "circle", "disc"),
     "square": ("square", "square", "box"),
     "cross": ("cross", "cross", "plus"),
@@ -24,7 +24,7 @@ WORDS = {
     "below": ("below", "below", "under", "beneath"),
 }
 VERBS = ("sits", "lies", "stands", "floats", "hangs", "is placed", "is seen")
-PICTURES = ("picture", "drawing", "photo")
+WORDS_FOR_PICTURE = ("picture", "drawing", "photo")
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Caption:
+class ParsedCaption:
     """``words``; ``depends``: [governor, dependent] pairs of 1-based word positions, [0, root] first;
     ``facts``: what it claims about the scene, [relation, a, b(, c)] with numbers of things."""
 
@@ -90,14 +90,14 @@ class Speaker:
         return self.rng.uniform() < share
 
     def other(self, word: str) -> str:
-        return self.pick(*WORDS.get(word, (word,)))
+        return self.pick(*SYNONYMS.get(word, (word,)))
 
-    def sentence(self, kind) -> Caption:
+    def sentence(self, kind) -> ParsedCaption:
         """What ``kind`` says, with or without a full stop."""
         tree, facts = kind()
         if self.chance(0.6):
             tree.after.append(Node("."))
-        return Caption(*flatten(tree), tuple(facts))
+        return ParsedCaption(*flatten(tree), tuple(facts))
 
     def noun(self, k: int, article: str | None = None) -> Node:
         """Thing k as a noun phrase that fits no other thing of the scene."""
@@ -144,7 +144,7 @@ class Speaker:
             tree = node(self.pick(*VERBS), self.where(relation, noun_b), before=(noun_a,))
         elif form == 4:
             noun_a.after.append(self.where(relation, noun_b))
-            tree = node(f"a {self.pick(*PICTURES)}", case(self.pick("of", "with"), noun_a))
+            tree = node(f"a {self.pick(*WORDS_FOR_PICTURE)}", case(self.pick("of", "with"), noun_a))
         elif form == 5:
             noun_a = case("with", self.noun(a, "a"))
             noun_a.after.append(self.beside(relation))
@@ -184,7 +184,7 @@ class Speaker:
         if form == 1:
             first = case("there are", first)
         elif form == 2:
-            first = node(f"a {self.pick(*PICTURES)}", case("of", first))
+            first = node(f"a {self.pick(*WORDS_FOR_PICTURE)}", case("of", first))
         elif form == 3:
             first = node(self.pick("you can see", "we see"), first)
         return first, []
@@ -230,7 +230,7 @@ def _involved(speaker: Speaker):
     return speaker.pair(*speaker.pick(*pairs))
 
 
-def describe(scene: Scene, pair_rng: np.random.Generator, rng: np.random.Generator) -> list[Caption]:
+def describe(scene: Scene, pair_rng: np.random.Generator, rng: np.random.Generator) -> list[ParsedCaption]:
     """Five different captions: two of one relation (in twin scenes: of the exchanged things, so they
     are false of the twin), one of any relation or two at once, one list of things, one of either kind.
 
@@ -246,7 +246,7 @@ def describe(scene: Scene, pair_rng: np.random.Generator, rng: np.random.Generat
         (free, lambda: _involved(free)),
         (free, lambda: free.pick(_neutral, _involved)(free)),
     )
-    captions: list[Caption] = []
+    captions: list[ParsedCaption] = []
     for speaker, kind in kinds:
         caption = speaker.sentence(kind)
         while caption.words in [c.words for c in captions]:
@@ -256,7 +256,7 @@ def describe(scene: Scene, pair_rng: np.random.Generator, rng: np.random.Generat
 
 
 def fact_holds(scene: Scene, fact: tuple) -> bool:
-    """Whether a caption's claim (see Caption.facts) is true of a scene with the same things."""
+    """Whether a caption's claim (see ParsedCaption.facts) is true of a scene with the same things."""
     kind, a, b, *c = fact
     if kind in OPPOSITE:
         return scene.relation(a, b) == kind

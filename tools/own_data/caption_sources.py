@@ -8,7 +8,7 @@ from files.annotations import Caption, Picture, read_coco, read_karpathy
 from files.errors import InputError
 from files.text import read_json, read_lines
 
-HEADER = re.compile(r"(image|img|file|photo|picture)[ _]?(name|id|file|path)?|name|path", re.IGNORECASE)
+TITLE_ROW = re.compile(r"(image|img|file|photo|picture)[ _]?(name|id|file|path)?|name|path", re.IGNORECASE)
 COUNTER = re.compile(r"((comment|caption|sentence|sent)[ _]?)?(number|num|no|id|index|idx)", re.IGNORECASE)
 NUMBER = re.compile(r"(#[a-zA-Z]+)?#\d+$")  # lists of captions number them: 1000268201.jpg#0, or with a language #zhc#0
 
@@ -36,7 +36,7 @@ def read_table(path, restval=None):
     captions, first, has_number = {}, {}, form.has_number
     for number, row in form.rows(lines, path):
         where = f"{path}, line {number}"
-        if number == 1 and len(row) in (2, 3) and HEADER.fullmatch(row[0].strip()):
+        if number == 1 and len(row) in (2, 3) and TITLE_ROW.fullmatch(row[0].strip()):
             has_number = len(row) == 3 and bool(COUNTER.fullmatch(row[1].strip()))
             continue
         if has_number and len(row) == 3 and row[1].strip().isdigit():

@@ -19,13 +19,13 @@ def of_file(ending, split):
     Raises InputError where the file cannot be used at all.
     """
     return {
-        "ims.npy": features,
-        "caps.txt": captions,
-        "precaps_stan.txt": ids,
-        "caps.json": pairs,
-        "ims_bbx.npy": boxes,
-        "ims_size.npy": sizes,
-        "imagename.txt": names,
+        "ims.npy": feature_facts,
+        "caps.txt": caption_facts,
+        "precaps_stan.txt": id_facts,
+        "caps.json": dependency_facts,
+        "ims_bbx.npy": box_facts,
+        "ims_size.npy": size_facts,
+        "imagename.txt": name_facts,
     }[ending](split)
 
 
@@ -37,7 +37,7 @@ def counted(checks):
 # ---- captions
 
 
-def captions(split):
+def caption_facts(split):
     lines = read_captions(split.path("caps.txt"))
     images = [lines[i : i + CAPTIONS_PER_IMAGE] for i in range(0, len(lines), CAPTIONS_PER_IMAGE)]
     twice = [f"image {i}" for i, some in enumerate(images) if len(set(some)) < len(some)]
@@ -54,7 +54,7 @@ def per_image(n, split):
     return f", {n / rows:g} for each of {rows:,} rows of features" if rows else ""
 
 
-def names(split):
+def name_facts(split):
     lines = read_lines(split.path("imagename.txt"))
     facts, captions = [f"{len(lines):,} names"], split.n_captions()
     images = len(lines) if captions is None else captions // CAPTIONS_PER_IMAGE
@@ -66,7 +66,7 @@ def names(split):
     return facts, []
 
 
-def pictures(split, folder):
+def picture_facts(split, folder):
     """Facts of the pictures in a folder: how many are there, and which have other proportions than the sizes."""
     dataset = next(iter(split.data.values()), None)
     names = None if dataset is None else image_names(dataset)
@@ -87,7 +87,7 @@ def pictures(split, folder):
     return facts
 
 
-def ids(split):
+def id_facts(split):
     if split.vocab is None:
         return ["not read without the vocabulary"], []
     tokens = Ragged(read_ids(split.path("precaps_stan.txt"), len(split.vocab)))
@@ -101,7 +101,7 @@ def ids(split):
     ends = [f"line {i + 1}" for i in range(len(tokens)) if tokens[i][0] != START or tokens[i][-1] != END]
     facts += counted([("captions not from <start> to <end>", ends)])
     if split.path("caps.txt").exists() and not split.opt.quick:
-        facts.append(agreement(tokens, of_captions(split)))
+        facts.append(agreement_of_ids(tokens, of_captions(split)))
     return facts, []
 
 
@@ -113,7 +113,7 @@ def of_captions(split):
     return encode_all(read_captions(path), split.vocab, path)
 
 
-def agreement(tokens, ours):
+def agreement_of_ids(tokens, ours):
     if len(tokens) != len(ours):
         return f"not the captions of caps.txt, which has {len(ours):,}"
     other = [f"line {i + 1}" for i in range(len(ours)) if ours[i] != tokens[i]]
@@ -121,7 +121,7 @@ def agreement(tokens, ours):
     return differ[0] if differ else "the ids of caps.txt, line for line"
 
 
-def pairs(split):
+def dependency_facts(split):
     trees = read_dependencies(split.path("caps.json"))
     checks = {
         "captions with a word that depends on itself": [any(a == b for a, b in tree) for tree in trees],
@@ -143,7 +143,7 @@ def pairs(split):
 # ---- arrays
 
 
-def features(split):
+def feature_facts(split):
     path = split.path("ims.npy")
     images = open_array(path)
     facts = [f"{images.dtype} {images.shape}, {path.stat().st_size / 1e9:.3g} GB"]
@@ -223,7 +223,7 @@ def different_rows(hashes):
     return [f"row {CAPTIONS_PER_IMAGE * i}" for i in np.flatnonzero((five != five[:, :1]).any(axis=1))]
 
 
-def boxes(split):
+def box_facts(split):
     pixels, sized = open_array(split.path("ims_bbx.npy")), split.path("ims_size.npy")
     facts = [f"{pixels.dtype} {pixels.shape}"]
     limits = read_sizes(sized)[:, None] if sized.exists() else np.zeros(0)  # (N, 1, 2)
@@ -243,7 +243,7 @@ def regions_where(where):
     return [f"row {i}, region {r}" for i, r in np.argwhere(where)]
 
 
-def sizes(split):
+def size_facts(split):
     table = read_sizes(split.path("ims_size.npy"))
     if not len(table):
         return ["0 images"], []
