@@ -24,7 +24,7 @@ CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a 
 
 
 def label_and_mask(ids, max_len):
-    """What VSRN's caption model has to say: (max_len + 1,) ids and weights (docs/method.md, section 3)."""
+    """Targets of VSRN's caption model: (max_len + 1,) ids and weights (docs/method.md, section 3, caption loss)."""
     if len(ids) > max_len - 1:
         ids = [*ids[: max_len - 1], END]
     label = np.full(max_len + 1, PAD, np.int64)
@@ -68,7 +68,7 @@ class PrecompDataset(Dataset):
 
     @property
     def files(self):
-        """The split's files, those there are."""
+        """The files of the split that exist."""
         return sorted(self.folder.glob(f"{self.split}_*"))
 
     def _path(self, ending):
@@ -95,7 +95,7 @@ class PrecompDataset(Dataset):
         return tokens
 
     def _count(self):
-        """How many images there are, and how many captions share a row of features."""
+        """Set the numbers of images and captions, and of captions for a row of features; compare rows and captions."""
         rows, captions = len(self.images), len(self.tokens)
         five = CAPTIONS_PER_IMAGE
         if captions % five or captions not in (rows, five * rows):
@@ -251,7 +251,7 @@ class PictureDataset(Dataset):
 
 
 def check_name(data_name, opt):
-    """InputError where there is no such data set, listing those there are, or the model cannot read it."""
+    """InputError where the data set is missing (the message lists the others), or the model cannot read it."""
     if data_name in PICTURES and with_defaults(opt, "vsrn").model == "gsmn":
         raise InputError(
             f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, or give --model vsrn"

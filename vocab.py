@@ -231,11 +231,13 @@ def vocab_of_captions(captions, threshold=4):
 
 def build_vocab(data_path, data_name, threshold=4):
     """The vocabulary of train_caps.txt and dev_caps.txt in data_path/data_name, or of a picture data set."""
+    source = data_folder(data_path, data_name)
     if data_name in PICTURES:
-        return vocab_of_captions(training_captions(data_path, data_name), threshold)
-    folder = data_folder(data_path, data_name)
-    captions = read_captions(folder / "train_caps.txt") + read_captions(folder / "dev_caps.txt")
-    check_captions(captions, folder / "train_caps.txt")
+        captions = training_captions(data_path, data_name)
+    else:
+        captions = read_captions(source / "train_caps.txt") + read_captions(source / "dev_caps.txt")
+        source = source / "train_caps.txt"
+    check_captions(captions, source)
     return vocab_of_captions(captions, threshold)
 
 

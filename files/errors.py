@@ -6,7 +6,7 @@ import sys
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used. One line: the file, what was found, what to do."""
+    """An input that cannot be used. One line: the file, the fault, what to do."""
 
     def __init__(self, message):
         # a DataLoader raises a worker's exception anew, with the worker's whole traceback as its message
@@ -19,7 +19,7 @@ warned = set()  # warnings of this process
 
 
 def warn(message):
-    """Tell the user something that does not stop the program; the same words once only."""
+    """Print a warning, the same text once in a process; the program continues."""
     if message not in warned:
         warned.add(message)
         print(f"warning: {message}", file=sys.stderr)

@@ -158,8 +158,11 @@ def other_proportions(sizes, files):
     """[(image, its size in `sizes`, its picture's size)] where proportions differ.
 
     sizes: (N, 2) width, height, as in {split}_ims_size.npy; files: N paths, None where an image has no picture.
+    Where every size is the same square, the extractor has stretched the pictures, and all boxes fit.
     """
-    found = []
+    sizes, found = np.asarray(sizes), []
+    if len(sizes) > 1 and (sizes == sizes[0, 0]).all():
+        return found
     for g, (size, path) in enumerate(zip(sizes, tqdm(files, "sizes of pictures", disable=None, leave=False))):
         picture = picture_size(path) if path else None
         if picture and proportions_differ(size, picture):

@@ -153,7 +153,7 @@ def image_ids(captions, owner, source):
         if caption not in owner:
             raise InputError(
                 f"{source}: caption {i} is COCO's {caption}, which is not among its test captions; --eccv "
-                "knows no others"
+                "scores these alone"
             )
         if i % CAPTIONS_PER_IMAGE == 0:
             images.append(owner[caption])
@@ -176,7 +176,7 @@ def digest(captions):
     return hashlib.sha256("\n".join(map(letters, captions)).encode()).hexdigest()
 
 
-# ---- what is printed
+# ---- printing
 
 
 def show_scores(scores):

@@ -1,10 +1,10 @@
-"""Look at a data set, split by split: what is there, what is missing, what is odd; can training start?
+"""Check a data set, split by split: complete files, missing files, odd content; can training start?
 
     python tools/check_data.py --data_path data --data_name mine_precomp
     python tools/check_data.py --data_name mine_precomp --model gsmn --is_sparse --no_checksum
 
-A split is ready for a model when the data set that train.py reads opens without complaint; what comes beyond
-that (ranges, repeated regions, boxes, ids against captions, checksums) takes a pass over the files.
+A split is ready for a model when train.py's data set opens without an error. The other checks (ranges, repeated
+regions, boxes, ids against captions, checksums) read all files once.
 
 Exit code 0: train and dev are ready for the model, or without --model for at least one.  1: not.  2: wrong flags.
 """
@@ -70,19 +70,19 @@ class Split:
             self.problems[way] = str(error)
 
     def n_captions(self):
-        """How many captions there are, as far as any file says it; None otherwise."""
+        """The number of captions in the files; None without a file of captions or ids."""
         for data in self.data.values():
             return len(data.tokens)
         counted = [self.path(ending) for ending in ("precaps_stan.txt", "caps.txt")]
         return next((len(read_lines(path)) for path in counted if path.exists()), None)
 
     def refuse(self, problem):
-        """A fault that a training would meet later on."""
+        """Add a fault that would stop a training later."""
         for way in self.data:
             self.problems.setdefault(way, problem)
 
     def report(self):
-        """Print what there is to say of each file, then whether each model can use the split."""
+        """Print a line or more on each file, then whether each model can use the split."""
         print(f"\n{self.name}")
         for ending, (what, needed_by, maker) in FILES.items():
             path = self.path(ending)
@@ -194,7 +194,7 @@ def read_vocab(opt):
 
 
 def width(folder):
-    """The width of the first features there are, or None."""
+    """The width of the first split's features, or None without features."""
     for name in SPLITS:
         try:
             return open_array(folder / f"{name}_ims.npy").shape[2]

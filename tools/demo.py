@@ -3,8 +3,8 @@
     python tools/demo.py
 
 Every step is a command as a user would type it, and is printed. GSMN dense as released, GSMN sparse as in
-the paper (--propagation neighbors) and VSRN, about two minutes on two CPU cores. What is in runs/demo from
-before is replaced. Exit code 1 when a model is not far above chance.
+the paper (--propagation neighbors) and VSRN, about two minutes on two CPU cores. An earlier
+runs/demo is replaced. Exit code 1 when a model is not far above chance.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     python tools/extract_features.py --data_name mine_precomp --tsv trainval_36.tsv test_36.tsv
     python tools/extract_features.py --data_name mine_precomp --npz features/
 
-Images come in the order of {split}_imagename.txt, which tools/prepare_captions.py writes.  What is extracted
-is kept beside the output until that is complete: after an interruption the same command goes on.
+Images come in the order of {split}_imagename.txt, which tools/prepare_captions.py writes.  Extracted
+regions are kept beside the output until it is complete: after an interruption the same command continues.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class Rows:
 class Output:
     """The three files of a split while they are made, in a folder beside them, and which rows are done.
 
-    key: says what is extracted and how; rows that an earlier run made with the same key are kept.
+    key: a hash of the images and flags; rows that an earlier run made with the same key are kept.
     """
 
     def __init__(self, folder, split, n, key, dtype):

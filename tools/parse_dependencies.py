@@ -3,8 +3,8 @@
     python tools/parse_dependencies.py --data_path data --data_name mine_precomp
     python tools/parse_dependencies.py --data_name mine_precomp --parser corenlp --url http://localhost:9000
 
-The parser gets the words that the word ids stand for, in the captions' own spelling.  What is parsed is kept
-in parts beside the output until that is complete: after an interruption the same command goes on.
+The parser gets the words that the word ids stand for, in the captions' own spelling.  Parsed captions are kept in
+parts beside the output until it is complete: after an interruption the same command continues.
 """
 
 import hashlib

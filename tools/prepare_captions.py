@@ -178,9 +178,9 @@ def contents(splits, texts, vocab, opt, notes):
 
 
 def write_files(files, vocab, opt):
-    """Write what is new; returns the paths whose content was replaced.
+    """Write the files whose content is new; returns the paths whose content was replaced.
 
-    InputError, before anything is written, where something else is there and --overwrite is not given.
+    InputError, before anything is written, where a file has other content and --overwrite is not given.
     """
     table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
     same = [path for path, content in files.items() if holds(path, content)]
@@ -213,12 +213,12 @@ MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.np
 
 
 def note_stale(replaced, notes):
-    """Note the files that were made from what has just been replaced."""
+    """Note the files that were made from the replaced ones and do not fit any more."""
     for path in replaced:
         split, _, ending = path.name.partition("_")
         for name in MADE_FROM.get(ending, []):
             if (stale := path.with_name(f"{split}_{name}")).exists():
-                notes.add("files made from what was there before, which must be made again", stale)
+                notes.add("files made from the replaced ones, which must be made again", stale)
 
 
 # ---- command line

@@ -132,3 +132,5 @@ def test_pictures_of_other_proportions_are_counted(tmp_path, capsys):
     )
     warn_proportions(sizes[:1], files[:1])
     assert capsys.readouterr().err == ""
+    assert other_proportions(np.float32([(224, 224)] * 6), files) == []  # stretched before the boxes were found
+    assert len(other_proportions(np.float32([(224, 224)] * 5 + [(600, 400)]), files)) == 4

@@ -155,7 +155,7 @@ def test_from_photographs_to_search_and_report(photos, capsys):
     # out of order: each step says what comes first
     assert "data/mine_precomp: no such folder" in told(extract, photos)
     assert "data/mine_precomp: no such folder" in told(parse, photos)
-    assert "mine_precomp_vocab.json: no such file" in told(fit, "vsrn")
+    assert "data/mine_precomp: no such folder" in told(fit, "vsrn")
     prepare(photos)
     for model in MODELS:
         assert re.search("train_ims.npy: no such file.*tools/extract_features.py", told(fit, model))

@@ -1,4 +1,4 @@
-"""What tools/check_data.py finds in each file beyond the checks that loading makes anyway."""
+"""Checks of each file that tools/check_data.py makes beyond those of the data set."""
 
 import numpy as np
 from tqdm import tqdm
@@ -30,7 +30,7 @@ def of_file(ending, split):
 
 
 def counted(checks):
-    """'regions all zero: 3 (first: row 0, region 5)' for each check, (what, places), that found something."""
+    """'regions all zero: 3 (first: row 0, region 5)' for each check (what, places) with any place."""
     return [f"{what}: {len(places):,} (first: {places[0]})" for what, places in checks if places]
 
 
@@ -48,7 +48,7 @@ def caption_facts(split):
 
 
 def per_image(n, split):
-    """', 5 for each of 1,000 rows of features', where there are features."""
+    """', 5 for each of 1,000 rows of features', or nothing without features."""
     path = split.path("ims.npy")
     rows = len(open_array(path)) if path.exists() else 0
     return f", {n / rows:g} for each of {rows:,} rows of features" if rows else ""

@@ -1,4 +1,4 @@
-"""What others have extracted -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's npz.
+"""Files of other extractors -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's npz.
 
 A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
 """
@@ -46,7 +46,7 @@ class FileSource:
     def fit(self, index, where, features, boxes, size, scores=None):
         """Regions of one image: the best by `scores`, else the first; too few are filled up.
 
-        Filled up with the whole image, whose features are the mean of those there are.
+        The whole image fills the missing places; its features are the mean of the others.
         """
         check_regions(where, features, boxes, size)
         count = self.regions

