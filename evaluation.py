@@ -1,7 +1,7 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
 docs/method.md, section 4.  Read from top to bottom: embeddings, similarities, one checkpoint, several, and what
-the scripts call.  Ranks and recalls are counted in modules/ranks.py and printed in reporting.outputs.py.
+the scripts call.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
 """
 
 import contextlib

@@ -6,29 +6,22 @@ templates/report.js shows the queries from data/*.js, which a page reads as scri
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from files.errors import InputError, optional_package
 from reporting.candidates import both_ways
-from reporting.printing import ties_line
 from reporting.rendering import TEMPLATES, template
+from reporting.summary import KINDS, bin_label, bin_value, rank_bins, short_names, summary
 from reporting.thumbnails import drawings, image_files, make_thumbnails, warn_of_sizes
 
 CHUNK = 200  # queries in one file of data
-CURVE = 100  # the largest K of the recall curves
-CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
-BIN_STARTS = (1, 2, 6, 11, 51, 101, 501)  # the first rank of each bin
 GENERATOR = "gsmn-vsrn retrieval report"
 CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs", "explain"}
-FIGURES = ("rsum", "ar", "r1", "r5", "r10", "medr", "meanr", "ari", "r1i", "r5i", "r10i", "medri", "meanri")
 
 
 # ---- the site ----
@@ -106,9 +99,8 @@ class Report:
         if None in thumbs:
             for k, part in enumerate(split_into_chunks(drawings(self.dataset))):
                 write_script(folder, f"regions-{k}", part)
-        kinds = ("images", "captions")
-        write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in kinds})
-        jobs = [(kind, k) for kind in kinds for k in range(-(-len(self.models[0][kind].ids) // CHUNK))]
+        write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in KINDS})
+        jobs = [(kind, k) for kind in KINDS for k in range(-(-len(self.models[0][kind].ids) // CHUNK))]
         for kind, k in tqdm(jobs, desc="report", disable=None, leave=False):
             part = slice(k * CHUNK, (k + 1) * CHUNK)
             write_script(
@@ -129,21 +121,15 @@ class Report:
             "names": [m["name"] for m in self.models],
             "bins": {kind: [(bin_value(b), bin_label(b)) for b in some] for kind, some in bins.items()},
         }
-        summary = {
-            "models": [self.about(m) for m in self.models],
+        first_page = {
+            **summary(self.models, bins),
             "command": self.command,
             "date": time.strftime("%Y-%m-%d %H:%M"),
-            "tables": self.tables(),
-            "curves": self.curves(),
-            "histograms": self.histograms(bins),
-            "gains": self.gains(),
             "explained": explained,
             "folds": self.kind == "fold5",
-            "ks": CURVE_TICKS,
-            "logs": [round(math.log(k or 1, CURVE), 4) for k in range(CURVE + 1)],
         }
         for name, source, more in (
-            ("index.html", "index.html", summary),
+            ("index.html", "index.html", first_page),
             ("images.html", "queries.html", {"kind": "images"}),
             ("captions.html", "queries.html", {"kind": "captions"}),
         ):
@@ -151,139 +137,6 @@ class Report:
             (folder / name).write_text(text, encoding="utf-8")
         for name in ("report.css", "report.js"):
             shutil.copyfile(TEMPLATES / name, folder / name)
-
-    # ---- what stands on the first page ----
-
-    def about(self, model):
-        """What one model is: {name, kind, epoch, path, flags}; of the ensemble, how it was made."""
-        result = model["result"]
-        if "checkpoint" in result:
-            about = result["checkpoint"]
-            flags = [flag_text(name, value) for name, value in about["flags"].items()]
-            return {"name": model["name"], **about, "path": Path(about["path"]).resolve(), "flags": flags}
-        how = result.get("ensemble", {"weights": None, "normalize": False})
-        weights = how["weights"] and "weights " + " ".join(f"{weight:g}" for weight in how["weights"])
-        kind = f"mean of the {'normalised ' if how['normalize'] else ''}similarities"
-        return {"name": model["name"], "kind": kind, "epoch": "", "path": "", "flags": [weights or "equal weights"]}
-
-    def tables(self):
-        """[Table]: a row for each model on the full split, for the mean of folds, and for each fold."""
-        tables = []
-        for kind, title in (("full", ""), ("fold5", "Mean of five folds")):
-            if kind in self.models[0]["result"]:
-                rows = [(m["name"], m["path"], m["result"][kind]) for m in self.models]
-                notes = [f"{m['name']}: {ties_line(m['result'][kind])}" for m in self.models]
-                notes = [note for note, m in zip(notes, self.models) if ties_line(m["result"][kind])]
-                tables.append(Table(title, figure_rows(rows), notes))
-        if "fold5" in self.models[0]["result"]:
-            folds = [
-                figure_rows(
-                    [(f"{m['name']}, fold {k}", m["path"], m["result"]["fold5"]["folds"][k - 1]) for m in self.models]
-                )
-                for k in range(1, 6)
-            ]
-            tables.append(Table("Each fold", [row for rows in zip(*folds) for row in rows], []))
-        return tables
-
-    def curves(self):
-        """For each direction, each model's recall in percent at K = 1 ... CURVE: [[[float]]]."""
-        return [[recall_curve([r[way][0] for r in m["ranks"]]) for m in self.models] for way in (0, 1)]
-
-    def histograms(self, bins):
-        """For each direction and model, how many queries have a rank in each bin."""
-        return {
-            kind: [[count_ranks(m[kind].ranks, low, high) for low, high in some] for m in self.models]
-            for kind, some in bins.items()
-        }
-
-    def gains(self):
-        """For an ensemble, against each single model: (its number, [(better, equal, worse) for each direction])."""
-        last = len(self.models) - 1
-        return [
-            (
-                k,
-                [
-                    count_changes(self.models[last][kind].ranks, self.models[k][kind].ranks)
-                    for kind in ("images", "captions")
-                ],
-            )
-            for k in range(last)
-        ]
-
-
-class Table(NamedTuple):
-    """A table of figures on the first page."""
-
-    title: str
-    rows: list  # of (name, path, [(figure as printed, whether it is the best of its column)])
-    notes: list  # lines under the table
-
-
-def figure_rows(models):
-    """[(name, path, metrics)] -> the rows of a Table; best is the highest, of ranks the lowest."""
-    figures = np.array([[round(metrics[name], 1) for name in FIGURES] for _, _, metrics in models])
-    lowest = np.array(["med" in name or "mean" in name for name in FIGURES])
-    best = np.where(lowest, figures.min(0), figures.max(0))
-    marks = (figures == best) & (len(models) > 1)
-    return [
-        (name, path, [(f"{value:.1f}", bool(mark)) for value, mark in zip(*cells)])
-        for (name, path, _), *cells in zip(models, figures, marks)
-    ]
-
-
-def flag_text(name, value):
-    """A flag as on the command line."""
-    return f"--{name}" if value is True else f"--{name} {value}"
-
-
-def recall_curve(folds):
-    """Ranks from 0 of each fold -> mean recall in percent at K = 1 ... CURVE, computed as evaluation does."""
-    return [float(np.mean([100.0 * np.count_nonzero(r < k) / len(r) for r in folds])) for k in range(1, CURVE + 1)]
-
-
-def rank_bins(largest, possible):
-    """Bins of ranks from 1 to the largest that a query has; none goes beyond the largest possible -> [(low, high)]."""
-    ends = [start - 1 for start in BIN_STARTS[1:]] + [possible]
-    return [(low, min(high, possible)) for low, high in zip(BIN_STARTS, ends) if low <= largest]
-
-
-def count_ranks(ranks, low, high):
-    return int(np.count_nonzero((ranks >= low) & (ranks <= high)))
-
-
-def count_changes(new, old):
-    """How many ranks are better, equal and worse than the old ones."""
-    return [int(np.count_nonzero(change)) for change in (new < old, new == old, new > old)]
-
-
-def bin_value(bounds):
-    return f"{bounds[0]}-{bounds[1]}"
-
-
-def bin_label(bounds):
-    low, high = bounds
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
-def short_names(paths):
-    """Names that differ: the paths without the parts they share at the beginning and end.
-
-    ['runs/dense/model_best.pth.tar', 'runs/sparse/model_best.pth.tar', 'ensemble'] -> ['dense', 'sparse', 'ensemble']
-    """
-    parts = [Path(path).parts for path in paths if path != "ensemble"]
-    if len(set(parts)) < len(parts) or len(parts) == 1:
-        names = [Path(path).name.removesuffix(".tar").removesuffix(".pth") for path in paths]
-        return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
-    shortest = min(map(len, parts))
-    first = min(shared(parts), shortest - 1)
-    last = min(shared([p[::-1] for p in parts]), shortest - 1 - first)
-    names = iter("/".join(p[first : len(p) - last]) for p in parts)
-    return [path if path == "ensemble" else next(names).removesuffix(".tar").removesuffix(".pth") for path in paths]
-
-
-def shared(sequences):
-    """How many items all sequences begin with."""
-    return next((k for k, items in enumerate(zip(*sequences)) if len(set(items)) > 1), min(map(len, sequences)))
 
 
 def texts_of(dataset):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from files.arrays import read_sizes
@@ -23,9 +24,9 @@ SIDE = 320  # pixels of a thumbnail's longer side
 
 
 def image_files(dataset, images):
-    """(files, names): for each image its file, or None where --images has none of that name, and its name.
+    """(files, names) of the images; a file is None where --images has none of that name.
 
-    Data sets of pictures know their own files. What is missing is counted in one line on stderr.
+    Data sets of pictures know their own files. One warning counts the missing files.
     """
     if hasattr(dataset, "pictures"):
         return [Path(p) for p in dataset.pictures], [Path(p).name for p in dataset.pictures]
@@ -33,7 +34,7 @@ def image_files(dataset, images):
     if names is None:
         if images:
             warn(
-                f"--images: nothing tells the images' names; need {dataset.folder / dataset.split}_imagename.txt "
+                f"--images: no file has the images' names; need {dataset.folder / dataset.split}_imagename.txt "
                 f"(one a line), or {dataset.split}_ids.txt with Karpathy's dataset_*.json; drawing regions"
             )
         return [None] * dataset.n_images, [""] * dataset.n_images
@@ -74,11 +75,12 @@ def make_thumbnails(files, folder, old):
 
 
 def thumbnail(file, folder, old):
-    """Make or take over one thumbnail -> its file's name, which tells the source's state; None without image."""
+    """Make or take over one thumbnail -> its file's name; None without an image that can be read.
+
+    The name depends on the image file's size and time, so that a changed image has a new thumbnail.
+    """
     if file is None:
         return None
-    from PIL import Image, ImageOps
-
     try:
         state = file.stat()
         key = f"{file.name} {state.st_size} {state.st_mtime_ns} {SIDE}".encode()

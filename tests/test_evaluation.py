@@ -107,7 +107,7 @@ def test_printed_block_is_the_released_one(released, kind, capsys):
     assert capsys.readouterr().out.splitlines()[-5:] == lines[-5:]
 
 
-def test_a_misspelt_override_is_told(released):
+def test_a_misspelt_override_is_named(released):
     with pytest.raises(TypeError, match="save_sims is no option of a checkpoint; those of evaluation are data_path, "):
         evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sims="sims.npy")
 

@@ -18,7 +18,7 @@ import train
 from data import PrecompDataset
 from files.errors import InputError
 from files.names import find_pictures, image_names
-from reporting import candidates, pages
+from reporting import candidates, pages, summary
 from runtime.evaluation_options import eval_parser
 from vocab import load_vocab
 
@@ -87,7 +87,7 @@ def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None)
     return sims
 
 
-# ---- what was found ----
+# ---- the candidates of a query ----
 
 
 @pytest.mark.parametrize("ties", ["worst", "released"])
@@ -122,8 +122,8 @@ def test_folds_are_numbered_through_the_split():
         assert set(ids // 4) == {q // 20} and scores.tolist() == sims[ids, q].tolist()
 
 
-def test_names_of_models_are_what_tells_them_apart():
-    names = pages.short_names
+def test_names_of_models_are_the_parts_that_differ():
+    names = summary.short_names
     assert names(["runs/dense/checkpoint/m.pth.tar", "runs/sparse/checkpoint/m.pth.tar", "ensemble"]) == [
         "dense",
         "sparse",
@@ -136,11 +136,11 @@ def test_names_of_models_are_what_tells_them_apart():
 
 
 def test_bins_of_ranks_end_where_the_data_end():
-    assert pages.rank_bins(7, 50) == [(1, 1), (2, 5), (6, 10)]
-    assert pages.rank_bins(12, 50) == [(1, 1), (2, 5), (6, 10), (11, 50)]
-    assert pages.rank_bins(3, 4) == [(1, 1), (2, 4)]
-    assert pages.rank_bins(501, 5000)[-2:] == [(101, 500), (501, 5000)]
-    assert pages.rank_bins(1, 1) == [(1, 1)]
+    assert summary.rank_bins(7, 50) == [(1, 1), (2, 5), (6, 10)]
+    assert summary.rank_bins(12, 50) == [(1, 1), (2, 5), (6, 10), (11, 50)]
+    assert summary.rank_bins(3, 4) == [(1, 1), (2, 4)]
+    assert summary.rank_bins(501, 5000)[-2:] == [(101, 500), (501, 5000)]
+    assert summary.rank_bins(1, 1) == [(1, 1)]
 
 
 # ---- the site ----
@@ -383,7 +383,7 @@ def test_missing_folder_of_images(tmp_path):
 def test_images_without_names(tmp_path, tiny_data, capsys):
     write_report(tiny_data, tmp_path / "site", images=tmp_path)
     assert re.fullmatch(
-        r"warning: --images: nothing tells the images' names; .*test_imagename\.txt.*\n", capsys.readouterr().err
+        r"warning: --images: no file has the images' names; .*test_imagename\.txt.*\n", capsys.readouterr().err
     )
 
 

@@ -198,7 +198,7 @@ def test_keys_and_pages(browser, site):
 
 
 def test_everything_has_a_name(browser, site):
-    """What can be reached with Tab tells what it is: the browser's own names for assistive technology."""
+    """Every control and region has a name for assistive technology."""
     for page in ("index.html", "images.html#beside=0", "captions.html"):
         open_page(browser, site, page)
         nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
@@ -264,7 +264,7 @@ def test_tiles_without_a_picture_show_words(browser, site):
     assert words and all(text == site.texts[5 * int(image)] for image, text in words)
 
 
-def test_curve_tells_its_values(browser, site):
+def test_curve_shows_its_values(browser, site):
     open_page(browser, site, "index.html")
     browser.run("document.querySelector('.chart svg').scrollIntoView({ block: 'center', behavior: 'instant' })")
     box = browser.run("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
