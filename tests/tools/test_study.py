@@ -189,7 +189,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
     assert "b.seed0: train.py ended with exit code 1: error: no such data; all of it is in out/b.seed0/train.txt" in (
         said.err
     )
-    assert "Not run yet: b.seed0, b.seed1." in said.out
+    assert "Not run yet: b with seeds 0, 1." in said.out
     (scripts / "fail").unlink()
     assert study.main(["table.ini", "--out", "out", "--seeds", "0", "1"]) == 0
     assert "Not run yet" not in (scripts / "out" / "results.md").read_text()
@@ -350,3 +350,9 @@ def test_boxes_let_either_propagation_see_an_exchange(propagation):
         scene, twin, nowhere = graph(match, graph.edges(places)).flatten().tolist()
     assert abs(scene) > 0.01 and twin == pytest.approx(-scene, rel=1e-4)
     assert nowhere == pytest.approx(0, abs=1e-6)  # without boxes the places say nothing
+
+
+def test_the_table_for_flickr30k_has_the_published_recipes():
+    table = read_table(ROOT / "docs" / "study" / "f30k.ini")
+    assert {row.num_epochs for row in table.rows.values()} == {30} and len(table.rows) == 7
+    assert all("f30k_precomp" in row.train for row in table.rows.values())

@@ -29,7 +29,7 @@ def draw_recalls(results):
     keys = [key for key in PANELS if any(column(row, key) for row in rows)]
     if not rows:
         return None
-    figure = matplotlib_figure((3 * len(keys) + 2, 0.32 * len(rows) + 0.9))
+    figure = matplotlib_figure((2.3 * len(keys) + 2, 0.32 * len(rows) + 0.9))
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for panel, key in zip(panels, keys):
         for y, row in enumerate(rows):

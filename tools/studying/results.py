@@ -140,9 +140,18 @@ def markdown(results):
     """All tables of a study as Markdown."""
     parts = [f"Percent, mean ± standard deviation over seeds ({', '.join(map(str, results['seeds']))})."]
     if results["missing"]:
-        parts.append(f"Not run yet: {', '.join(results['missing'])}.")
+        parts.append(f"Not run yet: {missing(results)}.")
     parts += [row_table(results), twin_table(results), difference_table(results), ensemble_table(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def missing(results):
+    """Rows with the seeds that they lack, as text."""
+    seeds = {}
+    for run in results["missing"]:
+        row, _, seed = run.rpartition(".seed")
+        seeds.setdefault(row, []).append(seed)
+    return "; ".join(f"{row} with seed{'s' * (len(of) > 1)} {', '.join(of)}" for row, of in seeds.items())
 
 
 def table(head, lines):

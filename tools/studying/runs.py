@@ -18,6 +18,9 @@ from files.writing import atomic_write, make_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCH = re.compile(r"checkpoint_(\d+)(_\d+)?\.pth\.tar")  # after epoch N, or in epoch N after so many steps
+# A process group of its own: Ctrl-C reaches a run through this program, once.  Not a session: where Linux groups
+# sessions for its scheduler, `nice` on the study would have no effect on the runs.
+GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -102,8 +105,7 @@ class Process:
         with open(self.log, "ab") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, str(ROOT / f"{self.program}.py"), *arguments], stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C reaches it through this program, once
+                stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock.fileno()], **GROUP,
             )  # fmt: skip
 
     def ended(self):

@@ -1,0 +1,1 @@
+"""What tools/study.py is made of."""
