@@ -40,7 +40,9 @@ def text_of(item, key, where):
 
 
 def number_of(value):
-    """An id as it is compared: 42 and '42' are the same; None where there is none."""
+    """An id as it is compared: 42, 42.0 and '42' are the same; None where there is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else value or None
     return value if type(value) is int else None

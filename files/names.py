@@ -4,11 +4,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from files.annotations import SPLIT_NAMES
 from files.errors import InputError
 from files.text import read_json, read_lines
-
-KARPATHY_SPLITS = {"val": "dev", "restval": "train", "testall": "test"}  # where names differ from ours
-
 
 # ---- which file a name means ----
 
@@ -126,6 +124,5 @@ def names_of_ids(ids, split, source, path):
 
 
 def of_split(image, split):
-    if image is None:
-        return False
-    return KARPATHY_SPLITS.get(image["split"], image["split"]) == KARPATHY_SPLITS.get(split, split)
+    """Whether an entry of Karpathy's JSON, or None, is of one of our splits; testall and test are one there."""
+    return image is not None and SPLIT_NAMES.get(image["split"]) == ("test" if split == "testall" else split)

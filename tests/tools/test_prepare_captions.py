@@ -216,7 +216,8 @@ def test_coco_from_other_tools(place):
     expected = place.content()
     odd = coco(3, categories=[{"id": 1, "name": "dog"}])
     odd["annotations"] = [
-        {"image_id": str(one["image_id"]), "caption": one["caption"]} for one in odd["annotations"]
+        {"image_id": (str, float)[k % 2](one["image_id"]), "caption": one["caption"]}
+        for k, one in enumerate(odd["annotations"])
     ] + [{"id": 7, "image_id": 98, "category_id": 1, "bbox": [0, 0, 9, 9]}]
     expected[place.root / "source.json"] = place.json(odd).read_bytes()
     place.prepare(place.root / "source.json", "--split", "train")  # nothing to write: no --overwrite
