@@ -259,6 +259,15 @@ def check_name(data_name, opt):
     data_folder(opt.data_path, data_name)
 
 
+def feature_width(opt):
+    """The width of the region features that opt.data_name has for training; opt.img_dim where it has none."""
+    path = data_folder(opt.data_path, opt.data_name) / "train_ims.npy"
+    if opt.data_name in PICTURES or not path.exists():
+        return opt.img_dim
+    shape = open_array(path).shape
+    return shape[2] if len(shape) == 3 else opt.img_dim
+
+
 def open_split(split, data_name, vocab, opt):
     """The data set of one split: region features, or pictures when data_name is coco, f8k or f30k."""
     check_name(data_name, opt)

@@ -128,6 +128,12 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         self.margin = margin
         self.max_violation = max_violation
+        self.twins = None  # (B, B), True for pairs that are no negatives of one another, beside the diagonal
+
+    def no_negatives(self, scores):
+        """(B, B), True where a score is not that of a negative: on the diagonal, and at twins."""
+        itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        return itself if self.twins is None else itself | self.twins.to(scores.device)
 
     def forward(self, scores):
         """scores (B, B), images down, captions across -> the loss, a scalar."""
@@ -135,21 +141,23 @@ class ContrastiveLoss(nn.Module):
         true = scores.diagonal()
         cost_s = (self.margin + scores - true.unsqueeze(1)).clamp(min=0)  # captions of an image
         cost_im = (self.margin + scores - true.unsqueeze(0)).clamp(min=0)  # images of a caption
-        itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        cost_s, cost_im = cost_s.masked_fill(itself, 0), cost_im.masked_fill(itself, 0)
+        excluded = self.no_negatives(scores)
+        cost_s, cost_im = cost_s.masked_fill(excluded, 0), cost_im.masked_fill(excluded, 0)
         if self.max_violation:
             cost_s, cost_im = cost_s.amax(1), cost_im.amax(0)
         return cost_s.sum() + cost_im.sum()
 
     def observed(self):
-        """Mean scores of the last batch: of the true pairs, and of the hardest negative of each row and column."""
+        """Of the scores of the last batch: mean of the true pairs, standard deviation of all, and mean of the hardest
+        negatives of rows and columns, which is left out where there is no negative.
+        """
         scores = self.last_scores
-        means = {"positive": scores.diagonal().mean().item()}
-        if len(scores) > 1:  # a single pair has no negative
-            itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-            others = scores.masked_fill(itself, -math.inf)
-            means["hardest_negative"] = torch.cat([others.amax(1), others.amax(0)]).mean().item()
-        return means
+        figures = {"positive": scores.diagonal().mean(), "score_spread": scores.std(correction=0)}
+        others = scores.masked_fill(self.no_negatives(scores), -math.inf)
+        hardest = torch.cat([others.amax(1), others.amax(0)])
+        without = hardest.isneginf()
+        figures["hardest_negative"] = hardest.masked_fill(without, 0).sum() / (~without).sum()  # NaN for a single pair
+        return {name: value.item() for name, value in figures.items() if not value.isnan()}
 
 
 # ---- the two systems

@@ -19,6 +19,7 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +27,34 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import data
 from evaluation import RECALLS, encode_data, metrics, shard_xattn
 from model import MatchingModel, build_model
 from runtime import checkpoint, devices, distributed, global_batch
+from runtime.announce import announce_end, announce_nothing_to_do, announce_start
 from runtime.checkpoint_fields import check_shapes
 from runtime.health import CollapseWatch, first_not_finite, stop_training
 from runtime.interrupts import Interrupted, Stop
 from runtime.logger import RunLog
-from runtime.resume import Progress, load_resumed, restore, resume_options, training_state
+from runtime.resume import Progress, load_resumed, refuse_used_folder, restore, resume_options, training_state
 from vocab import Vocabulary, load_vocab
+
+LOG_NAMES = {"grad_norm": "grad_norm before clipping"}
 
 
 def main(argv=None):
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     opt, given = train_options(argv)
-    with distributed.process_group():
-        train(set_up(opt, given))
+    with distributed.process_group(), logging_redirect_tqdm():
+        training, start = set_up(opt, given), time.time()
+        if opt.resume and training.progress.epoch >= training.opt.num_epochs:
+            announce_nothing_to_do(training)
+            return
+        announce_start(training)
+        train(training)
+        announce_end(training, time.time() - start)
 
 
 @dataclass
@@ -71,13 +82,15 @@ class Training:
 def set_up(opt, given):
     """Flags -> Training, at its beginning or where --resume left it.  given: names of the flags that were given."""
     opt.device = devices.choose(opt.device)
-    saved = load_resumed(opt.resume) if opt.resume else None
+    saved = load_resumed(opt.resume) if opt.resume else refuse_used_folder(opt.model_name)
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)
     if opt.preload:
         logging.warning("--preload has no effect any more; copy the features to /dev/shm for a faster disk")
     seed_everything(opt.seed, opt.deterministic)
     data.check_name(opt.data_name, opt)
+    if not saved and "img_dim" not in given:
+        opt.img_dim = data.feature_width(opt)
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
     if saved:
@@ -115,7 +128,7 @@ def seed_everything(seed, deterministic=False):
 def train(training):
     """Train to the end of the last epoch, or until a signal."""
     opt, progress, steps = training.opt, training.progress, len(training.loader)
-    collapse = CollapseWatch(opt)
+    criterion, collapse = training.model.criterion, CollapseWatch(opt)
     if progress.validate_due:
         validate_and_keep(training)
         leave_if_asked(training)
@@ -127,14 +140,17 @@ def train(training):
             data_time = time.time() - start
 
             distributed.seed_step(opt.seed, progress.Eiters)
+            criterion.twins = twins(batch, training.loader.dataset) if opt.skip_twins else None
             losses = train_step(training.replica, training.optimizer, batch, opt.grad_clip, progress.Eiters)
             pairs = training.loader.batch_sampler.pairs(progress.step)  # of all processes
             progress.step, progress.Eiters = progress.step + 1, progress.Eiters + 1
 
             batch_time = time.time() - start
             bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
-            log_step(training, losses, pairs, batch_time, data_time)
-            collapse.step(losses["Le"], training.model.criterion.max_violation, pairs)
+            observed = criterion.observed()
+            log_step(training, losses, observed, pairs, batch_time, data_time)
+            if criterion.max_violation:
+                collapse.step(losses[training.model.retrieval_loss], observed["score_spread"], pairs)
 
             if progress.step < steps:  # the end of an epoch validates and saves anyway
                 if progress.Eiters % opt.val_step == 0:
@@ -182,7 +198,16 @@ def train_step(model, optimizer, batch, grad_clip, Eiters):
     return {name: value.item() for name, value in losses.items()}
 
 
-def log_step(training, losses, pairs, batch_time, data_time):
+def twins(batch, dataset):
+    """(B, B), B pairs of all processes: True where two pairs have the same image and the same word ids."""
+    numbers = {}  # of the different pairs
+    ids = chain.from_iterable(distributed.gather_objects(batch.ids))
+    pairs = [numbers.setdefault((dataset.image_of(i), *dataset.tokens[i]), len(numbers)) for i in ids]
+    pairs = torch.tensor(pairs)
+    return pairs.unsqueeze(1) == pairs
+
+
+def log_step(training, losses, observed, pairs, batch_time, data_time):
     """The figures of a step to the curves and, every --log_step steps, as a line to the log."""
     opt, progress, rate = training.opt, training.progress, training.optimizer.param_groups[0]["lr"]
     figures = {
@@ -193,13 +218,13 @@ def log_step(training, losses, pairs, batch_time, data_time):
         "Eit": progress.Eiters,
         "lr": rate,
         **losses,
-        **training.model.criterion.observed(),
+        **observed,
         "pairs_per_second": pairs / batch_time,
     }
     training.log.scalars(figures, progress.Eiters)
     if progress.Eiters % opt.log_step == 0:
         place = f"Epoch: [{progress.epoch}][{progress.step}/{len(training.loader)}]\tEit {progress.Eiters}"
-        parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        parts = "  ".join(f"{LOG_NAMES.get(name, name)} {value:.4f}" for name, value in losses.items())
         logging.info("%s  lr %g  %s\tTime %.3f\tData %.3f", place, rate, parts, batch_time, data_time)
 
 
@@ -208,7 +233,7 @@ def log_step(training, losses, pairs, batch_time, data_time):
 
 def validate_and_keep(training, end_of_epoch=False):
     """Evaluate the dev split, log its metrics, and write model_best.pth.tar where it is the best so far."""
-    opt, progress = training.opt, training.progress
+    opt, progress, epoch = training.opt, training.progress, training.progress.epoch
     result = validate(training.val_loader, training.model, training.stop)
     progress.validate_due = result is None and not end_of_epoch
     if result is None:
@@ -217,19 +242,23 @@ def validate_and_keep(training, end_of_epoch=False):
     if end_of_epoch:
         progress.epoch, progress.step = progress.epoch + 1, 0
     if result[opt.select] > progress.best_rsum or not (Path(opt.model_name) / checkpoint.BEST).exists():
-        before, progress.best_rsum = progress.best_rsum, result[opt.select]
+        before = progress.best_rsum, progress.best_epoch
+        progress.best_rsum, progress.best_epoch = result[opt.select], epoch
         if not training.save(checkpoint.BEST):
-            progress.best_rsum = before  # a later model need not beat one that was not written
+            progress.best_rsum, progress.best_epoch = before  # a later model need not beat one that was not written
 
 
 def validate(val_loader, model, stop):
     """Metrics of the dev split, printed to the log; None when a signal came meanwhile."""
+    dataset = val_loader.dataset
+    logging.info("Validating: %d images, %d captions", dataset.n_images, len(dataset))
     try:
         with stop.at_once():
             result = metrics(shard_xattn(model, *encode_data(model, val_loader)))
     except Interrupted:
         return None
     result = {name: value for name, value in result.items() if isinstance(value, float)}  # without ranks and ties
+    logging.info("R@1, R@5, R@10, median rank, mean rank:")
     for title, end in (("Image to text", ""), ("Text to image", "i")):
         logging.info("%s: %s", title, ", ".join(f"{result[name + end]:.1f}" for name in RECALLS))
     logging.info("rsum: %.1f  r1 + r5: %.1f", result["rsum"], result["r1r5"])

@@ -66,6 +66,7 @@ FIELDS = {
     "step": (is_count, "a whole number from 0 on"),
     "Eiters": (is_count, "a whole number from 0 on"),
     "best_rsum": (is_number, "a finite number"),
+    "best_epoch": (lambda value: value == -1 or is_count(value), "a whole number from -1 on"),
     "validate_due": (lambda value: type(value) is bool, "true or false"),
     "format": (is_count, "a whole number from 0 on"),
     "saved": (is_number, "a finite number"),

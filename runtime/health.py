@@ -8,6 +8,8 @@ import torch
 from files.errors import InputError
 from runtime import global_batch
 
+SPREAD = 0.02  # of the margin: the scores of a collapsed model have a smaller standard deviation
+
 
 def stop_training(why):
     raise InputError(f"{why}: training stopped. Lower --learning_rate; the checkpoints written before are good")
@@ -31,21 +33,27 @@ def first_not_finite(model, batch):
 
 
 class CollapseWatch:
-    """Warns when the hardest-negative loss stays at 2 · margin · batch, its value where all similarities are equal."""
+    """Warns when the hardest-negative loss stays at 2 · margin · batch while the scores of a batch hardly differ.
+
+    The loss alone would not do: where captions repeat, each pair's hardest negative is its twin, and the loss has the
+    same value while the scores of other pairs differ widely.
+    """
 
     def __init__(self, opt, window=50):
         self.margin = opt.margin
-        self.recent = deque(maxlen=window)
+        self.recent = deque(maxlen=window)  # of each step: did it look collapsed?
 
-    def step(self, loss, max_violation, batch_size):
-        if not max_violation:
-            return
-        self.recent.append(loss / (2 * self.margin * batch_size))
-        if len(self.recent) == self.recent.maxlen and all(abs(x - 1) < 0.01 for x in self.recent):
+    def step(self, loss, spread, batch_size):
+        """loss: the retrieval loss with hardest negatives; spread: standard deviation of the batch's scores."""
+        flat = 2 * self.margin * batch_size
+        self.recent.append(abs(loss - flat) < 0.01 * flat and spread < SPREAD * self.margin)
+        if len(self.recent) == self.recent.maxlen and all(self.recent):
             logging.warning(
-                "The loss has stayed at %.1f = 2 x margin x batch for %d steps: all similarities are equal, the "
-                "model has collapsed. Start with the summed loss (--warmup_sum 1) or lower --learning_rate.",
+                "The retrieval loss has stayed at %.1f = 2 x margin x batch for %d steps, and all similarities of a "
+                "batch are equal to within %.2g: the model has collapsed. Start with the summed loss (--warmup_sum 1) "
+                "or lower --learning_rate.",
                 loss,
                 len(self.recent),
+                spread,
             )
             self.recent.clear()

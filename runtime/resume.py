@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from files.errors import InputError
 from runtime import checkpoint, devices
@@ -18,7 +19,20 @@ class Progress:
     step: int = 0  # steps of this epoch that are done
     Eiters: int = 0  # steps of all epochs that are done
     best_rsum: float = 0.0  # the best validation so far, by --select
+    best_epoch: int = -1  # the epoch of that validation; -1 where it is not known
     validate_due: bool = False  # a signal interrupted a validation, which the resumed run repeats
+
+
+def refuse_used_folder(folder):
+    """InputError where a folder holds checkpoints: a new run there would overwrite an earlier one's."""
+    names = sorted(path.name for path in Path(folder).glob("*.pth.tar"))
+    names = [name for name in names if name == checkpoint.BEST or name.startswith("checkpoint_")]
+    if names:
+        raise InputError(
+            f"{folder}: holds {len(names)} checkpoints of an earlier run ({names[-1]}), which a new run would "
+            f"overwrite; go on with that run (--resume {folder}), or give the new one a folder of its own "
+            "(--logger_name, --model_name)"
+        )
 
 
 def load_resumed(path):

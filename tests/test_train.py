@@ -12,7 +12,9 @@ from training import names, points, run, same_state, same_weights, stop_after
 import evaluation
 import train
 from files.errors import InputError
+from model import GSMN, VSRN, ContrastiveLoss
 from runtime.checkpoint import load_checkpoint
+from runtime.health import CollapseWatch
 from runtime.logger import RunLog
 
 
@@ -140,12 +142,64 @@ def test_warmup_sum_then_hardest(tiny_data, tmp_path, monkeypatch):
 def test_collapse_is_said(caplog):
     watch = train.CollapseWatch(type("opt", (), {"margin": 0.2}), window=3)
     with caplog.at_level(logging.WARNING):
-        for loss in (25.61, 25.5):
-            watch.step(loss, True, 64)
-        watch.step(25.6, False, 64)
+        for loss, spread in ((25.61, 1e-4), (25.5, 2e-4), (25.6, 0.1), (25.6, 1e-4), (27.0, 1e-4), (25.6, 1e-4)):
+            watch.step(loss, spread, 64)  # twins among the captions, and a step that is no collapse
+        watch.step(25.6, 1e-4, 64)
         assert not caplog.text
-        watch.step(25.6, True, 64)
-    assert "25.6 = 2 x margin x batch" in caplog.text and "--warmup_sum 1" in caplog.text
+        watch.step(25.6, 1e-4, 64)
+    assert "The retrieval loss has stayed at 25.6 = 2 x margin x batch for 3 steps" in caplog.text
+    assert "equal to within 0.0001: the model has collapsed" in caplog.text and "--warmup_sum 1" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["gsmn", "vsrn"])
+def test_collapse_is_seen_in_either_model(tiny_data, tmp_path, monkeypatch, caplog, model):
+    """All scores equal: VSRN's total loss holds the caption loss too, so the retrieval loss is looked at."""
+    monkeypatch.setattr(train, "CollapseWatch", lambda opt: CollapseWatch(opt, window=4))
+    monkeypatch.setattr(VSRN if model == "vsrn" else GSMN, "forward_sim", equal_scores)
+    with caplog.at_level(logging.WARNING):
+        run(tiny_data, tmp_path, "--model", model, "--max_violation", epochs=1)
+    assert caplog.text.count("the model has collapsed") == 1
+
+
+def equal_scores(self, images, captions, *rest):
+    first = torch.stack([caption.flatten()[0] for caption in captions])
+    return images.flatten(1)[:, :1] * first * 1e-9
+
+
+def test_repeated_captions_are_no_collapse():
+    """Each pair has a twin, the rest is far away: the loss is that of a collapse, the spread is not."""
+    loss = ContrastiveLoss(0.2, max_violation=True)
+    scores = torch.full((4, 4), -1.0)
+    scores[:2, :2] = scores[2:, 2:] = 1.0
+    assert loss(scores).item() == pytest.approx(2 * 0.2 * 4)
+    assert loss.observed() == {"positive": 1.0, "hardest_negative": 1.0, "score_spread": 1.0}
+    loss.twins = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)).bool()
+    assert loss(scores).item() == 0 and loss.observed()["hardest_negative"] == -1
+    loss.twins = torch.ones(4, 4, dtype=torch.bool)
+    assert loss(scores).item() == 0 and "hardest_negative" not in loss.observed()
+
+
+def test_twins_are_skipped_on_request(tiny_data, tmp_path, monkeypatch):
+    """Two of each image's captions are made equal; nothing else is a twin."""
+    path = tiny_data.folder / "train_precaps_stan.txt"
+    lines = path.read_text().splitlines()
+    lines[1::5] = lines[0::5]
+    path.write_text("\n".join(lines) + "\n")
+    seen, step = [], train.train_step
+
+    def watched(model, optimizer, batch, *rest):
+        seen.append((sorted(batch.ids), batch.ids, model.criterion.twins))
+        return step(model, optimizer, batch, *rest)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    run(tiny_data, tmp_path / "a", "--skip_twins", "--batch_size", 200, epochs=1)
+    _, ids, twins = seen.pop()
+    ids = torch.tensor(ids)
+    same_image = (ids // 5).unsqueeze(1) == ids // 5
+    first_two = (ids % 5 < 2).unsqueeze(1) & (ids % 5 < 2)
+    assert torch.equal(twins, same_image & (first_two | torch.eye(200, dtype=torch.bool)))
+    run(tiny_data, tmp_path / "b", "--batch_size", 200, epochs=1)
+    assert seen.pop()[2] is None
 
 
 def test_a_loss_that_is_not_finite_stops(tiny_data, tmp_path):
