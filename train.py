@@ -27,13 +27,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 import data
 from evaluation import RECALLS, encode_data, metrics, shard_xattn
 from model import MatchingModel, build_model
 from runtime import checkpoint, devices, distributed, global_batch
-from runtime.announce import announce_end, announce_nothing_to_do, announce_start
+from runtime.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
 from runtime.checkpoint_fields import check_shapes
 from runtime.health import CollapseWatch, first_not_finite, stop_training
 from runtime.interrupts import Interrupted, Stop
@@ -45,9 +44,9 @@ LOG_NAMES = {"grad_norm": "grad_norm before clipping"}
 
 
 def main(argv=None):
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    start_logging()
     opt, given = train_options(argv)
-    with distributed.process_group(), logging_redirect_tqdm():
+    with distributed.process_group():
         training, start = set_up(opt, given), time.time()
         if opt.resume and training.progress.epoch >= training.opt.num_epochs:
             announce_nothing_to_do(training)

@@ -7,12 +7,26 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from runtime import distributed
 from runtime.checkpoint import BEST
 from runtime.options import with_defaults
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
+
+
+class BesideBars(logging.StreamHandler):
+    """Writes log lines to stderr without breaking tqdm's progress bars."""
+
+    def emit(self, record):
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
+def start_logging():
+    """Log lines with their time to stderr, from level INFO on."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, handlers=[BesideBars()])
 
 
 def announce_start(training):
