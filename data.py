@@ -252,11 +252,11 @@ class PictureDataset(Dataset):
 
 def check_name(data_name, opt):
     """InputError where the data set is missing (the message lists the others), or the model cannot read it."""
+    data_folder(opt.data_path, data_name)
     if data_name in PICTURES and with_defaults(opt, "vsrn").model == "gsmn":
         raise InputError(
             f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, or give --model vsrn"
         )
-    data_folder(opt.data_path, data_name)
 
 
 def feature_width(opt):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 from training import names, run
 
 import evaluation
@@ -124,3 +125,13 @@ def test_sizes_in_words():
     sizes = [999, 1000, 123_456, 1_500_000_000, 47e9, 2e12]
     assert list(map(announce.in_bytes, sizes)) == ["999 bytes", "1.0 kB", "123 kB", "1.5 GB", "47 GB", "2.0 TB"]
     assert announce.checkpoint_bytes(torch.nn.Linear(9, 1)) == 120
+
+
+def test_log_lines_do_not_stick_to_the_bar(capsys):
+    """On a terminal the bar is wiped before a line and drawn again after it."""
+    handler = announce.BesideBars()
+    with tqdm(total=2, desc="epoch 0", file=handler.stream) as bar:
+        bar.update()
+        handler.emit(logging.makeLogRecord({"msg": "Image to text: 1.0"}))
+    rows = capsys.readouterr().err.split("\n")
+    assert rows[0].split("\r")[-1] == "Image to text: 1.0" and "epoch 0" in rows[1]

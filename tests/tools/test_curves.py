@@ -33,9 +33,11 @@ def test_mean_scores_of_pairs_and_hardest_negatives(max_violation):
     loss = ContrastiveLoss(0.2, max_violation)
     loss(scores.requires_grad_()).backward()
     hardest = [0.1, 0.3, 0.6, 0.3, 0.6, 0.2]  # of the rows, then of the columns
-    assert loss.observed() == pytest.approx({"positive": 0.5, "hardest_negative": sum(hardest) / 6})
+    spread = scores.std(correction=0).item()
+    figures = {"positive": 0.5, "hardest_negative": sum(hardest) / 6, "score_spread": spread}
+    assert loss.observed() == pytest.approx(figures)
     loss(torch.tensor([[0.25]]))
-    assert loss.observed() == {"positive": 0.25}
+    assert loss.observed() == {"positive": 0.25, "score_spread": 0}
 
 
 def test_training_records_scores_gradient_and_throughput(tiny_data, tmp_path):
@@ -48,7 +50,7 @@ def test_training_records_scores_gradient_and_throughput(tiny_data, tmp_path):
         for record in event_records(path):
             for value in read(record[12:-4]).summary.value:
                 found.setdefault(value.tag, []).append(value.simple_value)
-    for tag in ("positive", "hardest_negative", "grad_norm", "pairs_per_second"):
+    for tag in ("positive", "hardest_negative", "score_spread", "grad_norm", "pairs_per_second"):
         assert len(found[tag]) == len(found["Le"]) == 7 and all(map(math.isfinite, found[tag]))
     assert min(found["grad_norm"]) > 0 and min(found["pairs_per_second"]) > 0
 
