@@ -274,7 +274,7 @@ CASES = {
     "gsmn on pictures": (
         "train",
         "--data_name f8k",
-        spoil.vocabulary_of_f8k,
+        spoil.folder_of_f8k,
         "--data_name f8k: pictures, which GSMN cannot read; extract region features, or give --model vsrn",
     ),
     "no vocabulary": (

@@ -158,6 +158,11 @@ def vocabulary_of_f8k():
     vocab.serialize_vocab(vocab.Vocabulary(vocab.SPECIAL), "vocab/f8k_vocab.json")
 
 
+def folder_of_f8k():
+    vocabulary_of_f8k()
+    os.makedirs("data/f8k")
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch run",)
