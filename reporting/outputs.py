@@ -49,7 +49,7 @@ class Outputs(NamedTuple):
         except InputError as error:
             if str(self.ranks) != RANKS:
                 raise
-            warn(f"{error}; the ranks are not kept")
+            warn(f"the ranks are not kept: {error}, with --ranks")
             return False
 
     def new_report(self, split, ties, overrides):

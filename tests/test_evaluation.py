@@ -312,6 +312,10 @@ def test_equal_scores_in_block_and_json(two_models, tmp_path, monkeypatch, capsy
     assert json.loads((tmp_path / "m.json").read_text())[0]["full"]["ties"]["best"]["rsum"] == 600
     released = evaluation.evalrank(two_models[0], ties="released", **how)
     assert (released["r1"], released["r1i"]) == (10, 10) == (worst["ties"]["released"]["r1"], 10)
+    flags = ["--ties", "released", "--fold5", "--ranks", "", "--device", "cpu", "--json", str(tmp_path / "m.json")]
+    test_stack.main(["--model_path", *map(str, two_models), *flags])
+    folds = json.loads((tmp_path / "m.json").read_text())[-1]["fold5"]
+    assert folds["ties"]["rule"] == "released" and folds["r1"] == 50 and folds["ties"]["worst"]["r1"] == 0
 
 
 def test_evalrank_writes_what_the_scripts_write(two_models, tmp_path):
@@ -341,7 +345,7 @@ def test_ranks_are_left_in_the_working_folder_where_it_allows_that(two_models, t
     Path("ranks.pth.tar").unlink()
     Path("ranks.pth.tar").mkdir()  # as good as a read-only folder, for every user
     assert evaluation.evalrank(two_models[0], **how)["rsum"] > 0
-    assert "warning: ranks.pth.tar: cannot be written" in capsys.readouterr().err
+    assert "warning: the ranks are not kept: ranks.pth.tar: cannot be written" in capsys.readouterr().err
     Path("mine").mkdir()
     with pytest.raises(InputError, match="mine: cannot be written"):
         evaluation.evalrank(two_models[0], ranks="mine", **how)
