@@ -143,7 +143,7 @@ class PrecompDataset(Dataset):
 
     @cached_property
     def captions(self):
-        """The texts, or None without {split}_caps.txt; read when asked for."""
+        """The texts, read at their first use; None without {split}_caps.txt."""
         if not self._path("caps.txt").exists():
             return None
         captions = read_captions(self._path("caps.txt"))
@@ -197,7 +197,7 @@ class PrecompDataset(Dataset):
 
 
 class PictureDataset(Dataset):
-    """Captions of one split with their pictures: the face of data.PrecompDataset, images (3, crop, crop).
+    """Captions of one split with their pictures (3, crop, crop); attributes and methods as of PrecompDataset.
 
     The train split has every caption; the others five captions for each image, as evaluation counts them,
     and dev is cut to 5,000 captions. Training crops and flips depend on (seed, epoch, caption) alone, the
@@ -229,7 +229,7 @@ class PictureDataset(Dataset):
 
     @property
     def files(self):
-        """The files that say which picture has which captions."""
+        """The annotation files."""
         return sorted([*self.folder.glob("annotations/*"), *self.folder.glob("dataset_*.json")])
 
     def image_of(self, i):

@@ -118,7 +118,7 @@ def check_ids(tokens, path, captions, vocab):
 def warn_unfit(tokens, source):
     """Warn where there is about one word a caption, or more than 5 % of the words are unknown.
 
-    The first means words that no blanks separate, the second most likely another data set's vocabulary.
+    The cause is words without blanks between them, or most likely the vocabulary of another data set.
     """
     unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
     if len(tokens) and words < ONE_WORD * len(tokens):
@@ -128,7 +128,7 @@ def warn_unfit(tokens, source):
 
 
 def fault_of_captions(captions):
-    """Why these captions cannot be cut into words: what they look like and what to do; None where nothing is odd."""
+    """The reason why captions cannot be cut into words, and the cure, for a message; None for ordinary captions."""
     texts = [text.strip() for text in captions]
     if 2 * sum(bool(_BYTES.fullmatch(text)) for text in texts) > len(texts):
         return PRINTED_BYTES
@@ -152,9 +152,9 @@ def serialize_vocab(vocab, path):
 
 
 def deserialize_vocab(path):
-    """Read a vocabulary from JSON or, when the name ends in .pkl, from a Python 2 or 3 pickle (safely).
+    """Read a vocabulary from JSON or, when the name ends in .pkl, from a pickle of Python 2 or 3; no code in it runs.
 
-    Raises InputError when it is not one: ids 0, 1, 2 ... without a gap or a double, special words first.
+    InputError unless the ids are 0, 1, 2 ..., each once, and the special words come first.
     """
     if str(path).endswith(".pkl"):
         content = _unpickle(path)

@@ -128,7 +128,7 @@ def _read_header(file):
 
 
 def _array_stand_ins():
-    """What the pickle inside an object array's .npy names, as classes that only keep what they are given."""
+    """Inert classes for the names in the pickle of an object array's .npy: they only keep their arguments."""
 
     class Array:
         def __setstate__(self, state):

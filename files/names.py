@@ -12,7 +12,7 @@ from files.text import read_json, read_lines
 
 
 def name_keys(name):
-    """What an image may also be called, most particular first: its path, file name, stem, COCO number."""
+    """Names that an image may have, most particular first: its path, file name, stem, COCO number."""
     stem = Path(name).stem
     number = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,18})", stem, re.ASCII)
     return list(dict.fromkeys([str(name), Path(name).name, stem, *([number[1]] if number else [])]))
@@ -67,7 +67,7 @@ def guess_pictures(folder, names, files):
 
 
 def pictures_in(folder):
-    """The files in a folder and in the folders in it, by their endings' look pictures."""
+    """The files with the ending of a picture in a folder and in the folders in it."""
     endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     for path in folder.iterdir():
         inside = path.iterdir() if path.is_dir() else [path]
@@ -98,7 +98,7 @@ def image_names(dataset):
 
 
 def one_each(lines, dataset, path):
-    """A line for each image, of lines for each image or each caption."""
+    """A line for each image, from lines for each image or each caption."""
     captions = len(dataset.tokens)
     per = len(dataset) // dataset.n_images
     if len(lines) not in (captions, captions // per):
@@ -110,7 +110,7 @@ def one_each(lines, dataset, path):
 
 
 def names_of_ids(ids, split, source, path):
-    """Names by 'cocoid' or 'imgid', whichever is the one whose images are of this split."""
+    """Names by 'cocoid' or 'imgid', whichever gives more images of this split."""
     try:
         images = read_json(source)["images"]
         tables = [{str(image[key]): image for image in images if key in image} for key in ("cocoid", "imgid")]

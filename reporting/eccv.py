@@ -35,7 +35,7 @@ class Eccv:
         self.images = self.captions = None  # COCO's numbers of the split's images and captions
 
     def check(self, dataset):
-        """Find COCO's numbers, and PMRP's answers where they are."""
+        """Find COCO's numbers of the captions, and PMRP's answers where their files exist."""
         owner = {caption: images[0] for caption, images in self.metrics.coco_gts["t2i"].items()}
         if len(dataset) != len(owner):
             raise InputError(
@@ -168,7 +168,7 @@ def image_ids(captions, owner, source):
 
 
 def letters(text):
-    """Letters and digits alone: what tokenizers and spellings of punctuation leave alone."""
+    """The letters and digits of a text, which tokenizers and spellings of punctuation do not change."""
     return re.sub("[^a-z0-9]", "", text.lower())
 
 

@@ -1,4 +1,4 @@
-"""Batches: what one holds, which captions it takes, and how it is read in other processes."""
+"""Batches: their fields, the captions in each, and the loader that reads them."""
 
 import contextlib
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from vocab import PAD
 
 
 class Item(NamedTuple):
-    """One caption with its image; what does not apply is None."""
+    """One caption with its image; fields that the model does not read are None."""
 
     image: torch.Tensor  # (R, F) float32
     caption: list  # n word ids, <start> ... <end>
@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B captions with their images, longest caption first; what does not apply is None."""
+    """B captions with their images, longest caption first; fields that the model does not read are None."""
 
     images: torch.Tensor  # (B, R, F) float32
     captions: torch.Tensor  # (B, n) int64, padded with 0
@@ -113,7 +113,7 @@ def longest_first(lengths):
 
 @contextlib.contextmanager
 def seeded(*key):
-    """Inside, torch's random numbers depend on `key` alone; afterwards they go on as if none was drawn."""
+    """Inside, torch's random numbers depend on `key` alone; afterwards they continue as if none had been drawn."""
     state = torch.get_rng_state()
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
     torch.default_generator.manual_seed(int(seed[0]))

@@ -44,7 +44,7 @@ FILES = {  # what each holds, who needs it, what makes it
 
 
 class Split:
-    """One split: its files, its data set for each model, and what keeps training from starting."""
+    """One split: its files, its data set for each model, and the faults that keep training from starting."""
 
     def __init__(self, folder, name, vocab, opt):
         self.folder, self.name, self.vocab, self.opt = folder, name, vocab, opt

@@ -105,7 +105,7 @@ class Output:
         ]
 
     def save(self):
-        """Make sure that what was put so far outlives a crash."""
+        """Write the rows so far to the disk, so that a crash does not lose them."""
         if self.rows is None:
             return
         for rows in self.rows:
@@ -114,7 +114,7 @@ class Output:
         atomic_write(self.parts / "progress.json", lambda file: file.write(json.dumps(state).encode()))
 
     def finish(self):
-        """The files take their places."""
+        """Move the files to their places."""
         if self.rows is None:
             self.open(self.shape)
         for rows, target in zip(self.rows, self.targets):
@@ -167,12 +167,12 @@ def read_names(folder, split):
 
 
 def given(opt):
-    """Where the regions come from, in the user's words."""
+    """The flag's value that names the source of the regions, for messages."""
     return ", ".join(map(str, opt.tsv)) if opt.tsv else str(opt.npz or opt.images)
 
 
 def key_of(names, opt):
-    """Equal where the same command would make the same rows."""
+    """A hash that is equal where the same command would make the same rows."""
     flags = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
     how = {flag: str(getattr(opt, flag)) for flag in flags}
     how["tsv"] = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or []]

@@ -43,7 +43,7 @@ from vocab import (
 
 
 def clean(pictures, notes):
-    """Every caption on one line; empty ones left out. InputError where they are printed bytes."""
+    """Every caption on one line, without empty captions; notes on both. InputError for a name with a line break."""
     kept = []
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
@@ -85,7 +85,7 @@ def only_there(pictures, folder, drop, notes):
 
 
 def with_five(pictures, repeat, notes):
-    """Five captions for every picture; those with fewer are left out, or repeat theirs."""
+    """Five captions for every picture; a picture with fewer is left out, or repeats its captions."""
     kept = []
     for picture in pictures:
         captions, n = picture.captions, len(picture.captions)
@@ -141,7 +141,7 @@ def draw_splits(pictures, opt):
 
 
 def choose_vocab(texts, opt):
-    """--vocab; or one of this run's train and dev captions; or, without train, the one that is there."""
+    """The file of --vocab; else a vocabulary of train and dev; without train the data set's own file."""
     if opt.vocab:
         return deserialize_vocab(opt.vocab)
     if "train" in texts:

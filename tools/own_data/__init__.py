@@ -1,1 +1,1 @@
-"""What the tools for a data set of one's own are made of."""
+"""Parts of the tools that make and check a data set."""

@@ -1,4 +1,4 @@
-"""What a tool tells its user at the end, whether it succeeded or not."""
+"""Notes that a tool prints at its end, after an error too."""
 
 
 class Notes:

@@ -31,9 +31,9 @@ LAYOUTS = {len(columns): columns for columns in (BUTD, LXMERT)}
 
 
 class FileSource:
-    """What both kinds of files have in common: `opt.regions` of the regions in them.
+    """Base of both kinds of files: takes `opt.regions` regions of each image.
 
-    damaged: what could not be read, and was passed over: another copy of the image may follow.
+    damaged: messages on the parts that were passed over, since another copy of the image may follow.
     """
 
     def __init__(self, opt, notes):
@@ -170,7 +170,7 @@ def named(columns, fields, where):
 
 
 def numbers(text, where, column):
-    """The float32 numbers of one base64 field, as an array that may be written to."""
+    """The float32 numbers of one base64 field, as a writable array."""
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), "<f4").copy()
     except (binascii.Error, ValueError):
