@@ -38,8 +38,21 @@ class WrittenPage(NamedTuple):
     query: str  # the caption's text, or the image's number
     beside: str  # the candidate beside the true one
     kind: str
+    number: int  # of the query
     rank: int
     bytes: int
+
+
+class ExplainedModel(NamedTuple):
+    """One model's folder of pages."""
+
+    folder: str
+    name: str  # of the model
+    pages: list  # of WrittenPage
+
+    @property
+    def bytes(self):
+        return sum(page.bytes for page in self.pages)
 
 
 # ---- which pairs
@@ -126,7 +139,8 @@ def explain_queries(folder, model, dataset, found, count, named=(), images=None,
         content = explain_page(heading, lead, pairs).encode()
         atomic_write(folder / name, lambda file, content=content: file.write(content))
         query = heading.removesuffix(LOOKS[comparison.kind])
-        pages.append(WrittenPage(name, query, pairs[1].heading, comparison.kind, comparison.rank, len(content)))
+        beside, (kind, number, *_) = pairs[1].heading, comparison
+        pages.append(WrittenPage(name, query, beside, kind, number, comparison.rank, len(content)))
     warn_of_notes(noted.values())
     style = text_of_template("report.css")
     text = template("explanations.html").render(title=title, pages=pages, style=style)
@@ -189,24 +203,31 @@ class Explanations:
             named_pair(text, dataset)
 
     def write(self, folder, models, images, folds=1):
-        """models: [{'path', 'name', 'images': Found, 'captions': Found}] -> [(subfolder, model's name, pages, bytes)].
+        """models: [{'path', 'name', 'result', 'images': Found, 'captions': Found}] -> [ExplainedModel].
 
         The pages of a model stand in folder/name.  A VSRN and an ensemble have none: neither matches words with
         regions.
         """
-        written = []
+        explained = []
         for found in models:
-            if found["path"] == "ensemble":
+            if not found["result"].get("checkpoint", {}).get("kind", "").startswith("GSMN"):
                 continue
             model, opt, vocab = load_model(found["path"], **self.overrides)
-            if opt.model != "gsmn":
-                continue
             dataset = data.open_split(self.split, opt.data_name, vocab, opt)
             place = Path(folder) / text_as_name(found["name"])
             pages = explain_queries(place, model, dataset, found, self.count, self.named, images, found["name"], folds)
-            size = sum(page.bytes for page in pages)
-            print(f"Explanations of {found['name']}: {len(pages)} pages, {size / 1e6:.1f} MB")
-            written.append((place.name, found["name"], len(pages), size))
-        if not written:
+            explained.append(ExplainedModel(place.name, found["name"], pages))
+            print(f"Explanations of {found['name']}: {len(pages)} pages, {explained[-1].bytes / 1e6:.1f} MB")
+        if not explained:
             warn("--explain: no checkpoint here holds GSMN, which alone matches words and regions; nothing to explain")
-        return written
+        return explained
+
+
+def page_links(explained):
+    """ExplainedModels -> {'images': {query: [(model's name, page)]}, 'captions': ...}, for the report's queries."""
+    links = {"images": {}, "captions": {}}
+    for model in explained:
+        for page in model.pages:
+            link = (model.name, f"explain/{model.folder}/{page.file}")
+            links[page.kind].setdefault(page.number, []).append(link)
+    return links

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from files.errors import InputError, optional_package
 from reporting.candidates import both_ways
+from reporting.explained_queries import page_links
 from reporting.rendering import TEMPLATES, template
 from reporting.summary import KINDS, bin_label, bin_value, rank_bins, short_names, summary
 from reporting.thumbnails import drawings, image_files, make_thumbnails, warn_of_sizes
@@ -75,24 +76,26 @@ class Report:
             (folder / "thumbs").mkdir()
             (folder / "data").mkdir()
             thumbs = make_thumbnails(self.files, folder / "thumbs", self.folder / "thumbs")
-            self.write_data(folder / "data", thumbs)
-            self.write_pages(folder, self.explain(folder / "explain"))
+            explained = self.explain(folder / "explain")
+            self.write_data(folder / "data", thumbs, explained)
+            self.write_pages(folder, explained)
         print(f"Report: {self.folder / 'index.html'}")
 
     def explain(self, folder):
-        """The pages of --explain -> [(folder's name, model's name, pages, bytes)]."""
+        """Write the pages of --explain -> [explained_queries.ExplainedModel]."""
         if not self.explanations:
             return []
         folds = 5 if self.kind == "fold5" else 1
         return self.explanations.write(folder, self.models, self.images, folds)
 
-    def write_data(self, folder, thumbs):
+    def write_data(self, folder, thumbs, explained):
         site = {
             "models": [m["name"] for m in self.models],
             "thumbs": thumbs,
             "names": self.names,
             "chunk": CHUNK,
             "per": len(self.dataset) // self.dataset.n_images,
+            "explained": page_links(explained),
         }
         write_script(folder, "site", site)
         write_script(folder, "texts", texts_of(self.dataset))

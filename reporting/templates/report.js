@@ -180,7 +180,8 @@ async function drawQuery(kind, query, models) {
   const title = kind === "images" ? `Image ${query}` : texts[query];
   const heading = make("h2", {}, title,
     other === undefined ? rankMark(rank) : make("span", { class: "rank" }, gainText(rank, other)),
-    make("span", { class: "name" }, kind === "images" ? site.names[query] : `caption ${query}, image ${Math.floor(query / site.per)}`));
+    make("span", { class: "name" }, kind === "images" ? site.names[query] : `caption ${query}, image ${Math.floor(query / site.per)}`),
+    ...(site.explained[kind][query] ?? []).map(([name, href]) => make("a", { class: "explained", href }, `explained: ${name}`)));
   const answers = make("div", { class: "models" }, ...shown);
   const body = kind === "images" ? make("div", { class: "asked" }, picture(query), answers) : answers;
   return make("article", { class: "query", tabindex: "0", "aria-label": title, "data-query": query }, heading, body);

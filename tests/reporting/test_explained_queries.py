@@ -183,6 +183,18 @@ def test_a_report_explains(scored, tmp_path, capsys):
     size = f"{sum(page.stat().st_size for page in pages) / 1e6:.1f} MB"
     summary = (tmp_path / "report" / "index.html").read_text()
     assert f'href="explain/{folders[0].name}/index.html"' in summary and f"(5 pages, {size})" in summary
+    links = json.loads(re.search(r'"explained":(\{.*\})\}', (tmp_path / "report" / "data" / "site.js").read_text())[1])
+    hrefs = [href for queries in links.values() for found in queries.values() for _, href in found]
+    assert sorted(hrefs) == sorted(f"explain/{folders[0].name}/{page.name}" for page in pages)
+    with open_browser() as browser:
+        browser.screen()
+        number = next(iter(links["captions"]))
+        browser.open(
+            (tmp_path / "report" / "captions.html").as_uri() + f"#query={number}",
+            "Boolean(document.querySelector('.query'))",
+        )
+        shown = "[...document.querySelectorAll('a.explained')].map(link => link.getAttribute('href'))"
+        assert set(hrefs) & set(browser.run(shown)) and browser.errors == []
     capsys.readouterr()
     evaluation.evalrank(paths[1], report=tmp_path / "report", **how)  # replaces the first report
     assert "no checkpoint here holds GSMN" in capsys.readouterr().err
