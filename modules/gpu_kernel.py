@@ -166,11 +166,11 @@ def groups(lengths):
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(sizes)])]
 
 
-def scores(graphs, regions, edges, words, lengths, word_edges):
+def scores(graphs, regions, edges, words, word_edges, length, most):
     """Visual and textual scores (I, C) of all pairs, without gradients, of captions of one of the `groups`.
 
     graphs: similarity.Graphs; regions, words: graph.Nodes, words padded with zeros; edges and word_edges as
-    graph.StructureMatching takes them; lengths: list of C words' numbers, the longest last.
+    graph.StructureMatching takes them; length (C,): words of each caption, at most `most`.
     """
     (I, R, D), (C, longest, _) = regions.features.shape, words.features.shape
     K, H = graphs.blocks, graphs.visual.out_1.weight_v.shape[0]
@@ -180,10 +180,9 @@ def scores(graphs, regions, edges, words, lengths, word_edges):
     pair_kernel[C, I](
         regions.features.contiguous(), regions.gram.contiguous(), edges.contiguous(),
         words.features.contiguous(), words.gram.contiguous(), (word_edges if has_edges else edges).contiguous(),
-        torch.tensor(lengths).to(edges.device, non_blocking=True),
-        stacked_params(graphs.visual), stacked_params(graphs.textual), visual, textual,
+        length.contiguous(), stacked_params(graphs.visual), stacked_params(graphs.textual), visual, textual,
         R, longest, C, graphs.smooth, D, K, H, D // K,
-        padded_size(R), padded_size(lengths[-1]), padded_size(D // K), padded_size(H),
+        padded_size(R), padded_size(most), padded_size(D // K), padded_size(H),
         neighbors, has_edges, precision, num_warps=8,
     )  # fmt: skip
     return visual, textual

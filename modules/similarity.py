@@ -99,6 +99,7 @@ class Padded(NamedTuple):
     """Captions in order of their length, padded with zeros to the longest."""
 
     nodes: graph.Nodes
+    length: torch.Tensor  # (C,)
     mask: torch.Tensor  # (C, n): 0 for words, -inf for padding
     share: torch.Tensor  # (C, n): of a word in its caption's mean, 0 for padding
     edges: torch.Tensor | None  # of their graphs, as graph.StructureMatching takes them
@@ -107,6 +108,10 @@ class Padded(NamedTuple):
     def part(self, some):
         """mask, share and edges of some of the captions, chosen by a slice."""
         return self.mask[some], self.share[some], None if self.edges is None else self.edges[some]
+
+    def triton_part(self, some):
+        """What gpu_kernel.scores takes of some of the captions."""
+        return self.nodes.part(some), None if self.edges is None else self.edges[some], self.length[some]
 
 
 def padded(graphs, captions, order, depends):
@@ -129,7 +134,7 @@ def padded(graphs, captions, order, depends):
         adjacency = graph.adjacency([depends[c] for c in order.tolist()], captions.length[order].tolist())
         adjacency = send(adjacency.to(words.dtype), device)
     edges = graphs.textual.edges(words, adjacency, graphs.smooth, mask)
-    return Padded(graph.nodes(words, graphs.blocks), mask, share, edges, back)
+    return Padded(graph.nodes(words, graphs.blocks), length.squeeze(1), mask, share, edges, back)
 
 
 def send(x, device):
@@ -137,7 +142,7 @@ def send(x, device):
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def buckets(lengths, most=BUCKETS):
+def buckets(lengths, most):
     """Lengths in ascending order -> at most `most` slices of them with the least padding."""
     ends = np.flatnonzero(np.diff(lengths, append=lengths[-1] + 1)) + 1  # where a run of one length ends
     inner = min(most, len(ends)) - 1
@@ -185,7 +190,7 @@ def tiles(graphs, images, regions, lengths, memory, gradients):
     Everything goes in one tile where memory allows; else there are tiles of pieces of one bucket, which the backward
     pass computes again.
     """
-    parts = buckets(lengths)
+    parts = buckets(lengths, BUCKETS)
     each = [pair_bytes(graphs, regions, lengths[part.stop - 1], gradients) for part in parts]
     if sum(images * (part.stop - part.start) * size for part, size in zip(parts, each)) <= memory:
         return True, [([slice(0, images)], parts)]
@@ -206,7 +211,7 @@ def padded_scores(graphs, regions, captions, boxes, depends):
     memory = budget(graphs.memory, boxes.device)
     if use_triton(graphs, regions, edges, texts, lengths, memory):
         columns = [
-            gpu_kernel.scores(graphs, regions, edges, texts.nodes.part(group), lengths[group], texts.part(group)[2])
+            gpu_kernel.scores(graphs, regions, edges, *texts.triton_part(group), lengths[group.stop - 1])
             for group in gpu_kernel.groups(lengths)
         ]
     else:
@@ -256,14 +261,10 @@ def passes_trial(graphs, regions, edges, texts, lengths, memory, group):
         pairs = int(memory / pair_bytes(graphs, R, lengths[group.stop - 1], False))
         rows, columns = tile_shape(min(I, 128), min(group.stop - group.start, 64), pairs)
         some = slice(group.stop - columns, group.stop)
-        images, words, others = (
-            (graphs, regions.part(slice(0, rows)), edges[:rows]),
-            texts.nodes.part(some),
-            texts.part(some),
-        )
+        images, words = (graphs, regions.part(slice(0, rows)), edges[:rows]), texts.nodes.part(some)
         gpu_kernel.TRIALS[key] = gpu_kernel.trial(
-            partial(gpu_kernel.scores, *images, words, lengths[some], others[2]),
-            partial(tile_scores, *images, [words], *others),
+            partial(gpu_kernel.scores, *images, *texts.triton_part(some), lengths[some.stop - 1]),
+            partial(tile_scores, *images, [words], *texts.part(some)),
         )
     return gpu_kernel.TRIALS[key]
 

@@ -2,6 +2,7 @@
 
     python tools/launches.py --batch_size 64 128
     python tools/launches.py --data_path DATA --data_name f30k_precomp      # lengths of real captions
+    python tools/launches.py --batch_size 128 --evaluation                  # 128 images and 640 captions, no gradients
 
 Random embeddings and weights go through the code that a GPU runs.  The last column is a model, not a measurement:
 the longer of 4.5 us a kernel and the bytes at 2.5 TB/s.  docs/scaling.md.
@@ -22,7 +23,7 @@ import torch
 
 import model
 from files.errors import InputError, run
-from modules import cpu_kernel
+from modules import similarity
 from runtime.commandline import Parser
 from runtime.options import defaults
 from tools.measuring import random_data
@@ -37,7 +38,9 @@ def options(argv=None):
     add("--batch_size", nargs="+", default=[64], type=int, help="pairs in a batch")
     add("--regions", default=36, type=int, help="regions of an image")
     add("--embed_size", default=1024, type=int, help="width of the embeddings")
-    add("--sim_memory", default=4096, type=float, metavar="MB", help="memory for the similarity")
+    add("--sim_memory", default=40000, type=float, metavar="MB", help="for the similarity: half of a card's, of 80 GB")
+    add("--buckets", default=similarity.BUCKETS, type=int, help="lengths that captions are padded to, at most")
+    add("--evaluation", action="store_true", help="only similarities, without gradients, five captions an image")
     add("--propagation", nargs="+", default=["self", "neighbors"], help="what a node receives")
     add("--is_sparse", action="store_true", help="join words along (made-up) dependencies")
     add("--data_path", help="folder of data sets: take captions' lengths from a real split")
@@ -60,21 +63,22 @@ def caption_lengths(opt, count):
 
 
 def count(opt, batch, propagation):
-    """Counters of (similarity and loss, their backward pass) of one training step."""
+    """Counters of one training step: (similarity and loss, their backward pass), the latter empty for --evaluation."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 9, "embed_size": opt.embed_size, "lambda_softmax": 20.0, "sim_memory": opt.sim_memory}
-    net = model.GSMN(SimpleNamespace(**defaults("gsmn") | sizes | {
-        "max_violation": True, "propagation": propagation, "is_sparse": opt.is_sparse,
-    }))  # fmt: skip
-    lengths = caption_lengths(opt, batch)
+    flags = {"vocab_size": 9, "lambda_softmax": 20.0, "max_violation": True, "kernel": "torch"}
+    flags |= {name: getattr(opt, name) for name in ("embed_size", "sim_memory", "is_sparse")}
+    net = model.GSMN(SimpleNamespace(**defaults("gsmn") | flags | {"propagation": propagation}))
+    lengths = caption_lengths(opt, batch * (5 if opt.evaluation else 1))
     regions = model.l2norm(torch.randn(batch, opt.regions, opt.embed_size)).requires_grad_()
-    words = model.l2norm(torch.randn(batch, max(lengths), opt.embed_size)).requires_grad_()
+    words = model.l2norm(torch.randn(len(lengths), max(lengths), opt.embed_size)).requires_grad_()
     depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
-    with Counter() as forward:
+    forward, backward = Counter(), Counter()
+    with torch.set_grad_enabled(not opt.evaluation), forward:
         scores = net.forward_sim(regions, words, torch.rand(batch, opt.regions, 4), depends, lengths)
-        loss = net.forward_loss(scores)
-    with Counter() as backward:
-        loss.backward()
+        loss = None if opt.evaluation else net.forward_loss(scores)
+    with backward:
+        if loss is not None:
+            loss.backward()
     return forward, backward
 
 
@@ -83,11 +87,11 @@ def table(opt):
     for batch in opt.batch_size:
         for propagation in opt.propagation:
             parts = count(opt, batch, propagation)
-            total = Counter()
+            total, pairs = Counter(), batch**2 * (5 if opt.evaluation else 1)
             total.launches, total.bytes = (sum(getattr(c, name) for c in parts) for name in ("launches", "bytes"))
             print(
                 f"{batch:6} {propagation:9} {'sparse' if opt.is_sparse else 'dense':6} {total.launches:9,} "
-                f"{parts[0].launches:10,} {total.bytes / 1e9:7.1f} {total.bytes / batch**2 / 1e6:8.2f} "
+                f"{parts[0].launches:10,} {total.bytes / 1e9:7.1f} {total.bytes / pairs / 1e6:8.2f} "
                 f"{1e3 * total.seconds():10.1f}",
                 flush=True,
             )
@@ -98,11 +102,11 @@ def table(opt):
 
 def main(argv=None):
     opt = options(argv)
-    kernel, cpu_kernel.kernel = cpu_kernel.kernel, lambda *_: None  # a GPU does not run the CPU's kernel
+    most, similarity.BUCKETS = similarity.BUCKETS, opt.buckets
     try:
         table(opt)
     finally:
-        cpu_kernel.kernel = kernel
+        similarity.BUCKETS = most
 
 
 if __name__ == "__main__":

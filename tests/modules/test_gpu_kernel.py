@@ -61,8 +61,8 @@ def test_a_good_kernel_is_used_after_one_trial(like_a_gpu, monkeypatch):
     net, case = network(), random_case(3, (2, 3, 3), images=2, width=64)
     expected, calls = scores(net, case, "torch"), []
 
-    def fused(graphs, regions, edges, words, lengths, word_edges):
-        calls.append(len(lengths))
+    def fused(graphs, regions, edges, words, word_edges, length, most):
+        calls.append(len(length))
         return expected[:, : len(edges)].unbind()
 
     monkeypatch.setattr(gpu_kernel, "scores", fused)

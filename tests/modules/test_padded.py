@@ -87,7 +87,7 @@ def test_padding_changes_rounding_only(propagation, is_sparse, regions, lengths)
 def test_number_of_buckets_changes_rounding_only(count, monkeypatch):
     net, case = network(propagation="neighbors", is_sparse=True), random_case(lengths=LENGTHS, width=64)
     expected = scores_and_gradients(net, case, alone)
-    monkeypatch.setattr(similarity.buckets, "__defaults__", (count,))
+    monkeypatch.setattr(similarity, "BUCKETS", count)
     assert error(scores_and_gradients(net, case, together), expected) < 1e-12
 
 
@@ -124,8 +124,8 @@ def test_buckets_have_the_least_padding():
     assert similarity.buckets(lengths, 2) == [slice(0, 7), slice(7, 8)]
     assert similarity.buckets(lengths, 3) == [slice(0, 4), slice(4, 7), slice(7, 8)]
     assert area(similarity.buckets(lengths, 20)) == sum(lengths)
-    assert similarity.buckets([6, 6, 6]) == [slice(0, 3)]
-    assert similarity.buckets([6]) == [slice(0, 1)]
+    assert similarity.buckets([6, 6, 6], 3) == [slice(0, 3)]
+    assert similarity.buckets([6], 3) == [slice(0, 1)]
 
 
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
@@ -156,7 +156,7 @@ def test_launches_do_not_grow_with_the_batch(monkeypatch):
     """Similarity, loss and backward with --max_violation: eager, three buckets; and one."""
     opt = launches.options("--regions 4 --embed_size 32".split())
     for most, limit in ((3, 730), (1, 500)):
-        monkeypatch.setattr(similarity.buckets, "__defaults__", (most,))
+        monkeypatch.setattr(similarity, "BUCKETS", most)
         for propagation in ("self", "neighbors"):
             counts = [sum(c.launches for c in launches.count(opt, batch, propagation)) for batch in (24, 48)]
             assert max(counts) <= limit

@@ -1,7 +1,9 @@
 """The counter of kernels and bytes, and the command that counts a training step."""
 
+import pytest
 import torch
 
+from files.errors import InputError
 from tools import launches
 from tools.measuring.counting import Counter, touched
 
@@ -34,3 +36,19 @@ def test_command_prints_a_line_for_each_propagation(capsys):
     assert [row[:2] for row in rows] == [["3", "self"], ["3", "neighbors"]]
     assert all(int(row[3].replace(",", "")) > int(row[4].replace(",", "")) > 0 for row in rows)
     assert len(lines) == 1 + 2 * 3
+
+
+def test_evaluation_counts_no_backward_pass(capsys):
+    launches.main("--batch_size 2 --regions 4 --embed_size 32 --evaluation --buckets 1 --propagation self".split())
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:3] == ["2", "self", "dense"] and row[3] == row[4]
+
+
+def test_lengths_of_real_captions(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "train_precaps_stan.txt").write_text("1,4,2\n1,4,5,2\n")
+    opt = launches.options(["--data_path", str(tmp_path), "--data_name", "x"])
+    assert set(launches.caption_lengths(opt, 50)) == {3, 4}
+    opt.split = "dev"
+    with pytest.raises(InputError, match=r"dev_precaps_stan.txt: No such file .*; --data_path names"):
+        launches.caption_lengths(opt, 3)
