@@ -2,8 +2,8 @@
 
 The kernel is compiled by the system's C compiler when it is first needed and kept in a cache folder, under a
 name that depends on the source, the sizes and the processor: $GSMN_CACHE, or gsmn/ in $XDG_CACHE_HOME or
-~/.cache.  Where there is no compiler or it fails (said once), and with GSMN_NATIVE=0, `kernel` returns None and
-the caller uses graph.py.  What was measured stands in docs/performance.md.
+~/.cache.  Without a working compiler, which a warning says once, and with GSMN_NATIVE=0, `kernel` returns None
+and the caller uses graph.py.  docs/performance.md has the measurements.
 
 Letters for shapes as in graph.py.
 """
@@ -31,7 +31,7 @@ import graph
 
 SOURCE = Path(__file__).resolve().parent / "csrc"
 SOURCES = ("pairs.h", "edges.c", "structure.c", "forward.c", "backward.c")
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w"]
+COMPILER_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w"]
 SLOTS = 8  # parts that images and captions are cut into for the gradients; more where there are more threads
 TILE = 4, 8  # images and captions a thread takes at once: their features fit its cache
 LONG, POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -77,10 +77,10 @@ def compiled(blocks, hidden):
     """Path of the shared library for these sizes, compiled now if it is not in the cache."""
     compiler = os.environ.get("CC", "cc")
     run = functools.partial(subprocess.run, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    # the compiler's own macros tell its version and what -march=native means on this machine
+    # the predefined macros name the compiler's version and what -march=native means on this machine
     target = run([compiler, "-march=native", "-dM", "-E", "-xc", os.devnull]).stdout
     source = [SOURCE / name for name in SOURCES]
-    command = [compiler, *FLAGS, f"-DK={blocks}", f"-DH={hidden}"]
+    command = [compiler, *COMPILER_FLAGS, f"-DK={blocks}", f"-DH={hidden}"]
     key = [target, *(path.read_bytes() for path in source), " ".join([platform.machine(), *command]).encode()]
     library = cache_folder() / f"pairs-{hashlib.sha256(b'|'.join(key)).hexdigest()[:20]}.so"
     if not library.exists():
@@ -194,7 +194,7 @@ def entry(first, length, caption, i, j):
 
 
 class Plan(NamedTuple):
-    """What is no tensor of the graph: sizes, captions' words and first rows (C,), int64, and their `links`."""
+    """The arguments without gradients: sizes, captions' lengths and first rows (C,), int64, and their `links`."""
 
     kernel: Kernel
     blocks: int
@@ -205,21 +205,21 @@ class Plan(NamedTuple):
     links: torch.Tensor | None
 
 
-SPARE = []  # what Scratch gave back
+SPARE_MEMORY = []  # blocks that a deleted Scratch returned
 
 
 class Scratch(dict):
-    """Tensors of the given shapes in memory that goes from call to call: fresh pages are slow to come by."""
+    """Tensors of the given shapes, in memory that later calls reuse: the system needs time for new pages."""
 
     def __init__(self, shapes):
         sizes = {name: -(-math.prod(shape) // 16) * 16 for name, shape in shapes.items()}  # whole vectors
         total, memory = sum(sizes.values()), torch.empty(0)
         with contextlib.suppress(IndexError):
-            memory = SPARE.pop()
+            memory = SPARE_MEMORY.pop()
         if len(memory) < total:
             memory = torch.empty(total + 16, dtype=torch.float32)
             memory = memory[-memory.data_ptr() % 64 // 4 :]
-        weakref.finalize(self, SPARE.append, memory)
+        weakref.finalize(self, SPARE_MEMORY.append, memory)
         pieces = zip(shapes.items(), memory[:total].split(list(sizes.values())))
         super().__init__({name: piece[: math.prod(shape)].view(shape) for (name, shape), piece in pieces})
 

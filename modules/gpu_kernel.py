@@ -51,7 +51,7 @@ if triton is not None:
         """Mapped matching vectors z (padded nodes, HP) of one graph of N nodes -> the mean of its nodes' scores.
 
         edges of this graph, padded to `stride` nodes: (stride, 8), with NEIGHBORS (stride, stride) or, with
-        PER_KERNEL, (8, stride, stride); without EDGES 1.  params: as `stacked_params` gives them.
+        PER_KERNEL, (8, stride, stride); without EDGES 1.  params: as `flat_params` gives them.
         """
         h, g = tl.arange(0, HP), tl.arange(0, HP)
         params += K * H
@@ -146,7 +146,7 @@ if triton is not None:
         tl.store(textual + at, score)
 
 
-def stacked_params(side):
+def flat_params(side):
     """The parameters of one side's structure level in a row: (K, H), (H), (H, H), (H), (H), (1)."""
     weight, bias = side.kernels().stacked()  # (H, K), (H) or None
     bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -180,7 +180,7 @@ def scores(graphs, regions, edges, words, word_edges, length, most):
     pair_kernel[C, I](
         regions.features.contiguous(), regions.gram.contiguous(), edges.contiguous(),
         words.features.contiguous(), words.gram.contiguous(), (word_edges if has_edges else edges).contiguous(),
-        length.contiguous(), stacked_params(graphs.visual), stacked_params(graphs.textual), visual, textual,
+        length.contiguous(), flat_params(graphs.visual), flat_params(graphs.textual), visual, textual,
         R, longest, C, graphs.smooth, D, K, H, D // K,
         padded_size(R), padded_size(most), padded_size(D // K), padded_size(H),
         neighbors, has_edges, precision, num_warps=8,
@@ -199,7 +199,7 @@ def trial(fused, reference):
         difference = max((a - b).abs().max().item() for a, b in zip(fused(), reference()))
         reason = f"differs from torch by {difference:.1g}"
         if difference <= TOLERANCE:
-            times = seconds(fused), seconds(reference)
+            times = best_time(fused), best_time(reference)
             reason = f"takes {1e3 * times[0]:.1f} ms for what torch does in {1e3 * times[1]:.1f} ms"
             if times[0] < times[1]:
                 return True
@@ -209,7 +209,7 @@ def trial(fused, reference):
     return False
 
 
-def seconds(task, repeat=3):
+def best_time(task, repeat=3):
     """Best time of some runs."""
     times = []
     for _ in range(repeat):

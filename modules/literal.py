@@ -9,10 +9,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-EPS = 1e-8
+EPSILON = 1e-8
 
 
-def similarity(model, images, captions, boxes, depends):
+def literal_scores(model, images, captions, boxes, depends):
     """images (I, R, D), captions a list of (n, D), boxes (I, R, 4) -> visual and textual scores (I, C) each."""
     visual = torch.stack([visual_scores(model, images, words, boxes) for words in captions], 1)
     columns = [textual_scores(model, images, words, pairs) for words, pairs in zip(captions, depends)]
@@ -26,12 +26,12 @@ def affinity(images, words):
 def block_cosine(query, context, blocks):
     query, context = (x.unflatten(-1, (blocks, -1)) for x in (query, context))  # (..., K, d)
     dot = (query * context).sum(-1)
-    return dot / (query.norm(dim=-1) * context.norm(dim=-1)).clamp(min=EPS)  # (..., K)
+    return dot / (query.norm(dim=-1) * context.norm(dim=-1)).clamp(min=EPSILON)  # (..., K)
 
 
 def visual_scores(model, images, words, boxes):
     raw = affinity(images, words)
-    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPS), 2)
+    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
     match = block_cosine(images, weights @ words, model.blocks)  # (I, R, K)
     graph = model.i2t_match_G
     conv = graph.graph_convolution_1
@@ -41,7 +41,7 @@ def visual_scores(model, images, words, boxes):
 
 def textual_scores(model, images, words, pairs):
     raw = affinity(images, words).transpose(1, 2)  # (I, n, R)
-    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPS), 2)
+    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
     match = block_cosine(words.expand(len(images), *words.shape), weights @ images, model.blocks)  # (I, n, K)
     graph = model.t2i_match_G
     conv = graph.graph_convolution_3
@@ -55,7 +55,7 @@ def textual_scores(model, images, words, pairs):
                 adjacency[a, b] = adjacency[b, a] = 1
         adjacency = adjacency + torch.eye(n)
         relation = adjacency * relation
-        relation = relation / (relation.norm(dim=1, keepdim=True) + EPS)
+        relation = relation / (relation.norm(dim=1, keepdim=True) + EPSILON)
     edges = relation.unsqueeze(-1) * conv.params.view(-1)  # (n, n, 8)
     edges = edges / edges.sum(1, keepdim=True)
     return node_scores(graph, convolve(graph, conv, match, edges.expand(len(images), n, n, 8), adjacency))

@@ -183,7 +183,7 @@ def tile_scores(graphs, regions, edges, words, mask, share, text_edges):
     return graphs.visual(torch.cat(visual, 1), edges), graphs.textual(torch.cat(textual), text_edges, share).t()
 
 
-def tiles(graphs, images, regions, lengths, memory, gradients):
+def cut_pairs(graphs, images, regions, lengths, memory, gradients):
     """How to cut all pairs; lengths of the captions in ascending order, memory in bytes.
 
     -> (whether to keep what gradients need, [(slices of the images, buckets of captions to compute at once)]).
@@ -223,7 +223,7 @@ def padded_scores(graphs, regions, captions, boxes, depends):
 def tiled_scores(graphs, regions, edges, texts, lengths, memory):
     """Both scores as tile_scores gives them, tile by tile: for groups of captions, shortest first, (I, C) each."""
     gradients = torch.is_grad_enabled()
-    keep, cut = tiles(graphs, *regions.features.shape[:2], lengths, memory, gradients)
+    keep, cut = cut_pairs(graphs, *regions.features.shape[:2], lengths, memory, gradients)
     run = tile_scores if keep else partial(checkpoint, tile_scores, use_reentrant=False)
     image_part = cache(lambda start, stop: (regions.part(slice(start, stop)), edges[start:stop]))
     columns = []

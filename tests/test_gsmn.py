@@ -154,7 +154,7 @@ def test_fast_is_literal(propagation, is_sparse, case):
         x.requires_grad_()
     fast = net.forward_scores(images, words, boxes, depends, lengths)
     with default_double():
-        plain = literal.similarity(net, images, words, boxes, depends)
+        plain = literal.literal_scores(net, images, words, boxes, depends)
     weight = torch.randn(fast[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     wanted = inputs + [p for name, p in net.named_parameters() if "match_G" in name and "params" not in name]
     for a, b in zip(fast, plain):

@@ -95,7 +95,7 @@ def literal_seconds(net, regions, words, boxes, lengths, backward=False):
     plain = [words[c, : lengths[c]] for c in few]
 
     def task():
-        scores = sum(literal.similarity(net, regions, plain, boxes, [None] * len(plain)))
+        scores = sum(literal.literal_scores(net, regions, plain, boxes, [None] * len(plain)))
         if backward:
             scores.sum().backward()
 

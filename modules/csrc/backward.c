@@ -259,8 +259,7 @@ static void transpose(const float *w, int rows, int columns, float *out) {
 int backward(Job *j) {
     Arena arena = {0};
     memory(j, &arena);
-    if (!(arena.base = grab(arena.used / 4))) return 1;
-    arena.used = 0;
+    if (!reserve(&arena)) return 1;
     Memory k = memory(j, &arena);
     FOR(s, 2) {
         const float *params = (s ? j->captions : j->images).params;

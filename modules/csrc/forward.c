@@ -183,8 +183,7 @@ static void pair(const Job *j, const Memory *k, int image, int caption, float *v
 int forward(Job *j) {
     Arena arena = {0};
     memory(j, &arena);
-    if (!(arena.base = grab(arena.used / 4))) return 1;
-    arena.used = 0;
+    if (!reserve(&arena)) return 1;
     Memory k = memory(j, &arena);
     int64_t I = j->images.count, C = j->captions.count, ti = j->tile_images, tc = j->tile_captions;
     unsigned mode = flush();

@@ -123,6 +123,12 @@ static inline void *take(Arena *a, size_t floats) {
     a->used += (floats * 4 + 63) / 64 * 64;
     return a->base ? a->base + at : NULL;
 }
+/* memory for all pieces that a first pass has taken; false where there is none */
+static inline int reserve(Arena *a) {
+    a->base = grab(a->used / 4);
+    a->used = 0;
+    return a->base != NULL;
+}
 static inline int64_t longest(const Side *s) {
     int64_t most = 0;
     FOR(i, s->count) if (s->length[i] > most) most = s->length[i];

@@ -66,7 +66,7 @@ def test_a_good_kernel_is_used_after_one_trial(like_a_gpu, monkeypatch):
         return expected[:, : len(edges)].unbind()
 
     monkeypatch.setattr(gpu_kernel, "scores", fused)
-    monkeypatch.setattr(gpu_kernel, "seconds", lambda task: 1 if task.func is fused else 2)
+    monkeypatch.setattr(gpu_kernel, "best_time", lambda task: 1 if task.func is fused else 2)
     assert torch.equal(scores(net, case, "auto"), expected) and calls == [3, 3]  # the trial, and the scores
     assert torch.equal(scores(net, case, "auto"), expected) and calls == [3, 3, 3]
 
@@ -90,7 +90,7 @@ def test_a_bad_kernel_is_said_once_and_left_out(like_a_gpu, monkeypatch, caplog,
         return expected + {"wrong": 1e-3, "nan": float("nan"), "slow": 0}[fault]
 
     monkeypatch.setattr(gpu_kernel, "scores", fused)
-    monkeypatch.setattr(gpu_kernel, "seconds", lambda task: 2 if task.func is fused else 1)
+    monkeypatch.setattr(gpu_kernel, "best_time", lambda task: 2 if task.func is fused else 1)
     for _ in range(2):
         assert torch.equal(scores(net, case, "auto"), expected)
     assert caplog.text.count(says) == 1 and "torch computes the similarity instead" in caplog.text

@@ -212,7 +212,7 @@ def agreement(report, kernel, precision):
     found = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
     model, inputs = model.double(), [x.detach().double().requires_grad_() for x in inputs]
     plain = [row[:n] for row, n in zip(inputs[1], lengths)]
-    scores = sum(literal.similarity(model, inputs[0], plain, boxes.double(), [None] * len(plain)))
+    scores = sum(literal.literal_scores(model, inputs[0], plain, boxes.double(), [None] * len(plain)))
     exact = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
     errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact)]
     return {"scores": errors[0], "gradient": max(errors[1:])}

@@ -27,7 +27,7 @@ def memory(reset=False):
     """Peak memory of this process in MB since the last reset, which gives what is in use then (Linux; else NaN)."""
     try:
         if reset:
-            cpu_kernel.SPARE.clear()  # what is kept for the next call is not there for free
+            cpu_kernel.SPARE_MEMORY.clear()  # what is kept for the next call is not there for free
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         lines = Path("/proc/self/status").read_text().splitlines()
