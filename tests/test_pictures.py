@@ -17,6 +17,7 @@ import vocab
 from files import pictures
 from files.errors import InputError
 from modules import backbone
+from tools import check_data
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
 WORDS = vocab.Vocabulary([*vocab.SPECIAL, "a", "picture", "of", "something", *COLOURS, *"01234567"])
@@ -117,6 +118,21 @@ def test_an_image_that_two_entries_name(tmp_path):
     broken(folder, pictures.KARPATHY["f8k"], lambda c: c["images"][3].update(filename="0.png"))
     with pytest.raises(InputError, match=r"image 3: 0\.png is also the name of .*image 0; names must differ"):
         data.open_split("train", "f8k", WORDS, options(tmp_path))
+
+
+def test_check_data_on_pictures(tmp_path, capsys):
+    folder = make_flickr(tmp_path)
+    where = ["--data_path", str(tmp_path), "--data_name", "f8k", "--vocab_path", str(tmp_path)]
+    assert check_data.main(where) == 1 and "VSRN: training cannot start: no vocabulary" in capsys.readouterr().out
+    vocab.serialize_vocab(WORDS, tmp_path / "f8k_vocab.json")
+    assert check_data.main(where) == 0
+    said = capsys.readouterr().out
+    assert "\ntrain\n  10 captions of 2 pictures\n" in said and "VSRN: training can start" in said
+    assert "GSMN dense: training cannot start: GSMN reads region features, not pictures" in said
+    assert check_data.main([*where, "--model", "gsmn"]) == 1
+    (folder / "images" / "1.png").unlink()
+    assert check_data.main([*where, "--model", "vsrn"]) == 1
+    assert "images/1.png: no such picture; 1 of 1 are missing" in capsys.readouterr().out
 
 
 def test_vocabulary_of_pictures(tmp_path):

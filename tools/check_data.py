@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime.openmp  # noqa: F401, before torch
 
-from data import PrecompDataset
+from data import PictureDataset, PrecompDataset
 from files.arrays import open_array
 from files.checksum import sha256
 from files.errors import InputError, run
+from files.pictures import PICTURES
 from files.text import data_folder, read_lines
 from runtime.commandline import Parser
 from tools.own_data import data_facts
@@ -161,13 +162,15 @@ def main(argv=None):
     print()
     for way in models_asked(opt):
         print(f"{way}: training {'can start' if way in ready else f'cannot start: {blocked[way]}'}")
-    if ready:
+    if ready and opt.img_dim:
         print(f"--img_dim {opt.img_dim}")
     return 0 if ready else 1
 
 
 def report_splits(folder, vocab, opt):
     """Print the report of each split; {model: why its training cannot start}."""
+    if opt.data_name in PICTURES:
+        return report_picture_splits(vocab, opt)
     blocked = {}
     for name in SPLITS:
         if any((folder / f"{name}_{ending}").exists() for ending in FILES):
@@ -180,6 +183,23 @@ def report_splits(folder, vocab, opt):
             problems = dict.fromkeys(models_asked(opt), f"there is no {name} split")
         if name in ("train", "dev"):
             blocked = {**problems, **blocked}
+    return blocked
+
+
+def report_picture_splits(vocab, opt):
+    """The same for a data set of pictures with annotations, which only VSRN reads."""
+    blocked = {way: "GSMN reads region features, not pictures" for way in models_asked(opt) if way != "VSRN"}
+    for name in ("train", "dev", "test"):
+        print(f"\n{name}")
+        try:
+            if vocab is None:
+                raise InputError("no vocabulary")
+            split = PictureDataset(name, opt.data_name, vocab, SimpleNamespace(data_path=opt.data_path, model="vsrn"))
+            print(f"  {len(split):,} captions of {split.n_images:,} pictures")
+        except InputError as error:
+            print(f"  VSRN:        {error}")
+            if name != "test":
+                blocked.setdefault("VSRN", str(error))
     return blocked
 
 
