@@ -1,13 +1,16 @@
-"""How the threads of OpenMP wait; imported before torch, which loads OpenMP's library.
+"""How long the threads of OpenMP spin while they wait; imported before torch, which loads OpenMP's library.
 
-By default they spin for some milliseconds. On a machine with other work each step then waits for a thread that was put
-aside, while the spinning ones keep its core: up to 70 times slower (docs/performance.md). Here they sleep, unless the
-user chose a policy. Processes that this one starts inherit it.
+By default they spin for some milliseconds. On a machine with other work each step then waits for a thread that lost its
+core to another process, while the spinning threads keep theirs: a step takes many times longer. Threads that sleep at
+once cost a quiet machine up to half of its speed, since the steps of training start thousands of short parallel loops.
+A tenth of a millisecond is the compromise (docs/performance.md has the figures), unless the user chose a policy.
+Processes that this one starts inherit it. The setting is that of GNU's OpenMP, which torch's wheels contain.
 """
 
 import os
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPINS = "10000"  # rounds of an empty loop; 300,000 by default
 
 if not any(name in os.environ for name in CHOICES):
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["GOMP_SPINCOUNT"] = SPINS

@@ -1,4 +1,4 @@
-"""Every script chooses how OpenMP's threads wait before it loads torch, unless the user has chosen."""
+"""Every script chooses how long OpenMP's threads spin before it loads torch, unless the user has chosen."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ LOAD = """if True:
         @staticmethod
         def find_spec(name, path=None, target=None):
             if name == "torch":
-                print(os.path.basename(script), os.environ.get("OMP_WAIT_POLICY"), flush=True)
+                print(os.path.basename(script), os.environ.get("GOMP_SPINCOUNT"), flush=True)
                 os._exit(0)
     sys.meta_path.insert(0, Finder)
     for script in sys.argv[1:]:
@@ -30,11 +30,11 @@ LOAD = """if True:
 """
 
 
-@pytest.mark.parametrize("chosen, policy", [({}, "PASSIVE"), ({"GOMP_SPINCOUNT": "9"}, None)])
-def test_scripts_choose_before_torch(chosen, policy):
+@pytest.mark.parametrize("chosen, spins", [({}, openmp.SPINS), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_scripts_choose_before_torch(chosen, spins):
     clean = {name: value for name, value in os.environ.items() if name not in openmp.CHOICES}
     command = [sys.executable, "-c", LOAD, *map(str, SCRIPTS)]
     done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True, check=True)
     found = dict(line.split() for line in done.stdout.splitlines())
     assert {"train.py", "test.py", "testall.py", "test_stack.py", "benchmark.py", "search.py"} <= found.keys()
-    assert [script for script, value in found.items() if value != str(policy)] == []
+    assert [script for script, value in found.items() if value != str(spins)] == []
