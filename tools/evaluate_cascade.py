@@ -69,7 +69,7 @@ def ranks_at(scores, answers, near, k):
     return ranks
 
 
-def recall_table(sims, images, captions, kind="exact"):
+def cascade_recalls(sims, images, captions, kind="exact"):
     """Recalls against K -> rows {"k", "t2i": {...}, "i2t": {...}}.
 
     sims (N, 5N): GSMN's similarities; images (N, D), captions (5N, D): VSRN's vectors.  The first row, k 0, is
@@ -193,7 +193,7 @@ def cascade_options(arguments=None):
     add("--model_path", help="checkpoint of VSRN, which makes the shortlist")
     add("--rerank", metavar="PATH", help="checkpoint of GSMN, which orders the shortlist")
     add_override_flags(parser, boxes=True)
-    add("--kind", default="exact", choices=faiss_index.KINDS, help="kind of index (default: exact)")
+    add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="kind of index (default: exact)")
     add("--out", metavar="FILE", help="figure to write: png, pdf or svg (default: none)")
     add("--json", metavar="FILE", help="write the figures as JSON (default: no file)")
     add("--synthetic", type=whole(), metavar="N", help="measure the kinds of index on N vectors instead")
@@ -201,8 +201,8 @@ def cascade_options(arguments=None):
     add(
         "--kinds",
         nargs="+",
-        default=list(faiss_index.KINDS),
-        choices=faiss_index.KINDS,
+        default=list(faiss_index.INDEX_KINDS),
+        choices=faiss_index.INDEX_KINDS,
         help="with --synthetic: kinds to measure, beside exact (default: all)",
     )
     return parser.parse_args(arguments)
@@ -225,7 +225,7 @@ def cascade(flags):
             "same split: give --data_path and --data_name"
         )
     sims = evaluation.shard_xattn(gsmn.model, *gsmn.encoded)
-    rows = recall_table(sims, vsrn.encoded.img_embs.numpy(), vsrn.encoded.cap_embs.numpy(), flags.kind)
+    rows = cascade_recalls(sims, vsrn.encoded.img_embs.numpy(), vsrn.encoded.cap_embs.numpy(), flags.kind)
     add_times(rows, vsrn, gsmn, flags.kind)
     print(f"{flags.split}: {n} images, {m} captions, index {flags.kind}")
     print_table(rows)
@@ -242,7 +242,7 @@ def main(arguments=None):
     for output in filter(None, (flags.out, flags.json)):
         check_writable(output)
     if flags.synthetic:
-        kinds = [kind for kind in faiss_index.KINDS if kind in ("exact", *flags.kinds)]
+        kinds = [kind for kind in faiss_index.INDEX_KINDS if kind in ("exact", *flags.kinds)]
         rows = index_benchmark.compare_kinds(flags.synthetic, flags.width, kinds)
     else:
         rows = cascade(flags)

@@ -24,7 +24,7 @@ from files.writing import check_writable
 from runtime.commandline import Parser
 from runtime.evaluation_options import add_override_flags, overrides_of
 from tools.searching.collection import embed_images, facts_of, need_vectors
-from tools.searching.faiss_index import KINDS, build_index, facts_file, need_faiss, write_index
+from tools.searching.faiss_index import INDEX_KINDS, build_index, facts_file, need_faiss, write_index
 
 
 def index_options(arguments=None):
@@ -32,7 +32,7 @@ def index_options(arguments=None):
     add = parser.add_argument
     add("--model_path", required=True, help="checkpoint of VSRN")
     add_override_flags(parser)
-    add("--kind", default="exact", choices=KINDS, help="how the nearest images are found (default: exact)")
+    add("--kind", default="exact", choices=INDEX_KINDS, help="how the nearest images are found (default: exact)")
     add("--out", metavar="FILE", help="index file to write, FILE.json beside it (default: {split}.index)")
     return parser.parse_args(arguments)
 

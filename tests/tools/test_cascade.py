@@ -56,7 +56,7 @@ def test_ranks_are_the_cascade_spelt_out(matrices, k):
 def test_everything_equals_all_pairs(matrices):
     """The last row is GSMN's evaluation exactly, the first VSRN's."""
     sims, images, captions = matrices
-    rows = tool.recall_table(sims, images, captions)
+    rows = tool.cascade_recalls(sims, images, captions)
     assert [row["k"] for row in rows] == [0, 5, 10, 20, None]
     for row, matrix in ((rows[-1], sims), (rows[0], images @ captions.T)):
         for way, expected in (("i2t", evaluation.i2t(matrix)), ("t2i", evaluation.t2i(matrix))):
@@ -99,7 +99,7 @@ def test_on_a_split(tiny, tmp_path, capsys, monkeypatch):
 
 def test_figure(tiny, matrices, tmp_path):
     pytest.importorskip("matplotlib")
-    rows = [{**row, "ms": 1.0 + i, "ms_encoding": 2.0 + i} for i, row in enumerate(tool.recall_table(*matrices))]
+    rows = [{**row, "ms": 1.0 + i, "ms_encoding": 2.0 + i} for i, row in enumerate(tool.cascade_recalls(*matrices))]
     tool.save_figure(tool.draw_cascade(rows), tmp_path / "cascade.svg")
     drawn = (tmp_path / "cascade.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("R@10", "all", "image to text", "images encoded"))

@@ -89,14 +89,14 @@ def test_a_shortlist_may_be_short():
     np.testing.assert_allclose(scores, x[numbers] @ q[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", faiss_index.KINDS)
+@pytest.mark.parametrize("kind", faiss_index.INDEX_KINDS)
 def test_more_neighbours_than_there_are(kind):
     x = groups()[0][:7]
     numbers = faiss_index.nearest(faiss_index.build_index(x, kind), x[:2], 50)[0]
     assert np.array_equal(np.sort(numbers), [range(7)] * 2)
 
 
-@pytest.mark.parametrize("kind", faiss_index.KINDS)
+@pytest.mark.parametrize("kind", faiss_index.INDEX_KINDS)
 def test_an_index_answers_as_a_search_through_all(tiny, tmp_path, capsys, kind):
     make_index("--model_path", tiny.root / "vsrn", "--out", tmp_path / "an.index", "--kind", kind)
     assert f"{IMAGES} images, 32 numbers each, {kind}" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from files.errors import InputError, optional_package
 from files.text import read_json
 from files.writing import atomic_write
 
-KINDS = ("exact", "ivf", "hnsw")
+INDEX_KINDS = ("exact", "ivf", "hnsw")
 PROBES = 64  # ivf: groups that a search looks into
 LINKS, EFFORT = 32, 64  # hnsw: neighbours of a vector; candidates kept while building and searching
 LEAST, TRAINING = 39, 64  # ivf: vectors in a group at least; vectors per group that k-means is trained on

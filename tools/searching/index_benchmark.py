@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tools.searching.faiss_index import KINDS, TRAINING, VECTORS_ADDED, empty_index, nearest, set_breadth, write_index
+from tools.searching.faiss_index import (
+    INDEX_KINDS,
+    TRAINING,
+    VECTORS_ADDED,
+    empty_index,
+    nearest,
+    set_breadth,
+    write_index,
+)
 
 BREADTHS = {"exact": [None], "ivf": [16, 64, 256], "hnsw": [32, 64, 128, 256]}
 LATENT = 32  # rank of the vectors: embeddings, too, fill fewer dimensions than they have numbers
@@ -84,7 +92,7 @@ def memory_of(path):
     return int(done.stdout) if done.returncode == 0 else 0
 
 
-def compare_kinds(n, width, kinds=KINDS, folder=None):
+def compare_kinds(n, width, kinds=INDEX_KINDS, folder=None):
     """Rows of figures, one for each kind and breadth: dicts of numbers; printed as they come.  'exact' comes first."""
     asked, truth, rows = questions(width), None, []
     print(
