@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from files.errors import InputError
+from reporting.run_page import write_run_page
 from runtime import distributed
 from runtime.checkpoint import BEST
-from runtime.options import with_defaults
+from runtime.options import defaults, with_defaults
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
@@ -101,8 +103,22 @@ def announce_end(training, seconds):
     days = f"{seconds // 86400:.0f} days " if seconds >= 86400 else ""
     logging.info("Finished %d epochs in %s%s", opt.num_epochs, days, took)
     announce_best(training)
+    write_page(training, best)
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]
     logging.info("Test it: %s", shlex.join([*test, "--vocab_path", opt.vocab_path]))
+
+
+def write_page(training, best):
+    """The run's summary.html; a page that cannot be written does not make a training fail."""
+    opt = training.opt
+    if not distributed.is_main():
+        return
+    try:
+        kind = kind_of(training.model, opt)
+        path = write_run_page(opt.logger_name, kind, best, opt.select, defaults(opt.model))
+        logging.info("Summary and curves: %s", path)
+    except (InputError, LookupError, TypeError) as error:
+        logging.warning("%s: no summary page (%s)", opt.logger_name, error)
 
 
 def announce_best(training):

@@ -45,10 +45,11 @@ def test_start_and_end(tiny_data, tmp_path, caplog):
     validation = lines.index("Validating: 10 images, 50 captions")
     assert lines[validation + 1] == "R@1, R@5, R@10, median rank, mean rank:"
     assert lines[validation + 2].startswith("Image to text: ") and lines[validation + 4].startswith("rsum: ")
-    assert lines[-3].startswith("Finished 2 epochs in 00:00:")
+    assert lines[-4].startswith("Finished 2 epochs in 00:00:")
     best = load_checkpoint(folder / "model_best.pth.tar")
     place = f"on dev of epoch {best['best_epoch']}, in {folder}/model_best.pth.tar"
-    assert lines[-2] == f"Best model: rsum {best['best_rsum']:.1f} {place}"
+    assert lines[-3] == f"Best model: rsum {best['best_rsum']:.1f} {place}"
+    assert lines[-2] == f"Summary and curves: {tmp_path}/run/log/summary.html"
     test = f"Test it: python test.py --model_path {folder}/model_best.pth.tar "
     assert lines[-1] == f"{test}--data_path {tiny_data.data_path} --vocab_path {tiny_data.vocab_path}"
 
