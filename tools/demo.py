@@ -113,7 +113,7 @@ def result(name: str):
     return np.load(path) if path.suffix == ".npy" else json.loads(path.read_text())
 
 
-def recall_table(rows: dict[str, dict[str, float]]) -> str:
+def demo_table(rows: dict[str, dict[str, float]]) -> str:
     """Rows of recalls, and of twin accuracy where it was measured."""
     lines = [
         f"{'':30}{'image to text':^21}   {'text to image':^21}",
@@ -126,7 +126,7 @@ def recall_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def summary() -> tuple[str, bool]:
+def summarize() -> tuple[str, bool]:
     """The table of all that was measured, and whether every model is far above chance."""
     folder = ROOT / "demo" / "data" / "demo_precomp"
     scenes = json.loads((folder / "test_scenes.json").read_text())
@@ -142,14 +142,14 @@ def summary() -> tuple[str, bool]:
     rows[f"chance, {n_all} images"] = luck_all
     rows[f"GSMN dense, {n_all} images"] = whole["full"]
     pairs = [*((row, luck) for row in (*test.values(), whole["fold5"])), (whole["full"], luck_all)]
-    return recall_table(rows), all(row[name] >= FAR * base[name] for row, base in pairs for name in ("r1", "r1i"))
+    return demo_table(rows), all(row[name] >= FAR * base[name] for row, base in pairs for name in ("r1", "r1i"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     times = run_all()
-    text, good = summary()
+    text, good = summarize()
     print("\n=== Summary: recalls in percent\n")
     print(text)
     print(

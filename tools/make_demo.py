@@ -105,7 +105,7 @@ def record(example: Example, examples: list[Example], name: str) -> dict:
     }
 
 
-def write_split(folder: Path, split: str, examples: list[Example], names: list[str]) -> None:
+def write_scenes(folder: Path, split: str, examples: list[Example], names: list[str]) -> None:
     """Write one split, all but the word ids (they need the vocabulary)."""
     scenes, captions = [e.scene for e in examples], [c for e in examples for c in e.captions]
     sizes = np.array([(s.width, s.height) for s in scenes], [("image_w", "<i8"), ("image_h", "<i8")])
@@ -154,9 +154,9 @@ def fill(out: Path, opt: argparse.Namespace) -> None:
             part += 1
         names = [f"{split}_{i:05d}.png" for i in range(len(examples))]
         if split == "test":
-            write_split(folder, "testall", examples, names)
+            write_scenes(folder, "testall", examples, names)
             examples, names = examples[:fold], names[:fold]
-        write_split(folder, split, examples, names)
+        write_scenes(folder, split, examples, names)
     bar.close()
     vocab = build_vocab(out / "data", NAME)
     serialize_vocab(vocab, out / "vocab" / f"{NAME}_vocab.json")

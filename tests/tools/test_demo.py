@@ -36,7 +36,7 @@ def test_twin_accuracy():
 
 def test_table_lines_up():
     row = dict.fromkeys(demo.RECALL_NAMES, 100.0)
-    lines = demo.recall_table({"short": {**row, "twins": 50.0}, "a longer title of a model": {**row, "twins": 100.0}})
+    lines = demo.demo_table({"short": {**row, "twins": 50.0}, "a longer title of a model": {**row, "twins": 100.0}})
     _, heads, first, second = lines.splitlines()
     assert len(heads) == len(first) == len(second) and "600.0" in first
     ends = [i for i, letter in enumerate(heads) if letter != " " and heads[i + 1 : i + 2] in (" ", "")]

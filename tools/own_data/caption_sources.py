@@ -23,7 +23,7 @@ def guess_format(path):
     return "karpathy"
 
 
-def read_table(path, restval=None):
+def read_caption_table(path, restval=None):
     """Pictures of a file with a row for each caption, image and caption, in the order they first come.
 
     Forms, by the first line: tabs without quoting; image#0 caption with a blank between; bars, as Kaggle's
@@ -99,4 +99,4 @@ FORMS = (
     Form(lambda line: "|" in line, bar_rows, "need image| number| caption", has_number=True),
     Form(lambda line: True, comma_rows, "need image,caption; quote commas"),
 )
-READERS = {"karpathy": read_karpathy, "coco": read_coco, "table": read_table}
+READERS = {"karpathy": read_karpathy, "coco": read_coco, "table": read_caption_table}
