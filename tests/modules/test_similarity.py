@@ -18,6 +18,11 @@ from modules import cpu_kernel
 SIZES = [(4, 16, 24), (3, 24, 60), (16, 32, 64), (20, 40, 60)]  # blocks, hidden width, embedding
 
 
+needs_kernel = pytest.mark.skipif(
+    cpu_kernel.kernel(16, 32) is None, reason="the C kernel is switched off (GSMN_NATIVE=0) or cannot be compiled (CC)"
+)
+
+
 @pytest.fixture(autouse=True)
 def forget():
     """Kernels that a test loaded under other circumstances."""
@@ -56,11 +61,13 @@ def error(found, exact):
     }
 
 
+@needs_kernel
 def test_a_compiler_gives_a_kernel():
     assert subprocess.run(["cc", "--version"], capture_output=True).returncode == 0
     assert cpu_kernel.kernel(16, 32) is not None
 
 
+@needs_kernel
 @pytest.mark.parametrize("propagation, is_sparse", [("self", True), ("neighbors", False), ("neighbors", True)])
 @pytest.mark.parametrize("blocks, hidden, width", SIZES)
 @pytest.mark.parametrize("regions", [5, 36, 1])
@@ -77,6 +84,7 @@ def test_kernel_is_as_exact_as_torch(propagation, is_sparse, blocks, hidden, wid
         assert found[name] < 10 * eager[name] + 2e-5, name
 
 
+@needs_kernel
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
 def test_kernel_does_not_depend_on_memory_threads_or_company(propagation):
     net = network(16, 32, 64, propagation=propagation, is_sparse=True)
@@ -125,6 +133,7 @@ def test_blocks_of_an_evaluation_fit_the_budget(budget):
     assert (len(cut) == 30) == (budget == 1) and (len(cut) == 1) == (budget == 10**7)
 
 
+@needs_kernel
 def test_evaluation_does_not_depend_on_memory():
     net = network(16, 32, 64, propagation="neighbors")
     images, words, boxes, _, lengths = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), images=5, width=64)
@@ -187,6 +196,7 @@ def test_gradients_at_zero_vectors_are_finite(propagation):
     )
 
 
+@needs_kernel
 @pytest.mark.parametrize("environment", [{"CC": "no-such-compiler"}, {"CC": "false"}, {"GSMN_NATIVE": "0"}])
 def test_without_a_compiler(environment, monkeypatch, tmp_path, caplog):
     net, case = network(), random_case()
@@ -200,6 +210,7 @@ def test_without_a_compiler(environment, monkeypatch, tmp_path, caplog):
         torch.testing.assert_close(net.forward_sim(*case), compiled, rtol=0, atol=2e-6)
 
 
+@needs_kernel
 def test_cache(monkeypatch, tmp_path):
     """Compiled once, whole or not at all, and anew where the source or the sizes are others."""
     monkeypatch.setenv("GSMN_CACHE", str(tmp_path / "a" / "b"))
@@ -220,6 +231,7 @@ def test_cache(monkeypatch, tmp_path):
     assert cpu_kernel.kernel(2, 8) is None
 
 
+@needs_kernel  # without it the child waits for torch's threads, which a fork does not copy
 def test_a_forked_process_computes_too():
     """Its parent's threads do not exist in it."""
     script = (
