@@ -37,7 +37,15 @@ from runtime.checkpoint_fields import check_shapes
 from runtime.health import CollapseWatch, first_not_finite, stop_training
 from runtime.interrupts import Interrupted, Stop
 from runtime.logger import RunLog
-from runtime.resume import Progress, load_resumed, refuse_used_folder, restore, resume_options, training_state
+from runtime.resume import (
+    Progress,
+    load_resumed,
+    refuse_used_folder,
+    restore,
+    resume_options,
+    settle_variant,
+    training_state,
+)
 from vocab import Vocabulary, load_vocab
 
 LOG_NAMES = {"grad_norm": "grad_norm before clipping"}
@@ -84,6 +92,7 @@ def set_up(opt, given):
     saved = load_resumed(opt.resume) if opt.resume else refuse_used_folder(opt.model_name)
     if saved:
         opt = resume_options(opt, given, saved["opt"], logging.warning)
+    settle_variant(opt)
     if opt.preload:
         logging.warning("--preload has no effect any more; copy the features to /dev/shm for a faster disk")
     seed_everything(opt.seed, opt.deterministic)

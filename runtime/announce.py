@@ -13,7 +13,7 @@ from files.errors import InputError
 from reporting.run_page import write_run_page
 from runtime import distributed
 from runtime.checkpoint import BEST
-from runtime.options import defaults, with_defaults
+from runtime.options import defaults
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
@@ -64,9 +64,8 @@ def kind_of(model, opt):
         return f"GSMN, {'sparse' if opt.is_sparse else 'dense'}, --propagation {opt.propagation}, --boxes {opt.boxes}"
     if model.caption_model is None:
         return f"VSRN on pictures, {opt.cnn_type}"
-    chosen = "chosen by --data_name" if opt.vsrn_variant == "auto" else "--vsrn_variant"
-    end = "BatchNorm at the end" if with_defaults(opt).vsrn_variant == "f30k" else "norm over the regions at the start"
-    return f"VSRN, {with_defaults(opt).vsrn_variant} variant ({end}; {chosen})"
+    what = "BatchNorm at the end" if opt.vsrn_variant == "f30k" else "norm over the regions at the start"
+    return f"VSRN, --vsrn_variant {opt.vsrn_variant} ({what})"
 
 
 def split_line(dataset):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from files.errors import InputError
 from runtime import checkpoint, devices
-from runtime.options import OF_THE_WEIGHTS, check_options
+from runtime.options import OF_THE_WEIGHTS, check_options, with_defaults
 
 
 @dataclass
@@ -35,12 +35,19 @@ def refuse_used_folder(folder):
         )
 
 
+def settle_variant(opt):
+    """Replace VSRN's --vsrn_variant auto by what it stands for, so that a checkpoint depends on no folder's name."""
+    if opt.model == "vsrn":
+        opt.vsrn_variant = with_defaults(opt).vsrn_variant
+
+
 def load_resumed(path):
     """The checkpoint to resume from: that of a file, or the newest complete one of a folder."""
     if os.path.isdir(path):
         path = checkpoint.newest(path, logging.warning)
     saved = checkpoint.load_checkpoint(path)
     check_options(saved["opt"], path)
+    settle_variant(saved["opt"])
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
     logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))

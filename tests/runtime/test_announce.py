@@ -96,12 +96,13 @@ def test_the_variant_is_said_and_carried(tiny_data, tmp_path, caplog):
     """A data set may have any name: --vsrn_variant decides, and the checkpoint knows it wherever it is evaluated."""
     vsrn = [*FEW, "--model", "vsrn"]
     _, lines = said(caplog, tiny_data, tmp_path / "auto", *vsrn, epochs=1)
-    assert lines[0].startswith("VSRN, coco variant (norm over the regions at the start; chosen by --data_name), ")
+    assert lines[0].startswith("VSRN, --vsrn_variant coco (norm over the regions at the start), ")
     folder, lines = said(caplog, tiny_data, tmp_path / "run", *vsrn, "--vsrn_variant", "f30k", epochs=1)
-    assert lines[0].startswith("VSRN, f30k variant (BatchNorm at the end; --vsrn_variant), ")
+    assert lines[0].startswith("VSRN, --vsrn_variant f30k (BatchNorm at the end), ")
     result = evaluation.evalrank(folder / "model_best.pth.tar", split="dev", ranks=None, device="cpu")
     assert result["r1r5"] == load_checkpoint(folder / "model_best.pth.tar")["best_rsum"]
-    run(tiny_data, tmp_path / "run", *vsrn, "--resume", folder, epochs=2)
+    _, lines = said(caplog, tiny_data, tmp_path / "run", *vsrn, "--resume", folder, "--vsrn_variant", "coco", epochs=2)
+    assert "--vsrn_variant: f30k in the checkpoint, coco on the command line; the checkpoint's is used" in lines
     assert "bn.weight" in load_checkpoint(folder / "checkpoint_1.pth.tar")["model"][0]
 
 
