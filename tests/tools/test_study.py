@@ -352,6 +352,15 @@ def test_boxes_let_either_propagation_see_an_exchange(propagation):
     assert nowhere == pytest.approx(0, abs=1e-6)  # without boxes the places say nothing
 
 
+@pytest.mark.parametrize("name", ["flickr8k", "scenes"])
+def test_the_page_shows_what_the_results_files_say(name):
+    """docs/study.md has the tables of the committed results, and its tables of rows can be read."""
+    folder = ROOT / "docs" / "study"
+    found = study.read_results(folder / name / "results.json")
+    assert results.markdown(found).strip() in (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert found["rows"].keys() <= read_table(folder / f"{name}.ini").rows.keys()
+
+
 def test_the_table_for_flickr30k_has_the_published_recipes():
     table = read_table(ROOT / "docs" / "study" / "f30k.ini")
     assert {row.num_epochs for row in table.rows.values()} == {30} and len(table.rows) == 7
