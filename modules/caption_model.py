@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from modules.attending_decoder import Unroll, attend
+from modules.cells import GRUCell, LSTMCell
+from modules.packing import time_order
+from runtime.transfer import send
 from vocab import END, PAD, START
 
 RNNS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -40,10 +44,14 @@ class Attention(nn.Module):
         """The half of linear1 that does not change from step to step: W = [W_enc W_hid]."""
         return F.linear(memory, self.linear1.weight[:, : memory.size(-1)], self.linear1.bias)  # (B, R, H)
 
+    def weights(self, width):
+        """Weights of the query (H, H) and of the energy (1, H); width: that of the encoder's outputs."""
+        return self.linear1.weight[:, width:], self.linear2.weight
+
     def forward(self, hidden, memory, keys):
-        query = F.linear(hidden, self.linear1.weight[:, memory.size(-1) :])  # (B, H)
-        energy = self.linear2((keys + query.unsqueeze(1)).tanh_())  # (B, R, 1)
-        return (energy.softmax(1).transpose(1, 2) @ memory).squeeze(1)  # (B, H)
+        """State (B, H), the encoder's outputs and `keys` of them (B, R, H) -> context (B, H)."""
+        query, energy = self.weights(memory.size(-1))
+        return attend(F.linear(hidden, query), memory, keys, energy)[1]
 
 
 class Decoder(nn.Module):
@@ -56,7 +64,7 @@ class Decoder(nn.Module):
         self.rnn = RNNS[rnn_type](dim_word + dim, dim)  # holds the weights; `advance` is one step of it
         self.out = nn.Linear(dim, vocab_size)
         self.dropout = nn.Dropout(dropout)
-        self.cell = gru_cell if rnn_type == "gru" else lstm_cell
+        self.cell = {"gru": GRUCell, "lstm": LSTMCell}[rnn_type]
         nn.init.xavier_normal_(self.out.weight)
 
     def word_gates(self, words):
@@ -68,10 +76,12 @@ class Decoder(nn.Module):
         """One step: the word's gates, the state before it -> the state after it."""
         context = self.dropout(self.attention(state[0], memory, keys))
         gates = gates + F.linear(context, self.rnn.weight_ih_l0[:, self.embedding.embedding_dim :])
-        return self.cell(gates, F.linear(state[0], self.rnn.weight_hh_l0, self.rnn.bias_hh_l0), state)
+        recurrent = F.linear(state[0], self.rnn.weight_hh_l0, self.rnn.bias_hh_l0)
+        return self.cell.forward(gates, recurrent, state)[0]
 
-    def word_log_probs(self, hidden, words, rows=512):
-        """log p of words (N,) after hidden states (N, H), in parts: N x vocabulary at once is slower."""
+    def word_log_probs(self, hidden, words):
+        """log p of words (N,) after hidden states (N, H), in parts: on a CPU, N x vocabulary at once is slower."""
+        rows = 512 if hidden.device.type == "cpu" else 8192
         return torch.cat(
             [-F.cross_entropy(self.out(h), w, reduction="none") for h, w in zip(hidden.split(rows), words.split(rows))]
         )
@@ -81,29 +91,11 @@ class Decoder(nn.Module):
 
         words (sum(sizes),) step by step -> hidden states (sum(sizes), H) in the same order.
         """
-        keys, hidden = self.attention.keys(memory), []
-        for gates in self.word_gates(words).split(sizes):
-            if len(gates) < len(memory):  # captions have ended: the batch shrinks
-                memory, keys = memory[: len(gates)], keys[: len(gates)]
-                state = tuple(x[: len(gates)] for x in state)
-            state = self.advance(gates, state, memory, keys)
-            hidden.append(state[0])
-        return torch.cat(hidden)
-
-
-def gru_cell(inputs, recurrent, state):
-    """torch's GRU equations on ready-made products, (B, 3H) each."""
-    reset_i, update_i, new_i = inputs.chunk(3, dim=-1)
-    reset_h, update_h, new_h = recurrent.chunk(3, dim=-1)
-    new = torch.tanh(new_i + torch.sigmoid(reset_i + reset_h) * new_h)
-    return (torch.lerp(new, state[0], torch.sigmoid(update_i + update_h)),)
-
-
-def lstm_cell(inputs, recurrent, state):
-    """torch's LSTM equations on ready-made products, (B, 4H) each."""
-    enter, forget, new, out = (inputs + recurrent).chunk(4, dim=-1)
-    cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(enter) * torch.tanh(new)
-    return torch.sigmoid(out) * torch.tanh(cell), cell
+        gates, width = self.word_gates(words), memory.size(-1)
+        dropout = self.dropout(memory.new_ones(len(words), width)) if self.training and self.dropout.p else None
+        context = self.rnn.weight_ih_l0[:, self.embedding.embedding_dim :]
+        weights = *self.attention.weights(width), context, self.rnn.weight_hh_l0, self.rnn.bias_hh_l0
+        return Unroll.apply(self.cell, sizes, gates, memory, self.attention.keys(memory), dropout, *weights, *state)
 
 
 class CaptionModel(nn.Module):
@@ -133,32 +125,40 @@ class CaptionModel(nn.Module):
         self.decoder = Decoder(vocab_size, dim_word, dim, rnn_type, dropout)
 
     def forward(self, regions, labels, masks):
-        """-(1/B) Σ mask · log p(label) over entries 1 ... max_len - 1; labels, masks (B, max_len + 1)."""
-        masks = masks[:, 1:-1]
-        return -(self.label_log_probs(regions, labels, masks != 0) * masks).sum() / len(labels)
+        """-(1/B) Σ mask · log p(label) over entries 1 ... max_len - 1; labels, masks (B, max_len + 1).
+
+        Labels and masks belong on the host, where the steps are planned; from a GPU they would have to be fetched.
+        """
+        labels, masks = labels.cpu(), masks.cpu()
+        log_probs, where = self.needed_log_probs(regions, labels, masks[:, 1:-1] != 0)
+        weights = send(masks[:, 1:-1][where].to(log_probs.dtype), log_probs.device)
+        return -(log_probs * weights).sum() / len(labels)
 
     def label_log_probs(self, regions, labels, needed):
-        """log p of labels[:, 1:-1] where `needed` (B, max_len - 1) is true, 0 elsewhere.
+        """log p of labels[:, 1:-1] where `needed` (B, max_len - 1) is true, 0 elsewhere."""
+        log_probs, where = self.needed_log_probs(regions, labels.cpu(), needed.cpu())
+        return log_probs.new_zeros(needed.shape).index_put(tuple(send(x, log_probs.device) for x in where), log_probs)
 
-        Nothing is computed after a caption's last needed step, nor the output layer where it is not needed.
+    def needed_log_probs(self, regions, labels, needed):
+        """log p of labels[:, 1:-1] where `needed` (B, max_len - 1) is true (N,), and where that is: (N,) twice.
+
+        labels and needed are on the host.  Nothing is computed after a caption's last needed step, nor the output
+        layer where it is not needed.
         """
-        steps = torch.arange(1, needed.size(1) + 1, device=needed.device)
+        steps = torch.arange(1, needed.size(1) + 1)
         length = (needed * steps).amax(1).clamp(min=1)  # (B,): steps to take
-        order = length.argsort(descending=True, stable=True)
-        running = (length[order, None] >= steps).t()  # (max_len - 1, B)
-        running = running[: int(length.max())]
+        order, caption, step, sizes = time_order(length)
+        keep = needed[caption, step]
+        where = caption[keep], step[keep]
+        parts = [order, labels[caption, step], keep.nonzero().flatten(), labels[where[0], where[1] + 1]]
+        sent = send(torch.cat(parts), regions.device)  # all indices in one copy
+        order_there, words, kept, targets = sent.split([len(part) for part in parts])
         memory, state = self.encoder(regions)
-        hidden = self.decoder.unroll(
-            labels[order, : len(running)].t()[running],
-            running.sum(1).tolist(),
-            tuple(x[order] for x in state),
-            memory[order],
-        )
-        t, b = running.nonzero(as_tuple=True)  # of each row of hidden
-        keep = needed[order[b], t]
-        t, b = t[keep], order[b[keep]]
-        log_probs = self.decoder.word_log_probs(hidden[keep], labels[b, t + 1])
-        return hidden.new_zeros(needed.shape).index_put((b, t), log_probs)
+        if not order.equal(torch.arange(len(order))):
+            memory, *state = (x.index_select(0, order_there) for x in (memory, *state))
+        hidden = self.decoder.unroll(words, sizes.tolist(), tuple(state), memory)
+        hidden = hidden if keep.all() else hidden.index_select(0, kept)
+        return self.decoder.word_log_probs(hidden, targets), where
 
     @torch.no_grad()
     def decode(self, regions, beam=1):

@@ -1,0 +1,61 @@
+"""Tensors from the host to a GPU, while the GPU goes on computing."""
+
+import torch
+
+
+def send(x, device):
+    """A tensor of the host on `device`.  From pinned memory the copy to a GPU lets the host go on at once."""
+    device = torch.device(device)
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+
+
+def send_batch(batch, device):
+    """A Batch with its images, captions and boxes on `device`; labels and masks, which the host reads, stay."""
+    fields = {name: getattr(batch, name) for name in ("images", "captions", "bboxes")}
+    return batch._replace(**{name: x if x is None else send(x, device) for name, x in fields.items()})
+
+
+def on_device(batches, device):
+    """Batches with their tensors on `device`; on a GPU the next batch is on its way while one is worked on."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        for batch in batches:
+            yield send_batch(batch, device)
+        return
+    stream, ahead = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            coming = send_batch(batch, device)
+        if ahead is not None:
+            yield arrived(ahead, stream)
+        ahead = coming
+    if ahead is not None:
+        yield arrived(ahead, stream)
+
+
+class ToHost:
+    """A scalar of the device on its way to the host; `number` waits until it has arrived."""
+
+    def __init__(self, x):
+        self.value, self.event = x, None
+        if x.device.type == "cuda":
+            self.value, self.event = torch.empty((), dtype=x.dtype, pin_memory=True), torch.cuda.Event()
+            self.value.copy_(x, non_blocking=True)
+            self.event.record()
+
+    def number(self):
+        if self.event:
+            self.event.synchronize()
+        return self.value.item()
+
+
+def arrived(batch, stream):
+    """The batch, after whose copies on `stream` the work of the current stream will start."""
+    current = torch.cuda.current_stream()
+    current.wait_stream(stream)
+    for x in (batch.images, batch.captions, batch.bboxes):
+        if x is not None:
+            x.record_stream(current)  # its memory is not reused before the work on it is done
+    return batch
