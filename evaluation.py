@@ -25,6 +25,7 @@ from reporting.printing import print_folds, print_metrics
 from runtime import checkpoint, distributed, shared_arrays
 from runtime.evaluation_options import RANKS, overrides_of
 from runtime.loading import load_model, open_members, trained_model
+from runtime.transfer import send
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
            "metrics", "recalls", "shard_xattn", "t2i"]  # fmt: skip
@@ -65,9 +66,9 @@ def encode_all_images(model, dataset, workers):
     share, embeddings = range(n)[distributed.local_slice(n)], None
     start = share.start
     for batch, _ in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
-        images = finite(model.encode_images(batch), "image", range(start, start + len(batch)))
+        images = finite(model.encode_images(batch).cpu(), "image", range(start, start + len(batch)))
         if embeddings is None:
-            embeddings = images.new_empty(n, *images.shape[1:], device="cpu")
+            embeddings = images.new_empty(n, *images.shape[1:])
         if share:  # a process without a share encodes image 0, to learn the shape
             embeddings[start : start + len(batch)] = images
         start += len(batch)
@@ -82,10 +83,10 @@ def encode_all_captions(model, dataset, lengths):
     starts = np.cumsum([0, *rows]).tolist()  # caption c has the rows from starts[c] to starts[c + 1]
     order = [share[i] for i in data.longest_first([lengths[c] for c in share])]
     for batch in progress(data.caption_loader(dataset, only=order or [0]), "captions"):
-        captions = finite(model.encode_captions(batch.captions, batch.lengths), "caption", batch.ids)
+        captions = finite(model.encode_captions(batch.captions, batch.lengths).cpu(), "caption", batch.ids)
         if embeddings is None:
-            embeddings = captions.new_empty(starts[-1], captions.shape[-1], device="cpu")
-        captions = captions.view(len(captions), -1, captions.shape[-1]).cpu()  # (B, words or 1, D)
+            embeddings = captions.new_empty(starts[-1], captions.shape[-1])
+        captions = captions.view(len(captions), -1, captions.shape[-1])  # (B, words or 1, D)
         for c, words in zip(batch.ids if share else (), captions):
             embeddings[starts[c] : starts[c + 1]] = words[: rows[c]]
     shares = [distributed.local_slice(n, process) for process in range(distributed.size())]
@@ -129,7 +130,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     with tqdm(total=len(rows) * n_captions, **look) as bar:
         for part in pieces(rows, width, budget):
             part = slice(share.start + part.start, share.start + part.stop)
-            images = img_embs[part].to(model.device)
+            images = send(img_embs[part], model.device)
             boxes = None if bboxes is None else bboxes[part]
             for block in (order[piece] for piece in pieces(words, width, budget)):
                 captions = captions_at(cap_embs, block, model.device)
@@ -159,10 +160,16 @@ def pieces(rows, width, budget):
 
 
 def captions_at(cap_embs, numbers, device):
-    """Embeddings of the captions with these numbers: rows of a matrix (VSRN), or a list of matrices (GSMN)."""
+    """Embeddings of the captions with these numbers: rows of a matrix (VSRN), or a list of matrices (GSMN).
+
+    One copy to the device for all of them.
+    """
     if torch.is_tensor(cap_embs):
-        return cap_embs[numbers].to(device)
-    return [cap_embs[c].to(device) for c in numbers]
+        return send(cap_embs[numbers], device)
+    captions = [cap_embs[c] for c in numbers]
+    if device.type == "cpu":
+        return captions
+    return list(send(torch.cat(captions), device).split([len(words) for words in captions]))
 
 
 def score_member(member, fold5, full, store):

@@ -9,7 +9,6 @@ import math
 import torch
 import torch.fx.experimental._config
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graph
 from files.errors import InputError
@@ -19,7 +18,9 @@ from modules.backbone import EncoderImageFull
 from modules.caption_model import CaptionModel
 from modules.layers import chrono_init, finish, l2norm, linear, unit
 from modules.order_similarity import order_similarity
+from modules.packing import in_float32, last_states, read_words, unpacked
 from runtime.options import with_defaults
+from runtime.transfer import send
 
 RELATION_LAYERS = 4
 
@@ -51,12 +52,11 @@ class EncoderText(nn.Module):
 
     def forward(self, captions, lengths):
         """Positions from a caption's length on come out as zeros."""
-        lengths = torch.as_tensor(lengths).cpu()
-        packed = pack_padded_sequence(self.embed(captions), lengths, batch_first=True, enforce_sorted=False)
-        words, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)  # (B, n, D or 2·D)
+        words, *places = read_words(self.embed, self.rnn, captions, lengths)  # (sum of lengths, D or 2·D)
         if self.rnn.bidirectional:
-            words = sum(words.chunk(2, dim=-1)) / 2
-        return words if self.no_txtnorm else l2norm(words)
+            forwards, backwards = words.chunk(2, dim=-1)
+            words = (forwards + backwards) / 2
+        return unpacked(words if self.no_txtnorm else l2norm(words), *places)
 
 
 # ---- VSRN's encoders: one vector for an image, one vector for a caption
@@ -91,7 +91,7 @@ class EncoderRegions(nn.Module):
         for layer in range(1, RELATION_LAYERS + 1):
             regions = getattr(self, f"Rs_GCN_{layer}")(regions)
         regions = unit(regions, dim=1)
-        features = self.img_rnn(regions)[1][0]  # the last hidden state
+        features = in_float32(self.img_rnn, regions)[1][0]  # the last hidden state
         if self.flickr:
             features = graph.batch_norm(self.bn, features)
         return finish(features, self.use_abs, self.no_imgnorm), regions
@@ -109,9 +109,7 @@ class EncoderCaption(nn.Module):
 
     def forward(self, captions, lengths):
         """Ids (B, n) padded, lengths -> (B, D)."""
-        lengths = torch.as_tensor(lengths).cpu()
-        packed = pack_padded_sequence(self.embed(captions), lengths, batch_first=True, enforce_sorted=False)
-        return finish(self.rnn(packed)[1][-1], self.use_abs)
+        return finish(last_states(self.embed, self.rnn, captions, lengths), self.use_abs)
 
 
 # ---- the loss of both systems
@@ -149,15 +147,15 @@ class ContrastiveLoss(nn.Module):
 
     def observed(self):
         """Of the scores of the last batch: mean of the true pairs, standard deviation of all, and mean of the hardest
-        negatives of rows and columns, which is left out where there is no negative.
+        negatives of rows and columns, NaN where there is no negative.  They stay on the device.
         """
         scores = self.last_scores
         figures = {"positive": scores.diagonal().mean(), "score_spread": scores.std(correction=0)}
         others = scores.masked_fill(self.no_negatives(scores), -math.inf)
         hardest = torch.cat([others.amax(1), others.amax(0)])
         without = hardest.isneginf()
-        figures["hardest_negative"] = hardest.masked_fill(without, 0).sum() / (~without).sum()  # NaN for a single pair
-        return {name: value.item() for name, value in figures.items() if not value.isnan()}
+        figures["hardest_negative"] = hardest.masked_fill(without, 0).sum() / (~without).sum()
+        return figures
 
 
 # ---- the two systems
@@ -191,7 +189,7 @@ class MatchingModel(nn.Module):
 
     def encode_captions(self, captions, lengths):
         """Ids (B, n) padded with 0, lengths -> (B, n, D), or (B, D) for a model with one vector a caption."""
-        return self.txt_enc(captions.to(self.device), lengths)
+        return self.txt_enc(send(captions, self.device), lengths)
 
     def compile_parts(self, **how):
         """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
@@ -255,7 +253,7 @@ class GSMN(MatchingModel):
         return self.encode_images(images), self.encode_captions(captions, lengths), lengths
 
     def encode_images(self, images):
-        return self.img_enc(images.to(self.device))
+        return self.img_enc(send(images, self.device))
 
     def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
         """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
@@ -334,11 +332,11 @@ class VSRN(MatchingModel):
         """Features (B, R, img_dim) or pictures (B, 3, height, width), ids (B, n) padded with 0, lengths
         -> image and caption embeddings (B, D) each, enhanced regions (B, R, D), None for pictures.
         """
-        img_emb, regions = self.img_enc(images.to(self.device))
+        img_emb, regions = self.img_enc(send(images, self.device))
         return img_emb, self.encode_captions(captions, lengths), regions
 
     def encode_images(self, images):
-        return self.img_enc(images.to(self.device))[0]
+        return self.img_enc(send(images, self.device))[0]
 
     def embed(self, batch):
         """data.Batch -> embeddings (B, D) each, and the caption loss, whose gradient reaches the image encoder."""
@@ -357,7 +355,7 @@ class VSRN(MatchingModel):
         """Regions (B, R, D), labels and masks (B, max_len + 1) -> the caption loss; 0 for pictures."""
         if self.caption_model is None:
             return torch.zeros((), device=self.device)
-        return self.caption_model(regions, labels.to(self.device), masks.to(self.device))
+        return self.caption_model(regions, labels, masks)
 
 
 def check_widths(opt):

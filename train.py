@@ -13,6 +13,7 @@ if __name__ == "__main__":
     guarded(train_options)  # before torch is loaded: --help and mistakes in flags are answered at once
 
 import logging
+import math
 import os
 import random
 import sys
@@ -33,8 +34,9 @@ from evaluation import RECALLS, encode_data, metrics, shard_xattn
 from model import MatchingModel, build_model
 from runtime import checkpoint, devices, distributed, global_batch
 from runtime.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
+from runtime.batches import with_shares
 from runtime.checkpoint_fields import check_shapes
-from runtime.health import CollapseWatch, first_not_finite, stop_training
+from runtime.health import CollapseWatch, GuardedAdam, check_step
 from runtime.interrupts import Interrupted, Stop
 from runtime.logger import RunLog
 from runtime.resume import (
@@ -46,9 +48,12 @@ from runtime.resume import (
     settle_variant,
     training_state,
 )
+from runtime.step_figures import StepFigures
+from runtime.transfer import on_device, send
 from vocab import Vocabulary, load_vocab
 
 LOG_NAMES = {"grad_norm": "grad_norm before clipping"}
+SCORES = ("positive", "hardest_negative", "score_spread")  # figures that are curves, but not in the line of log
 
 
 def main(argv=None):
@@ -79,6 +84,8 @@ class Training:
     keeper: checkpoint.Keeper
     log: RunLog
     stop: Stop
+    collapse: CollapseWatch
+    figures: StepFigures  # of the steps that are not logged yet
 
     def save(self, name):
         """Write a checkpoint; False where it cannot be written (a message says why)."""
@@ -110,13 +117,14 @@ def set_up(opt, given):
     model = build_model(opt).to(distributed.local_device(opt.device))
     if opt.compile:
         model.compile_parts()
-    optimizer = torch.optim.Adam(model.parameters(), lr=opt.learning_rate)
+    optimizer = GuardedAdam(model.parameters(), opt.learning_rate)
     progress = restore(saved, model, optimizer) if saved else Progress()
     replica = global_batch.training_module(model, opt.accumulate)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
     log = distributed.on_main(RunLog, opt.logger_name, progress.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [loader.dataset, val_loader.dataset])
-    return Training(opt, vocab, loader, val_loader, model, replica, optimizer, progress, keeper, log, Stop())
+    watches = Stop(), CollapseWatch(opt), StepFigures()
+    return Training(opt, vocab, loader, val_loader, model, replica, optimizer, progress, keeper, log, *watches)
 
 
 def seed_everything(seed, deterministic=False):
@@ -134,45 +142,64 @@ def seed_everything(seed, deterministic=False):
 
 
 def train(training):
-    """Train to the end of the last epoch, or until a signal."""
+    """Train to the end of the last epoch, or until a signal.
+
+    The host starts work on the device and goes on; it asks for the device's numbers only in report_steps.
+    """
     opt, progress, steps = training.opt, training.progress, len(training.loader)
-    criterion, collapse = training.model.criterion, CollapseWatch(opt)
+    criterion = training.model.criterion
     if progress.validate_due:
         validate_and_keep(training)
-        leave_if_asked(training)
+        leave_if_asked(training, training.stop.requested())
     while progress.epoch < opt.num_epochs:
         start_epoch(training)
-        bar = tqdm(training.loader, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
+        batches = on_device(with_shares(training.loader), training.model.device)
+        bar = tqdm(batches, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
         start = time.time()
         for batch in training.stop.batches(bar):
             data_time = time.time() - start
 
             distributed.seed_step(opt.seed, progress.Eiters)
-            criterion.twins = twins(batch, training.loader.dataset) if opt.skip_twins else None
-            losses = train_step(training.replica, training.optimizer, batch, opt.grad_clip, progress.Eiters)
+            criterion.twins = None
+            if opt.skip_twins:
+                criterion.twins = send(twins(batch, training.loader.dataset), training.model.device)
+            figures = train_step(training.replica, training.optimizer, batch, opt.grad_clip, progress.Eiters)
+            figures |= criterion.observed()
             pairs = training.loader.batch_sampler.pairs(progress.step)  # of all processes
             progress.step, progress.Eiters = progress.step + 1, progress.Eiters + 1
+            facts = step_facts(training, pairs, time.time() - start, data_time)
+            training.figures.add(figures, facts, batch.ids)
 
-            batch_time = time.time() - start
-            bar.set_postfix(loss=f"{losses['Le']:.3f}", data=f"{data_time:.3f}s", step=f"{batch_time:.3f}s")
-            observed = criterion.observed()
-            log_step(training, losses, observed, pairs, batch_time, data_time)
-            if criterion.max_violation:
-                collapse.step(losses[training.model.retrieval_loss], observed["score_spread"], pairs)
-
+            if report_is_due(training):
+                report_steps(training, bar)
             if progress.step < steps:  # the end of an epoch validates and saves anyway
-                if progress.Eiters % opt.val_step == 0:
+                if validation_is_due(training):
                     validate_and_keep(training)
-                if opt.save_every and progress.Eiters % opt.save_every == 0:
+                if save_is_due(training):
                     training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")
-            leave_if_asked(training)
+            leave_if_asked(training, training.stop.requested_in_step())
             start = time.time()
-        leave_if_asked(training)  # after a signal during the wait for a batch
+        leave_if_asked(training, training.stop.requested())  # after a signal during the wait for a batch
         validate_and_keep(training, end_of_epoch=True)
         if progress.step == 0:  # the epoch is complete
             training.save(f"checkpoint_{progress.epoch - 1}.pth.tar")
-        leave_if_asked(training)
+        leave_if_asked(training, training.stop.requested())
     training.keeper.check()
+
+
+def validation_is_due(training):
+    return training.progress.Eiters % training.opt.val_step == 0
+
+
+def save_is_due(training):
+    return training.opt.save_every and training.progress.Eiters % training.opt.save_every == 0
+
+
+def report_is_due(training):
+    """Every --log_step steps and before weights are used or kept; on a CPU, which is never ahead, after each step."""
+    progress, end_of_epoch = training.progress, training.progress.step == len(training.loader)
+    logged = progress.Eiters % training.opt.log_step == 0 or training.model.device.type == "cpu"
+    return logged or end_of_epoch or validation_is_due(training) or save_is_due(training)
 
 
 def start_epoch(training):
@@ -190,50 +217,72 @@ def set_learning_rate(optimizer, opt, epoch):
 
 
 def train_step(model, optimizer, batch, grad_clip, Eiters):
-    """One update -> {'Le': total loss, …: its parts, 'grad_norm': before clipping}; InputError where not finite."""
+    """One update -> {'Le': total loss, …: its parts, 'grad_norm': before clipping}, scalars on the device.
+
+    Where the loss or the norm is not finite, GuardedAdam leaves everything as it is, in this step and all later ones.
+    """
     model.train()
     losses = model(batch)
     total = sum(losses.values())
-    if not torch.isfinite(total):
-        stop_training(f"the loss is {total.item()} at step {Eiters}, first of all {first_not_finite(model, batch)}")
     optimizer.zero_grad()
     total.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-    if not torch.isfinite(norm):
-        stop_training(f"the gradient's norm is {norm.item()} at step {Eiters}")
+    optimizer.guard(total.detach(), norm)
     optimizer.step()
-    losses = {"Le": total, **losses, "grad_norm": norm}
-    return {name: value.item() for name, value in losses.items()}
+    return {"Le": total.detach(), **{name: loss.detach() for name, loss in losses.items()}, "grad_norm": norm}
 
 
 def twins(batch, dataset):
     """(B, B), B pairs of all processes: True where two pairs have the same image and the same word ids."""
     numbers = {}  # of the different pairs
-    ids = chain.from_iterable(distributed.gather_objects(batch.ids))
+    ids = chain.from_iterable(share.ids for share in batch.shares) if batch.shares else batch.ids
     pairs = [numbers.setdefault((dataset.image_of(i), *dataset.tokens[i]), len(numbers)) for i in ids]
     pairs = torch.tensor(pairs)
     return pairs.unsqueeze(1) == pairs
 
 
-def log_step(training, losses, observed, pairs, batch_time, data_time):
-    """The figures of a step to the curves and, every --log_step steps, as a line to the log."""
-    opt, progress, rate = training.opt, training.progress, training.optimizer.param_groups[0]["lr"]
-    figures = {
+def step_facts(training, pairs, batch_time, data_time):
+    """The figures of a step that the host knows."""
+    progress = training.progress
+    return {
         "epoch": progress.epoch,
         "step": progress.step - 1,
         "batch_time": batch_time,
         "data_time": data_time,
         "Eit": progress.Eiters,
-        "lr": rate,
-        **losses,
-        **observed,
+        "lr": training.optimizer.param_groups[0]["lr"],
+        "pairs": pairs,
         "pairs_per_second": pairs / batch_time,
     }
-    training.log.scalars(figures, progress.Eiters)
-    if progress.Eiters % opt.log_step == 0:
-        place = f"Epoch: [{progress.epoch}][{progress.step}/{len(training.loader)}]\tEit {progress.Eiters}"
-        parts = "  ".join(f"{LOG_NAMES.get(name, name)} {value:.4f}" for name, value in losses.items())
-        logging.info("%s  lr %g  %s\tTime %.3f\tData %.3f", place, rate, parts, batch_time, data_time)
+
+
+def report_steps(training, bar=None):
+    """The steps since the last report: curves, a line of log every --log_step steps, collapse.
+
+    InputError where a loss or a gradient was not finite; nothing has been updated or saved since.
+    """
+    loader, model = training.loader, training.model
+    for step in training.figures.read():
+        check_step(step, model, lambda ids: loader.collate_fn([loader.dataset[i] for i in ids]))
+        figures = {name: value for name, value in step.figures.items() if not math.isnan(value)}
+        facts = {name: value for name, value in step.facts.items() if name != "pairs"}
+        training.log.scalars({**facts, **figures}, facts["Eit"])
+        if model.criterion.max_violation:
+            training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], step.facts["pairs"])
+        if facts["Eit"] % training.opt.log_step == 0:
+            log_line(step, len(loader))
+        if bar is not None:
+            times = {"data": f"{facts['data_time']:.3f}s", "step": f"{facts['batch_time']:.3f}s"}
+            bar.set_postfix(loss=f"{step.figures['Le']:.3f}", **times)
+
+
+def log_line(step, steps):
+    facts = step.facts
+    place = f"Epoch: [{facts['epoch']}][{facts['step'] + 1}/{steps}]\tEit {facts['Eit']}"
+    losses = {LOG_NAMES.get(name, name): value for name, value in step.figures.items() if name not in SCORES}
+    parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    times = f"Time {facts['batch_time']:.3f}\tData {facts['data_time']:.3f}"
+    logging.info("%s  lr %g  %s\t%s", place, facts["lr"], parts, times)
 
 
 # ---- validation, checkpoints, the end
@@ -273,10 +322,11 @@ def validate(val_loader, model, stop):
     return result
 
 
-def leave_if_asked(training):
-    """After a signal: write a checkpoint and end the program."""
-    number, progress = training.stop.requested(), training.progress
+def leave_if_asked(training, number):
+    """After the signal `number`: write a checkpoint and end the program; None is no signal."""
+    progress = training.progress
     if number:
+        report_steps(training)
         training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")
         training.keeper.check()
         place, folder = (progress.epoch, progress.step), training.opt.model_name

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import graph
 from files.errors import InputError
 from modules import cpu_kernel, gpu_kernel
+from runtime.transfer import send
 
 MEMORY = 256  # MB, where the budget is not given and the device is no GPU
 BUCKETS = 3  # lengths that captions are padded to: fewer cost arithmetic on padding, more cost kernel launches
@@ -83,7 +84,7 @@ def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
     device = regions.device.type
     dtype = graphs.visual.out_1.bias.dtype
     with torch.autocast(device, enabled=False):
-        boxes = boxes.to(regions.device, dtype)
+        boxes = send(boxes, regions.device).to(dtype)
         regions, captions = regions.to(dtype), ragged(cap_emb, cap_lens)
         captions = captions._replace(features=captions.features.to(dtype))
         kernel = usable_kernel(graphs, regions, captions)
@@ -135,11 +136,6 @@ def padded(graphs, captions, order, depends):
         adjacency = send(adjacency.to(words.dtype), device)
     edges = graphs.textual.edges(words, adjacency, graphs.smooth, mask)
     return Padded(graph.nodes(words, graphs.blocks), length.squeeze(1), mask, share, edges, back)
-
-
-def send(x, device):
-    """A tensor of the host on `device`; a GPU goes on computing meanwhile."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def buckets(lengths, most):

@@ -22,6 +22,14 @@ class Item(NamedTuple):
     mask: np.ndarray  # (max_len + 1,) float32
 
 
+class Share(NamedTuple):
+    """What every process knows of the captions that one process has of a batch, in the order of `collate`."""
+
+    lengths: list
+    depends: list | None
+    ids: list
+
+
 class Batch(NamedTuple):
     """B captions with their images, longest caption first; fields that the model does not read are None."""
 
@@ -33,6 +41,7 @@ class Batch(NamedTuple):
     depends: list  # B lists of pairs
     labels: torch.Tensor  # (B, max_len + 1) int64, VSRN's caption model
     masks: torch.Tensor  # (B, max_len + 1) float32
+    shares: list | None = None  # several processes: the Share of each one
 
 
 def collate(items):
@@ -92,13 +101,43 @@ class EpochSampler:
         """Captions in the global batch of a step."""
         return min(self.batch_size, self.n - step * self.batch_size)
 
-    def __iter__(self):
+    def order(self):
+        """All captions in the epoch's order."""
         key = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(1, np.uint64)
-        order = torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
+        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
+
+    def steps(self):
+        """The share of every process, step by step."""
+        order, processes = self.order(), range(self.replicas)
         for step in range(self.start_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            first, end = (len(batch) * r // self.replicas for r in (self.rank, self.rank + 1))
-            yield batch[first:end]
+            yield [batch[len(batch) * r // self.replicas : len(batch) * (r + 1) // self.replicas] for r in processes]
+
+    def __iter__(self):
+        for shares in self.steps():
+            yield shares[self.rank]
+
+
+def with_shares(loader):
+    """The loader's batches; with several processes each carries the Share of every process.
+
+    They follow from the sampler, which every process knows, so nothing is exchanged.
+    """
+    sampler, dataset = loader.batch_sampler, loader.dataset
+    if sampler.replicas == 1:
+        yield from loader
+        return
+    for batch, shares in zip(loader, sampler.steps()):
+        yield batch._replace(shares=[share_facts(dataset, share) for share in shares])
+
+
+def share_facts(dataset, captions):
+    """The Share of a process that has these captions."""
+    lengths = [len(dataset.tokens[c]) for c in captions]
+    order = longest_first(lengths)
+    ids = [captions[i] for i in order]
+    depends = None if dataset.depends is None else [dataset.depends[c] for c in ids]
+    return Share([lengths[i] for i in order], depends, ids)
 
 
 def in_order(n, batch_size):

@@ -261,6 +261,18 @@ def exchange_slices(array, counts=None):
 # ---- exchanges with gradients ----
 
 
+class Flag:
+    """A number that a process raises, and that all processes learn together, with a gather that carries it.
+
+    raised: this process's number.  seen: the largest one of the last such gather, a tensor on its device.
+    """
+
+    raised, seen = 0, None
+
+
+flag = Flag()
+
+
 class Gather(torch.autograd.Function):
     """The rows of all processes, one process after the other.
 
@@ -269,12 +281,16 @@ class Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, counts, same_use):
+    def forward(ctx, rows, counts, same_use, carry_flag):
         ctx.counts, ctx.same_use = counts, same_use
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded = rows.new_zeros(max(counts) + carry_flag, *rows.shape[1:])
         padded[: len(rows)] = rows
+        if carry_flag:
+            padded[-1] = flag.raised
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded, group=_group)
+        if carry_flag:
+            flag.seen = torch.stack([part[-1] for part in parts]).amax()
         return torch.cat([part[:n] for part, n in zip(parts, counts)])
 
     @staticmethod
@@ -283,7 +299,7 @@ class Gather(torch.autograd.Function):
             grad = grad.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(grad, group=_group)
         first = sum(ctx.counts[: rank()])
-        return grad[first : first + ctx.counts[rank()]], None, None
+        return grad[first : first + ctx.counts[rank()]], None, None, None
 
 
 class Sum(torch.autograd.Function):
@@ -304,9 +320,9 @@ class Sum(torch.autograd.Function):
         return grad, None
 
 
-def gather(rows, counts, same_use=False):
-    """Rows (n, ...) of this process -> those of all (sum(counts), ...); see Gather."""
-    return Gather.apply(rows, counts, same_use) if _group else rows
+def gather(rows, counts, same_use=False, carry_flag=False):
+    """Rows (n, ...) of this process -> those of all (sum(counts), ...); see Gather, and Flag for carry_flag."""
+    return Gather.apply(rows, counts, same_use, carry_flag) if _group else rows
 
 
 def total(x, same_use=False):

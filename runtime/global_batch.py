@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from modules.synced_batch_norm import SyncedBatchNorm
 from runtime import distributed
+from runtime.batches import Share
+from runtime.transfer import send
 from vocab import END
 
 
@@ -67,14 +69,17 @@ class GlobalBatch(nn.Module):
         self.accumulate = accumulate
 
     def forward(self, batch):
-        """data.Batch -> {name: loss}, to be added up; the values are the same on all processes."""
-        shares = distributed.gather_objects((batch.lengths, batch.depends))
-        counts = [len(lengths) for lengths, _ in shares]
+        """batches.Batch -> {name: loss}, to be added up; the values are the same on all processes.
+
+        With several processes the batch needs its `shares` (batches.with_shares).
+        """
+        shares = batch.shares or [Share(batch.lengths, batch.depends, batch.ids)]
+        counts = [len(lengths) for lengths, *_ in shares]
         parts = [self.embed_part(part, sum(counts)) for part in split(batch, self.accumulate)]
         images, words, caption_losses = zip(*parts)
-        words = self.gather_captions(torch.cat(words), [lengths for lengths, _ in shares])
+        words = self.gather_captions(torch.cat(words), [lengths for lengths, *_ in shares])
         scores = self.local_scores(torch.cat(images), words, batch.bboxes, shares)
-        scores = distributed.gather(scores, counts, same_use=True)
+        scores = distributed.gather(scores, counts, same_use=True, carry_flag=True)
         losses = {self.model.retrieval_loss: self.model.forward_loss(scores)}
         for name in caption_losses[0]:
             losses[name] = distributed.total(sum(part[name] for part in caption_losses), same_use=True)
@@ -99,7 +104,7 @@ class GlobalBatch(nn.Module):
     def local_scores(self, images, words, bboxes, shares):
         """This process's rows of the score matrix: its images, all captions."""
         lengths, depends = (
-            None if field[0] is None else list(chain.from_iterable(field)) for field in zip(*shares)
+            None if field[0] is None else list(chain.from_iterable(field)) for field in list(zip(*shares))[:2]
         )  # fmt: skip
         if len(images):
             return self.model.forward_sim(images, words, bboxes, depends, lengths)
@@ -133,12 +138,12 @@ def flat_words(captions, lengths):
     width = captions.shape[1]
     rows = [torch.arange(b * width, b * width + n) for b, n in enumerate(lengths)]
     rows = torch.cat(rows) if rows else torch.arange(0)
-    return captions.flatten(0, 1).index_select(0, rows.to(captions.device))
+    return captions.flatten(0, 1).index_select(0, send(rows, captions.device))
 
 
 def split(batch, n):
     """A Batch in n parts, whose sizes differ by one pair at most; a part may be empty."""
-    parts = []
+    parts, batch = [], batch._replace(shares=None)
     for k in range(n):
         rows = slice(len(batch.ids) * k // n, len(batch.ids) * (k + 1) // n)
         part = batch._make(None if field is None else field[rows] for field in batch)

@@ -1,6 +1,7 @@
 """Two ways in which a training fails: numbers that are not finite, and collapse."""
 
 import logging
+import math
 from collections import deque
 
 import torch
@@ -30,6 +31,38 @@ def first_not_finite(model, batch):
         if len(bad):
             return f"{what} {batch.ids[bad[0]]}"
     return "the similarities"
+
+
+class GuardedAdam(torch.optim.Adam):
+    """Adam in fused kernels, which stops for good once `guard` has seen a number that is not finite.
+
+    The flag stays on the device, so that no step waits for it: after it is set, steps leave weights and moments as
+    they are.  Whoever reads the losses later finds the first one that is not finite, and the weights of that step.
+    found_inf is the name under which torch's fused optimisers look for such a flag (torch.amp's scaler sets it too).
+    """
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr, fused=True)
+        self.found_inf = None
+
+    def guard(self, *numbers):
+        """numbers: scalar tensors of this step."""
+        broken = (torch.stack(numbers).sum() * 0 != 0).float()  # NaN · 0 and infinity · 0 are NaN, which is not 0
+        self.found_inf = broken if self.found_inf is None else torch.maximum(self.found_inf, broken)
+
+    def load_state_dict(self, state):
+        """Also the state of an Adam that was not fused."""
+        super().load_state_dict({**state, "param_groups": [{**g, "fused": True} for g in state["param_groups"]]})
+
+
+def check_step(step, model, batch_of):
+    """InputError where a step_figures.Step's loss or gradient is not finite.  batch_of: captions' numbers -> Batch."""
+    number = step.facts["Eit"] - 1
+    if not math.isfinite(step.figures["Le"]):
+        place = first_not_finite(model, batch_of(step.ids))
+        stop_training(f"the loss is {step.figures['Le']} at step {number}, first of all {place}")
+    if not math.isfinite(step.figures["grad_norm"]):
+        stop_training(f"the gradient's norm is {step.figures['grad_norm']} at step {number}")
 
 
 class CollapseWatch:

@@ -6,6 +6,9 @@ import os
 import signal
 
 from runtime import distributed
+from runtime.transfer import ToHost
+
+LAG = {"cuda": 2}  # steps after which the host looks at a number of the device without holding it up; else 0
 
 
 class Interrupted(BaseException):
@@ -22,22 +25,35 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal, self.immediate = None, False
+        self.signal, self.immediate, self.coming = None, False, []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle)
 
     def handle(self, number, frame):
         if self.signal:
             os._exit(128 + number)
-        self.signal = number
+        self.signal = distributed.flag.raised = number
         logging.warning("Stopping: a checkpoint is written first; once more to leave at once")
         if self.immediate:
             raise Interrupted
 
     def requested(self):
-        """The signal that arrived in this process or, with several processes, in any of them; None for none."""
+        """The signal that arrived in any process, the same answer in all; None for none.  Waits for the others."""
+        self.coming.clear()
         self.signal = distributed.largest(self.signal)
         return self.signal
+
+    def requested_in_step(self):
+        """The same, called once after each step: with several processes the step's own exchange has carried it.
+
+        On a GPU the answer is that of two steps ago, so that the host does not wait for the device.
+        """
+        if distributed.size() == 1:
+            return self.signal
+        self.coming.append(ToHost(distributed.flag.seen))
+        if len(self.coming) <= LAG.get(distributed.flag.seen.device.type, 0):
+            return None
+        return int(self.coming.pop(0).number()) or None
 
     @contextlib.contextmanager
     def at_once(self):

@@ -242,7 +242,7 @@ def add_precision_flags(parser, amp="off", tf32=False):
         "--amp",
         default=amp,
         choices=["off", "bf16"],
-        help="bf16: encoders and GSMN's block product in bfloat16, all else in float32; for GPUs",
+        help="bf16: encoders (but for their GRUs) and GSMN's block product in bfloat16, all else in float32; for GPUs",
     )
     add("--tf32", action=Switch, default=tf32, help="CUDA: products of float32 matrices in TF32")
 

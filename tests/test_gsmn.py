@@ -17,6 +17,7 @@ import train
 from files import boxes as boxes_module
 from modules import literal
 from runtime.checkpoint import load_checkpoint
+from runtime.health import GuardedAdam
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
@@ -127,11 +128,11 @@ def test_full_gradients(kind):
 def test_ten_steps(kind, loss):
     net, options, expected = trained_from_golden(kind, loss)
     split = dataset("train")
-    optimizer = torch.optim.Adam(net.parameters(), lr=options["learning_rate"])
+    optimizer = GuardedAdam(net.parameters(), options["learning_rate"])
     losses = []
     for step, order in enumerate(expected["order"]):
         batch = data.collate([split[int(i)] for i in order])
-        losses.append(train.train_step(net, optimizer, batch, options["grad_clip"], step)["Le"])
+        losses.append(train.train_step(net, optimizer, batch, options["grad_clip"], step)["Le"].item())
     np.testing.assert_allclose(losses, expected[f"step_losses_{loss}"], rtol=2e-3)
     norms = dict(zip(expected["grad_names"], expected[f"final_norms_{loss}"]))
     for name, p in named(net).items():

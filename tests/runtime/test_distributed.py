@@ -24,7 +24,9 @@ import train
 from files.errors import InputError, run
 from model import build_model
 from runtime import distributed, global_batch, shared_arrays
+from runtime.batches import with_shares
 from runtime.checkpoint import load_checkpoint
+from runtime.health import GuardedAdam
 from runtime.options import train_options
 from vocab import load_vocab
 
@@ -66,15 +68,17 @@ def trained(run, folder, accumulate=1):
             torch.nn.init.ones_(weight)  # starts at 0, which would hide the relations
     # BatchNorm over a few rows is chaotic: with VSRN even another order of a batch's rows grows from 1e-16 to 1e-3
     # within 20 steps of 0.005
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.001 if run == "vsrn" else 0.005)
+    optimizer = GuardedAdam(model.parameters(), 0.001 if run == "vsrn" else 0.005)
     replica, losses = global_batch.training_module(model, accumulate), []
     for epoch in range(STEPS // len(loader)):
         loader.batch_sampler.set_epoch(epoch)
-        for batch in loader:
+        for batch in with_shares(loader):
             batch = batch._replace(images=batch.images.double())
             losses.append(train.train_step(replica, optimizer, batch, 2.0, len(losses)))
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
-    return np.array([[value for name, value in one.items() if name.startswith("Le")] for one in losses]), weights
+    return np.array(
+        [[value.item() for name, value in figures.items() if name.startswith("Le")] for figures in losses]
+    ), weights
 
 
 def main(folder):

@@ -20,7 +20,9 @@ import data
 import evaluation
 import train
 from modules import literal
+from runtime.health import GuardedAdam
 from runtime.options import train_options
+from runtime.transfer import on_device
 from tools.measuring import training
 from tools.measuring.counting import Counter
 from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings, random_batch
@@ -160,9 +162,9 @@ def prepared(report, system, batch, kernel="torch", precision="float32", propaga
     model = train.build_model(opt).to(report.device)
     if kernel == "compiled":
         model.compile_encoders()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = GuardedAdam(model.parameters(), 1e-4)
     sized = SimpleNamespace(model=system, batch_size=batch, regions=sizes.regions)
-    return model, optimizer, random_batch(sized, opt), opt
+    return model, optimizer, next(on_device([random_batch(sized, opt)], report.device)), opt
 
 
 def launches(report, system, batch, propagation="self"):
@@ -254,7 +256,11 @@ def loading(report, workers):
         batches = data.in_order(len(split), sizes.vsrn_batch)[: sizes.steps + 2]
         loader = data.make_loader(split, batches, workers)
         alone, _ = timed_once(report, lambda: sum(1 for _ in loader))
-        take = lambda: [train.train_step(model, optimizer, batch, opt.grad_clip, 0) for batch in loader]  # noqa: E731
+
+        def take():
+            for batch in on_device(loader, report.device):
+                train.train_step(model, optimizer, batch, opt.grad_clip, 0)
+
         beside, _ = timed_once(report, take)
     return {"ms to read": 1e3 * alone / len(batches), "ms to read and train": 1e3 * beside / len(batches)}
 

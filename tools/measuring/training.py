@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 import train
 from files.errors import InputError, run
 from runtime import distributed, global_batch
+from runtime.batches import Share
+from runtime.health import GuardedAdam
 from runtime.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
 
@@ -58,15 +58,18 @@ def take_steps(opt):
     with distributed.process_group():
         train.seed_everything(0)
         model = train.build_model(model_opt).to(distributed.local_device(opt.device))
-        optimizer, replica = torch.optim.Adam(model.parameters(), lr=1e-4), global_batch.training_module(model)
-        batch = global_batch.split(random_batch(opt, model_opt), distributed.size())[distributed.rank()]
-        first = train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)  # allocates and compiles
+        optimizer, replica = GuardedAdam(model.parameters(), 1e-4), global_batch.training_module(model)
+        parts = global_batch.split(random_batch(opt, model_opt), distributed.size())
+        batch = parts[distributed.rank()]._replace(
+            shares=[Share(part.lengths, part.depends, part.ids) for part in parts]
+        )
+        first = train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)["Le"].item()  # allocates, compiles
         times = []
         for step in range(opt.steps):
             start = time.perf_counter()
-            train.train_step(replica, optimizer, batch, model_opt.grad_clip, step + 1)
+            train.train_step(replica, optimizer, batch, model_opt.grad_clip, step + 1)["Le"].item()  # waits for it
             times.append(time.perf_counter() - start)
-        found = {"seconds": statistics.median(times), "loss": first["Le"]}
+        found = {"seconds": statistics.median(times), "loss": first}
         if distributed.is_main():
             print(json.dumps(found), flush=True)
     return found

@@ -1,0 +1,36 @@
+"""Figures of training steps that stay on the device until somebody looks."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Step(NamedTuple):
+    """One step, as the log wants it."""
+
+    figures: dict  # {name: number}: losses, norm of the gradient, scores
+    facts: dict  # {name: number} that the host knew without asking
+    ids: list  # numbers of this process's captions
+
+
+class StepFigures:
+    """Collects each step's figures as tensors; `read` waits for the device once, whatever the number of steps."""
+
+    def __init__(self):
+        self.steps = []
+
+    def add(self, figures, facts, ids):
+        """figures: {name: scalar tensor}; facts and ids as in Step."""
+        self.steps.append((list(figures), torch.stack(list(figures.values())).detach(), facts, ids))
+
+    def read(self):
+        """[Step] of all steps since the last reading."""
+        steps, self.steps = self.steps, []
+        if not steps:
+            return []
+        values = torch.cat([values for _, values, _, _ in steps]).tolist()  # the one wait
+        result, start = [], 0
+        for names, _, facts, ids in steps:
+            result.append(Step(dict(zip(names, values[start : start + len(names)])), facts, ids))
+            start += len(names)
+        return result
