@@ -1,9 +1,10 @@
 """GSMN's scores of all pairs by one fused Triton kernel, on a GPU and without gradients: for evaluation.
 
 A program takes one image and one caption from features, Gram matrices and edges to the two scores; products of
-regions and words never reach memory.  It has not run on a GPU yet: tests run it in Triton's interpreter.  So it has
-to earn its place: at first use it is compiled, compared with graph.py on a small problem and timed against it
-(`trial`); where it fails, differs or is slower, graph.py computes, and a warning says so once.
+regions and words never reach memory.  It has not run on a GPU yet: tests run it in Triton's interpreter, and Triton
+compiles it for sm_80 and sm_90.  So it has to earn its place: at first use it is compared with graph.py on a small
+problem and timed against it (`trial`); where it fails, differs or is slower, graph.py computes, and a warning says
+so once.
 
 Letters for shapes as in graph.py; RP, NP, BP, KP and HP are R, n, d, K and H, padded to powers of two that the
 matrix units take.  Source: docs/method.md, section 7.
@@ -20,7 +21,7 @@ try:
 except ImportError:  # torch for CPUs comes without it
     triton = None
 
-LONGEST = 64  # words; longer captions go through graph.py
+LONGEST = 32  # words; longer captions go through graph.py: their tiles do not fit the registers
 TOLERANCE = 2e-5  # largest difference of a score from graph.py's that passes as rounding
 
 

@@ -110,6 +110,12 @@ class Padded(NamedTuple):
         """mask, share and edges of some of the captions, chosen by a slice."""
         return self.mask[some], self.share[some], None if self.edges is None else self.edges[some]
 
+    def only(self, some):
+        """Some of the captions; `back` stays that of all."""
+        if some == slice(0, len(self.length)):
+            return self  # a slice would cost kernels in the backward pass
+        return Padded(self.nodes.part(some), self.length[some], *self.part(some), self.back)
+
     def triton_part(self, some):
         """What gpu_kernel.scores takes of some of the captions."""
         return self.nodes.part(some), None if self.edges is None else self.edges[some], self.length[some]
@@ -205,13 +211,14 @@ def padded_scores(graphs, regions, captions, boxes, depends):
     texts, edges = padded(graphs, captions, order, depends), graphs.visual.edges(boxes)
     regions = graph.nodes(regions, graphs.blocks)
     memory = budget(graphs.memory, boxes.device)
-    if use_triton(graphs, regions, edges, texts, lengths, memory):
-        columns = [
-            gpu_kernel.scores(graphs, regions, edges, *texts.triton_part(group), lengths[group.stop - 1])
-            for group in gpu_kernel.groups(lengths)
-        ]
-    else:
-        columns = tiled_scores(graphs, regions, edges, texts, lengths, memory)
+    columns = []
+    for group, fused in shares(graphs, regions, edges, texts, lengths, memory):
+        if fused:
+            columns.append(
+                gpu_kernel.scores(graphs, regions, edges, *texts.triton_part(group), lengths[group.stop - 1])
+            )
+        else:
+            columns += tiled_scores(graphs, regions, edges, texts.only(group), lengths[group], memory)
     visual, textual = (torch.cat(side, 1).index_select(1, texts.back) for side in zip(*columns))
     return visual, textual
 
@@ -231,19 +238,22 @@ def tiled_scores(graphs, regions, edges, texts, lengths, memory):
     return columns
 
 
-def use_triton(graphs, regions, edges, texts, lengths, memory):
-    """Whether gpu_kernel.py computes these scores: asked for by --kernel, or tried once for every size and good."""
+def shares(graphs, regions, edges, texts, lengths, memory):
+    """[(slice of the captions, whether gpu_kernel.py scores them)], as --kernel asks or a trial has shown."""
     device = edges.device
     if graphs.kernel == "triton" and not gpu_kernel.available(device):
         raise InputError(f"--kernel triton: needs Triton and a CUDA device, not {device}; give --kernel auto")
-    single = edges.dtype == torch.float32 and graphs.block_dtype is None
-    if torch.is_grad_enabled() or not (single and len(edges) and lengths[-1] <= gpu_kernel.LONGEST):
-        return False
-    if graphs.kernel != "auto" or not gpu_kernel.available(device):
-        return graphs.kernel == "triton"
-    return all(
-        passes_trial(graphs, regions, edges, texts, lengths, memory, group) for group in gpu_kernel.groups(lengths)
-    )
+    single = edges.dtype == torch.float32 and graphs.block_dtype is None and len(edges)
+    if torch.is_grad_enabled() or not single or graphs.kernel == "torch" or not gpu_kernel.available(device):
+        return [(slice(0, len(lengths)), False)]
+    return [
+        (
+            group,
+            lengths[group.stop - 1] <= gpu_kernel.LONGEST
+            and (graphs.kernel == "triton" or passes_trial(graphs, regions, edges, texts, lengths, memory, group)),
+        )
+        for group in gpu_kernel.groups(lengths)
+    ]
 
 
 def passes_trial(graphs, regions, edges, texts, lengths, memory, group):

@@ -34,7 +34,7 @@ def scores(net, case, kernel):
         ("neighbors", True, 5, (3, 17, 1), {"blocks": 2, "width": 24}),  # a block narrower than the matrix units take
         slow("self", False, 5, (3, 1, 7), {"blocks": 4, "width": 24}),
         slow("self", True, 20, (3, 18, 2), {"blocks": 1, "hidden": 8, "width": 16}),
-        slow("neighbors", False, 1, (1, 33), {"blocks": 3, "hidden": 24, "width": 60}),
+        slow("neighbors", False, 1, (1, 31), {"blocks": 3, "hidden": 24, "width": 60}),
         slow("neighbors", True, 36, (4, 12), {"blocks": 16, "hidden": 32, "width": 256}),
         slow("self", False, 36, (9,), {"blocks": 16, "hidden": 32, "width": 256}),
     ],

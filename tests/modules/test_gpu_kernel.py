@@ -71,6 +71,20 @@ def test_a_good_kernel_is_used_after_one_trial(like_a_gpu, monkeypatch):
     assert torch.equal(scores(net, case, "auto"), expected) and calls == [3, 3, 3]
 
 
+def test_long_captions_go_through_graph(like_a_gpu, monkeypatch):
+    """The kernel scores those of at most 32 words, graph.py the others of the same call."""
+    net, case = network(), random_case(3, (40, 3, 2, 70, 20), images=2, width=64)
+    expected, calls = scores(net, case, "torch"), []
+
+    def fused(graphs, regions, edges, words, word_edges, length, most):
+        calls.append(length.tolist())
+        return expected[:, :, [case[4].index(n) for n in length.tolist()]].unbind()
+
+    monkeypatch.setattr(gpu_kernel, "scores", fused)
+    assert (scores(net, case, "triton") - expected).abs().max() < 1e-6
+    assert calls == [[2, 3], [20]]
+
+
 @pytest.mark.parametrize(
     "fault, says",
     [
