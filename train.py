@@ -119,7 +119,8 @@ def set_up(opt, given):
         model.compile_parts()
     optimizer = GuardedAdam(model.parameters(), opt.learning_rate)
     progress = restore(saved, model, optimizer) if saved else Progress()
-    replica = global_batch.training_module(model, opt.accumulate)
+    parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
+    replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
     log = distributed.on_main(RunLog, opt.logger_name, progress.Eiters if saved else None)
     log.config(opt, checkpoint.versions(), [loader.dataset, val_loader.dataset])

@@ -157,7 +157,7 @@ def tensors_of(states):
 
 
 def check_state(wanted, state, where):
-    """InputError naming the first tensor that is missing, not known, or of another shape."""
+    """InputError naming the first tensor that is missing, not known, of another shape, or whole where it is real."""
     for name in [*wanted, *state]:
         if name not in state and name.endswith("num_batches_tracked"):
             continue  # BatchNorm counts since torch 0.4.1 only
@@ -168,6 +168,8 @@ def check_state(wanted, state, where):
         if wanted[name].shape != state[name].shape:
             ours, theirs = (" x ".join(map(str, t.shape)) or "a number" for t in (wanted[name], state[name]))
             raise InputError(f"{where}.{name} is {theirs}, but by its opt {ours}; get the file again")
+        if wanted[name].is_floating_point() != state[name].is_floating_point():
+            raise InputError(f"{where}.{name} holds {state[name].dtype}, not {wanted[name].dtype}; get the file again")
 
 
 def check_optimizer(state, parameters, path):

@@ -57,12 +57,13 @@ class Switch(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
-def whole(least=1):
-    """The type of a flag that takes whole numbers from `least` on."""
+def whole(least=1, most=math.inf):
+    """The type of a flag that takes whole numbers from `least` to `most`."""
 
     def read(text):
-        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
+        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
+            end = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} {end}")
         return int(text)
 
     return read

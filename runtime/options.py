@@ -10,6 +10,9 @@ from types import MappingProxyType
 from files.errors import InputError
 from runtime.commandline import Parser, Switch, number, positive, whole
 
+LONGEST = 10_000  # words of a caption for VSRN's caption model, which takes memory for as many
+LARGEST_CROP = 4096  # pixels
+
 # What a resumed run takes from its checkpoint: the weights have this shape and meaning.
 OF_THE_WEIGHTS = {
     "model",
@@ -87,17 +90,20 @@ def with_defaults(opt, model="gsmn"):
 
 
 def check_options(opt, path):
-    """InputError where a checkpoint's opt holds what its flag could not have said; any device will do."""
-    for action in train_parser(opt.model)._actions:
+    """InputError where a checkpoint's opt holds what its flag could not have said; the device may be any text."""
+    model = opt.model if opt.model in ("gsmn", "vsrn") else "gsmn"  # whose parser then refuses opt.model
+    for action in train_parser(model)._actions:
         value = getattr(opt, action.dest, action.default)
         try:
-            if action.nargs == 0:  # of a switch
+            if action.dest == "device":
+                right = value is None or type(value) is str
+            elif action.nargs == 0:  # of a switch
                 right = value in (False, True)
             else:
                 right = (action.type or str)(str(value)) == value and value in (action.choices or [value])
         except (argparse.ArgumentTypeError, RuntimeError, TypeError):
             right = False
-        if not right and action.dest not in ("device", "help"):
+        if not right and action.dest != "help":
             raise InputError(f"{path}: its opt says {value!r} for --{action.dest}, as no run could; get the file again")
 
 
@@ -308,9 +314,9 @@ def add_vsrn_flags(parser):
     add("--input_dropout_p", default=0.2, type=number(1), help="dropout of the inputs")
     add("--rnn_type", default="gru", choices=["gru", "lstm"], help="recurrent unit")
     add("--dim_word", default=300, type=whole(), help="width of the word embedding")
-    add("--max_len", default=60, type=whole(2), help="longest caption")
+    add("--max_len", default=60, type=whole(2, LONGEST), help="longest caption")
     add = parser.add_argument_group("pictures (--data_name coco, f8k or f30k)").add_argument
-    add("--crop_size", default=224, type=whole(), help="size of the crop")
+    add("--crop_size", default=224, type=whole(1, LARGEST_CROP), help="size of the crop")
     add("--cnn_type", default="vgg19", help="torchvision classifier, as vgg19 or resnet152")
     add("--finetune", action="store_true", help="train the CNN too")
     add("--use_restval", action="store_true", help="COCO: train on restval too")

@@ -106,9 +106,11 @@ def test_a_split_with_one_image(script, place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", ["train", "train vsrn"])
-@pytest.mark.parametrize("flags", ["--batch_size 1", "--batch_size 39", "--batch_size 1000 --max_violation"])
+@pytest.mark.parametrize(
+    "flags", ["--batch_size 1", "--batch_size 39", "--batch_size 1000 --max_violation", "--accumulate 999999999"]
+)
 def test_batches_of_any_size(script, flags, place, monkeypatch, capsys):
-    """One pair alone, a last batch of one, all in one; dev is far below 5,000 captions."""
+    """One pair alone, a last batch of one, all in one, more parts than pairs; dev is far below 5,000 captions."""
     code, said = spoil.run(script, flags, monkeypatch, capsys)
     assert not code, said
     assert Path("run/ck/checkpoint_0.pth.tar").exists()

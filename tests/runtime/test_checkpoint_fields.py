@@ -172,6 +172,9 @@ def test_shapes_that_fit():
     check_shapes(Parts, options(), {"model": [first, old]}, "x")  # torch before 0.4.1 did not count batches
     more = {"model": [first, {**second, "more": torch.ones(1)}]}
     assert "second.more is in the file" in message(check_shapes, Parts, options(), more, "x")
+    whole = {"model": [{name: value.long() for name, value in first.items()}, second]}
+    found = message(check_shapes, Parts, options(), whole, "x")
+    assert "first.weight_ih_l0 holds torch.int64, not torch.float32" in found
     assert "1 state dicts, but a gsmn model has 2" in message(check_shapes, Parts, options(), {"model": [first]}, "x")
 
 

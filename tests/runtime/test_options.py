@@ -92,3 +92,28 @@ def test_the_variant_of_vsrn(data_name, flag, variant):
     opt = with_defaults(argparse.Namespace(data_name=data_name, vsrn_variant=flag), "vsrn")
     assert opt.vsrn_variant == variant
     check_options(argparse.Namespace(**{**vars(opt), "model": "vsrn"}), "path")
+
+
+@pytest.mark.parametrize(
+    "model, flag, value",
+    [
+        ("gsmn", "model", 1),
+        ("gsmn", "model", None),
+        ("gsmn", "model", "scan"),
+        ("gsmn", "device", -1.5),
+        ("vsrn", "max_len", 10**9),
+        ("vsrn", "crop_size", 10**9),
+        ("vsrn", "num_layers", 0),
+        ("vsrn", "num_layers", True),
+    ],
+)
+def test_what_no_run_could_have_said(model, flag, value):
+    opt = argparse.Namespace(**{"model": model, flag: value})
+    with pytest.raises(InputError, match=rf"^x.pth.tar: its opt says {value!r} for --{flag}, as no run could"):
+        check_options(opt, "x.pth.tar")
+
+
+def test_a_flag_with_a_largest_value():
+    with pytest.raises(InputError, match="--max_len: 10001 is not a whole number from 2 to 10000; "):
+        train_options(["--model", "vsrn", "--max_len", "10001"])
+    assert train_options(["--model", "vsrn", "--max_len", "10000"])[0].max_len == 10000
