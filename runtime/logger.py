@@ -47,11 +47,10 @@ def curve_writer():
 class RunLog:
     """Scalars to TensorBoard and a JSON line for each validation, under the run's --logger_name.
 
-    resume_at: the step a resumed run goes on from; what an interrupted run wrote after it is removed, so
-    that no point stands twice.  A new run moves what an earlier one left there to a folder before-N.
+    resume_at: the step a resumed run goes on from.  Points that the interrupted run wrote after it are removed, so
+    that none stands twice.  A new run moves the files of an earlier one to a folder before-N.
     Without a working tensorboard_logger there are no curves, and event files stay as they are.
-    InputError when the folder cannot be used; once the run is under way, what cannot be written is said,
-    and missing.
+    InputError where the folder cannot be used at the start.  Later a failed write is logged, and training goes on.
     """
 
     def __init__(self, folder, resume_at=None):
@@ -68,8 +67,8 @@ class RunLog:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
 
     def set_aside(self):
-        """Moves an earlier run's files to before-1, before-2, …: curves of two runs are not to mix."""
-        files = ("log.jsonl", "config.json", "events.out.tfevents.*")
+        """Move an earlier run's files to before-1, before-2, …, so that the curves of two runs do not mix."""
+        files = ("log.jsonl", "config.json", "summary.html", "events.out.tfevents.*")
         earlier = [path for name in files for path in self.folder.glob(name)]
         if earlier:
             aside = next(path for n in itertools.count(1) if not (path := self.folder / f"before-{n}").exists())
@@ -88,7 +87,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def goes_on(self):
-        """A full disk or a folder that vanished does not end the training: it is said, the log has a gap."""
+        """A full disk or a folder that vanished does not end the training: an error is logged, the log has a gap."""
         try:
             yield
         except (OSError, InputError) as error:

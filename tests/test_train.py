@@ -75,10 +75,12 @@ def test_a_new_run_leaves_the_log_of_an_earlier_one_aside(tmp_path, caplog):
     folder = tmp_path / "log"
     for score in (10, 20, 30):
         RunLog(folder).validation({"rsum": score}, 1, 0)
+        (folder / "summary.html").write_text(str(score))
     for kept, score in (("before-1", 10), ("before-2", 20), (".", 30)):
         lines = (folder / kept / "log.jsonl").read_text().splitlines()
         assert [json.loads(line)["rsum"] for line in lines] == [score]
         assert len(list((folder / kept).glob("events.out.tfevents.*"))) == 1
+        assert (folder / kept / "summary.html").read_text() == str(score)
     assert f"{folder}: holds the log of an earlier run, which is now in {folder}/before-1" in caplog.text
 
 
