@@ -19,9 +19,9 @@ TINY = gpu.Sizes(
 
 @pytest.fixture(scope="module")
 def report():
-    compile_encoders = model.MatchingModel.compile_encoders
+    compile_parts = model.GSMN.compile_parts
     with pytest.MonkeyPatch.context() as patch:  # torch's own backend compiles for half a minute and more
-        patch.setattr(model.MatchingModel, "compile_encoders", lambda net: compile_encoders(net, backend="eager"))
+        patch.setattr(model.GSMN, "compile_parts", lambda net: compile_parts(net, backend="eager"))
         patch.setattr(gpu, "PRECISIONS", {name: gpu.PRECISIONS[name] for name in ("float32", "bf16")})
         patch.setattr(training, "in_processes", lambda opt, processes: {"seconds": 2.0, "loss": 1.0})
         return gpu.measure("cpu", 10, TINY)

@@ -161,7 +161,7 @@ def prepared(report, system, batch, kernel="torch", precision="float32", propaga
     train.seed_everything(0)
     model = train.build_model(opt).to(report.device)
     if kernel == "compiled":
-        model.compile_encoders()
+        model.compile_parts()
     optimizer = GuardedAdam(model.parameters(), 1e-4)
     sized = SimpleNamespace(model=system, batch_size=batch, regions=sizes.regions)
     return model, optimizer, next(on_device([random_batch(sized, opt)], report.device)), opt
