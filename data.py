@@ -20,7 +20,7 @@ from vocab import END, PAD, check_ids, encode_all, warn_unfit
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
 COMPARED_IMAGES = 64  # images, at least, whose five rows of features are compared when a split is opened
-CHECKED_BYTES = 1 << 30  # features up to this size are looked through before a run begins; it takes seconds
+CHECKED_BYTES = 1 << 30  # features up to this size are checked before a run begins, which takes seconds
 
 
 def label_and_mask(ids, max_len):

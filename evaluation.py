@@ -1,7 +1,7 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
-docs/method.md, section 4.  Read from top to bottom: embeddings, similarities, one checkpoint, several, and what
-the scripts call.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
+docs/method.md, section 4.  In this order: embeddings, similarities, one checkpoint, several checkpoints, the
+scripts' entry points.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
 """
 
 import contextlib
@@ -122,7 +122,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     n_images, n_captions, width = len(img_embs), len(cap_lens), img_embs.shape[-1]
     share = distributed.local_slice(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
-    order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length stand together: large groups
+    order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length form large groups
     budget = similarity.budget(model.sim_memory, model.device) / 4
     rows = np.full(n_images, img_embs[0].numel() // width)[share]
     words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
@@ -173,7 +173,7 @@ def captions_at(cap_embs, numbers, device):
 
 
 def score_member(member, fold5, full, store):
-    """The similarities of one checkpoint -> {'full': [(N, M)], 'fold5': five of (N/5, M/5)} as far as asked for.
+    """The similarities of one checkpoint -> {'full': [(N, M)], 'fold5': five of (N/5, M/5)} as requested.
 
     store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds.
     Folds that are parts of the full matrix are left out; with_folds adds them.
@@ -201,7 +201,7 @@ def with_folds(sims, fold5):
 
 
 def with_boxes(encoded, dataset, opt, fold5):
-    """With --boxes released: the boxes that the released evaluation had reached (method.md, section 6)."""
+    """With --boxes released: the boxes that the released evaluation used (method.md, section 6)."""
     if opt.model != "gsmn" or opt.boxes != "released":
         return encoded
     return encoded._replace(bboxes=torch.from_numpy(dataset.released_boxes(opt.batch_size, fold5)))
@@ -235,7 +235,7 @@ def evaluate(
     The ensemble is the mean of the similarities, weighted by `weights` where given; `normalize` first gives each
     model's similarities mean 0 and standard deviation 1 (docs/method.md, section 4.4).
     Returns (results, sims).  results has, for each checkpoint and then for the ensemble, its path as 'model' and
-    the metrics of 'full' and 'fold5' as far as asked for; sims are the last one's.
+    the requested metrics of 'full' and 'fold5'; sims are the last one's.
     ties: the order of equal scores.  store: shared_arrays.ArrayStore for the similarities (default: memory).
     observers: each has check(dataset), called before the work, and add(result, sims, dataset, data_name), called
     with every result.

@@ -1,5 +1,4 @@
-"""The graphs: which word answers which region, how a node's neighbours change its match (GSMN), and how
-regions change one another (VSRN).
+"""Graph equations: node-level matching and graph convolutions (GSMN), and relations among regions (VSRN).
 
 Letters used for shapes: I images, C captions of one length, R regions, n words, K blocks, D embedding
 width, d = D/K, N nodes (R or n), H hidden width, 8 kernels.  See docs/method.md, sections 2, 3.1 and 7.
@@ -27,7 +26,7 @@ def safe_norm(x, dim):
 def attention(affinity, norm_dim, dim, smooth, mask=None):
     """Softmax over `dim` of smooth · (affinity / its norm along `norm_dim`)  (docs/method.md, section 2.3).
 
-    mask: added before the softmax, -inf where nothing is to be attended to, else 0.
+    mask: added before the softmax, -inf at padding, else 0.
     """
     scale = smooth / (safe_norm(affinity, norm_dim) + EPS)
     logits = affinity * scale if mask is None else torch.addcmul(mask, affinity, scale)
@@ -35,9 +34,9 @@ def attention(affinity, norm_dim, dim, smooth, mask=None):
 
 
 class Nodes(NamedTuple):
-    """The nodes of X graphs, and what node-level matching needs of them, block by block.
+    """The nodes of X graphs and their Gram matrices, block by block.
 
-    Made by `nodes`; independent of the other graphs, so it is computed once, whatever a node is matched with.
+    `nodes` computes them once for each graph, since they do not depend on the other side of a pair.
     """
 
     features: torch.Tensor  # (X, N, D)
@@ -65,7 +64,7 @@ def node_matching(regions, words, smooth, mask=None, block_dtype=None):
 
     regions, words: Nodes of I images and of C captions; mask (C, n): 0 for words, -inf for padding, whose features
     must be 0; None for no padding -> matching vectors (I, C, R, K) of the visual nodes and (I, C, n, K) of the textual
-    ones: the cosine of each block of a node with the same block of what it attends to in the other graph
+    ones: the cosine of each block of a node with the same block of its context in the other graph
     (docs/method.md, sections 2.3 and 7).  The block product, and nothing else, is computed in `block_dtype` where
     that is given.
     """
@@ -76,14 +75,14 @@ def node_matching(regions, words, smooth, mask=None, block_dtype=None):
     products = products.view(K, I, R, C, n)
     affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
 
-    to_words = attention(affinity, 1, 3, smooth, mask)  # regions ask, words answer
+    to_words = attention(affinity, 1, 3, smooth, mask)  # regions attend to words
     dot = (to_words * products).sum(4)  # (K, I, R, C)
     asking = to_words.permute(2, 0, 1, 3)  # (C, I, R, n)
     mixed = asking.reshape(C, I * R, n) @ words.gram.transpose(1, 2).reshape(C, n, K * n)  # α G
     form = (mixed.view(C, I, R, K, n) * asking.unsqueeze(3)).sum(4)  # (C, I, R, K): α G α
     visual = cosine(dot.permute(1, 3, 2, 0), form.transpose(0, 1), regions.square().unsqueeze(1))
 
-    to_regions = attention(affinity, 3, 1, smooth)  # words ask, regions answer
+    to_regions = attention(affinity, 3, 1, smooth)  # words attend to regions
     dot = (to_regions * products).sum(2)  # (K, I, C, n)
     mixed = regions.gram.reshape(I, K * R, R) @ to_regions.view(I, R, C * n)  # G β
     form = (mixed.view(I, K, R, C, n) * to_regions.unsqueeze(1)).sum(2)  # (I, K, C, n): β G β
@@ -170,7 +169,7 @@ class SemanticConvolution(Kernels):
     def edge_weights(self, words, adjacency, smooth, mask=None):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> (C, n, n), the same for all kernels.
 
-        mask (C, n): 0 for words, -inf for padding, which then is nobody's neighbour.
+        mask (C, n): 0 for words, -inf for padding, which gets no edge.
         """
         logits = smooth * (words @ words.transpose(1, 2))
         if mask is not None:
@@ -295,9 +294,9 @@ def adjacency(depends, lengths):
 
 
 class RegionRelations(nn.Module):
-    """VSRN's relation layer: every region takes in the regions it is related to  (VSRN paper, eqs. 2-3).
+    """VSRN's relation layer: adds to each region a weighted sum over all regions  (VSRN paper, eqs. 2-3).
 
-    W ends in a BatchNorm that starts at 0, so an untrained layer hands its input on unchanged.
+    W ends in a BatchNorm that starts at 0, so an untrained layer returns its input unchanged.
     """
 
     def __init__(self, dim):
@@ -324,7 +323,7 @@ def pointwise(convolution, x):
 
 
 def batch_norm(layer, x):
-    """layer(x), x (B, D) or (B, D, R).  One value alone has no variance; running statistics then stand in."""
+    """layer(x), x (B, D) or (B, D, R).  For a single value, without variance, it uses the running statistics."""
     if x.numel() > x.shape[1] or not layer.training or getattr(layer, "synced", False):
         return layer(x)
     return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)

@@ -1,6 +1,6 @@
 """The encoders, the triplet loss, and GSMN and VSRN as a whole.
 
-The module knows no file, no optimiser and no device number.  Letters for shapes as in graph.py, and B images or
+This module uses no file, no optimiser and no device number.  Letters for shapes as in graph.py, and B images or
 captions of a batch.  docs/method.md describes GSMN in section 2 and VSRN in section 3.
 """
 
@@ -171,7 +171,7 @@ class MatchingModel(nn.Module):
     retrieval_loss = "Le"  # name of the triplet loss in the log
     extra_losses = ()  # names of the losses of single pairs, which need no negatives
     one_vector = False  # a caption is one vector, not one vector for each word
-    sim_memory = 0  # MB for the scores of all pairs; 0 for what the device has
+    sim_memory = 0  # MB for the scores of all pairs; 0 for the device's default
 
     def forward(self, batch):
         """data.Batch -> {name: loss}, to be added up."""
@@ -261,7 +261,7 @@ class GSMN(MatchingModel):
         img_emb (I, R, D); cap_emb (C, n, D) padded, or a list of (n_c, D); bboxes (I, R, 4) normalised,
         or None for no geometry; depends: for each caption its [governor, dependent] pairs, ROOT first
         (sparse models only); cap_lens: words of each caption.  Padding takes no part, so a pair's score
-        does not depend on what it is computed with.
+        does not depend on the other pairs.
         """
         if bboxes is None:
             bboxes = torch.zeros(*img_emb.shape[:2], 4)

@@ -1,6 +1,6 @@
 """Train GSMN or VSRN on precomputed region features.  README.md has the published recipes.
 
-`set_up` makes everything that a run needs.  `train` is the loop over epochs and steps: data, losses, update, log,
+`set_up` makes the objects of a run.  `train` is the loop over epochs and steps: data, losses, update, log,
 now and then a validation and a checkpoint.
 """
 
@@ -71,14 +71,14 @@ def main(argv=None):
 
 @dataclass
 class Training:
-    """What set_up makes and the loop uses."""
+    """The objects of a run: made by set_up, used by the loop."""
 
     opt: Namespace
     vocab: Vocabulary
     loader: DataLoader  # of the train split, batch by batch
     val_loader: DataLoader  # of the dev split
     model: MatchingModel
-    replica: nn.Module  # what gives the losses of a batch: the model, or all processes' models as one
+    replica: nn.Module  # computes the losses of a batch: the model, or its wrapper for several processes
     optimizer: torch.optim.Optimizer
     progress: Progress
     keeper: checkpoint.Keeper
@@ -101,7 +101,7 @@ def set_up(opt, given):
         opt = resume_options(opt, given, saved["opt"], logging.warning)
     settle_variant(opt)
     if opt.preload:
-        logging.warning("--preload has no effect any more; copy the features to /dev/shm for a faster disk")
+        logging.warning("--preload has no effect any more; to read features faster, copy them to /dev/shm")
     seed_everything(opt.seed, opt.deterministic)
     data.check_name(opt.data_name, opt)
     if not saved and "img_dim" not in given:
@@ -303,7 +303,7 @@ def validate_and_keep(training, end_of_epoch=False):
         before = progress.best_rsum, progress.best_epoch
         progress.best_rsum, progress.best_epoch = result[opt.select], epoch
         if not training.save(checkpoint.BEST):
-            progress.best_rsum, progress.best_epoch = before  # a later model need not beat one that was not written
+            progress.best_rsum, progress.best_epoch = before  # a model that was not written does not count as the best
 
 
 def validate(val_loader, model, stop):

@@ -26,7 +26,7 @@ PAD, START, END, UNK = range(4)
 PRINTED_BYTES = "captions are written as b'...', as Python 3 prints bytes; write them with text.decode('utf-8')"
 COMPARED_CAPTIONS = 100  # captions, at least, whose ids are compared with their words
 SAMPLED_CAPTIONS = 10000  # captions, at least, that fault_of_captions reads
-ONE_WORD = 1.3  # fewer words a caption, on average, are about one
+ONE_WORD = 1.3  # a lower mean number of words counts as about one word a caption
 SEPARATE = "words must be separated by blanks first, as jieba does for Chinese, MeCab for Japanese, PyThaiNLP for Thai"
 _BYTES = re.compile(r"""b(['"]).*\1""", re.DOTALL)
 # letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters
@@ -94,9 +94,9 @@ def encode_all(captions, vocab, source):
 def check_ids(tokens, path, captions, vocab):
     """InputError where the ids of a sample of captions are not those that the vocabulary gives to their words.
 
-    tokens: the ids in the file path, Ragged. A few captions may differ, by the tokeniser that made the ids; most
-    of them differ where the ids were made with another vocabulary. Captions of another number, or that cannot be cut
-    into words, are not compared.
+    tokens: the ids in the file path, Ragged. A few captions may differ, because another tokeniser made the
+    ids. If most differ, another vocabulary made them. Captions that cannot be cut into words, or whose number is not
+    that of the ids, are not compared.
     """
     if len(captions) != len(tokens) or not captions:
         return
@@ -185,7 +185,7 @@ def _unpickle(path):
 
 
 def _checked_words(content, path):
-    """The words in the order of their ids, after checking that both tables say the same."""
+    """The words in the order of their ids, after checking that both tables agree."""
     word2idx, idx2word = content["word2idx"], content["idx2word"]
     if not isinstance(word2idx, dict) or not isinstance(idx2word, dict):
         raise InputError(f"{path}: word2idx and idx2word must be tables")
@@ -205,7 +205,7 @@ def _checked_words(content, path):
 def load_vocab(vocab_path, data_name, size=None):
     """The vocabulary {data_name}_vocab.json or .pkl in the folder vocab_path.
 
-    size: the number of words wanted (a checkpoint's): the file that has it is taken, or InputError.
+    size: a checkpoint's number of words; chooses the file with this number, InputError where none has it.
     """
     names = [Path(vocab_path) / f"{data_name}_vocab{suffix}" for suffix in (".json", ".pkl")]
     found = {name: None for name in names if name.exists()}

@@ -2,8 +2,8 @@
 
 The kernel is compiled by the system's C compiler when it is first needed and kept in a cache folder, under a
 name that depends on the source, the sizes and the processor: $GSMN_CACHE, or gsmn/ in $XDG_CACHE_HOME or
-~/.cache.  Without a working compiler, which a warning says once, and with GSMN_NATIVE=0, `kernel` returns None
-and the caller uses graph.py.  docs/performance.md has the measurements.
+~/.cache.  Without a working compiler (one warning), and with GSMN_NATIVE=0, `kernel` returns None and the caller
+uses graph.py.  docs/performance.md has the measurements.
 
 Letters for shapes as in graph.py.
 """

@@ -1,6 +1,6 @@
 """GSMN's scores of all pairs by one fused Triton kernel, on a GPU and without gradients: for evaluation.
 
-A program takes one image and one caption from features, Gram matrices and edges to the two scores; products of
+One program computes both scores of one image and one caption from features, Gram matrices and edges; products of
 regions and words never reach memory.  It has not run on a GPU yet: tests run it in Triton's interpreter, and Triton
 compiles it for sm_80 and sm_90.  So it has to earn its place: at first use it is compared with graph.py on a small
 problem and timed against it (`trial`); where it fails, differs or is slower, graph.py computes, and a warning says

@@ -1,7 +1,7 @@
 """GSMN's similarity written plainly from docs/method.md, section 2: the reference for the fast code.
 
 Like the released code it goes through the captions one by one and forms the attended contexts and the
-neighbours' features of every pair.  No piece of graph.py is used, only parameters by their released names.
+neighbours' features of every pair.  It uses nothing of graph.py, only parameters by their released names.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Scores of all pairs of images and captions, within a memory budget, the fastest way a device has.
+"""Scores of all pairs of images and captions, within a memory budget, by the device's fastest implementation.
 
 On a CPU that is the compiled kernel (cpu_kernel.py); without a C compiler, and on a GPU, graph.py on captions padded
 to a few common lengths, in as few calls as the memory allows.  Both compute docs/method.md, section 7.  Letters for
@@ -30,7 +30,7 @@ class Graphs(NamedTuple):
 
     block_dtype: precision of the block product in graph.py, None for the modules' own.
     node_matching: graph.node_matching, or the same compiled.
-    kernel: `auto`, what is fastest; `triton`, without gradients, on trust; `torch`, graph.py alone.
+    kernel: `auto`: the fastest; `triton`: gpu_kernel.py without its trial (no gradients); `torch`: graph.py only.
     """
 
     visual: graph.VisualGraph
@@ -44,7 +44,7 @@ class Graphs(NamedTuple):
 
 
 def budget(memory, device):
-    """Bytes for the similarity: `memory` MB or, where that is 0, what suits the device."""
+    """Bytes for the similarity: `memory` MB or, where that is 0, the device's default."""
     return memory * 2**20 if memory else default_budget(torch.device(device))
 
 
@@ -79,7 +79,7 @@ def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
 
     regions (I, R, D); cap_emb (C, n, D) padded, or a list of (n_c, D); boxes (I, R, 4), normalised;
     depends: every caption's dependency pairs, or None for the dense graph; cap_lens: words of each.
-    A pair's scores do not depend on what they are computed with.
+    A pair's scores do not depend on the other pairs.
     """
     device = regions.device.type
     dtype = graphs.visual.out_1.bias.dtype

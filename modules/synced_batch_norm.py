@@ -24,7 +24,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         rows = x.new_full((1,), x.numel() // x.shape[1])
         count, mean = total(torch.cat([rows, x.sum(dims)])).split([1, x.shape[1]])
         count = count.detach()
-        alone = count <= 1  # one value has no variance; running statistics stand in, as in graph.batch_norm
+        alone = count <= 1  # one value has no variance: use the running statistics, as in graph.batch_norm
         mean = torch.where(alone, self.running_mean, mean / count)
         centred = x - mean.view(shape)
         variance = total(centred.square().sum(dims)) / count

@@ -18,7 +18,7 @@ def stop_training(why):
 
 @torch.no_grad()
 def first_not_finite(model, batch):
-    """Where NaN or infinity first appears on a batch's way through the model, in words."""
+    """The part of the model where NaN or infinity first appears for a batch, in words."""
     model = global_batch.model_inside(model)
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
@@ -60,7 +60,7 @@ def check_step(step, model, batch_of):
     number = step.facts["Eit"] - 1
     if not math.isfinite(step.figures["Le"]):
         place = first_not_finite(model, batch_of(step.ids))
-        stop_training(f"the loss is {step.figures['Le']} at step {number}, first of all {place}")
+        stop_training(f"the loss is {step.figures['Le']} at step {number}, first in {place}")
     if not math.isfinite(step.figures["grad_norm"]):
         stop_training(f"the gradient's norm is {step.figures['grad_norm']} at step {number}")
 
@@ -68,7 +68,7 @@ def check_step(step, model, batch_of):
 class CollapseWatch:
     """Warns when the hardest-negative loss stays at 2 · margin · batch while the scores of a batch hardly differ.
 
-    The loss alone would not do: where captions repeat, each pair's hardest negative is its twin, and the loss has the
+    The loss alone is not enough: where captions repeat, each pair's hardest negative is its twin, and the loss has the
     same value while the scores of other pairs differ widely.
     """
 

@@ -14,7 +14,7 @@ LAG = {"cuda": 2}  # steps after which the host looks at a number of the device 
 class Interrupted(BaseException):
     """A signal arrived during work that may be dropped at once, because nothing is lost.
 
-    No Exception, so that code that handles errors does not catch it.
+    Not a subclass of Exception, so that code that handles errors does not catch it.
     """
 
 
@@ -33,7 +33,7 @@ class Stop:
         if self.signal:
             os._exit(128 + number)
         self.signal = distributed.flag.raised = number
-        logging.warning("Stopping: a checkpoint is written first; once more to leave at once")
+        logging.warning("Stopping after a checkpoint is written; press Ctrl-C again to leave at once")
         if self.immediate:
             raise Interrupted
 

@@ -13,7 +13,7 @@ from runtime.commandline import Parser, Switch, number, positive, whole
 LONGEST = 10_000  # words of a caption for VSRN's caption model, which takes memory for as many
 LARGEST_CROP = 4096  # pixels
 
-# What a resumed run takes from its checkpoint: the weights have this shape and meaning.
+# Flags that a resumed run takes from its checkpoint, since they determine the weights' shape and meaning.
 OF_THE_WEIGHTS = {
     "model",
     "data_name",
@@ -65,7 +65,7 @@ def train_options(argv=None):
 
 
 def other_flags(model):
-    """The flags that only the other model has: {flag: words that say so}."""
+    """The flags that only the other model has: {flag: message}."""
     other = "vsrn" if model == "gsmn" else "gsmn"
     flags = train_parser(other)._option_string_actions.keys() - train_parser(model)._option_string_actions.keys()
     return {flag: f"{flag} is a flag of --model {other}" for flag in flags}
@@ -73,14 +73,14 @@ def other_flags(model):
 
 @functools.cache
 def defaults(model):
-    """What every flag of train.py is when it is not given: a read-only {name: value}."""
+    """The defaults of train.py's flags: a read-only {name: value}."""
     return MappingProxyType(vars(train_parser(model).parse_args([])))
 
 
 def with_defaults(opt, model="gsmn"):
-    """`opt` with the flags that it lacks, at their defaults: flags of today that a checkpoint's program did not know.
+    """A copy of `opt` with the defaults of flags that it lacks, as a checkpoint of an older program does.
 
-    model: 'gsmn' or 'vsrn', where `opt` does not say it.  --vsrn_variant auto becomes what it stands for.
+    model: 'gsmn' or 'vsrn', for an `opt` without it.  Replaces --vsrn_variant auto by the variant that it means.
     """
     model = getattr(opt, "model", model)
     complete = argparse.Namespace(**{**defaults(model), **vars(opt)})
@@ -90,7 +90,7 @@ def with_defaults(opt, model="gsmn"):
 
 
 def check_options(opt, path):
-    """InputError where a checkpoint's opt holds what its flag could not have said; the device may be any text."""
+    """InputError where a checkpoint's opt holds a value that its flag does not accept; the device may be any text."""
     model = opt.model if opt.model in ("gsmn", "vsrn") else "gsmn"  # whose parser then refuses opt.model
     for action in train_parser(model)._actions:
         value = getattr(opt, action.dest, action.default)
@@ -104,7 +104,9 @@ def check_options(opt, path):
         except (argparse.ArgumentTypeError, RuntimeError, TypeError):
             right = False
         if not right and action.dest != "help":
-            raise InputError(f"{path}: its opt says {value!r} for --{action.dest}, as no run could; get the file again")
+            raise InputError(
+                f"{path}: its opt says {value!r} for --{action.dest}, an invalid value; get the file again"
+            )
 
 
 def train_parser(model="gsmn"):
@@ -157,7 +159,7 @@ def add_loss_flags(parser):
     add(
         "--skip_twins",
         action="store_true",
-        help="pairs of the same image and the same word ids are no negatives of one another; published: they are",
+        help="do not use pairs of the same image and the same word ids as negatives (published training: does)",
     )
 
 
@@ -202,7 +204,7 @@ def add_output_flags(parser, model):
         "--select",
         default="rsum" if gsmn else "r1r5",
         choices=["rsum", "r1r5"],
-        help="what makes a model the best on dev: all six recalls, or R@1 + R@5 of both directions",
+        help="dev score that selects the best model: sum of all six recalls, or of R@1 and R@5 of both directions",
     )
 
 
@@ -224,7 +226,7 @@ def add_computing_flags(parser, model):
         add_kernel_flag(group)
     compiled = "encoders and, on a GPU, similarity" if model == "gsmn" else "encoders"
     add("--compile", action="store_true", help=f"compile {compiled} (torch.compile): the first steps take minutes")
-    add("--deterministic", action="store_true", help="CUDA: algorithms that repeat bit for bit, where there are any")
+    add("--deterministic", action="store_true", help="CUDA: deterministic algorithms, where torch has them")
 
 
 def add_kernel_flag(parser, default="auto"):
@@ -232,8 +234,8 @@ def add_kernel_flag(parser, default="auto"):
         "--kernel",
         default=default,
         choices=["auto", "triton", "torch"],
-        help="what computes GSMN's similarity: auto, C on a CPU, and on a GPU, without gradients, Triton where a trial "
-        "shows that it is right and faster, else torch; triton, without the trial; torch, nothing else",
+        help="implementation of GSMN's similarity; auto: C on a CPU, torch on a GPU, but an evaluation uses Triton "
+        "if a trial finds it correct and faster; triton: without the trial; torch: always torch",
     )
 
 
@@ -273,7 +275,7 @@ def add_gsmn_flags(parser):
     add("--num_block", default=16, type=whole(), help="blocks an embedding is split into")
     add("--hid_dim", default=32, type=whole(), help="hidden width of the graph convolutions, divisible by 8")
     add("--out_dim", default=1, type=whole(), help="scores of a node; only 1 is defined")
-    add("--is_sparse", action="store_true", help="join words along dependencies, not all with all")
+    add("--is_sparse", action="store_true", help="word graph along dependencies instead of all pairs")
     add(
         "--propagation",
         default="self",
@@ -324,7 +326,7 @@ def add_vsrn_flags(parser):
 
 
 def add_unused_flags(parser, model):
-    add = parser.add_argument_group("accepted from old command lines, without effect").add_argument
+    add = parser.add_argument_group("accepted for old command lines, without effect").add_argument
     add("--preload", action="store_true", help="no effect: copy the features to /dev/shm instead")
     if model == "vsrn":
         add("--dim_vid", default=2048, type=whole(), help="no effect: a region of the caption model has --embed_size")

@@ -407,7 +407,7 @@ CASES = {
         "train vsrn",
         "--resume vsrn",
         flag("vsrn", "embed_size", "x"),
-        "vsrn: its opt says 'x' for --embed_size, as no run could; get the file again",
+        "vsrn: its opt says 'x' for --embed_size, an invalid value; get the file again",
     ),
     "resuming a broken optimiser": (
         "train",
@@ -476,7 +476,7 @@ CASES = {
         "test",
         "",
         flag(BEST, "num_block", 0),
-        "gsmn: its opt says 0 for --num_block, as no run could; get the file again",
+        "gsmn: its opt says 0 for --num_block, an invalid value; get the file again",
     ),
     "report into a file": ("test", "--report vsrn", nothing, "--report …/vsrn: is a file; name a folder"),
     "NaN in weights": (

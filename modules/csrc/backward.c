@@ -19,7 +19,7 @@ typedef struct {
 } Half;
 typedef struct { Half half[2]; vec *S, *work; float *transposed[2][2]; } Memory;
 
-/* ---- forward once more, keeping what the way back needs ---- */
+/* ---- the forward pass again, keeping what the backward pass needs ---- */
 
 INLINE void match_some(const int nodes, const Half *f, int i0, const vec *S) {
     int answers = f->answers, stride = f->stride;

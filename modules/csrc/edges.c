@@ -5,7 +5,7 @@
 
 static const float TURN = 6.28318531f;
 
-/* what one pair of regions is to one vector of kernels */
+/* one pair of regions minus the means of one vector of kernels: distance, absolute angle, its derivative's sign */
 typedef struct { vec near, turn, way; } Place;
 
 static inline void polar(const float *a, const float *b, float *rho, float *theta) {

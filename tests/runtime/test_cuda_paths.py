@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_next_look_and_leaves_no_trace(ti
     monkeypatch.setattr(train, "train_step", breaking)
     with (
         StandIn(),
-        pytest.raises(InputError, match=r"(nan|inf) at step 2, first of all the weights img_enc.fc"),
+        pytest.raises(InputError, match=r"(nan|inf) at step 2, first in the weights img_enc.fc"),
     ):
         on_gpu(tiny_data, tmp_path, "--log_step", 5)
     assert len(seen) == 3 and not list((tmp_path / "ck").iterdir())

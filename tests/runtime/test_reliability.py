@@ -83,7 +83,7 @@ def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
     process = slow_training(flags(tiny_data, "run"), 60)
     wait_for(Path("stepping"), process)
     process.send_signal(signal.SIGTERM)
-    while "once more to leave at once" not in process.stderr.readline():
+    while "press Ctrl-C again to leave at once" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=20)[1]
@@ -267,8 +267,8 @@ def test_the_deterministic_run_is_the_run(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     "model, weights, message",
     [
-        ("gsmn", "img_enc.fc.bias", "the loss is nan at step 1, first of all the weights img_enc.fc.bias"),
-        ("vsrn", "caption_model.decoder.out.bias", "the loss is nan at step 1, first of all the weights caption_model"),
+        ("gsmn", "img_enc.fc.bias", "the loss is nan at step 1, first in the weights img_enc.fc.bias"),
+        ("vsrn", "caption_model.decoder.out.bias", "the loss is nan at step 1, first in the weights caption_model"),
     ],
 )
 def test_broken_weights_are_named(tiny_data, tmp_path, monkeypatch, model, weights, message):

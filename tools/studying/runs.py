@@ -134,7 +134,9 @@ class Stop:
         for process in self.processes:
             process.popen.send_signal(signal.SIGKILL if self.asked else signal.SIGTERM)
         if not self.asked:
-            print("\nStopping: runs write their checkpoints first; once more to leave at once", file=sys.stderr)
+            print(
+                "\nStopping after runs have written checkpoints; press Ctrl-C again to leave at once", file=sys.stderr
+            )
         self.asked = True
 
     def restore(self):
