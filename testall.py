@@ -11,7 +11,7 @@ def read_flags(argv=None):
     parser.add_argument(
         "--eccv",
         action="store_true",
-        help="COCO's 5K: also ECCV Caption, CxC and PMRP, which know more than one right answer",
+        help="COCO's 5K: also ECCV Caption, CxC and PMRP, which accept more than one right answer",
     )
     opt = parser.parse_args(argv)
     if opt.eccv and not opt.split.startswith("test"):

@@ -133,7 +133,7 @@ def coco_images(images, path, named):
         picture = Picture(text_of(image, "file_name", where) if named else None, [], where)
         if picture.name != pictures.get(number, picture).name:
             raise InputError(
-                f"{path}: the image number {number} stands twice, for {pictures[number].name} and {picture.name}; "
+                f"{path}: the image number {number} occurs twice, for {pictures[number].name} and {picture.name}; "
                 "give every image a number of its own"
             )
         pictures.setdefault(number, picture)
@@ -149,7 +149,7 @@ def captions_by_number(pictures, path):
                 raise InputError(f"{caption.where}: has no id; captions are named by their ids here")
             if caption.number in found:
                 raise InputError(
-                    f"{path}: the annotation number {caption.number} stands twice, for {found[caption.number][0].name} "
+                    f"{path}: the annotation number {caption.number} occurs twice, for {found[caption.number][0].name} "
                     f"and {picture.name}; numbers must be unique in the whole file, number the annotations anew"
                 )
             found[caption.number] = picture, caption

@@ -41,7 +41,7 @@ def check_five_rows(rows, path, images=None):
     """InputError unless the five rows of each image are equal, where there is a row for each caption.
 
     rows: (5 N, ...); images: the numbers of those to compare (default: all). The message says what the rows look
-    like: one image for each caption, or all images five times over.
+    like: one image for each caption, or the list of all images five times.
     """
     images = range(len(rows) // CAPTIONS_PER_IMAGE) if images is None else images
     different = [i for i in images if len({rows[k].tobytes() for k in rows_of(i)}) > 1]
@@ -50,7 +50,7 @@ def check_five_rows(rows, path, images=None):
     first, last = rows_of(different[0])[0], rows_of(different[0])[-1]
     again = len(rows) // CAPTIONS_PER_IMAGE
     if rows[0].tobytes() == rows[again].tobytes() != rows[1].tobytes():
-        looks = f"row {again} is row 0 again: all images stand five times over; repeat each row instead (np.repeat)"
+        looks = f"row {again} repeats row 0: the file lists all images five times; repeat each row instead (np.repeat)"
     elif len(different) == len(images):
         looks = f"this looks like {len(rows)} images with one caption each, but every image needs five captions"
     else:

@@ -11,7 +11,7 @@ class InputError(Exception):
     def __init__(self, message):
         # a DataLoader raises a worker's exception anew, with the worker's whole traceback as its message
         own = str(message).rpartition(f"{__name__}.InputError: ")[2]
-        # text from a file may hold anything: nothing that ends the line or steers the terminal gets through
+        # text from a file may hold line breaks and terminal escapes, which must not reach the terminal
         super().__init__("".join(c if c.isprintable() else " " for c in own).strip())
 
 
@@ -44,7 +44,7 @@ def run(main):
 def guarded(function):
     """function(), which ends the program like `run` where it fails.
 
-    A script reads its flags so before it imports torch: --help and mistakes in flags are answered at once.
+    Scripts read their flags this way before they import torch, so that --help and wrong flags answer at once.
     A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Names of images: which names a split has, and which file a name means."""
+"""Names of images: the names of a split, and the file that belongs to each name."""
 
 import re
 from collections import Counter

@@ -30,6 +30,6 @@ def open_regular(path, missing="no such file"):
 
 
 def shortened(path):
-    """A path for a message: a very long one by its ends."""
+    """A path for a message; a very long one without its middle."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:80]}...{text[-40:]}"

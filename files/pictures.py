@@ -60,7 +60,7 @@ def coco_pairs(folder, split):
 
 
 def caption_numbers(path):
-    """The annotation numbers of a coco_{split}_ids.npy; InputError where one stands twice."""
+    """The annotation numbers of a coco_{split}_ids.npy; InputError where one occurs twice."""
     numbers = open_array(path)
     if numbers.dtype.kind not in "iu":
         raise InputError(f"{path}: numbers of type {numbers.dtype}; need whole numbers")
@@ -68,7 +68,7 @@ def caption_numbers(path):
     for place, number in enumerate(numbers.ravel().tolist()):
         if number in seen:
             raise InputError(
-                f"{path}: annotation {number} stands twice, at {seen[number]} and {place}; name every caption once"
+                f"{path}: annotation {number} occurs twice, at {seen[number]} and {place}; name every caption once"
             )
         seen[number] = place
     return list(seen)

@@ -18,7 +18,7 @@ def make_folder(path):
 
 
 def check_writable(path):
-    """InputError where a file of this name cannot be written: said before the work instead of after it."""
+    """InputError where a file of this name cannot be written; called before the work starts."""
     folder = Path(path).parent
     if Path(path).is_dir():
         raise InputError(f"{path}: cannot be written, a folder has this name; give the name of a file")

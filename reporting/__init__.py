@@ -1,1 +1,1 @@
-"""What is shown of an evaluation."""
+"""Printed metrics, reports and explanations."""

@@ -1,4 +1,4 @@
-"""Scores that know more than one right answer, on MSCOCO's 5,000 test images: ECCV Caption, CxC and PMRP.
+"""Metrics that accept more than one right answer, on MSCOCO's 5,000 test images: ECCV Caption, CxC and PMRP.
 
 By the package eccv_caption (arXiv 2204.03359); docs/method.md, section 4.5.
 """
@@ -131,9 +131,7 @@ def read_numbers(path, n):
     seen = {}
     for line, number in enumerate(numbers, start=1):
         if number in seen:
-            raise InputError(
-                f"{path}, line {line}: {number} stands in line {seen[number]} already; name a caption once"
-            )
+            raise InputError(f"{path}, line {line}: {number} is already in line {seen[number]}; name a caption once")
         seen[number] = line
     return numbers
 

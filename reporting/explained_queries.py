@@ -1,4 +1,4 @@
-"""Pages that explain an evaluation's failures: the true pair beside the pair that was found in its place.
+"""Pages that explain an evaluation's failures: the true pair beside the best wrong pair.
 
 `explain_queries` writes a folder of pages and a list of them, for the queries with the worst ranks in both directions
 and for pairs that the user names; `Explanations` does so for the models of a Report.
@@ -74,7 +74,7 @@ def worst_queries(found, kind, count, per):
 
 
 def first_rival(found, kind, query, per):
-    """Where among found.ids[query] the best candidate stands that is not the query's own."""
+    """Position in found.ids[query] of the best candidate that is not the query's own."""
     if kind == "images":
         others = found.ids[query] // per != query
     else:

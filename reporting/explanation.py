@@ -1,4 +1,4 @@
-"""What GSMN's score of one image and one sentence is made of.
+"""GSMN's score of one image and one sentence, part by part.
 
 Letters for shapes: R regions, n words, K blocks, 8 kernels, as in graph.py.
 """

@@ -28,7 +28,7 @@ class ImageView(NamedTuple):
 class ImageViewer:
     """viewer(number) -> ImageView of an image of the split.
 
-    images: folder of picture files, or None.  What the folder lacks is said in a warning.  A picture whose proportions
+    images: folder of picture files, or None.  A warning names missing pictures.  A picture whose proportions
     differ from the size in {split}_ims_size.npy is another one, or was cut: the view's note says so, since the boxes
     are then not where they belong.
     """

@@ -6,7 +6,7 @@ NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
 
 def print_metrics(metrics):
-    """The block of lines that the field's tables are read from; a line on equal scores where they matter."""
+    """Print the block of metrics, and a line on equal scores where they change a recall."""
     print(f"rsum: {metrics['rsum']:.1f}")
     print(f"Average i2t Recall: {metrics['ar']:.1f}")
     print("Image to text: {:.1f} {:.1f} {:.1f} {:.1f} {:.1f}".format(*(metrics[k] for k in RECALLS)))

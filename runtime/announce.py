@@ -1,4 +1,4 @@
-"""What a training says at its start and at its end."""
+"""Log lines at the start and the end of a training."""
 
 import logging
 import shlex

@@ -1,4 +1,4 @@
-"""Checkpoints, written and read in one place: complete, atomic, and safe to open whoever made the file.
+"""Writes and reads checkpoints: complete, atomic, and safe to open from any source.
 
 A checkpoint is a dict (docs/method.md, section 5).  Released files hold `epoch`, `model` (a list of state
 dicts), `best_rsum`, `opt` (argparse.Namespace) and `Eiters`.  Ours add `format`, `saved` (seconds since
@@ -28,7 +28,7 @@ from vocab import Vocabulary
 FORMAT = 1
 BEST = "model_best.pth.tar"
 
-# What the opt of a released file lacks, because its program knew only one way.
+# Flags that the opt of a released file lacks, with the values that repeat its program.
 ADDED = {
     "gsmn": {"model": "gsmn", "propagation": "self", "boxes": "normalized"},
     "vsrn": {"model": "vsrn", "boxes": "none"},
@@ -36,7 +36,7 @@ ADDED = {
 
 
 class CheckpointError(InputError):
-    """A checkpoint could not be written or removed; what stood under its name before is intact."""
+    """A checkpoint could not be written or removed; an earlier file of its name is intact."""
 
 
 # ---- reading
@@ -45,7 +45,7 @@ class CheckpointError(InputError):
 def load_checkpoint(path):
     """The checkpoint of a file, or model_best.pth.tar of a folder, on the CPU and ready to use.
 
-    Released files (zip or the older format, Python 2 or 3) and ours come out alike: `opt` complete, names
+    Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
     in `model` and `caption_model` without DataParallel's 'module.', counters present (docs/method.md,
     section 5).  The older format has no checksums: a warning gives the file's sha256.
     Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
@@ -68,7 +68,7 @@ def read_checkpoint(path, lazily=False):
         return normalise(pickles.read_torch_file(path, lazily), path)
     except InputError:
         raise
-    except Exception as error:  # the last net: whatever a file holds, its name stands in one line
+    except Exception as error:  # any other fault becomes one line with the file's name
         kind = type(error).__name__
         raise InputError(f"{path}: damaged, or no checkpoint ({kind}: {first_line(error)}); get it again") from error
 
@@ -211,7 +211,7 @@ def capture_rng():
 
 
 def restore_rng(state):
-    """Set the generators to what capture_rng found; states of CUDA devices that are not here are left out."""
+    """Restore the states of capture_rng; skips CUDA devices that this machine lacks."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -221,7 +221,7 @@ def restore_rng(state):
 
 
 def restore_training(checkpoint, model, optimizer, path):
-    """Bring an optimiser and the random generators to where a checkpoint left them.
+    """Restore an optimiser and the random generators from a checkpoint.
 
     Raises InputError, with nothing changed, where the optimiser's state does not fit the model's parameters, and
     where a random state is broken.
@@ -256,13 +256,13 @@ def versions():
 class Keeper:
     """Writes a run's checkpoints into its folder, `keep` of them beside the best (0 for all).
 
-    A write that fails (full disk, folder gone) is said and the run goes on: the next one may succeed.
+    After a failed write (full disk, folder gone) it calls `say` with a message, and the run continues.
     InputError at the start for a folder that cannot be written to.
     """
 
     def __init__(self, folder, keep, say):
         self.folder, self.keep, self.say = Path(folder), keep, say
-        self.failed = {}  # {is it the best: error}, of what could not be written since
+        self.failed = {}  # {whether it is the best: error} of failed writes
         make_folder(self.folder)
         check_writable(self.folder / BEST)
 
@@ -289,9 +289,9 @@ class Keeper:
 
 
 def newest(folder, say=warn):
-    """Path of the newest complete checkpoint of a folder, to resume from; `say` hears of files passed over.
+    """Path of the newest complete checkpoint of a folder, to resume from; `say` gets a message for each skipped file.
 
-    Newest is what was saved last by its own account, so that copying a folder changes nothing.  InputError
+    The newest has the latest time of writing inside the file, so copying a folder changes nothing.  InputError
     when there is none.
     """
     for path in ordered(folder, ["checkpoint_*.pth.tar", BEST], say):

@@ -1,6 +1,6 @@
-"""What the fields of a checkpoint may be: one table, checked once when a file is read.
+"""The type of each checkpoint field: one table, checked once when a file is read.
 
-A checkpoint comes from somewhere else.  Its file may be damaged, or made to harm.  After `check_fields` every field
+A checkpoint file may be damaged or malicious.  After `check_fields` every field
 has the type that the programs rely on; `check_shapes` and `check_optimizer` compare sizes with the file's own tensors
 before memory is taken for them.
 """
@@ -148,7 +148,7 @@ def check_shapes(build, opt, saved, path):
     if saved.get("caption_model") and getattr(model, "caption_model", None) is not None:
         check_state(model.caption_model.state_dict(), saved["caption_model"], f"{path}: caption_model")
     wanted, held = (sum(x.numel() for x in tensors) for tensors in (model.parameters(), tensors_of(states)))
-    if wanted > 2 * held + SPARE:  # a released file lacks the caption model, whose widths stand in opt alone
+    if wanted > 2 * held + SPARE:  # a released file lacks the caption model: its widths are only in opt
         raise InputError(f"{path}: its opt describes {wanted:,} numbers, but it holds {held:,}; get the file again")
 
 

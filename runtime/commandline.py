@@ -1,4 +1,4 @@
-"""What the scripts' flags have in common: complaints in one line, and types that check their values."""
+"""Parsers of all scripts: errors in one line, and types that check values."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ from files.errors import InputError
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Descriptions as they stand; each flag's default, unless its help says it or there is none to show."""
+    """Keeps the layout of descriptions; shows each flag's default, unless its help names it or there is none."""
 
     def _get_help_string(self, action):
         none = action.default is None or action.default is False or action.default in ("", [])
@@ -19,9 +19,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is an InputError: one line, without the list of all flags.
+    """A parser whose error is an InputError: one line, without the list of all flags.
 
-    others: flags that are known elsewhere, {flag: words that say where}.
+    others: flags of another parser, {flag: message}.
     """
 
     def __init__(self, **how):

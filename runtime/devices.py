@@ -13,7 +13,7 @@ def default_device():
 
 
 def usable(name):
-    """Whether a tensor can be made on the device of this name here and now."""
+    """Whether this process can allocate a tensor on the device of this name."""
     distributed.select_gpu()  # else every process of a machine would allocate on GPU 0
     try:
         return torch.zeros(1, device=name).item() == 0

@@ -1,6 +1,6 @@
-"""The flags of everything that uses a checkpoint: test.py, testall.py, test_stack.py and the tools.
+"""The flags of all commands that load a checkpoint: test.py, testall.py, test_stack.py and the tools.
 
-Like runtime/options.py this module does without torch.
+Like runtime/options.py this module does not import torch.
 """
 
 from runtime.commandline import Parser, Switch, number, whole
@@ -110,12 +110,12 @@ OVERRIDES = (
 
 
 def overrides_of(flags):
-    """What was given on the command line in place of a checkpoint's own flags: {name: value, None where not}."""
+    """The command line's flags that override the checkpoint's: {name: value, None where not given}."""
     return {name: getattr(flags, name) for name in OVERRIDES if hasattr(flags, name)}
 
 
 def add_override_flags(parser, split="test", boxes=False):
-    """Flags of everything that uses a checkpoint: where its data are now, which split, where to compute."""
+    """Flags of all commands that load a checkpoint: folders of the data, split, device."""
     group = parser.add_argument_group("data and device")
     add = group.add_argument
     add("--data_path", help="folder that holds the data sets (default: the checkpoint's)")

@@ -14,7 +14,7 @@ from runtime.evaluation_options import OVERRIDES
 from runtime.options import check_options, defaults, with_defaults
 from vocab import load_vocab
 
-# Flags that say where a run was made and what it kept, not what was trained
+# Flags about a run's folders and logs, not about what was trained
 OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
 OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory"}
 
@@ -69,7 +69,7 @@ class Member(NamedTuple):
     """A checkpoint to evaluate and its split, opened and checked."""
 
     path: str
-    model: torch.nn.Module | None  # of several members, each is loaded when its turn comes
+    model: torch.nn.Module | None  # with several members each is loaded just before its evaluation
     opt: argparse.Namespace
     loader: torch.utils.data.DataLoader
     about: dict  # path, kind, epoch and flags, for the report and the JSON file
@@ -99,7 +99,7 @@ def open_members(paths, split, fold5, overrides):
 
 
 def describe_checkpoint(path, epoch, opt):
-    """What a reader needs to know of a checkpoint: {path, kind, epoch, flags that are not train.py's defaults}."""
+    """Facts about a checkpoint for reports: {path, kind, epoch, flags that are not train.py's defaults}."""
     kind = "VSRN" if opt.model == "vsrn" else f"GSMN, {'sparse' if opt.is_sparse else 'dense'}"
     usual = defaults(opt.model)
     shown = usual.keys() - OF_THE_MACHINE

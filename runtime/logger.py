@@ -1,4 +1,4 @@
-"""Where a run writes what happened: TensorBoard's event file, log.jsonl and config.json."""
+"""The logs of a run: TensorBoard's event file, log.jsonl and config.json."""
 
 import bisect
 import contextlib
@@ -48,7 +48,7 @@ class RunLog:
     """Scalars to TensorBoard and a JSON line for each validation, under the run's --logger_name.
 
     resume_at: the step a resumed run goes on from.  Points that the interrupted run wrote after it are removed, so
-    that none stands twice.  A new run moves the files of an earlier one to a folder before-N.
+    that none occurs twice.  A new run moves the files of an earlier one to a folder before-N.
     Without a working tensorboard_logger there are no curves, and event files stay as they are.
     InputError where the folder cannot be used at the start.  Later a failed write is logged, and training goes on.
     """

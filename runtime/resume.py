@@ -1,4 +1,4 @@
-"""What a run needs to go on from a checkpoint, and how it gets it back (docs/method.md, section 5)."""
+"""Saves and restores the state of a training run (docs/method.md, section 5)."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ from runtime.options import OF_THE_WEIGHTS, check_options, with_defaults
 
 @dataclass
 class Progress:
-    """How far a run has come.  The names are the checkpoint's, of which the released files have three."""
+    """Counters and best score of a run, named as in a checkpoint."""
 
     epoch: int = 0  # the epoch under way
     step: int = 0  # steps of this epoch that are done
@@ -55,9 +55,9 @@ def load_resumed(path):
 
 
 def resume_options(opt, given, saved, say):
-    """Flags of a resumed run: the checkpoint's, but for those given on the command line.
+    """Flags of a resumed run: the checkpoint's, overridden by those of the command line.
 
-    What shapes the weights stays as in the checkpoint even then; every contradiction is said.
+    Flags that determine the weights stay as in the checkpoint; `say` gets a message for every contradiction.
     """
     if "model" in given and opt.model != saved.model:
         raise InputError(f"{opt.resume}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
@@ -77,7 +77,7 @@ def resume_options(opt, given, saved, say):
 
 
 def restore(saved, model, optimizer):
-    """Bring model, optimiser and random states to where a checkpoint left them -> its Progress."""
+    """Restore model, optimiser and random states from a checkpoint -> its Progress."""
     load_weights(model, saved)
     if "optimizer" in saved:
         checkpoint.restore_training(saved, model, optimizer, "--resume")

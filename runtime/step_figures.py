@@ -1,4 +1,4 @@
-"""Figures of training steps that stay on the device until somebody looks."""
+"""Losses and scores of training steps, which stay on the device until the log needs them."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Step(NamedTuple):
-    """One step, as the log wants it."""
+    """One step, for the log."""
 
     figures: dict  # {name: number}: losses, norm of the gradient, scores
-    facts: dict  # {name: number} that the host knew without asking
+    facts: dict  # {name: number} known to the host
     ids: list  # numbers of this process's captions
 
 

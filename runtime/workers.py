@@ -1,4 +1,4 @@
-"""Processes that read data: how many the shared memory has room for, and how waiting for them ends."""
+"""Processes that read data: as many as the shared memory has room for, with a time limit on waiting for them."""
 
 import atexit
 import functools

@@ -393,7 +393,7 @@ def test_evaluation_reads_images_and_captions_once(tiny_data):
 
 
 def test_a_row_for_each_caption_must_be_the_images(tiny_data):
-    """The count alone does not say what rows are: one caption an image, or all images five times over."""
+    """The count alone does not say what rows are: one caption an image, or the list of all images five times."""
     features, pixels, sizes = (np.load(tiny_data.folder / f"dev_{kind}.npy") for kind in ("ims", "ims_bbx", "ims_size"))
     other = np.random.default_rng(0).normal(size=(50, 4, 8)).astype(np.float32)
     damaged = features.repeat(5, 0)
@@ -401,7 +401,7 @@ def test_a_row_for_each_caption_must_be_the_images(tiny_data):
     count = "50 rows for 50 captions, but rows 0 to 4, which are of one image, differ; "
     for rows, told in (
         (other, count + "this looks like 50 images with one caption each, but every image needs five captions"),
-        (np.tile(features, (5, 1, 1)), count + "row 10 is row 0 again: all images stand five times over; repeat each"),
+        (np.tile(features, (5, 1, 1)), count + "row 10 repeats row 0: the file lists all images five times; repeat"),
         (damaged, "rows 10 to 14, which are of one image, differ; make the file again"),
     ):
         resave(tiny_data, "dev_ims.npy", lambda _, rows=rows: rows)
@@ -415,7 +415,7 @@ def test_a_row_for_each_caption_must_be_the_images(tiny_data):
     ):
         for name, rows in {**repeated, kind: tiled}.items():
             resave(tiny_data, f"dev_{name}.npy", lambda _, rows=rows: rows)
-        with pytest.raises(InputError, match=f"dev_{kind}.npy: {count}row 10 is row 0 again"):
+        with pytest.raises(InputError, match=f"dev_{kind}.npy: {count}row 10 repeats row 0"):
             dataset(tiny_data)
         assert dataset(tiny_data, boxes="none").sizes is None
 

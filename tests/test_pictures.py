@@ -257,11 +257,11 @@ COCO_FAULTS = {
     "no folder": (lambda f: (f / "images").rename(f / "pictures"), "images: no such folder of pictures"),
     "number twice": (
         lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000, 3001, 3000]),
-        r"coco_test_ids\.npy: annotation 3000 stands twice, at 0 and 2",
+        r"coco_test_ids\.npy: annotation 3000 occurs twice, at 0 and 2",
     ),
     "numbers unique within an image only": (
         lambda f: broken(f, VAL, lambda c: [one.update(id=one["id"] % 1000) for one in c["annotations"]]),
-        "the annotation number 0 stands twice, for COCO_val2014_000000000002.jpg and COCO_val2014_000000000003.jpg",
+        "the annotation number 0 occurs twice, for COCO_val2014_000000000002.jpg and COCO_val2014_000000000003.jpg",
     ),
     "no numbers": (
         lambda f: broken(f, VAL, lambda c: [one.pop("id") for one in c["annotations"]]),

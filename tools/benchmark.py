@@ -5,9 +5,9 @@
     python tools/benchmark.py --testall 64        # memory of evaluating COCO 5K, nothing else; some minutes
     python tools/benchmark.py --device cuda --json card.json --markdown card.md       # a GPU: less than ten minutes
 
-"bare" is the one matrix product that cannot be avoided, all regions times all words at full width, timed right
-before each measurement; "literal" is the definition in modules/literal.py, caption by caption or step by step, as the
-published code goes about it.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
+"bare" is the matrix product that every implementation needs, all regions times all words at full width, timed right
+before each measurement; "literal" is the definition in modules/literal.py, caption by caption or step by step, like the
+published code.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
 """
 
 import json

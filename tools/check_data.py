@@ -1,4 +1,4 @@
-"""Check a data set, split by split: complete files, missing files, odd content; can training start?
+"""Check a data set, split by split: missing files, faulty content, and whether training can start.
 
     python tools/check_data.py --data_path data --data_name mine_precomp
     python tools/check_data.py --data_name mine_precomp --model gsmn --is_sparse --no_checksum

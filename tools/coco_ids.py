@@ -1,4 +1,4 @@
-"""Find COCO's numbers of a split's captions, which testall.py --eccv needs where the order is not SCAN's.
+"""Find COCO's annotation ids of a split's captions, which testall.py --eccv needs where the order is not SCAN's.
 
     python tools/coco_ids.py annotations/captions_val2014.json --data_name coco_precomp --split testall
 

@@ -116,7 +116,7 @@ def take_dict(value, at, tensors):
 
 
 def give(value, tensors):
-    """What take() made the JSON from."""
+    """The inverse of take(): a part of a checkpoint from its JSON."""
     if isinstance(value, list):
         return [give(item, tensors) for item in value]
     if not isinstance(value, dict):

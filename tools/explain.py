@@ -1,4 +1,4 @@
-"""Show what GSMN matched in an image and a sentence: which word looked where, and what each adds to the score.
+"""Show what GSMN matched in an image and a sentence: which regions each word attends to, and what it adds to the score.
 
     python tools/explain.py --model_path runs/dense/checkpoint/model_best.pth.tar --image 3 --caption 17
     python tools/explain.py --model_path MODEL.pth.tar --image 3 --caption "two dogs run on grass" --images PICTURES

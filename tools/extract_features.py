@@ -161,7 +161,7 @@ def read_names(folder, split):
         if not name.strip():
             raise InputError(f"{path}, line {line}: no name; every line needs the name of an image")
         if name in lines:
-            raise InputError(f"{path}, line {line}: {name} stands in line {lines[name]} already; name every image once")
+            raise InputError(f"{path}, line {line}: {name} is already in line {lines[name]}; name every image once")
         lines[name] = line
     return names
 

@@ -3,10 +3,10 @@
     python tools/search.py --model_path MODEL.pth.tar --query "two dogs run on grass" --images PICTURES
     python tools/search.py --index test.index --query "two dogs run on grass" --rerank GSMN.pth.tar --shortlist 100
 
-Without --query it asks for one sentence after another, until an empty line.  With --model_path alone, the model is
-asked about every image: the images are encoded once, and their embeddings are kept in --cache, which --cache_size
-bounds.  An --index of tools/index.py is much faster in a large collection; with --rerank GSMN looks at the nearest K
-images of the index again, at a cost that grows with K alone.  A sparse GSMN parses the sentence with spaCy.
+Without --query it asks for one sentence after another, until an empty line.  With --model_path alone, the model
+scores every image: the images are encoded once, and their embeddings are kept in --cache, which --cache_size
+bounds.  An --index of tools/index.py is much faster in a large collection; with --rerank GSMN re-orders the nearest K
+images of the index, at a cost that grows with K alone.  A sparse GSMN parses the sentence with spaCy.
 With --images, or --out FILE.html, a page shows the images found.
 """
 

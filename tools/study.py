@@ -98,7 +98,7 @@ def main(arguments=None):
             print(f"{one.name:40} {one.done()} of {one.epochs + 1} steps (epochs and the test)")
         return 0
     if study.twins:
-        read_json(study.twins)  # a missing file is said before the work instead of after it
+        read_json(study.twins)  # a missing file is an error before the work starts
     failed = [] if opt.summary else work(runs, opt.jobs, opt.threads)
     if not any(one.finished for one in runs):
         raise InputError(f"{opt.out}: no finished run to summarise" + "".join(f"\n  {why}" for why in failed))

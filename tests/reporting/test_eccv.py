@@ -116,7 +116,7 @@ def test_numbers_that_do_not_fit_are_told(answers):
     assert "caption 4 is COCO's 12, which is not among its test captions" in told([*CAPTIONS[:4], 12, *CAPTIONS[5:]])
     swapped = [*CAPTIONS[:4], CAPTIONS[5], CAPTIONS[4], *CAPTIONS[6:]]
     assert "of image 3, after one of image 7; five in a row must be of one image" in told(swapped)
-    twice = f"testall_cocoids.txt, line 46: {CAPTIONS[0]} stands in line 1 already; name a caption once"
+    twice = f"testall_cocoids.txt, line 46: {CAPTIONS[0]} is already in line 1; name a caption once"
     assert twice in told([*CAPTIONS[:45], *CAPTIONS[:5]])
     write_ids(answers, CAPTIONS)
     for text in ("{", "[]", '{"12": [3]}'):

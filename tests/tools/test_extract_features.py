@@ -261,7 +261,7 @@ def test_bad_pictures(place):
     assert "b.jpg: not a readable picture" in place.error(*where, "--workers", "1")
     assert not (place.folder / "dev_ims.npy").exists()
     place.name("a.jpg", "c.jpg", "a.jpg")
-    assert "line 3: a.jpg stands in line 1 already" in place.error(*where)
+    assert "line 3: a.jpg is already in line 1" in place.error(*where)
     (place.folder / "dev_imagename.txt").unlink()
     assert "prepare_captions.py" in place.error(*where)
     assert "prepare_captions.py" in place.error(*where, "--split", "train")

@@ -321,7 +321,7 @@ def test_bad_tables(place, text, told):
         (coco(1, annotations=[{"id": 5, "image_id": 100}]), "annotation 5: has no text called 'caption'"),
         (coco(1, annotations=[{"image_id": 100, "bbox": []}]), "none of its 1 annotations has a caption"),
         (coco(1, images=[{"file_name": "a"}]), "entry 0 of images has no id"),
-        (coco(1, images=[{"id": 100, "file_name": n} for n in "ab"]), "the image number 100 stands twice, for a and b"),
+        (coco(1, images=[{"id": 100, "file_name": n} for n in "ab"]), "the image number 100 occurs twice, for a and b"),
         (coco(2, images=[{"id": 100, "file_name": "a"}]), "annotation 1: belongs to image 99, which the file"),
         (coco(2, images=[{"id": i, "file_name": "a"} for i in (99, 100)]), "a is also the name of"),
     ],

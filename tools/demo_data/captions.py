@@ -1,7 +1,7 @@
 """Captions of small scenes with their dependency trees, as Stanford's parser would give them.
 
-A caption is built as a tree of words (basic dependencies: prepositions hang below their noun as
-'case', copulas and 'and' below what they belong to), so words and heads come out of one traversal.
+A caption is built as a tree of words (basic dependencies: prepositions depend on their noun as
+'case', copulas on their predicate, 'and' on the first of its parts), so words and heads come out of one traversal.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def flatten(root: Node) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
 
 
 def case(preposition: str, noun: Node) -> Node:
-    """The noun with a preposition (or any words) in front, hanging below it."""
+    """The noun with a preposition (or any words) in front, depending on it."""
     return Node(noun.word, [*map(Node, preposition.split()), *noun.before], noun.after)
 
 
@@ -116,7 +116,7 @@ class Speaker:
         return node(" ".join([article, *words]))
 
     def where(self, relation: str, noun: Node) -> Node:
-        """The relation to a noun, to be hung below what stands there."""
+        """The relation to a noun, as a dependent of the thing's noun."""
         if relation in ("above", "below"):
             return case(self.other(relation), noun)
         return node(self.pick("to the ", "to the ", "on the ", "") + relation, case("of", noun))

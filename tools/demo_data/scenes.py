@@ -26,7 +26,7 @@ SIZES = {"small": 0.48, "medium": 0.7, "big": 0.96}  # side of a thing, as a par
 BACKGROUNDS = ((238, 243, 248), (246, 241, 232), (237, 245, 238), (245, 238, 244), (240, 240, 240))
 GRID = 3  # things stand in different cells of a GRID x GRID board
 MARGIN = 8  # pixels of background round the board
-CLEAR = 1.4  # a relation is said only when one axis outweighs the other by this factor
+CLEAR = 1.4  # captions name a relation only when one axis outweighs the other by this factor
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 

@@ -1,4 +1,4 @@
-"""The user's sentence -> what a model reads: ids by its vocabulary, and dependencies where the model is sparse."""
+"""The user's sentence -> a model's input: ids of its vocabulary, and dependencies for a sparse model."""
 
 from files.errors import InputError, warn
 from reporting.explanation import Sentence

@@ -1,4 +1,4 @@
-"""Counts what a GPU would be asked to do: kernels started, bytes they touch, waits of the host.  Needs no GPU.
+"""Counts the work of a GPU without one: kernels started, bytes they touch, waits of the host.
 
     with Counter() as counter:
         step()

@@ -4,7 +4,7 @@
 class Notes:
     """Observations, each kind once: how often, and where first. `with Notes() as notes` prints them at its end.
 
-    An error does not keep them back: they often hold its reason.
+    It prints them after an error too, since they often hold its reason.
     """
 
     def __init__(self):

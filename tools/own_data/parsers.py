@@ -94,7 +94,7 @@ class CoreNLP:
             raise InputError(f"{self.url}: answers, but not as a CoreNLP server does") from None
 
     def heads(self, words, answer):
-        """The heads of one sentence; a word that the server leaves out (punctuation) hangs on the root."""
+        """The heads of one sentence; a word that the server leaves out (punctuation) depends on the root."""
         try:
             if len(answer["tokens"]) != len(words):
                 raise ValueError(f"{len(answer['tokens'])} words for {len(words)}")

@@ -13,8 +13,8 @@ def to_stanford(words, heads, labels):
     """The heads of spaCy's tree (English models, ClearNLP labels) in Stanford's basic dependencies.
 
     words, heads, labels: n items each.  Three things differ in structure, and are rewritten in this order:
-    prepositions stand below their objects (case), forms of 'be' below their predicates (cop), and all parts
-    of a conjunction hang on its first.  Returns n heads; words keep their places.
+    prepositions depend on their objects (case), forms of 'be' on their predicates (cop), and all parts
+    of a conjunction on its first.  Returns n heads; words keep their places.
     """
     tree = Tree(heads, labels)
     for word in tree.deepest_first():
@@ -87,7 +87,7 @@ def flatten_conjunctions(tree):
 
 
 def join_sentences(sentences):
-    """One tree of several sentences' heads: numbers run on, and the later roots hang on the first one."""
+    """One tree of several sentences' heads: numbers continue, and the later roots depend on the first one."""
     joined, start = [], 0
     for heads in sentences:
         joined += [head + start if head else 0 for head in heads]

@@ -1,4 +1,4 @@
-"""What answers a sentence: a model asked about every image, or an index with a shortlist that GSMN re-orders.
+"""Finders of images for a sentence: a model that scores every image, or an index whose shortlist GSMN re-orders.
 
 A finder is called with a text and returns (numbers, scores) of the best images.  It has `dataset` (None where the
 pictures are not needed), `names` and `captions` of the images.
@@ -18,7 +18,7 @@ from tools.searching.ranking import best_images, rerank
 
 
 class EveryImage:
-    """A finder that asks the model about every image of the split."""
+    """A finder whose model scores every image of the split."""
 
     def __init__(self, flags):
         self.model, opt, vocab = evaluation.load_model(flags.model_path, **overrides_of(flags))
@@ -34,7 +34,7 @@ class EveryImage:
 
 
 class IndexedImages:
-    """A finder that asks a FAISS index of VSRN's vectors; with --rerank, GSMN re-orders what the index finds."""
+    """A finder with a FAISS index of VSRN's vectors; with --rerank, GSMN re-orders the index's results."""
 
     def __init__(self, flags):
         self.index, self.top, self.reranker = faiss_index.read_index(flags.index), flags.top, None

@@ -1,4 +1,4 @@
-"""What a study's finished runs say: metrics, ensembles, differences seed by seed; as JSON and as Markdown."""
+"""Results of a study's finished runs: metrics, ensembles, differences seed by seed; as JSON and as Markdown."""
 
 import math
 from itertools import permutations

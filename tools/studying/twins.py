@@ -15,8 +15,8 @@ def claim(facts):
 def told_apart(sims, scenes):
     """Similarities (images, captions) of the scenes of a scenes.json -> {'twins': percent, 'twins: CLAIM': percent}.
 
-    Counted are the captions that are true of their scene and false of its twin; such a caption is told apart when
-    it scores higher with its own scene.
+    Percent of the captions that are true of their scene and false of its twin, and that score higher with their
+    own scene.
     """
     if sims.shape != (len(scenes), 5 * len(scenes)):
         raise InputError(
