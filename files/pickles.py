@@ -31,6 +31,7 @@ ALLOWED = re.compile(
 )
 PICKLE_BYTES = 64 << 20  # the largest pickle of a checkpoint; weights are not part of it
 PICKLE_STEPS = 2_000_000  # the most operations of one; our largest checkpoints need about 30,000
+SHARED_TUPLES = 16  # the most uses of tuples made before; a key of 40 pairs, each twice the one before, takes hours
 
 # First bytes of files that are often taken for a checkpoint by mistake.
 STRANGERS = {
@@ -158,7 +159,7 @@ def refuse_code(file, path):
 
 def names_in_pickle(file, path):
     """The full names of the classes and functions that the next pickle of an open file uses."""
-    strings, memo = ["?", "?"], {}
+    strings, memo, tuples, shared, before = ["?", "?"], {}, set(), 0, ""
     for step, (opcode, value, at) in enumerate(pickletools.genops(file)):
         if step >= PICKLE_STEPS or (at or 0) > PICKLE_BYTES:
             raise InputError(
@@ -170,11 +171,26 @@ def names_in_pickle(file, path):
         elif opcode.name == "STACK_GLOBAL":  # module and name stand on the stack
             yield ".".join(strings[-2:])
         elif opcode.name == "MEMOIZE" or "PUT" in opcode.name:
-            memo[len(memo) if value is None else value] = strings[-1]
+            place = len(memo) if value is None else value
+            memo[place] = strings[-1]
+            if before.startswith("TUPLE") or "PUT" in before or "GET" in before:  # it may be a tuple
+                tuples.add(place)
         elif "GET" in opcode.name:
             strings.append(memo.get(value, "?"))
+            shared += value in tuples
+            refuse_shared(shared, path)
         elif isinstance(value, str):
             strings.append(value)
+        before = opcode.name
+
+
+def refuse_shared(count, path):
+    """InputError where a pickle uses tuples again too often: Python goes through all of a tuple that is a key."""
+    if count > SHARED_TUPLES:
+        raise InputError(
+            f"{path}: refused, a pickle in it uses tuples again more than {SHARED_TUPLES} times, which can take "
+            "for ever to read; get the file from a source you trust"
+        )
 
 
 # ---- inert stand-ins for classes of NumPy and pathlib
@@ -230,7 +246,20 @@ class RestrictedUnpickler(pickle._Unpickler):
     def __init__(self, file, allowed, encoding, what):
         super().__init__(file, encoding=encoding)
         self.dispatch = {code: do for code, do in self.dispatch.items() if code != pickle.BYTEARRAY8[0]}
-        self.allowed, self.what = allowed, what
+        self.allowed, self.what, self.shared = allowed, what, 0
+        for code in (pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.DUP):
+            self.dispatch[code[0]] = self.counted(self.dispatch[code[0]])
+
+    @staticmethod
+    def counted(operation):
+        """An operation that pushes an object once more, counted where it is a tuple."""
+
+        def push(unpickler):
+            operation(unpickler)
+            unpickler.shared += type(unpickler.stack[-1]) is tuple
+            refuse_shared(unpickler.shared, unpickler.what)
+
+        return push
 
     def find_class(self, module, name):
         for key in ((module, name), (ANY_MODULE, name)):

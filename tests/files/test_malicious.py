@@ -208,3 +208,34 @@ def test_features(title, tmp_path, marker):
         file.write(b"\x80\x02" + ATTACKS[title][1](marker) + b".")
     with pytest.raises(InputError):
         open_array(path)
+
+
+# ---- no code, but a key that takes for ever: 40 pairs, each twice the one before
+
+ENDLESS = b"})" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(200, 240)) + b"Ns"
+REUSED = "uses tuples again more than 16 times"
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_endless_key_in_a_checkpoint(legacy, tmp_path):
+    samples.torch_save(state(more=Raw(ENDLESS)), tmp_path / "x.pth.tar", legacy)
+    refused(checkpoint.load_checkpoint, tmp_path / "x.pth.tar", REUSED)
+
+
+@pytest.mark.parametrize("bad", [ENDLESS, b"})" + b"2\x86" * 40 + b"Ns"], ids=["memo", "dup"])
+def test_endless_key_in_a_vocabulary(bad, tmp_path):
+    (tmp_path / "x_vocab.pkl").write_bytes(bad + b".")
+    refused(vocab.deserialize_vocab, tmp_path / "x_vocab.pkl", REUSED)
+
+
+def test_endless_key_in_image_sizes(tmp_path):
+    np.save(tmp_path / "sizes.npy", np.array([{}], object), allow_pickle=True)
+    header = (tmp_path / "sizes.npy").read_bytes()[:128]
+    (tmp_path / "sizes.npy").write_bytes(header + ENDLESS + b".")
+    refused(read_sizes, tmp_path / "sizes.npy", REUSED)
+
+
+def test_a_few_tuples_used_again(tmp_path):
+    pair = (1, 2)
+    samples.torch_save(state(more={pair: [pair] * 10}), tmp_path / "x.pth.tar")
+    assert checkpoint.load_checkpoint(tmp_path / "x.pth.tar")["more"] == {pair: [pair] * 10}
