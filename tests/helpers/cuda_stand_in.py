@@ -118,7 +118,7 @@ def place():
     frame = sys._getframe(1)
     while frame:
         name = frame.f_code.co_filename
-        if name.startswith(ROOT) and "/tests/helpers/" not in name:
+        if name.startswith(ROOT) and not any(part in name for part in ("/tests/helpers/", "/site-packages/")):
             return f"{name.removeprefix(ROOT + '/')}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
