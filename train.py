@@ -118,7 +118,7 @@ def set_up(opt, given):
     if opt.compile:
         model.compile_parts()
     optimizer = GuardedAdam(model.parameters(), opt.learning_rate)
-    progress = restore(saved, model, optimizer) if saved else Progress()
+    progress = restore(saved, model, optimizer, opt.resume) if saved else Progress()
     parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
     replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)

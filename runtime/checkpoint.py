@@ -214,6 +214,8 @@ def restore_rng(state):
     """Restore the states of capture_rng; skips CUDA devices that this machine lacks."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
+    if not 0 <= rest[0] <= len(keys):  # NumPy would read beyond its keys
+        raise ValueError(f"NumPy's position is {rest[0]}")
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
@@ -226,15 +228,34 @@ def restore_training(checkpoint, model, optimizer, path):
     Raises InputError, with nothing changed, where the optimiser's state does not fit the model's parameters, and
     where a random state is broken.
     """
-    check_optimizer(checkpoint["optimizer"], list(model.parameters()), path)
+    parameters = list(model.parameters())
+    check_optimizer(checkpoint["optimizer"], parameters, path)
     try:
         restore_rng(checkpoint["rng"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        optimizer.load_state_dict(adam_state(checkpoint["optimizer"], parameters, optimizer))
     except Exception as error:  # each random generator complains in its own way
         kind = type(error).__name__
         raise InputError(
             f"{path}: its random states are broken ({kind}: {first_line(error)}); resume from another checkpoint"
         ) from None
+
+
+def adam_state(saved, parameters, optimizer):
+    """A checked state for this run's Adam: its moments in memory of their own, laid out as the parameters.
+
+    Adam's kernels write as if a moment lay in memory as its parameter does, whatever strides the file claims.  Of the
+    settings only the numbers are taken: the others, as amsgrad, need entries that a state may lack.
+    """
+
+    def own(number, entry):
+        moments = {name: torch.empty_like(parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
+        with torch.no_grad():
+            return {"step": entry["step"], **{name: empty.copy_(entry[name]) for name, empty in moments.items()}}
+
+    state = optimizer.state_dict()
+    settings = {name: saved["param_groups"][0][name] for name in ("lr", "betas", "eps", "weight_decay")}
+    state["param_groups"][0].update(settings)
+    return {**state, "state": {number: own(number, entry) for number, entry in saved["state"].items()}}
 
 
 @functools.cache

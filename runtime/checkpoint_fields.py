@@ -23,7 +23,7 @@ def is_count(value):
 
 
 def is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    return (type(value) is int and abs(value) < LARGEST) or (type(value) is float and math.isfinite(value))
 
 
 def is_table(value):
@@ -183,7 +183,7 @@ def check_optimizer(state, parameters, path):
     if len(groups) != 1 or not isinstance(groups[0], dict) or groups[0].get("params") != list(range(len(shapes))):
         refuse(f"its parameters are not the {len(shapes)} of this model")
     for name in ("lr", "eps", "weight_decay"):
-        if not is_number(groups[0].get(name)):
+        if not is_number(groups[0].get(name)) or groups[0][name] < 0:
             refuse(f"{name} is {groups[0].get(name)!r}")
     betas = groups[0].get("betas")
     if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
@@ -193,11 +193,18 @@ def check_optimizer(state, parameters, path):
             refuse(f"an entry for parameter {number!r}")
         for name in ("exp_avg", "exp_avg_sq"):
             moment = entry.get(name)
-            if not torch.is_tensor(moment) or tuple(moment.shape) != shapes[number]:
+            if not torch.is_tensor(moment) or tuple(moment.shape) != shapes[number] or not is_moment(moment, name):
                 refuse(f"{name} of parameter {number}")
         step = entry.get("step")
-        if not is_number(step.item() if torch.is_tensor(step) and step.numel() == 1 else step):
+        step = step.item() if torch.is_tensor(step) and step.numel() == 1 else step
+        if not is_number(step) or step < 0:
             refuse(f"step of parameter {number}")
+
+
+def is_moment(moment, name):
+    """Whether all numbers of a tensor are finite reals and, of exp_avg_sq, not below 0."""
+    right = moment.is_floating_point() and bool(torch.isfinite(moment).all())
+    return right and (name != "exp_avg_sq" or not bool((moment < 0).any()))
 
 
 def first_line(error):

@@ -76,21 +76,23 @@ def resume_options(opt, given, saved, say):
     return merged
 
 
-def restore(saved, model, optimizer):
+def restore(saved, model, optimizer, path="--resume"):
     """Restore model, optimiser and random states from a checkpoint -> its Progress."""
-    load_weights(model, saved)
+    load_weights(model, saved, path)
     if "optimizer" in saved:
-        checkpoint.restore_training(saved, model, optimizer, "--resume")
+        checkpoint.restore_training(saved, model, optimizer, path)
     return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
 
 
-def load_weights(model, saved):
+def load_weights(model, saved, path="--resume"):
+    if saved.get("caption_model") and getattr(model, "caption_model", None) is None:
+        raise InputError(f"{path}: holds a caption model, but the model of its opt has none; get the file again")
     try:
         model.load_state_dict(saved["model"])
         if saved.get("caption_model"):
             model.caption_model.load_state_dict(saved["caption_model"])
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"--resume: the checkpoint does not fit this model: {error}") from None
+        raise InputError(f"{path}: the checkpoint does not fit this model: {error}") from None
 
 
 def training_state(model, optimizer, opt, vocab, progress):

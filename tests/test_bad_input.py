@@ -413,7 +413,7 @@ CASES = {
         "train",
         "--resume gsmn",
         altered(BEST, lambda s: s.update(optimizer={"state": {}, "param_groups": []})),
-        "--resume: the optimiser's state is broken (its parameters are not the … of this model); resume from …",
+        "gsmn: the optimiser's state is broken (its parameters are not the … of this model); resume from …",
     ),
     # ---- evaluation
     "no checkpoint": (

@@ -21,6 +21,7 @@ from files.text import read_json, read_lines
 from runtime import checkpoint
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.checkpoint_fields import check_optimizer, check_shapes
+from runtime.resume import load_weights
 from vocab import SPECIAL
 
 WRONG = {
@@ -246,6 +247,15 @@ BREAK = {
     "fewer parameters": (lambda s: s["param_groups"][0].update(params=[0]), "its parameters are not the 2"),
     "two groups": (lambda s: s["param_groups"].append({}), "its parameters are not the 2"),
     "rate": (lambda s: s["param_groups"][0].update(lr=float("inf")), "lr is inf"),
+    "moments of whole numbers": (
+        lambda s: s["state"][0].update(exp_avg=torch.ones(2, 3).long()),
+        "exp_avg of parameter 0",
+    ),
+    "moment NaN": (lambda s: s["state"][0]["exp_avg"].fill_(torch.nan), "exp_avg of parameter 0"),
+    "squares below 0": (lambda s: s["state"][0]["exp_avg_sq"].fill_(-1), "exp_avg_sq of parameter 0"),
+    "step 10^400": (lambda s: s["state"][0].update(step=10**400), "step of parameter 0"),
+    "step -1": (lambda s: s["state"][0].update(step=torch.tensor(-1.0)), "step of parameter 0"),
+    "rate -1": (lambda s: s["param_groups"][0].update(lr=-1.0), "lr is -1.0"),
     "betas": (lambda s: s["param_groups"][0].update(betas=(0.9,)), "betas are (0.9,)"),
 }
 
@@ -263,6 +273,7 @@ RNG = {
     "torch": lambda rng: rng.update(torch=torch.ones(3)),
     "python": lambda rng: rng.update(python=(3, (2**80,) * 625, None)),
     "numpy": lambda rng: rng.update(numpy=("MT19937", torch.ones(5), 0, 0, 0.0)),
+    "position": lambda rng: rng.update(numpy=(*rng["numpy"][:2], 10**9, 0, 0.0)),
     "missing": lambda rng: rng.pop("python"),
 }
 
@@ -277,6 +288,28 @@ def test_random_states_out_of_range(case):
     found = message(checkpoint.restore_training, {"optimizer": saved, "rng": broken}, layer, optimizer, "x.pth.tar")
     assert found.startswith("x.pth.tar: its random states are broken")
     checkpoint.restore_training({"optimizer": saved, "rng": rng}, layer, optimizer, "x.pth.tar")
+
+
+def test_moments_that_claim_more_memory_than_they_have():
+    """One number with strides of 0: Adam would write beyond it.  Settings that need other entries are not taken."""
+    saved, layer = adam_state()
+    for entry in saved["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            entry[name] = torch.ones(1).expand(entry[name].shape)
+    saved["param_groups"][0].update(amsgrad=True, differentiable=True, eps=0.5)
+    optimizer = torch.optim.Adam(layer.parameters())
+    checkpoint.restore_training({"optimizer": saved, "rng": checkpoint.capture_rng()}, layer, optimizer, "x.pth.tar")
+    moments = [optimizer.state[p][name] for p in layer.parameters() for name in ("exp_avg", "exp_avg_sq")]
+    assert all(moment.is_contiguous() and bool((moment == 1).all()) for moment in moments)
+    assert len({moment.data_ptr() for moment in moments}) == 4
+    assert optimizer.param_groups[0]["eps"] == 0.5 and not optimizer.param_groups[0]["amsgrad"]
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+
+
+def test_a_caption_model_that_the_model_lacks():
+    found = message(load_weights, torch.nn.Linear(3, 2), {"model": [], "caption_model": gsmn()[0]}, "x.pth.tar")
+    assert found.startswith("x.pth.tar: holds a caption model, but the model of its opt has none")
 
 
 # ---- what is no regular file
