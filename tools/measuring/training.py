@@ -27,7 +27,7 @@ def compare(opt):
     print(f"\nTraining {opt.model}, batch of {opt.batch_size}, D {opt.embed_size}, threads of a process: {opt.threads}")
     print(f"{'':20}{'s a step':>10}{'steps/s':>10}{'ratio':>8}{'loss':>12}")
     seconds = []
-    for processes in (1, opt.processes):
+    for processes in sorted({1, opt.processes}):
         found = in_processes(opt, processes)
         seconds.append(found["seconds"])
         ratio = seconds[0] / seconds[-1]
