@@ -6,15 +6,19 @@
 
 A cell is the whole suite under one setting. Cells with versions of their own get an environment in .matrix/, which is
 kept. A cell whose Python or compiler is missing is skipped, saying so. The output of each cell goes to
-.matrix/CELL.txt, the table to .matrix/table.md. Exit code 1 when a cell fails.
+.matrix/CELL.txt, the table to .matrix/table.md. A suite that writes nothing for ten minutes is ended and red, and
+its output ends with the stacks of its threads. Exit code 1 when a cell fails.
 """
 
 import argparse
+import collections
+import contextlib
 import dataclasses
 import glob
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".matrix"
 OLDEST = ("torch==2.6.*", "torchvision==0.21.*", "numpy==1.24.*", "nltk==3.10.1")  # requirements.txt's lower bounds
 NO_TESTS = 5  # pytest's exit code when no test ran, as for a file whose tests are all left out
+HUNG = 124  # exit code of a suite that wrote nothing for SILENCE seconds
+SILENCE = 600
 
 
 @dataclasses.dataclass
@@ -93,13 +99,31 @@ def run_cell(name, cell, opt):
         return "skipped" if "no Python" in reason else "red", reason
     if opt.install:
         return "green", str(python)
-    command = [python, "-m", "pytest", "-m", "slow or not slow", *cell.flags, *opt.tests.split()]
+    stacks = f"faulthandler_timeout={SILENCE - 60}"  # seconds of one test
+    command = [python, "-m", "pytest", "-m", "slow or not slow", "-o", stacks, *cell.flags, *opt.tests.split()]
     with open(WORK / f"{name}.txt", "w") as log:
         runs = [[*command, path] for path in test_files()] if cell.alone else [command]
-        codes = [subprocess.run(run, cwd=ROOT, env=variables, stdout=log, stderr=log).returncode for run in runs]
+        codes = [run_suite(run, variables, log) for run in runs]
     failed = sum(code != 0 and not (cell.alone and code == NO_TESTS) for code in codes)
-    text = (WORK / f"{name}.txt").read_text(errors="replace")
-    return "red" if failed else "green", f"{failed} of {len(runs)} files fail" if cell.alone else counted(text)
+    result = counted((WORK / f"{name}.txt").read_text(errors="replace"))
+    if cell.alone:
+        result += f"; {failed} of {len(runs)} files fail"
+    return "red" if failed else "green", f"hung; {result}" if HUNG in codes else result
+
+
+def run_suite(command, variables, log):
+    """-> pytest's exit code, or HUNG. Ends what the suite leaves behind."""
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True) as suite:
+        try:
+            while True:
+                size = os.fstat(log.fileno()).st_size
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return suite.wait(SILENCE)
+                if os.fstat(log.fileno()).st_size == size:
+                    return HUNG
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(suite.pid, signal.SIGKILL)
 
 
 def test_files():
@@ -107,11 +131,12 @@ def test_files():
 
 
 def counted(text):
-    """pytest's last line without its time; -q prints none when all pass, hence the letters of its progress."""
-    if summary := re.findall(r"(?:\d+ \w+, )*\d+ \w+ in [\d.]+s", text):
-        return summary[-1].rsplit(" in ", 1)[0]
-    progress = "".join(re.findall(r"^([.sxXFE]+) *\[ *\d+%\]$", text, re.MULTILINE))
-    return f"{progress.count('.')} passed, {progress.count('s')} skipped, {progress.count('F')} failed"
+    """The outcomes of pytest's last line, summed over its processes: '1868 passed, 48 skipped'."""
+    outcomes = collections.Counter()
+    for summary in re.findall(r"^((?:\d+ \w+, )*\d+ \w+) in [\d.]+s", text, re.MULTILINE):
+        for number, outcome in re.findall(r"(\d+) (\w+)", summary):
+            outcomes[outcome] += int(number)
+    return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()) or "pytest ended without a summary"
 
 
 def environment(name, cell):
