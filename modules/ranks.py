@@ -11,6 +11,7 @@ import numpy as np
 from files.errors import InputError
 
 RECALLS = ("r1", "r5", "r10", "medr", "meanr")
+SIX_RECALLS = ("r1", "r5", "r10", "r1i", "r5i", "r10i")  # image to text, text to image; rsum is their sum
 TIES = ("worst", "released")  # the orders of equal scores that --ties offers
 ORDERS = (*TIES, "best")
 

@@ -4,25 +4,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-TOP = 10  # candidates shown for a query
+SHOWN = 10  # candidates shown for a query
 
 
 class Found(NamedTuple):
     """The best candidates of Q queries. Candidates are numbered through the whole split."""
 
-    ids: np.ndarray  # (Q, TOP) candidates, best first
-    scores: np.ndarray  # (Q, TOP)
+    ids: np.ndarray  # (Q, SHOWN) candidates, best first
+    scores: np.ndarray  # (Q, SHOWN)
     own_positions: np.ndarray  # (Q, own) positions from 1 of the query's own candidates among all
     own_scores: np.ndarray  # (Q, own)
     ranks: np.ndarray  # (Q,) from 1, as evaluation counts them
 
 
 def best_of(row, own, ties="worst"):
-    """row (C,) scores, own: range of the query's own candidates -> (best TOP, their scores, own positions, own scores).
+    """row (C,) scores, own: range of the query's own candidates -> (best ids, their scores, own positions, own scores).
 
+    The best are SHOWN candidates, or all where there are fewer.
     ties: the order of equal scores, as in modules/ranks.py; the first own candidate's position is the query's rank.
     """
-    k = min(TOP, len(row))
+    k = min(SHOWN, len(row))
     best = np.flatnonzero(row >= np.partition(row, -k)[-k])
     is_own = (best >= own.start) & (best < own.stop)
     keys = (best, is_own, -row[best]) if ties == "worst" else (-best, -row[best])

@@ -19,7 +19,7 @@ from files.text import CAPTIONS_PER_IMAGE, read_lines
 # of the letters and digits of coco_precomp's testall_caps.txt, a line each: its captions stand in the package's order
 PUBLISHED = "ef2c967434bc87b11033a879cd0b81eae5d8a39329a1c46a6f604087eeeb00d4"
 PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")  # PMRP's answers, which the package lacks
-PAGE = "https://github.com/naver-ai/eccv-caption"
+PROJECT = "https://github.com/naver-ai/eccv-caption"
 
 
 class Eccv:
@@ -47,7 +47,7 @@ class Eccv:
         paths = [dataset.folder / name for name in PLAUSIBLE]
         missing = [path for path in paths if not path.exists()]
         if missing:
-            warn(f"{missing[0]}: no such file; PMRP is left out ({PAGE} has the file)")
+            warn(f"{missing[0]}: no such file; PMRP is left out ({PROJECT} has the file)")
             return
         try:
             self.metrics.set_pm_gts(*map(str, paths))
@@ -58,7 +58,7 @@ class Eccv:
                 raise ValueError("images or captions of another data set")
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{paths[0]} and {paths[1].name}: not the package's files ({error}); get them again from {PAGE}"
+                f"{paths[0]} and {paths[1].name}: not the package's files ({error}); get them again from {PROJECT}"
             ) from None
 
     def add(self, result, sims, dataset=None, name=None):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from files.errors import InputError
 from runtime.commandline import Parser, Switch, number, positive, whole
 
-LONGEST = 10_000  # words of a caption for VSRN's caption model, which takes memory for as many
+MOST_WORDS = 10_000  # words of a caption for VSRN's caption model, which takes memory for as many
 LARGEST_CROP = 4096  # pixels
 
 # Flags that a resumed run takes from its checkpoint, since they determine the weights' shape and meaning.
@@ -316,7 +316,7 @@ def add_vsrn_flags(parser):
     add("--input_dropout_p", default=0.2, type=number(1), help="dropout of the inputs")
     add("--rnn_type", default="gru", choices=["gru", "lstm"], help="recurrent unit")
     add("--dim_word", default=300, type=whole(), help="width of the word embedding")
-    add("--max_len", default=60, type=whole(2, LONGEST), help="longest caption")
+    add("--max_len", default=60, type=whole(2, MOST_WORDS), help="longest caption")
     add = parser.add_argument_group("pictures (--data_name coco, f8k or f30k)").add_argument
     add("--crop_size", default=224, type=whole(1, LARGEST_CROP), help="size of the crop")
     add("--cnn_type", default="vgg19", help="torchvision classifier, as vgg19 or resnet152")

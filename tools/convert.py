@@ -182,7 +182,7 @@ def checked_half(chunk, path, start):
 # ---- command line
 
 
-def parse(arguments=None):
+def parser():
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("checkpoint", help=".pth.tar to .safetensors and .json, or back")
@@ -195,7 +195,7 @@ def parse(arguments=None):
     two.add_argument("--output", type=Path, help="file to write (default: {split}_ims_float16.npy beside the original)")
     for command in (one, two):
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def refuse_existing(paths, overwrite):
@@ -225,7 +225,7 @@ def convert_checkpoint(opt):
 
 
 def main(arguments=None):
-    opt = parse(arguments)
+    opt = parser().parse_args(arguments)
     convert_features(opt) if opt.command == "features" else convert_checkpoint(opt)
 
 

@@ -24,6 +24,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from files.errors import run
+from modules.ranks import SIX_RECALLS
+from tools.demo_data.twins import told_apart
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = "runs/demo"
@@ -40,7 +42,6 @@ FLAGS_OF_RUNS = {  # name of the run: flags of train.py
 }
 TITLES = {"dense": "GSMN dense", "sparse": "GSMN sparse", "vsrn": "VSRN", "stack": "ensemble of the three"}
 KS = (1, 5, 10)
-RECALL_NAMES = [f"r{k}" for k in KS] + [f"r{k}i" for k in KS]  # image to text, text to image; as in --json
 FAR = 4  # every R@1 must be so many times chance
 
 
@@ -94,18 +95,7 @@ def chance(n_images: int, per_image: int = 5) -> dict[str, float]:
     """
     n = n_images * per_image
     found = [1 - math.comb(n - per_image, min(k, n)) / math.comb(n, min(k, n)) for k in KS]
-    return dict(zip(RECALL_NAMES, [100 * share for share in (*found, *(min(k / n_images, 1) for k in KS))]))
-
-
-def twin_accuracy(sims: np.ndarray, scenes: list[dict]) -> float:
-    """Percent of the captions true of a scene and false of its twin that score higher with their own scene."""
-    wins = [
-        sims[i, 5 * i + k] > sims[scene["twin"], 5 * i + k]
-        for i, scene in enumerate(scenes)
-        for k, telling in enumerate(scene["telling"])
-        if telling
-    ]
-    return 100 * float(np.mean(wins))
+    return dict(zip(SIX_RECALLS, [100 * share for share in (*found, *(min(k / n_images, 1) for k in KS))]))
 
 
 def result(name: str):
@@ -120,9 +110,9 @@ def demo_table(rows: dict[str, dict[str, float]]) -> str:
         f"{'':30}" + "   ".join(["".join(f"{f'R@{k}':>7}" for k in KS)] * 2) + f"{'rsum':>9}{'twins':>8}",
     ]
     for title, row in rows.items():
-        i2t, t2i = (f"{''.join(f'{row[name]:7.1f}' for name in part)}" for part in (RECALL_NAMES[:3], RECALL_NAMES[3:]))
+        i2t, t2i = (f"{''.join(f'{row[name]:7.1f}' for name in part)}" for part in (SIX_RECALLS[:3], SIX_RECALLS[3:]))
         twins = f"{row['twins']:8.1f}" if "twins" in row else ""
-        lines.append(f"{title:30}{i2t}   {t2i}{sum(row[name] for name in RECALL_NAMES):9.1f}{twins}")
+        lines.append(f"{title:30}{i2t}   {t2i}{sum(row[name] for name in SIX_RECALLS):9.1f}{twins}")
     return "\n".join(lines)
 
 
@@ -132,7 +122,7 @@ def summarize() -> tuple[str, bool]:
     scenes = json.loads((folder / "test_scenes.json").read_text())
     n_all = len(json.loads((folder / "testall_scenes.json").read_text()))
     test = {
-        name: {**result(f"{name}.json")[-1]["full"], "twins": twin_accuracy(result(f"{name}.npy"), scenes)}
+        name: {**result(f"{name}.json")[-1]["full"], "twins": told_apart(result(f"{name}.npy"), scenes)["twins"]}
         for name in TITLES
     }
     luck, luck_all, whole = chance(len(scenes)), chance(n_all), result("testall.json")[0]

@@ -82,7 +82,7 @@ def main(arguments=None):
     for pair in pairs:
         print_pair(pair)
     if "html" in flags.format:
-        write_page(f"{out}.html", explainer, flags, pairs)
+        write_explanation(f"{out}.html", explainer, flags, pairs)
     for kind in kinds:
         for k, pair in enumerate(pairs, start=1):
             write_figures(out if len(pairs) == 1 else f"{out}-{k}", kind, pair, flags.region)
@@ -94,7 +94,7 @@ def print_pair(pair):
     print(f"    {pair.facts}")
 
 
-def write_page(path, explainer, flags, pairs):
+def write_explanation(path, explainer, flags, pairs):
     """The page of one pair, titled by it, or of two."""
     if len(pairs) == 1:
         title, lead, pairs = pairs[0].heading, pairs[0].facts, [pairs[0]._replace(heading="", facts="")]

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from states import message
 
 from runtime import evaluation_options, options
 from tools import demo, make_demo
+from tools.demo_data.twins import told_apart
 
 
 @pytest.mark.parametrize("n,per", [(2, 5), (3, 2), (1, 5)])
@@ -22,20 +24,24 @@ def test_chance_counts_all_orders(n, per):
         assert luck[f"r{k}i"] == pytest.approx(100 * sum(place < k for place in range(n)) / n)
 
 
-def test_twin_accuracy():
-    """Scenes 0 and 1 are twins; of their telling captions 1, 5 and 6 only 5 is a mistake, 12 has no twin."""
+def test_twins_told_apart():
+    """Scenes 0 and 1 are twins; captions 1, 5 and 6 tell them apart, of which only 5 is a mistake."""
+    facts = [[], [["left", 0, 1]], [], [], []], [[["between", 0, 1, 2]], [["left", 0, 1], ["above", 2, 1]], [], [], []]
     scenes = [
-        {"twin": 1, "telling": [False, True, False, False, False]},
-        {"twin": 0, "telling": [True, True, False, False, False]},
-        {"twin": None, "telling": [False] * 5},
+        {"twin": 1, "telling": [False, True, False, False, False], "facts": facts[0]},
+        {"twin": 0, "telling": [True, True, False, False, False], "facts": facts[1]},
+        {"twin": None, "telling": [False] * 5, "facts": [[]] * 5},
     ]
-    sims = np.zeros((3, 15))
-    sims[0, 1], sims[0, 5], sims[1, 6], sims[2, 12] = 1, 1, 1, -1
-    assert demo.twin_accuracy(sims, scenes) == pytest.approx(200 / 3)
+    sims = np.zeros((3, 15), np.float32)
+    sims[0, 1], sims[0, 5], sims[1, 6] = 1, 1, 1
+    assert told_apart(sims, scenes) == pytest.approx(
+        {"twins": 66.6667, "twins: left, right": 100, "twins: between": 0, "twins: several facts": 100}
+    )
+    assert "3 images and 15 captions, but 2 scenes; give the scenes.json of" in message(told_apart, sims, scenes[:2])
 
 
 def test_table_lines_up():
-    row = dict.fromkeys(demo.RECALL_NAMES, 100.0)
+    row = dict.fromkeys(demo.SIX_RECALLS, 100.0)
     lines = demo.demo_table({"short": {**row, "twins": 50.0}, "a longer title of a model": {**row, "twins": 100.0}})
     _, heads, first, second = lines.splitlines()
     assert len(heads) == len(first) == len(second) and "600.0" in first

@@ -18,7 +18,7 @@ import evaluation
 import test_stack
 from graph import VisualGraph
 from tools import study
-from tools.studying import results, runs, twins
+from tools.studying import results, runs
 from tools.studying.table import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,24 +275,6 @@ def test_mean_deviation_and_interval():
     assert results.interval([5.0]) is None
     assert results.interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
     assert results.interval([0.0, 2.0]) == pytest.approx(12.706)
-
-
-def test_twins_told_apart():
-    """Scenes 0 and 1 are twins; captions 1, 5 and 6 tell them apart, of which only 5 is a mistake."""
-    facts = [[], [["left", 0, 1]], [], [], []], [[["between", 0, 1, 2]], [["left", 0, 1], ["above", 2, 1]], [], [], []]
-    scenes = [
-        {"twin": 1, "telling": [False, True, False, False, False], "facts": facts[0]},
-        {"twin": 0, "telling": [True, True, False, False, False], "facts": facts[1]},
-        {"twin": None, "telling": [False] * 5, "facts": [[]] * 5},
-    ]
-    sims = np.zeros((3, 15), np.float32)
-    sims[0, 1], sims[0, 5], sims[1, 6] = 1, 1, 1
-    assert twins.told_apart(sims, scenes) == pytest.approx(
-        {"twins": 66.6667, "twins: left, right": 100, "twins: between": 0, "twins: several facts": 100}
-    )
-    assert "3 images and 15 captions, but the table's twins file has 2 scenes" in message(
-        twins.told_apart, sims, scenes[:2]
-    )
 
 
 def test_twins_of_the_demo_scenes(scripts):

@@ -29,7 +29,7 @@ def of_file(ending, split):
     }[ending](split)
 
 
-def counted(checks):
+def count_places(checks):
     """'regions all zero: 3 (first: row 0, region 5)' for each check (what, places) with any place."""
     return [f"{what}: {len(places):,} (first: {places[0]})" for what, places in checks if places]
 
@@ -44,7 +44,11 @@ def caption_facts(split):
     foreign = [f"line {i}" for i, line in enumerate(lines, 1) if any(c.isalpha() and not c.isascii() for c in line)]
     checks = [("images that have a caption twice", twice), ("captions with letters beyond a-z", foreign)]
     fault = fault_of_captions(lines)
-    return [f"{len(lines):,} captions{per_image(len(lines), split)}", *counted(checks), *([fault] if fault else [])], []
+    return [
+        f"{len(lines):,} captions{per_image(len(lines), split)}",
+        *count_places(checks),
+        *([fault] if fault else []),
+    ], []
 
 
 def per_image(n, split):
@@ -62,7 +66,7 @@ def name_facts(split):
         facts.append(f"they do not fit: {images:,} images have captions; tools/prepare_captions.py writes both files")
     if len(lines) != captions:  # a line for each image
         twice = [f"line {i + 1}" for i in np.flatnonzero(repeated(np.array([lines]))[0])]
-        facts += counted([("names that stand there already", twice)])
+        facts += count_places([("names that stand there already", twice)])
     return facts, []
 
 
@@ -74,7 +78,7 @@ def picture_facts(split, folder):
         return ["not looked at: no names of the images"]
     files = find_pictures(folder, names)
     missing = [name for name, file in zip(names, files) if file is None]
-    facts = [f"{len(names) - len(missing):,} of {len(names):,} pictures", *counted([("not there", missing)])]
+    facts = [f"{len(names) - len(missing):,} of {len(names):,} pictures", *count_places([("not there", missing)])]
     path = split.path("ims_size.npy")
     if path.exists():
         table = read_sizes(path)
@@ -83,7 +87,7 @@ def picture_facts(split, folder):
             f"{names[g]}: {w} x {h} in {path.name}, {v} x {u} in the folder"
             for g, (w, h), (v, u) in other_proportions(table, files)
         ]
-        facts += counted([(f"pictures of other proportions than {path.name} says, whose boxes do not fit", found)])
+        facts += count_places([(f"pictures of other proportions than {path.name} says, whose boxes do not fit", found)])
     return facts
 
 
@@ -99,7 +103,7 @@ def id_facts(split):
         f"{100 * unknown:.1f} % of the words <unk>"
     ]
     ends = [f"line {i + 1}" for i in range(len(tokens)) if tokens[i][0] != START or tokens[i][-1] != END]
-    facts += counted([("captions not from <start> to <end>", ends)])
+    facts += count_places([("captions not from <start> to <end>", ends)])
     if split.path("caps.txt").exists() and not split.opt.quick:
         facts.append(agreement_of_ids(tokens, of_captions(split)))
     return facts, []
@@ -117,7 +121,7 @@ def agreement_of_ids(tokens, ours):
     if len(tokens) != len(ours):
         return f"not the captions of caps.txt, which has {len(ours):,}"
     other = [f"line {i + 1}" for i in range(len(ours)) if ours[i] != tokens[i]]
-    differ = counted([("captions with other ids than caps.txt gives with this vocabulary", other)])
+    differ = count_places([("captions with other ids than caps.txt gives with this vocabulary", other)])
     return differ[0] if differ else "the ids of caps.txt, line for line"
 
 
@@ -137,7 +141,7 @@ def dependency_facts(split):
             len({b for _, b in tree}) < n for tree, n in zip(trees, words)
         ]
     found = [(what, [f"caption {i}" for i, bad in enumerate(where) if bad]) for what, where in checks.items()]
-    return [f"dependencies of {len(trees):,} captions", *counted(found)], []
+    return [f"dependencies of {len(trees):,} captions", *count_places(found)], []
 
 
 # ---- arrays
@@ -158,7 +162,7 @@ def feature_facts(split):
     else:
         twice = [f"row {i}" for i in np.flatnonzero(repeated(found.hashes[None])[0])]
         checks.append(("images with the features of an earlier one", twice))
-    return facts + counted(checks), counted(faults)
+    return facts + count_places(checks), count_places(faults)
 
 
 class Scan:
@@ -236,7 +240,7 @@ def box_facts(split):
         "boxes that reach outside their image": ((low < 0) | (high > limits)).any(axis=2),
         "boxes without area": (high <= low).any(axis=2),
     }
-    return facts + counted([(what, regions_where(where)) for what, where in checks.items()]), []
+    return facts + count_places([(what, regions_where(where)) for what, where in checks.items()]), []
 
 
 def regions_where(where):

@@ -34,7 +34,7 @@ def draw_recalls(results):
     for panel, key in zip(panels, keys):
         for y, row in enumerate(rows):
             draw_values(panel, column(row, key), y)
-        finish(panel, PANELS[key], [row["title"] for row in rows])
+        finish_panel(panel, PANELS[key], [row["title"] for row in rows])
     return figure
 
 
@@ -48,7 +48,7 @@ def draw_ensembles(results):
     for y, item in enumerate(found):
         draw_values(panel, column(item, "gain"), y)
     panel.axvline(0, color="#999999", linewidth=0.8)
-    finish(panel, "rsum gained over the mean of the members", [item["title"] for item in found])
+    finish_panel(panel, "rsum gained over the mean of the members", [item["title"] for item in found])
     return figure
 
 
@@ -59,7 +59,7 @@ def draw_values(panel, values, y):
         panel.errorbar(mean(values), y, xerr=error, fmt="|", color=BAR, capsize=3, markersize=9)
 
 
-def finish(panel, title, labels):
+def finish_panel(panel, title, labels):
     panel.set_title(title, fontsize=9)
     panel.set_yticks(range(len(labels)), labels)
     panel.set_ylim(len(labels) - 0.5, -0.5)

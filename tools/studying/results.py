@@ -10,11 +10,11 @@ from evaluation import metrics
 from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
-from tools.studying.table import Ensemble
-from tools.studying.twins import told_apart
+from modules.ranks import SIX_RECALLS
+from tools.demo_data.twins import told_apart
+from tools.studying.table import RowEnsemble
 
-RECALLS = ("r1", "r5", "r10", "r1i", "r5i", "r10i")
-KEPT = (*RECALLS, "medr", "medri", "rsum")
+KEPT = (*SIX_RECALLS, "medr", "medri", "rsum")
 HEAD = "i2t R@1 | R@5 | R@10 | t2i R@1 | R@5 | R@10 | rsum"
 # 97.5 % quantiles of Student's t for 1 ... 9 degrees of freedom; for more, the next smaller one is on the safe side
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -58,7 +58,7 @@ def figures_of_run(run, scenes):
 def ensembles(study, single, matrices, scenes):
     """(name, figures) of two seeds of each row and of the table's ensembles, for all choices of different seeds."""
     rows = {name: study.rows[name] for name in dict.fromkeys(row for row, _ in single)}
-    alike = {f"{name} x2": Ensemble(f"{row.title}, two seeds", (name, name)) for name, row in rows.items()}
+    alike = {f"{name} x2": RowEnsemble(f"{row.title}, two seeds", (name, name)) for name, row in rows.items()}
     for name, ensemble in {**alike, **study.ensembles}.items():
         found = {}
         for seeds in seed_choices(ensemble.members, single):
@@ -154,7 +154,7 @@ def missing(results):
     return "; ".join(f"{row} with seed{'s' * (len(of) > 1)} {', '.join(of)}" for row, of in seeds.items())
 
 
-def table(head, lines):
+def markdown_table(head, lines):
     """Markdown; nothing for a table without lines."""
     cells = "|".join(["---"] * (head.count("|") + 1))
     return "\n".join([f"| {head} |", f"|{cells}|", *(f"| {' | '.join(line)} |" for line in lines)]) if lines else ""
@@ -163,12 +163,12 @@ def table(head, lines):
 def row_table(results):
     rows = {name: row for name, row in results["rows"].items() if row["runs"]}
     twins = any(column(row, "twins") for row in rows.values())
-    keys = (*RECALLS, "rsum", *(["twins"] if twins else []))
+    keys = (*SIX_RECALLS, "rsum", *(["twins"] if twins else []))
     lines = [
         [f"{row['title']} (`{name}`)", str(len(row["runs"])), *(spread(column(row, key)) for key in keys)]
         for name, row in rows.items()
     ]
-    return table(f"row | seeds | {HEAD}{' | twins' if twins else ''}", lines)
+    return markdown_table(f"row | seeds | {HEAD}{' | twins' if twins else ''}", lines)
 
 
 def twin_table(results):
@@ -176,7 +176,7 @@ def twin_table(results):
     rows = [row for row in results["rows"].values() if column(row, "twins")]
     keys = sorted({key for row in rows for run in row["runs"].values() for key in run if key.startswith("twins: ")})
     lines = [[row["title"], *(spread(column(row, key)) for key in ("twins", *keys))] for row in rows]
-    return table(" | ".join(["twins told apart, by claim", "all", *(key[7:] for key in keys)]), lines)
+    return markdown_table(" | ".join(["twins told apart, by claim", "all", *(key[7:] for key in keys)]), lines)
 
 
 def difference_table(results):
@@ -191,7 +191,7 @@ def difference_table(results):
         each = ", ".join(f"{value:+.1f}" for value in values)
         lines.append([item["title"], spread(values), between, each, *(spread(column(item, key)) for key in keys)])
     head = "difference, seed by seed | rsum | 95 % interval of its mean | each seed | i2t R@1 | t2i R@1"
-    return table(head + (" | twins" if twins else ""), lines)
+    return markdown_table(head + (" | twins" if twins else ""), lines)
 
 
 def ensemble_table(results):
@@ -201,7 +201,7 @@ def ensemble_table(results):
         lines.append([item["title"], str(len(item["runs"])), *(spread(column(item, key)) for key in ("r1", "r1i")),
                       spread(column(item, "rsum")), spread(column(item, "gain")),
                       spread(mixing) if mixing else ""])  # fmt: skip
-    return table(
+    return markdown_table(
         "ensemble | choices of seeds | i2t R@1 | t2i R@1 | rsum | gain over the mean of its members | "
         "gain over two seeds of one row",
         lines,

@@ -123,7 +123,7 @@ class Process:
         return lines[-1] if lines else "it printed nothing"
 
 
-class Stop:
+class StudyStop:
     """Ctrl-C or SIGTERM: the first lets train.py write its checkpoints, a second one ends all at once."""
 
     def __init__(self, processes):
@@ -150,7 +150,7 @@ def work(runs, jobs, threads, wait=0.2):
     Raises KeyboardInterrupt when stopped by a signal, after every process has ended.
     """
     waiting, processes, failed = [run for run in runs if not run.finished], [], []
-    progress, stop = Progress(runs), Stop(processes)
+    progress, stop = StudyProgress(runs), StudyStop(processes)
     try:
         while processes or (waiting and not stop.asked):
             while waiting and len(processes) < jobs and not stop.asked:
@@ -197,7 +197,7 @@ def settle(process, processes, threads, progress, stop, failed):
         progress.say(failed[-1])
 
 
-class Progress:
+class StudyProgress:
     """Counts epochs and tests of all runs: a bar on a terminal; elsewhere a line at each event."""
 
     def __init__(self, runs):

@@ -28,7 +28,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class RowEnsemble:
     """The mean of the similarity matrices of these rows; every member gets another seed."""
 
     title: str
@@ -88,7 +88,7 @@ def add_section(study, path, section, values):
     if kind == "row":
         study.rows[name] = read_row(path, section, title, values.get("train", ""))
     elif kind == "ensemble":
-        study.ensembles[name] = Ensemble(title, names(path, section, values, "members"))
+        study.ensembles[name] = RowEnsemble(title, names(path, section, values, "members"))
     else:
         of, minus = (names(path, section, values, key) for key in ("of", "minus"))
         study.differences[name] = Difference(title, of, minus)

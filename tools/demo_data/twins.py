@@ -20,8 +20,8 @@ def told_apart(sims, scenes):
     """
     if sims.shape != (len(scenes), 5 * len(scenes)):
         raise InputError(
-            f"similarities of {sims.shape[0]} images and {sims.shape[1]} captions, but the table's twins "
-            f"file has {len(scenes)} scenes; give the scenes.json of the tested split"
+            f"similarities of {sims.shape[0]} images and {sims.shape[1]} captions, but "
+            f"{len(scenes)} scenes; give the scenes.json of the tested split"
         )
     right = {}
     for i, scene in enumerate(scenes):
