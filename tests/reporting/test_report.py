@@ -5,22 +5,20 @@ import json
 import os
 import re
 import sys
-from argparse import Namespace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_report import dataset_of, random_sims, write_report
 from models import write_model
 from tiny import make_tiny
 
 import evaluation
 import train
-from data import PrecompDataset
 from files.errors import InputError
 from files.names import find_pictures, image_names
 from reporting import candidates, pages, summary
 from runtime.evaluation_options import eval_parser
-from vocab import load_vocab
 
 
 def rows_of(page):
@@ -58,33 +56,6 @@ def printed_figures(out):
         r"Text to image: (.*)\n"
     )
     return [" ".join(block).split() for block in re.findall(pattern, out)]
-
-
-def dataset_of(tiny, split="test", **options):
-    vocab = load_vocab(tiny.vocab_path, tiny.data_name)
-    return PrecompDataset(split, tiny.data_name, vocab, Namespace(data_path=tiny.data_path, img_dim=8, **options))
-
-
-def random_sims(n, seed=0, per=5):
-    rng = np.random.default_rng(seed)
-    sims = rng.normal(size=(n, n * per)).astype(np.float32)
-    sims[np.arange(n * per) // per, np.arange(n * per)] += 1
-    return sims
-
-
-def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None):
-    """A report of made-up models -> their similarities."""
-    dataset = dataset_of(tiny, split)
-    site = pages.Report(folder, images, split)
-    sims = sims or [random_sims(dataset.n_images, seed) for seed in range(n_models)]
-    if len(sims) > 1:
-        sims.append(sum(sims) / len(sims))
-    for k, one in enumerate(sims):
-        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{'abc'[k]}/model_best.pth.tar"
-        result = {"model": path, "full": evaluation.metrics(one)}
-        site.add(result, {"full": [one]}, dataset, tiny.data_name)
-    site.write()
-    return sims
 
 
 # ---- the candidates of a query ----

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from browser import open_browser
-from test_report import random_sims, write_report
+from made_report import random_sims, write_report
 from tiny import make_tiny, shared
 
 import evaluation

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from found import find
 from models import VSRN, write_model
 from states import message
-from test_search import find
 from tiny import make_tiny
 
 from tools import index as tool

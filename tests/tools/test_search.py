@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from found import find
 from models import VSRN, write_model
 from states import message
 from tiny import make_tiny, picture_folder
 
 import data
 import evaluation
-import tools.search as tool
 from reporting import rendering
 from tools.searching import collection
 from tools.searching.finders import Reader
@@ -22,14 +22,6 @@ from tools.searching.ranking import best_images
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("search"), regions=5, splits={"test": 6})
-
-
-def find(path, capsys, *more):
-    """The numbers of the images found and their scores."""
-    tool.main(["--model_path", str(path), "--device", "cpu", *map(str, more)])
-    said = capsys.readouterr()
-    found = re.findall(r"^ +\d+ +(\S+) +image (\d+)", said.out, re.M)
-    return [int(g) for _, g in found], [float(score) for score, _ in found], said
 
 
 @pytest.mark.parametrize("changes", [{}, {"propagation": "neighbors"}, VSRN], ids=["gsmn", "neighbors", "vsrn"])
