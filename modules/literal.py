@@ -36,7 +36,7 @@ def visual_scores(model, images, words, boxes):
     graph = model.i2t_match_G
     conv = graph.graph_convolution_1
     edges = spatial_weights(conv, boxes)  # (I, R, R, 8): of neighbour j for node i
-    return node_scores(graph, convolve(graph, conv, match, edges, torch.ones(edges.shape[1], edges.shape[1])))
+    return node_scores(graph, convolve(graph, conv, match, edges, edges.new_ones(edges.shape[1], edges.shape[1])))
 
 
 def textual_scores(model, images, words, pairs):
@@ -47,13 +47,13 @@ def textual_scores(model, images, words, pairs):
     conv = graph.graph_convolution_3
     n = len(words)
     relation = torch.softmax(model.smooth * words @ words.t(), 1)
-    adjacency = torch.ones(n, n)
+    adjacency = words.new_ones(n, n)
     if model.is_sparse:
-        adjacency = torch.zeros(n, n)
+        adjacency = words.new_zeros(n, n)
         for a, b in pairs[1:]:
             if a in range(n) and b in range(n):
                 adjacency[a, b] = adjacency[b, a] = 1
-        adjacency = adjacency + torch.eye(n)
+        adjacency = adjacency + torch.eye(n).to(adjacency)
         relation = adjacency * relation
         relation = relation / (relation.norm(dim=1, keepdim=True) + EPSILON)
     edges = relation.unsqueeze(-1) * conv.params.view(-1)  # (n, n, 8)

@@ -417,7 +417,14 @@ def patches(gpu, functions):
         "is_current_stream_capturing": lambda: False,
         "synchronize": lambda *device: gpu.wait("synchronize"),
         "mem_get_info": lambda *device: (70 << 30, 80 << 30),
-        "get_device_properties": lambda *device: SimpleNamespace(total_memory=80 << 30, name="stand-in"),
+        "memory_reserved": lambda *device: 0,
+        "memory_allocated": lambda *device: 0,
+        "max_memory_allocated": lambda *device: 0,
+        "reset_peak_memory_stats": lambda *device: None,
+        "empty_cache": lambda: None,
+        "get_device_properties": lambda *device: SimpleNamespace(
+            total_memory=80 << 30, name="stand-in", major=9, minor=0
+        ),
         "get_device_capability": lambda *device: (9, 0),
     }
     for name, answer in answers.items():

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cuda_stand_in import StandIn
 
 import model
 from files.errors import InputError
@@ -39,6 +40,24 @@ def test_the_report_of_a_gpu_is_whole(report):
     for row in report.rows:
         if row["part"] == "launches of a step":
             assert row["launches"] > 100 and row["GB"] > 0
+
+
+def test_every_row_measures_what_it_names(report):
+    """`torch` is not the C kernel or a trial's choice, and Triton, which has no gradients, is in no training step."""
+    cases = [(row["part"], row["case"].split(", ")) for row in report.rows]
+    assert {part for part, names in cases if "triton" in names} == {"agreement with float64", "evaluation"}
+    for kernel, flag in (("torch", "torch"), ("compiled", "torch"), ("triton", "triton")):
+        assert gpu.prepared(gpu.Report("cpu", 1, TINY), "gsmn", 3, kernel)[0].kernel == flag
+
+
+def test_no_row_mixes_devices():
+    with StandIn() as card:
+        report = gpu.Report("cuda", 10, TINY)
+        report.add("agreement with float64", "", gpu.agreement, report, "torch", "float32")
+        report.add("training step", "", gpu.step, report, "gsmn", 3)
+        report.add("evaluation", "", gpu.evaluate, report, 4, "torch", "float32")
+        assert "card stand-in" in report.markdown()
+    assert not card.mixes and not any("error" in row for row in report.rows)
 
 
 def test_the_report_becomes_json_and_tables(report):

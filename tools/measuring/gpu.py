@@ -28,7 +28,6 @@ from tools.measuring.counting import Counter
 from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings, random_batch
 
 PRECISIONS = {"float32": [], "tf32": ["--tf32"], "bf16": ["--amp", "bf16"]}
-KERNELS = ("torch", "compiled", "triton")
 
 
 @dataclass
@@ -121,23 +120,20 @@ def measure(device="cuda", minutes=9.5, sizes=None):
                 propagation,
             )
     add("launches of a step", f"VSRN, batch {sizes.vsrn_batch}", launches, report, "vsrn", sizes.vsrn_batch)
-    for precision in PRECISIONS:
-        add("agreement with float64", f"GSMN, torch, {precision}", agreement, report, "torch", precision)
-    for batch in sizes.batches:
-        add("training step", f"GSMN, batch {batch}, torch, float32", step, report, "gsmn", batch)
+    for kernel, precision in [*(("torch", name) for name in PRECISIONS), ("triton", "float32")]:
+        add("agreement with float64", f"GSMN, {kernel}, {precision}", agreement, report, kernel, precision)
+    add_steps(report, "torch", "float32")
     add("training step", f"VSRN, batch {sizes.vsrn_batch}, torch, float32", step, report, "vsrn", sizes.vsrn_batch)
-    for images in sizes.splits:
-        add("evaluation", f"GSMN, {images} x {5 * images}", evaluate, report, images)
+    for kernel in ("torch", "triton"):
+        add_evaluations(report, kernel, "float32")
     for workers in sizes.workers:
         add("data loading", f"GSMN, batch {sizes.vsrn_batch}, {workers} workers", loading, report, workers)
-    for kernel, precision in [(k, p) for p in PRECISIONS for k in KERNELS if (k, p) != ("torch", "float32")]:
-        if kernel != "torch":
-            name = f"GSMN, {kernel}, {precision}"
-            add("agreement with float64", name, agreement, report, kernel, precision)
-        for batch in sizes.batches:
-            name = f"GSMN, batch {batch}, {kernel}, {precision}"
-            add("training step", name, step, report, "gsmn", batch, kernel, precision)
+    for precision in PRECISIONS:
+        add("agreement with float64", f"GSMN, compiled, {precision}", agreement, report, "compiled", precision)
+        add_steps(report, "compiled", precision)
     for precision in [name for name in PRECISIONS if name != "float32"]:
+        add_steps(report, "torch", precision)
+        add_evaluations(report, "torch", precision)
         name = f"VSRN, batch {sizes.vsrn_batch}, torch, {precision}"
         add("training step", name, step, report, "vsrn", sizes.vsrn_batch, "torch", precision)
     for processes in {1, torch.cuda.device_count() or 1}:
@@ -145,8 +141,25 @@ def measure(device="cuda", minutes=9.5, sizes=None):
     return report
 
 
+def add_steps(report, kernel, precision):
+    """GSMN's training steps at all batch sizes."""
+    for batch in report.sizes.batches:
+        name = f"GSMN, batch {batch}, {kernel}, {precision}"
+        report.add("training step", name, step, report, "gsmn", batch, kernel, precision)
+
+
+def add_evaluations(report, kernel, precision):
+    """GSMN's similarities of all splits."""
+    for images in report.sizes.splits:
+        name = f"GSMN, {images} x {5 * images}, {kernel}, {precision}"
+        report.add("evaluation", name, evaluate, report, images, kernel, precision)
+
+
 def prepared(report, system, batch, kernel="torch", precision="float32", propagation="self"):
-    """(model, optimiser, batch, opt) of a training step."""
+    """(model, optimiser, batch, opt) of a training step.
+
+    kernel: `torch`, `compiled` (the same through torch.compile) or `triton`, which has no gradients.
+    """
     sizes = report.sizes
     width = sizes.vsrn_embed_size if system == "vsrn" else sizes.embed_size
     flags = ["--model", system, "--embed_size", str(width), "--batch_size", str(batch), "--device", report.device]
@@ -155,7 +168,7 @@ def prepared(report, system, batch, kernel="torch", precision="float32", propaga
         flags += sizes.vsrn_flags
     else:
         flags += ["--propagation", propagation, *sizes.gsmn_flags]
-        flags += ["--kernel", "triton"] * (kernel == "triton")
+        flags += ["--kernel", "triton" if kernel == "triton" else "torch"]
     opt, _ = train_options(flags)
     opt.vocab_size = VOCABULARY
     train.seed_everything(0)
@@ -204,25 +217,31 @@ def step(report, system, batch, kernel="torch", precision="float32"):
 
 
 def agreement(report, kernel, precision):
-    """Largest differences from the literal definition in float64, relative to the largest value."""
+    """Largest differences from the literal definition in float64, relative to the largest value.
+
+    Triton: of the scores alone, since it has no gradients.
+    """
     model, _, _, opt = prepared(report, "gsmn", report.sizes.small, kernel, precision)
     sized = SimpleNamespace(regions=report.sizes.regions, embed_size=opt.embed_size, device=report.device)
     torch.manual_seed(1)
     regions, words, boxes, lengths = embeddings(sized, report.sizes.small, report.sizes.small)
     inputs = [x.requires_grad_() for x in (regions, words)]
-    scores = model.forward_sim(*inputs, boxes, None, lengths)
-    found = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
+    with torch.set_grad_enabled(kernel != "triton"):
+        scores = model.forward_sim(*inputs, boxes, None, lengths)
+    found = [scores.detach()]
+    if kernel != "triton":
+        found += torch.autograd.grad(scores.square().sum(), inputs)
     model, inputs = model.double(), [x.detach().double().requires_grad_() for x in inputs]
     plain = [row[:n] for row, n in zip(inputs[1], lengths)]
     scores = sum(literal.literal_scores(model, inputs[0], plain, boxes.double(), [None] * len(plain)))
     exact = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
     errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact)]
-    return {"scores": errors[0], "gradient": max(errors[1:])}
+    return {"scores": errors[0]} | ({"gradient": max(errors[1:])} if errors[1:] else {})
 
 
-def evaluate(report, images):
+def evaluate(report, images, kernel, precision):
     """Similarity of all pairs, from some images extrapolated to all of them."""
-    model, _, _, opt = prepared(report, "gsmn", report.sizes.small)
+    model, _, _, opt = prepared(report, "gsmn", report.sizes.small, kernel, precision)
     scored = min(images, report.sizes.scored)
     sized = SimpleNamespace(regions=report.sizes.regions, embed_size=opt.embed_size, device="cpu")
     regions, words, boxes, lengths = embeddings(sized, scored, 5 * images)
