@@ -22,9 +22,9 @@ from modules import similarity
 from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
-from runtime import checkpoint, distributed, shared_arrays
+from runtime import distributed, shared_arrays
 from runtime.evaluation_options import RANKS, overrides_of
-from runtime.loading import load_model, open_members, trained_model
+from runtime.loading import load_model, open_members
 from runtime.transfer import send
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
@@ -178,8 +178,7 @@ def score_member(member, fold5, full, store):
     store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds.
     Folds that are parts of the full matrix are left out; with_folds adds them.
     """
-    opt, dataset = member.opt, member.loader.dataset
-    model = member.model or trained_model(checkpoint.load_checkpoint(member.path), opt, member.path)
+    model, opt, dataset = member.model, member.opt, member.loader.dataset
     print("Computing results...")
     encoded = encode_data(model, member.loader)
     print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")

@@ -96,9 +96,9 @@ class Training:
 def set_up(opt, given):
     """Flags -> Training, at its beginning or where --resume left it.  given: names of the flags that were given."""
     opt.device = devices.choose(opt.device)
-    saved = load_resumed(opt.resume) if opt.resume else refuse_used_folder(opt.model_name)
+    path, saved = load_resumed(opt.resume) if opt.resume else (None, refuse_used_folder(opt.model_name))
     if saved:
-        opt = resume_options(opt, given, saved["opt"], logging.warning)
+        opt = resume_options(opt, given, saved["opt"], path, logging.warning)
     settle_variant(opt)
     if opt.preload:
         logging.warning("--preload has no effect any more; to read features faster, copy them to /dev/shm")
@@ -109,8 +109,8 @@ def set_up(opt, given):
     vocab = load_vocab(opt.vocab_path, opt.data_name)
     opt.vocab_size = len(vocab)
     if saved:
-        checkpoint.check_vocab(saved, vocab, opt.resume)
-        check_shapes(build_model, opt, saved, opt.resume)
+        checkpoint.check_vocab(saved, vocab, path)
+        check_shapes(build_model, opt, saved, path)
     loader, val_loader = data.get_loaders(
         opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
     )
@@ -118,7 +118,7 @@ def set_up(opt, given):
     if opt.compile:
         model.compile_parts()
     optimizer = GuardedAdam(model.parameters(), opt.learning_rate)
-    progress = restore(saved, model, optimizer, opt.resume) if saved else Progress()
+    progress = restore(saved, model, optimizer, path) if saved else Progress()
     parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
     replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)

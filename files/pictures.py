@@ -11,6 +11,7 @@ from files.annotations import captions_by_number, read_coco, read_karpathy
 from files.arrays import open_array
 from files.errors import InputError, warn
 from files.names import find_pictures
+from files.opening import open_regular
 from files.text import CAPTIONS_PER_IMAGE, data_folder
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
@@ -111,10 +112,8 @@ def first_five(pairs, folder, split):
 def read_picture(path):
     """An RGB picture the right way up, whatever its mode and orientation; InputError where it is damaged."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path, "no such picture") as file, Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such picture") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None
 
@@ -138,10 +137,10 @@ def make_transforms(crop_size):
 def picture_size(path):
     """(width, height) of a picture the right way up, without decoding it; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
             return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+    except (InputError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return None
 
 

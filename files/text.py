@@ -25,7 +25,7 @@ def data_folder(data_path, data_name):
     )
 
 
-def _read_bytes(path):
+def read_bytes(path):
     with open_regular(path) as file:
         try:
             return file.read()
@@ -34,7 +34,7 @@ def _read_bytes(path):
 
 
 def _read_text(path):
-    data = _read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

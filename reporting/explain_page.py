@@ -27,8 +27,10 @@ class ExplainedPair(NamedTuple):
     explanation: Explanation
 
 
-def explain_page(title, lead, pairs):
+def explain_page(title, lead, pairs, note=""):
     """A page about one ExplainedPair, or two side by side -> its HTML, of a bounded size.
+
+    title, lead and note: texts above the pairs; note: a restriction, or "".
 
     Pictures shrink until the page fits; where none fits, the spatial kernels are left out.  InputError where even
     that is too large, and without jinja2.
@@ -37,7 +39,7 @@ def explain_page(title, lead, pairs):
     style = text_of_template("report.css") + text_of_template("explain.css")
     views, sentences = unique(pair.view for pair in pairs), unique(pair.sentence for pair in pairs)
     common = {
-        "title": title, "lead": lead, "pairs": pairs, "views": views, "sentences": sentences,
+        "title": title, "lead": lead, "note": note, "pairs": pairs, "views": views, "sentences": sentences,
         "style": style, "script": text_of_template("explain.js"),
         "difference": difference(*pairs) if len(pairs) == 2 else None,
     }  # fmt: skip

@@ -14,7 +14,7 @@ import data
 from files.errors import InputError, warn
 from files.writing import atomic_write, make_folder, text_as_name
 from reporting.explain_page import ExplainedPair, explain_page
-from reporting.explanation import caption_sentence, caption_text, explain_pair
+from reporting.explanation import boxes_note, caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
 from reporting.rendering import template, text_of_template
 from runtime.loading import load_model
@@ -120,12 +120,12 @@ def named_comparison(text, dataset, found):
 # ---- their pages
 
 
-def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1):
+def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1, note=""):
     """Write the pages of the `count` worst queries each way and of the pairs named, and index.html, into a folder.
 
     model: a GSMN; dataset: its split; found: {'images': Found, 'captions': Found} of its evaluation;
     named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that were
-    evaluated apart.  Returns the WrittenPages.
+    evaluated apart; note: a restriction that each page states, or "".  Returns the WrittenPages.
     """
     comparisons = [named_comparison(text, dataset, found) for text in named]
     for kind in ("captions", "images"):
@@ -136,7 +136,7 @@ def explain_queries(folder, model, dataset, found, count, named=(), images=None,
         heading, lead, pairs = compared_pairs(model, dataset, viewer, comparison, folds)
         noted.update({pair.view.number: pair.view._replace(picture=None) for pair in pairs})
         name = f"{comparison.kind}-{comparison.query}-{comparison.other}.html"
-        content = explain_page(heading, lead, pairs).encode()
+        content = explain_page(heading, lead, pairs, note).encode()
         atomic_write(folder / name, lambda file, content=content: file.write(content))
         query = heading.removesuffix(LOOKS[comparison.kind])
         beside, (kind, number, *_) = pairs[1].heading, comparison
@@ -215,7 +215,8 @@ class Explanations:
             model, opt, vocab = load_model(found["path"], **self.overrides)
             dataset = data.open_split(self.split, opt.data_name, vocab, opt)
             place = Path(folder) / text_as_name(found["name"])
-            pages = explain_queries(place, model, dataset, found, self.count, self.named, images, found["name"], folds)
+            more = found["name"], folds, boxes_note(opt)
+            pages = explain_queries(place, model, dataset, found, self.count, self.named, images, *more)
             explained.append(ExplainedModel(place.name, found["name"], pages))
             print(f"Explanations of {found['name']}: {len(pages)} pages, {explained[-1].bytes / 1e6:.1f} MB")
         if not explained:

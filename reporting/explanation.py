@@ -87,6 +87,16 @@ def caption_sentence(dataset, number):
     return Sentence([dataset.vocab.idx2word[i] for i in ids], ids, pairs)
 
 
+def boxes_note(opt):
+    """A sentence where the evaluation has used other boxes than an explanation does, else ''."""
+    if opt.boxes != "released":
+        return ""
+    return (
+        "The explanation uses the boxes divided once by the image's size. --boxes released gives the evaluation other "
+        "boxes, so its scores may differ from these."
+    )
+
+
 @torch.no_grad()
 def explain_pair(model, dataset, number, sentence):
     """Image `number` of the split and a Sentence -> Explanation."""

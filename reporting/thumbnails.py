@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from files.arrays import read_sizes
 from files.boxes import read_boxes
-from files.errors import warn
+from files.errors import InputError, warn
 from files.names import find_pictures, image_names
+from files.opening import open_regular
 from files.pictures import warn_proportions
 
 SIDE = 320  # pixels of a thumbnail's longer side
@@ -88,10 +89,10 @@ def thumbnail(file, folder, old):
         if (old / name).is_file():
             image = None
         else:
-            with Image.open(file) as image:
+            with open_regular(file) as content, Image.open(content) as image:
                 image.thumbnail((SIDE, SIDE))
                 image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (InputError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     if image is None:
         shutil.copyfile(old / name, folder / name)

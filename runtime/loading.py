@@ -69,7 +69,7 @@ class Member(NamedTuple):
     """A checkpoint to evaluate and its split, opened and checked."""
 
     path: str
-    model: torch.nn.Module | None  # with several members each is loaded just before its evaluation
+    model: torch.nn.Module
     opt: argparse.Namespace
     loader: torch.utils.data.DataLoader
     about: dict  # path, kind, epoch and flags, for the report and the JSON file
@@ -92,8 +92,7 @@ def open_members(paths, split, fold5, overrides):
                 "test.py without --fold5 evaluates them all at once"
             )
         about = describe_checkpoint(path, loaded["epoch"], opt)
-        model = trained_model(loaded, opt, path) if len(paths) == 1 else None
-        members.append(Member(str(path), model, opt, loader, about))
+        members.append(Member(str(path), trained_model(loaded, opt, path), opt, loader, about))
         check_same_data(members[0], members[-1])
     return members
 

@@ -42,7 +42,7 @@ def settle_variant(opt):
 
 
 def load_resumed(path):
-    """The checkpoint to resume from: that of a file, or the newest complete one of a folder."""
+    """A file, or a folder whose newest complete checkpoint is taken -> (the file's path, its content)."""
     if os.path.isdir(path):
         path = checkpoint.newest(path, logging.warning)
     saved = checkpoint.load_checkpoint(path)
@@ -51,16 +51,16 @@ def load_resumed(path):
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
     logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
-    return saved
+    return path, saved
 
 
-def resume_options(opt, given, saved, say):
-    """Flags of a resumed run: the checkpoint's, overridden by those of the command line.
+def resume_options(opt, given, saved, path, say):
+    """Flags of a resumed run: those saved in the checkpoint `path`, overridden by those of the command line.
 
     Flags that determine the weights stay as in the checkpoint; `say` gets a message for every contradiction.
     """
     if "model" in given and opt.model != saved.model:
-        raise InputError(f"{opt.resume}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
+        raise InputError(f"{path}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
     merged = argparse.Namespace(**{**vars(opt), **vars(saved), "resume": opt.resume})
     if "device" not in given and not devices.usable(merged.device):
         say(f"--device: {merged.device} in the checkpoint, which this machine lacks; {opt.device} is used")

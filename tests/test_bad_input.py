@@ -395,13 +395,13 @@ CASES = {
         "train vsrn",
         "--resume gsmn",
         nothing,
-        "gsmn: holds gsmn, but --model is vsrn; give --model gsmn",
+        "gsmn/model_best.pth.tar: holds gsmn, but --model is vsrn; give --model gsmn",
     ),
     "resuming with fewer words": (
         "train",
         "--resume gsmn",
         vocabulary(spoil.one_word_less),
-        "gsmn: trained with another vocabulary (26 words, not 27); give its own with --vocab_path",
+        "gsmn/model_best.pth.tar: trained with another vocabulary (26 words, not 27); give its own with --vocab_path",
     ),
     "resuming a flag that none could give": (
         "train vsrn",
@@ -413,7 +413,8 @@ CASES = {
         "train",
         "--resume gsmn",
         altered(BEST, lambda s: s.update(optimizer={"state": {}, "param_groups": []})),
-        "gsmn: the optimiser's state is broken (its parameters are not the … of this model); resume from …",
+        "gsmn/model_best.pth.tar: the optimiser's state is broken (its parameters are not the … of this model); resume "
+        "from …",
     ),
     # ---- evaluation
     "no checkpoint": (

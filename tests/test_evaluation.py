@@ -19,6 +19,7 @@ import test_stack
 import testall
 import train
 from files.errors import InputError
+from runtime import loading
 from runtime.options import defaults
 
 ROOT = Path(__file__).parents[1]
@@ -349,3 +350,11 @@ def test_ranks_are_left_in_the_working_folder_where_it_allows_that(two_models, t
     Path("mine").mkdir()
     with pytest.raises(InputError, match="mine: cannot be written"):
         evaluation.evalrank(two_models[0], ranks="mine", **how)
+
+
+def test_an_ensemble_reads_each_checkpoint_once(place, monkeypatch):
+    read, paths = [], ["gsmn/model_best.pth.tar", "vsrn"]
+    load = loading.checkpoint.load_checkpoint
+    monkeypatch.setattr(loading.checkpoint, "load_checkpoint", lambda path: read.append(path) or load(path))
+    evaluation.evaluate(paths, "test", device="cpu")
+    assert read == paths

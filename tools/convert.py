@@ -23,7 +23,7 @@ import torch
 from files import pickles
 from files.arrays import open_array
 from files.errors import InputError, optional_package, run
-from files.text import read_json
+from files.text import read_bytes, read_json
 from files.writing import atomic_write
 from runtime import checkpoint
 from runtime.commandline import Parser
@@ -54,10 +54,9 @@ def to_safetensors(source, target):
 def from_safetensors(source, target):
     """Write the checkpoint that to_safetensors was given."""
     outline = read_json(source.with_suffix(".json"))
+    load, data = safetensors().load, read_bytes(source)
     try:
-        tensors = safetensors().load(source.read_bytes())
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror})") from None
+        tensors = load(data)
     except Exception as error:
         raise InputError(f"{source}: damaged or no safetensors file; copy or download it again") from error
     try:

@@ -17,11 +17,14 @@ from states import gsmn, message, same, state
 from files import pickles
 from files.arrays import open_array, read_sizes
 from files.checksum import sha256
-from files.text import read_json, read_lines
+from files.pictures import picture_size, read_picture
+from files.text import read_bytes, read_json, read_lines
+from reporting.thumbnails import thumbnail
 from runtime import checkpoint
 from runtime.checkpoint import load_checkpoint, save_checkpoint
 from runtime.checkpoint_fields import check_optimizer, check_shapes
 from runtime.resume import load_weights
+from tools.own_data.region_files import lines_of
 from vocab import SPECIAL
 
 WRONG = {
@@ -315,7 +318,8 @@ def test_a_caption_model_that_the_model_lacks():
 # ---- what is no regular file
 
 READERS = {"load_checkpoint": load_checkpoint, "open_array": open_array, "read_sizes": read_sizes}
-READERS |= {"read_lines": read_lines, "read_json": read_json}
+READERS |= {"read_lines": read_lines, "read_json": read_json, "read_bytes": read_bytes, "read_picture": read_picture}
+READERS["lines_of"] = lambda path: list(lines_of(path))
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -324,6 +328,11 @@ def test_a_pipe_is_refused_at_once(reader, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in ("pipe", "link"):
         assert f"{tmp_path / name}: a pipe or a device, not a regular file" in message(READERS[reader], tmp_path / name)
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert picture_size(tmp_path / "pipe.jpg") is None and thumbnail(tmp_path / "pipe.jpg", tmp_path, tmp_path) is None
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -108,7 +109,9 @@ def test_messages(tmp_path, monkeypatch):
     target.write_bytes(target.read_bytes()[:-1])
     assert "damaged or no safetensors file" in message(convert.main, back)
     target.unlink()
-    assert "cannot be read (No such file" in message(convert.main, back)
+    assert f"{target}: no such file" in message(convert.main, back)
+    os.mkfifo(target)
+    assert f"{target}: a pipe or a device, not a regular file" in message(convert.main, back)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     again = ["checkpoint", str(source), str(tmp_path / "z.safetensors")]
     assert "pip install safetensors" in message(convert.main, again)

@@ -12,6 +12,7 @@ import numpy as np
 
 from files.errors import InputError
 from files.names import find_by_key, name_keys
+from files.opening import open_regular
 from tools.own_data.region_sources import Regions
 
 BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -149,7 +150,7 @@ class Tsv(FileSource):
 def lines_of(path):
     """The lines of a file as bytes, without their ends."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             yield from (line.rstrip(b"\r\n") for line in file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
