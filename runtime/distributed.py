@@ -5,13 +5,13 @@ and a weight's .grad is the part of the gradient that comes from the process's o
 processes is the gradient.  docs/scaling.md, "What is computed where".
 """
 
+import atexit
 import contextlib
 import datetime
 import logging
 import os
 import sys
 import threading
-import time
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other p
 BROADCAST_SIZE = 1 << 24  # numbers in one broadcast: 64 MB
 
 _group = None  # process group of the exchanges in this file; global_batch.py makes another for gradients
+_gloo = []  # the gloo part of every group made here, see new_group
+atexit.register(_gloo.clear)
 
 
 def size():
@@ -164,7 +166,7 @@ def join(count):
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=JOIN_LIMIT)
-        _group = dist.new_group(timeout=EXCHANGE_LIMIT)
+        _group = new_group()
         barrier()
     except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
         raise InputError(
@@ -175,12 +177,21 @@ def join(count):
         notice.cancel()
 
 
+def new_group():
+    """Another group of all processes, which `leave` destroys.
+
+    gloo's thread takes the GIL to free a tensor that Python has dropped.  In torch 2.6 a group's destructor keeps the
+    GIL while it waits for this thread: a deadlock.  The destructor of the group's gloo part releases the GIL, so
+    `_gloo` keeps this part until Python ends: DistributedDataParallel outlives `leave`, and its group with it.
+    """
+    group = dist.new_group(timeout=EXCHANGE_LIMIT)
+    _gloo.append(group._get_backend(torch.device("cpu")))
+    return group
+
+
 def leave():
     global _group
     barrier()
-    # gloo's thread takes Python's lock to free the barrier's tensor.  Destroying the group holds this lock and waits
-    # for the thread: with torch 2.6 for ever, unless the thread is done before.
-    time.sleep(0.1)
     dist.destroy_process_group()
     _group = None
 

@@ -42,7 +42,7 @@ def data_parallel(module, model):
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of (8, 1): no cost
-    group = dist.new_group(timeout=distributed.EXCHANGE_LIMIT)
+    group = distributed.new_group()
     parallel = DistributedDataParallel(module, process_group=group)
     parallel.broadcast_buffers = False  # every process computes the same statistics
     parallel.register_comm_hook(group, add_gradients)
