@@ -19,6 +19,11 @@ class StepFigures:
     def __init__(self):
         self.steps = []
 
+    @property
+    def on_host(self):
+        """Whether the steps were computed on the CPU, so that `read` waits for no device."""
+        return all(values.device.type == "cpu" for _, values, _, _ in self.steps)
+
     def add(self, figures, facts, ids):
         """figures: {name: scalar tensor}; facts and ids as in Step."""
         self.steps.append((list(figures), torch.stack(list(figures.values())).detach(), facts, ids))
