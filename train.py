@@ -197,7 +197,7 @@ def save_is_due(training):
 
 
 def report_is_due(training):
-    """Every --log_step steps and before weights are used or kept; after each step where nothing has to be waited for."""
+    """Every --log_step steps, and before weights are used or kept; after each step where reading waits for nothing."""
     progress, end_of_epoch = training.progress, training.progress.step == len(training.loader)
     logged = progress.Eiters % training.opt.log_step == 0 or training.figures.on_host
     return logged or end_of_epoch or validation_is_due(training) or save_is_due(training)
