@@ -9,6 +9,7 @@ import argparse
 import codecs
 import functools
 import io
+import os
 import pickle
 import pickletools
 import re
@@ -69,9 +70,26 @@ def torch_load(path, mmap):
         return call(encoding="latin1")  # Python 2's strings are bytes, of any encoding
 
 
+def open_checkpoint(path):
+    """As open_regular; where there is no such file, the message names the checkpoints of its folder."""
+    missing = "no such checkpoint; check the path"
+    if not os.path.exists(path) and (names := checkpoint_names(os.path.dirname(path) or ".")):
+        missing = f"no such checkpoint; its folder holds {', '.join(names[:4])}"
+        missing += f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return open_regular(path, missing)
+
+
+def checkpoint_names(folder):
+    """Names of the *.pth.tar in a folder, checkpoint_9 before checkpoint_10; none where it cannot be read."""
+    try:
+        return sorted((name for name in os.listdir(folder) if name.endswith(".pth.tar")), key=lambda x: (len(x), x))
+    except (OSError, ValueError):  # no such folder; a zero byte in the name
+        return []
+
+
 def is_zip_file(path):
     """Whether a file of torch.save is a zip file; the older format has no checksums."""
-    with open_regular(path, "no such checkpoint; check the path") as file:
+    with open_checkpoint(path) as file:
         return file.read(2) == b"PK"
 
 
@@ -80,7 +98,7 @@ def is_zip_file(path):
 
 def inspect(path, sums):
     """True for a zip file, False for the older format; InputError for other files and for unknown names."""
-    with open_regular(path, "no such checkpoint; check the path") as file:
+    with open_checkpoint(path) as file:
         refuse_strangers(file, path)
         is_zip = file.read(2) == b"PK"
         file.seek(0)

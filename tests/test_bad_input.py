@@ -379,6 +379,12 @@ CASES = {
         nothing,
         "run/ck/checkpoint_3.pth.tar: no such checkpoint; check the path",
     ),
+    "nothing to resume beside other checkpoints": (
+        "train",
+        "--resume gsmn/checkpoint.pth.tar",
+        nothing,
+        "gsmn/checkpoint.pth.tar: no such checkpoint; its folder holds model_best.pth.tar",
+    ),
     "folder without checkpoints": (
         "train",
         "--resume vocab",

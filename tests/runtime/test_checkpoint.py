@@ -222,6 +222,15 @@ def test_bad_file(case, tmp_path):
     assert expected in found and found.startswith(f"{path}: ")
 
 
+def test_a_missing_file_among_others(tmp_path):
+    for epoch in (10, 2, 0, 11, 9):
+        (tmp_path / f"checkpoint_{epoch}.pth.tar").write_bytes(b"")
+    assert message(load_checkpoint, tmp_path / "checkpoint.pth.tar") == (
+        f"{tmp_path}/checkpoint.pth.tar: no such checkpoint; its folder holds checkpoint_0.pth.tar, "
+        "checkpoint_2.pth.tar, checkpoint_9.pth.tar, checkpoint_10.pth.tar and 1 more"
+    )
+
+
 def test_folder(tmp_path):
     assert f"{tmp_path}: no model_best.pth.tar" in message(load_checkpoint, tmp_path)
     save_checkpoint(state(best_rsum=7), tmp_path / "model_best.pth.tar")
