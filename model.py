@@ -91,7 +91,10 @@ class EncoderRegions(nn.Module):
         for layer in range(1, RELATION_LAYERS + 1):
             regions = getattr(self, f"Rs_GCN_{layer}")(regions)
         regions = unit(regions, dim=1)
-        features = in_float32(self.img_rnn, regions)[1][0]  # the last hidden state
+        if len(regions):  # no kernel of CUDA's recurrent layers starts for none
+            features = in_float32(self.img_rnn, regions)[1][0]  # the last hidden state
+        else:
+            features = regions[:, 0]
         if self.flickr:
             features = graph.batch_norm(self.bn, features)
         return finish(features, self.use_abs, self.no_imgnorm), regions

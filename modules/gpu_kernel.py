@@ -83,7 +83,8 @@ if triton is not None:
         score = tl.sum(tanh(out) * last, 1)
         return tl.sum(tl.where(nodes < N, score, 0.0), 0) / N + tl.load(params + H)
 
-    @triton.jit
+    # sizes that differ from call to call: a program for each that is 1 or divisible by 16 would be compiled anew
+    @triton.jit(do_not_specialize=["R", "longest", "C", "lengths", "word_edges"])
     def pair_kernel(
         regions, region_gram, region_edges, words, word_gram, word_edges, lengths, params_v, params_t,
         visual, textual, R, longest, C, smooth,
@@ -178,16 +179,17 @@ def scores(graphs, regions, edges, words, word_edges, length, most):
     (I, R, D), (C, longest, _) = regions.features.shape, words.features.shape
     K, H = graphs.blocks, graphs.visual.out_1.weight_v.shape[0]
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-    visual, textual = regions.features.new_empty(2, I, C)
+    visual, textual = (regions.features.new_empty(I, C) for _ in range(2))  # each at an aligned address
     neighbors, has_edges = graphs.textual.propagation == "neighbors", word_edges is not None
-    pair_kernel[C, I](
-        regions.features.contiguous(), regions.gram.contiguous(), edges.contiguous(),
-        words.features.contiguous(), words.gram.contiguous(), (word_edges if has_edges else edges).contiguous(),
-        length.contiguous(), flat_params(graphs.visual), flat_params(graphs.textual), visual, textual,
-        R, longest, C, graphs.smooth, D, K, H, D // K,
-        padded_size(R), padded_size(most), padded_size(D // K), padded_size(H),
-        neighbors, has_edges, precision, num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(visual):  # Triton starts a kernel on the current device, wherever its arguments are
+        pair_kernel[C, I](
+            regions.features.contiguous(), regions.gram.contiguous(), edges.contiguous(),
+            words.features.contiguous(), words.gram.contiguous(), (word_edges if has_edges else edges).contiguous(),
+            length.contiguous(), flat_params(graphs.visual), flat_params(graphs.textual), visual, textual,
+            R, longest, C, graphs.smooth, D, K, H, D // K,
+            padded_size(R), padded_size(most), padded_size(D // K), padded_size(H),
+            neighbors, has_edges, precision, num_warps=8,
+        )  # fmt: skip
     return visual, textual
 
 

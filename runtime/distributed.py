@@ -109,8 +109,15 @@ def select_gpu():
 
 
 def local_device(device):
-    """--device -> the device of this process: with several processes `cuda` is the GPU of its local rank."""
-    if not _group or not device.startswith("cuda"):
+    """--device -> the device of this process, a GPU being made the current one, on whose streams everything waits.
+
+    With several processes `cuda` is the GPU of the local rank.
+    """
+    if not device.startswith("cuda"):
+        return device
+    if not _group:
+        if torch.device(device).index is not None:
+            torch.cuda.set_device(device)
         return device
     number, gpus = local_rank(), torch.cuda.device_count()
     if number >= gpus:

@@ -43,7 +43,7 @@ class ToHost:
         if x.device.type == "cuda":
             self.value, self.event = torch.empty((), dtype=x.dtype, pin_memory=True), torch.cuda.Event()
             self.value.copy_(x, non_blocking=True)
-            self.event.record()
+            self.event.record(torch.cuda.current_stream(x.device))
 
     def number(self):
         if self.event:
@@ -52,8 +52,8 @@ class ToHost:
 
 
 def arrived(batch, stream):
-    """The batch, after whose copies on `stream` the work of the current stream will start."""
-    current = torch.cuda.current_stream()
+    """The batch, after whose copies on `stream` the work of the device's current stream will start."""
+    current = torch.cuda.current_stream(stream.device)
     current.wait_stream(stream)
     for x in (batch.images, batch.captions, batch.bboxes):
         if x is not None:

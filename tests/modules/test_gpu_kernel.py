@@ -40,6 +40,32 @@ def test_in_the_interpreter(marked):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "capability, words, neighbors, precision, shared",
+    [(80, 16, False, "ieee", 163), (90, 32, True, "tf32", 227)],
+)
+def test_it_compiles_for_cards(tmp_path, monkeypatch, capability, words, neighbors, precision, shared):
+    """No GPU is needed for that.  shared: KB of shared memory that a program may have on the card."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    fixed = {
+        "D": 1024, "K": 16, "H": 32, "d": 64, "RP": 64, "NP": words, "BP": 64, "HP": 32,
+        "NEIGHBORS": neighbors, "EDGES": False, "PRECISION": precision,
+    }  # fmt: skip
+    numbers = {"R": "i32", "longest": "i32", "C": "i32", "smooth": "fp32", "lengths": "*i64"}
+    names = [name for name in gpu_kernel.pair_kernel.arg_names if name not in fixed]
+    signature = {name: numbers.get(name, "*fp32") for name in names}
+    if triton.__version__ >= "3.3":
+        signature |= dict.fromkeys(fixed, "constexpr")
+    source = ASTSource(gpu_kernel.pair_kernel, signature, fixed)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    assert compiled.asm["cubin"] and compiled.metadata.shared <= shared * 1024
+
+
 def test_the_groups_share_a_power_of_two():
     assert gpu_kernel.groups([1, 16, 17, 32, 33]) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert gpu_kernel.groups([40]) == [slice(0, 1)]

@@ -14,8 +14,8 @@ import data
 import evaluation
 import train
 from files.errors import InputError
-from model import build_model
-from runtime import checkpoint, global_batch
+from model import EncoderRegions, build_model
+from runtime import checkpoint, distributed, global_batch
 from runtime.batches import Batch
 from runtime.health import GuardedAdam
 from runtime.options import train_options
@@ -114,6 +114,26 @@ def test_kernels_of_a_published_batch(kind):
             net.criterion.observed()
         clean(gpu)
         assert not gpu.waits and gpu.launches <= most, (gpu.waits, gpu.launches)
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    with StandIn():
+        chosen = []
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        assert [distributed.local_device(name) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+        assert chosen == ["cuda:1"]
+
+
+@pytest.mark.parametrize("variant", ["f30k", "coco"])
+def test_a_process_without_images_starts_no_recurrent_layer(variant):
+    """A batch may be smaller than the number of GPUs."""
+    with StandIn() as gpu:
+        encoder = EncoderRegions(8, 16, variant).to("cuda:0").eval()
+        features, regions = encoder(torch.zeros(0, 3, 8).to("cuda:0"))
+        assert features.shape == (0, 16) and regions.shape == (0, 3, 16) and not gpu.mixes
+        assert "cudnn_rnn" not in gpu.operators
+        encoder(torch.zeros(1, 3, 8).to("cuda:0"))
+        assert "cudnn_rnn" in gpu.operators
 
 
 @pytest.mark.parametrize("kind", ["GSMN", "GSMN, sparse, neighbours", "VSRN, COCO's variant", "VSRN, order"])

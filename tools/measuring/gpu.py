@@ -20,6 +20,7 @@ import data
 import evaluation
 import train
 from modules import literal
+from runtime import distributed
 from runtime.health import GuardedAdam
 from runtime.options import train_options
 from runtime.transfer import on_device
@@ -105,7 +106,7 @@ def machine(device):
 
 def measure(device="cuda", minutes=9.5, sizes=None):
     """The whole report; what matters most comes first."""
-    sizes = sizes or Sizes()
+    sizes, device = sizes or Sizes(), distributed.local_device(device)
     report = Report(device, minutes, sizes)
     add = report.add
     for batch in sizes.batches[:2]:
