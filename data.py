@@ -24,7 +24,7 @@ CHECKED_BYTES = 1 << 30  # features up to this size are checked before a run beg
 
 
 def label_and_mask(ids, max_len):
-    """Targets of VSRN's caption model: (max_len + 1,) ids and weights (docs/method.md, section 3, caption loss)."""
+    """Targets of VSRN's caption model: (max_len + 1,) ids and weights (docs/method.md, section 3.4)."""
     if len(ids) > max_len - 1:
         ids = [*ids[: max_len - 1], END]
     label = np.full(max_len + 1, PAD, np.int64)

@@ -1,8 +1,8 @@
 """VSRN's decoder over given words (teacher forcing), with its gradient written out.
 
-docs/method.md, section 3 ("Caption loss").  Autograd would start 40 kernels a word for the way back; here the weights'
-gradients are one product each, over all words together.  Letters for shapes: B captions, R regions, H hidden width,
-G gates (3 of a GRU, 4 of an LSTM), N words of all captions, n captions that have a word at the present step.
+docs/method.md, section 3.4.  Autograd would compute each weight's gradient step by step; here it is one product over
+all words.  Letters for shapes: B captions, R regions, H hidden width, G gates (3 of a GRU, 4 of an LSTM), N words of
+all captions, n captions that have a word at the present step.
 """
 
 import torch
@@ -11,7 +11,7 @@ import torch
 def attend(query, memory, keys, energy_weight, out=None):
     """Query (n, H), memory and keys (n, R, H) -> attention weights (n, R, 1) and context (n, H).
 
-    out: a tensor (n, R, H) to leave the tanh in.
+    out: a tensor (n, R, H) that receives the tanh, which `attend_backward` needs.
     """
     inner = torch.add(keys, query.unsqueeze(1), out=out).tanh_()
     weights = (inner @ energy_weight.t()).softmax(1)
@@ -25,11 +25,12 @@ def attend_backward(grad, weights, inner, memory, energy_weight):
 
 
 class Unroll(torch.autograd.Function):
-    """Hidden states after every word.  Captions are sorted by falling length, step t has the first sizes[t].
+    """Hidden states (N, H) after every word.  The captions are sorted, the longest first; sizes[t] have a step t.
 
-    gates (N, G·H): the words' products, step by step; memory, keys (B, R, H); dropout (N, H): factors of the contexts,
-    or None; weights: of the query (H, H), the energy (1, H), the context (G·H, H), the state (G·H, H) and its bias
-    (G·H); state: tensors (B, H).  -> (N, H).
+    gates (N, G·H): the words' share of the cell's input, of step 0, of step 1, and so on; memory, keys (B, R, H);
+    dropout (N, H): factors of the contexts, or None; query (H, H), energy (1, H), context (G·H, H) and recurrent
+    (G·H, H): weights that multiply the state, the tanh, the context and again the state; bias (G·H): recurrent's;
+    state: tensors (B, H), one of a GRU, two of an LSTM.
     """
 
     @staticmethod
@@ -39,7 +40,7 @@ class Unroll(torch.autograd.Function):
         of_state, bias = torch.cat([query, recurrent]), torch.cat([torch.zeros_like(bias[:width]), bias])
         for n in sizes:
             rows, start = slice(start, start + n), start + n
-            state = tuple(x[:n] for x in state)  # captions have ended: the batch shrinks
+            state = tuple(x[:n] for x in state)  # the batch shrinks where captions have ended
             states.append(state[0])
             asked, products = torch.addmm(bias, state[0], of_state.t()).tensor_split([width], 1)  # (n, H), (n, G·H)
             weights, seen = attend(asked, memory[:n], keys[:n], energy, inner[rows])

@@ -1,6 +1,6 @@
 """VSRN's caption model: encoder over the enhanced regions, attention decoder, loss, greedy and beam decoding.
 
-docs/method.md, section 3 ("Caption loss"). The parameter names are those of the released code.
+docs/method.md, section 3.4. The parameters have the names of the released code.
 """
 
 import torch
@@ -33,7 +33,7 @@ class RegionEncoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Additive attention, linear2(tanh(linear1([encoder output, hidden]))) with softmax over the regions."""
+    """Attention: softmax over the regions of linear2(tanh(linear1([encoder's output, hidden state])))."""
 
     def __init__(self, dim):
         super().__init__()
@@ -41,15 +41,15 @@ class Attention(nn.Module):
         self.linear2 = nn.Linear(dim, 1, bias=False)
 
     def keys(self, memory):
-        """The half of linear1 that does not change from step to step: W = [W_enc W_hid]."""
+        """The encoder outputs' share of linear1, the same at every step: its weight is [W_enc W_hid]."""
         return F.linear(memory, self.linear1.weight[:, : memory.size(-1)], self.linear1.bias)  # (B, R, H)
 
     def weights(self, width):
-        """Weights of the query (H, H) and of the energy (1, H); width: that of the encoder's outputs."""
+        """W_hid (H, H), which maps the state to the query, and linear2's weight (1, H); width: columns of W_enc."""
         return self.linear1.weight[:, width:], self.linear2.weight
 
     def forward(self, hidden, memory, keys):
-        """State (B, H), the encoder's outputs and `keys` of them (B, R, H) -> context (B, H)."""
+        """State (B, H), the encoder's outputs and their `keys`, both (B, R, H) -> context (B, H)."""
         query, energy = self.weights(memory.size(-1))
         return attend(F.linear(hidden, query), memory, keys, energy)[1]
 
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, dim_word)
         self.attention = Attention(dim)
-        self.rnn = RNNS[rnn_type](dim_word + dim, dim)  # holds the weights; `advance` is one step of it
+        self.rnn = RNNS[rnn_type](dim_word + dim, dim)  # holds the weights; `advance` and `unroll` use them
         self.out = nn.Linear(dim, vocab_size)
         self.dropout = nn.Dropout(dropout)
         self.cell = {"gru": GRUCell, "lstm": LSTMCell}[rnn_type]
@@ -73,23 +73,23 @@ class Decoder(nn.Module):
         return F.linear(self.dropout(self.embedding(words)), weight, self.rnn.bias_ih_l0)
 
     def advance(self, gates, state, memory, keys):
-        """One step: the word's gates, the state before it -> the state after it."""
+        """One step: `word_gates` of the words (n, gates * H), the state before -> the state after."""
         context = self.dropout(self.attention(state[0], memory, keys))
         gates = gates + F.linear(context, self.rnn.weight_ih_l0[:, self.embedding.embedding_dim :])
         recurrent = F.linear(state[0], self.rnn.weight_hh_l0, self.rnn.bias_hh_l0)
         return self.cell.forward(gates, recurrent, state)[0]
 
     def word_log_probs(self, hidden, words):
-        """log p of words (N,) after hidden states (N, H), in parts: on a CPU, N x vocabulary at once is slower."""
+        """log p of words (N,) after hidden states (N, H).  In parts: a CPU is slower with N x vocabulary at once."""
         rows = 512 if hidden.device.type == "cpu" else 8192
         return torch.cat(
             [-F.cross_entropy(self.out(h), w, reduction="none") for h, w in zip(hidden.split(rows), words.split(rows))]
         )
 
     def unroll(self, words, sizes, state, memory):
-        """Teacher forcing; captions are sorted by falling number of steps, step t has the first sizes[t].
+        """Teacher forcing.  The captions are sorted, the longest first; the first sizes[t] of them have a step t.
 
-        words (sum(sizes),) step by step -> hidden states (sum(sizes), H) in the same order.
+        words (sum(sizes),): those of step 0, of step 1, and so on -> hidden states (sum(sizes), H) in this order.
         """
         gates, width = self.word_gates(words), memory.size(-1)
         dropout = self.dropout(memory.new_ones(len(words), width)) if self.training and self.dropout.p else None
@@ -127,7 +127,7 @@ class CaptionModel(nn.Module):
     def forward(self, regions, labels, masks):
         """-(1/B) Σ mask · log p(label) over entries 1 ... max_len - 1; labels, masks (B, max_len + 1).
 
-        Labels and masks belong on the host, where the steps are planned; from a GPU they would have to be fetched.
+        Give labels and masks on the host, where the steps are planned; a GPU's tensors would be copied there first.
         """
         labels, masks = labels.cpu(), masks.cpu()
         log_probs, where = self.needed_log_probs(regions, labels, masks[:, 1:-1] != 0)
@@ -140,10 +140,10 @@ class CaptionModel(nn.Module):
         return log_probs.new_zeros(needed.shape).index_put(tuple(send(x, log_probs.device) for x in where), log_probs)
 
     def needed_log_probs(self, regions, labels, needed):
-        """log p of labels[:, 1:-1] where `needed` (B, max_len - 1) is true (N,), and where that is: (N,) twice.
+        """log p (N,) of the labels[:, 1:-1] that `needed` (B, max_len - 1) marks, and their (rows, columns).
 
-        labels and needed are on the host.  Nothing is computed after a caption's last needed step, nor the output
-        layer where it is not needed.
+        labels and needed are on the host.  The decoder stops after a caption's last needed step, and the output
+        layer computes the needed steps only.
         """
         steps = torch.arange(1, needed.size(1) + 1)
         length = (needed * steps).amax(1).clamp(min=1)  # (B,): steps to take

@@ -1,6 +1,7 @@
-"""One step of a GRU and of an LSTM on ready-made products, and its gradient; torch's equations and order of gates.
+"""One step of a GRU and of an LSTM, and its gradient, with the equations and the order of gates of torch.nn.
 
-On a GPU each is one kernel, the one that torch's own GRUCell and LSTMCell run.
+The caller computes the products of the weights with the input and with the state.  On a GPU a step is one kernel,
+and so is its gradient: those of torch.nn.GRUCell and torch.nn.LSTMCell.
 """
 
 import torch
@@ -13,7 +14,7 @@ class GRUCell:
 
     @staticmethod
     def forward(inputs, recurrent, state):
-        """Products with the input and with h -> (state after the step, what backward needs)."""
+        """Products with the input and with h, both (n, 3H), state -> (state after the step, what `backward` needs)."""
         if inputs.device.type == "cuda":
             hidden, workspace = aten._thnn_fused_gru_cell(inputs, recurrent, state[0])
             return (hidden,), (workspace,)
@@ -25,7 +26,10 @@ class GRUCell:
 
     @staticmethod
     def backward(saved, grads):
-        """Gradient of the state after the step -> gradients of inputs, recurrent, and of the state before it."""
+        """Gradient of the state after the step -> gradients of inputs, of recurrent and of the state before.
+
+        That of the state leaves out the way through `recurrent`, which the caller adds.
+        """
         if grads[0].device.type == "cuda":
             inputs, recurrent, before, _, _ = aten._thnn_fused_gru_cell_backward(grads[0], saved[0], False)
             return inputs, recurrent, (before,)
@@ -42,7 +46,7 @@ class LSTMCell:
 
     @staticmethod
     def forward(inputs, recurrent, state):
-        """As GRUCell's."""
+        """As GRUCell's, with products (n, 4H)."""
         if inputs.device.type == "cuda":
             hidden, cell, workspace = aten._thnn_fused_lstm_cell(inputs, recurrent, state[1])
             return (hidden, cell), (workspace, state[1], cell)
@@ -54,7 +58,7 @@ class LSTMCell:
 
     @staticmethod
     def backward(saved, grads):
-        """As GRUCell's; the state before has no gradient of h beside that of the gates."""
+        """As GRUCell's; h acts through `recurrent` only, so None stands for its gradient."""
         if grads[0].device.type == "cuda":
             workspace, before, after = saved
             gates, d_before, _ = aten._thnn_fused_lstm_cell_backward_impl(*grads, before, after, workspace, False)

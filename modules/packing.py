@@ -1,7 +1,7 @@
 """Captions of different lengths through a recurrent layer, without padding.
 
 A packed sequence holds the first words of all captions, then all second words, and so on, the longest captions first.
-Where each word goes is computed on the host and sent to the device once.
+The host computes where each word goes and sends it to the device in one copy.
 """
 
 import torch
@@ -13,8 +13,8 @@ from runtime.transfer import send
 def time_order(lengths):
     """Lengths of B captions -> (order, caption, step, sizes), all on the host.
 
-    order (B,): the captions, longest first.  caption, step (sum of lengths,): the words as a packed sequence holds
-    them.  sizes (longest,): how many captions have a word at each step.
+    order (B,): the captions, longest first.  caption, step (sum of lengths,): caption and place of each word, in the
+    order of a packed sequence.  sizes (longest,): how many captions have a word at each step.
     """
     lengths = torch.as_tensor(lengths, dtype=torch.int64).cpu()
     order = lengths.argsort(descending=True, stable=True)
@@ -24,16 +24,17 @@ def time_order(lengths):
 
 
 def in_float32(rnn, packed):
-    """rnn(packed) outside of autocast, which would run cuDNN's recurrent layers in float16, bfloat16 or not."""
+    """rnn(packed) without autocast, which runs cuDNN's recurrent layers in float16 even where it is set to bfloat16."""
     device = next(rnn.parameters()).device.type
     with torch.autocast(device, enabled=False):
         return rnn(packed.to(rnn.weight_ih_l0.dtype))
 
 
 def read_words(embed, rnn, captions, lengths):
-    """Ids (B, n) padded, lengths -> (outputs of the recurrent layer (sum of lengths, H), target, shape).
+    """Padded ids (B, n), lengths -> (outputs of the recurrent layer (sum of lengths, H), target, shape).
 
-    target and shape are what `unpacked` takes to put each word at its place.
+    H is twice the layer's width where it runs in both directions.  `unpacked` takes target and shape to put each word
+    at its place.
     """
     _, caption, step, sizes = time_order(lengths)
     longest = len(sizes)
@@ -45,7 +46,7 @@ def read_words(embed, rnn, captions, lengths):
 
 
 def last_states(embed, rnn, captions, lengths):
-    """Ids (B, n) padded, lengths -> the last layer's state after each caption (B, H)."""
+    """Padded ids (B, n), lengths -> the last layer's state after each caption (B, H), of a layer in one direction."""
     order, caption, step, sizes = time_order(lengths)
     back = order.argsort()
     indices = send(torch.cat([caption * captions.shape[1] + step, back]), captions.device)
@@ -55,5 +56,5 @@ def last_states(embed, rnn, captions, lengths):
 
 
 def unpacked(words, target, shape):
-    """Words (sum of lengths, H) in a packed sequence's order -> (B, longest, H), 0 as padding."""
+    """Words (sum of lengths, H) in the order of a packed sequence -> (B, longest, H), padded with 0."""
     return words.new_zeros(shape[0] * shape[1], words.shape[1]).index_copy(0, target, words).view(*shape, -1)

@@ -1,8 +1,8 @@
 """Several processes, started by torchrun, that train or evaluate one model together.
 
-With one process every function here returns at once.  Gradients follow one rule: every process holds the same loss,
-and a weight's .grad is the part of the gradient that comes from the process's own share of the batch; the sum over the
-processes is the gradient.  docs/scaling.md, "What is computed where".
+With one process every function here returns at once.  Gradients follow one rule.  Every process holds the same loss.
+A weight's .grad is the part of the gradient that comes from the process's own share of the batch, and the sum over the
+processes is the whole gradient.  docs/scaling.md, "What is computed where".
 """
 
 import atexit
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from files.errors import InputError
 
 JOIN_LIMIT = datetime.timedelta(minutes=5)  # for all processes to find one another
-JOIN_NOTICE = 10.0  # seconds of waiting for the others before a line says so
+JOIN_NOTICE = 10.0  # seconds until a line says that this process waits for the others
 EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other processes may be writing files meanwhile
 BROADCAST_SIZE = 1 << 24  # numbers in one broadcast: 64 MB
 
@@ -103,13 +103,13 @@ def local_rank():
 
 
 def select_gpu():
-    """Make this process's GPU the current one, before anything is allocated: else all would allocate on GPU 0."""
+    """Make this process's GPU the current one.  Call it before any allocation, or all processes allocate on GPU 0."""
     if torch.cuda.is_available() and world_size() > 1 and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
 
 
 def local_device(device):
-    """--device -> the device of this process, a GPU being made the current one, on whose streams everything waits.
+    """The device of this process for --device; a GPU becomes the current one, so that streams and waits are its own.
 
     With several processes `cuda` is the GPU of the local rank.
     """
@@ -197,6 +197,7 @@ def new_group():
 
 
 def leave():
+    """Wait for the other processes, then end the group."""
     global _group
     barrier()
     dist.destroy_process_group()
@@ -209,7 +210,7 @@ def is_lost_connection(error):
 
 
 def mute():
-    """Of this process, only errors are printed: the main process prints the rest."""
+    """This process prints errors only; the main process prints the rest."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open to the end
     sys.stderr = PlainStream(sys.stderr)
     logging.getLogger().setLevel(logging.ERROR)
@@ -229,7 +230,7 @@ class PlainStream:
 
 
 def seed_step(seed, step):
-    """With several processes random numbers follow from (seed, step, rank): a resumed run repeats its dropout."""
+    """With several processes, seed every step by (seed, step, rank): a resumed run then repeats its dropout."""
     if _group:
         torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, step, rank()]).generate_state(1, np.uint64)[0]))
 
@@ -252,7 +253,7 @@ def largest(number):
 
 
 def gather_objects(thing):
-    """[the thing of every process], on all of them; pickled, so not for a training step."""
+    """[the thing of every process], on all of them.  It pickles, which is too slow for a training step."""
     if not _group:
         return [thing]
     things = [None] * size()
@@ -280,9 +281,9 @@ def exchange_slices(array, counts=None):
 
 
 class Flag:
-    """A number that a process raises, and that all processes learn together, with a gather that carries it.
+    """A number that every process sets and all learn together: it is an extra row of a `gather` with carry_flag.
 
-    raised: this process's number.  seen: the largest one of the last such gather, a tensor on its device.
+    raised: this process's number.  seen: the largest number of the last such gather, a tensor on the rows' device.
     """
 
     raised, seen = 0, None
@@ -294,8 +295,8 @@ flag = Flag()
 class Gather(torch.autograd.Function):
     """The rows of all processes, one process after the other.
 
-    same_use: all processes compute the same from the result, so each keeps the gradient of its own rows as it is.
-    Otherwise each process uses the result in its own way, and the gradients of all are added.
+    same_use: all processes compute the same from the result, so each has the whole gradient of its own rows.
+    Otherwise each process uses the result in its own way, and their gradients are added.
     """
 
     @staticmethod
@@ -339,7 +340,7 @@ class Sum(torch.autograd.Function):
 
 
 def gather(rows, counts, same_use=False, carry_flag=False):
-    """Rows (n, ...) of this process -> those of all (sum(counts), ...); see Gather, and Flag for carry_flag."""
+    """Rows (n, ...) of this process -> those of all (sum(counts), ...); counts: n of each; see Gather and Flag."""
     return Gather.apply(rows, counts, same_use, carry_flag) if _group else rows
 
 

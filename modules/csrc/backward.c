@@ -4,17 +4,17 @@
 
 #include "pairs.h"
 
-/* One side of one pair.  a, raw, da: answers x nodes with rows of `stride` */
+/* One side of one pair.  raw, a, da: answers x nodes, rows of `stride` floats */
 typedef struct {
     const Side *side;
     int item, nodes, answers, stride;
     int node, answer;               /* vectors of S from one node or answer to the next */
-    const vec *gram, *norm;         /* the answers' Gram triangle, the nodes' norms */
-    vec *d_gram, *d_self;           /* gradients of the answers' and of the nodes' Gram triangle */
-    float *raw, *a, *da, *norms;    /* affinities, weights, gradient of the affinities, norms of the answers */
-    vec *y;                         /* y[answer][node] = G a */
-    vec *inverse, *over;            /* 1 / (norms' product), 1 / (quadratic form) or 0 where clamped */
-    vec *dq;                        /* gradient of the forms, twice; layers.dm ends as that of the products */
+    const vec *gram, *norm;         /* the answers' Gram matrices, the nodes' norms */
+    vec *d_gram, *d_self;           /* gradients of the answers' and of the nodes' Gram matrices */
+    float *raw, *a, *da, *norms;    /* affinities, attention, gradient of the affinities, their norms */
+    vec *y;                         /* y[answer][node]: the answer's row of G times a */
+    vec *inverse, *over;            /* 1 / (product of the norms); 1 / (quadratic form), 0 where clamped */
+    vec *dq;                        /* twice the gradient of the quadratic forms */
     Layers layers;
 } Half;
 typedef struct { Half half[2]; vec *S, *work; float *transposed[2][2]; } Memory;
@@ -72,8 +72,9 @@ INLINE void join_some(const int some, int nodes, const vec *x, const float *a, i
     for (int i = 0; i < nodes; i++, x += NV) EACH(j, some) sum[j] += *x * a[j * stride + i];
     EACH(j, some) out[j * NV] = sum[j];
 }
-/* gradient of the matching vectors -> of products (over dm), of forms (dq, twice), of Gram entries.
-   With m = p / (|v| sqrt q):  dq = -m dm / (2 q), and |v|^2 is an entry of the nodes' own Gram matrix. */
+/* Gradient of the matching vectors -> of the attended products p (replaces dm), of the quadratic forms q (dq, twice)
+   and of the Gram entries.  With m = p / (|v| sqrt q), dq = -m dm / (2 q).  |v|^2 is an entry of the nodes' Gram
+   matrix, with gradient -m dm / (2 |v|^2). */
 static void match_back(const Half *f, vec *x) {
     int nodes = f->nodes, answers = f->answers, stride = f->stride;
     vec *out = f->d_gram;
@@ -93,7 +94,7 @@ static void match_back(const Half *f, vec *x) {
             FOR(k, NV) join_some(1, nodes, x + k, f->a + u * stride, stride, out + k);
     }
 }
-/* -> gradient of the affinities before their leaky sum, into f->da */
+/* gradients of p and q -> of the attention, then of the affinities, into f->da */
 static void attend_back(const Half *f, const vec *S, float smooth, vec *dot) {
     int count = parts(f->nodes, W);
     ivec real = lanes() < f->nodes - (count - 1) * W;
@@ -119,7 +120,7 @@ static void attend_back(const Half *f, const vec *S, float smooth, vec *dot) {
         FOR(c, count) da[c] = da[c] * over - raw[c] * pull;
     }
 }
-/* gradient of the block products, over S */
+/* gradients of the affinities and of p -> of the block products, which replaces S */
 static void products_back(const Half *visual, const Half *textual, vec *S, int stride) {
     const vec *dv = visual->layers.dm, *dt = textual->layers.dm;
     FOR(w, textual->nodes) {
@@ -156,7 +157,7 @@ INLINE void words_back(const int many, const int steps, int panels, int dim, con
             EACH(i, steps) EACH(w, many) sum[i][w] += regions[i * ROWS + r] * S[w * stride];
     EACH(i, steps) EACH(w, many) out[i * many + w] = sum[i][w];
 }
-/* S is the gradient of the products */
+/* gradient S of the products -> added to that of the regions and of the words */
 INLINE void spread_some(const int steps, const int depth, int R, int n, int dim, int k, int t, const vec *S,
                         int stride, const vec *regions, const vec *words, vec *d_regions, vec *d_words) {
     int panels = parts(R, ROWS), blocks = parts(n, WORDS);
@@ -285,7 +286,7 @@ int backward(Job *j) {
     return 0;
 }
 
-/* a gradient's sums start at 0 */
+/* gradients that are summed start at 0 */
 int clear(Job *j) {
     for (int64_t i; (i = claim(&j->next)) < j->images.count + j->captions.count;) {
         int ragged = i >= j->images.count, item = ragged ? i - j->images.count : i;
@@ -298,7 +299,7 @@ int clear(Job *j) {
     }
     return 0;
 }
-/* panels back to rows, and the Gram matrices' part: d x_i += 2 sum over j of dG_ij x_j */
+/* gradient of the panels -> of the rows; the Gram matrices add to it: d x_i += 2 sum over j of dG_ij x_j */
 static void finish_side(const Side *s, const Grad *d, int item, int dim, int ragged) {
     int n = s->length[item], count = parts(n, ragged ? WORDS : ROWS);
     const float *x = s->features + s->first[item] * K * dim, *dg = d->grams + s->gram[item] * KP;

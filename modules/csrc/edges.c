@@ -5,7 +5,8 @@
 
 static const float TURN = 6.28318531f;
 
-/* one pair of regions minus the means of one vector of kernels: distance, absolute angle, its derivative's sign */
+/* For one vector of kernels: a pair's distance minus the mean distance, the angle between theirs (0 to pi), and the
+   derivative of this angle by the mean angle, 1 or -1 */
 typedef struct { vec near, turn, way; } Place;
 
 static inline void polar(const float *a, const float *b, float *rho, float *theta) {
@@ -17,7 +18,7 @@ INLINE Place place(const vec *kernels, int c, float rho, float theta) {
     vec delta = theta - kernels[2 * EV + c], one = splat(1);
     Place p = {.near = rho - kernels[c], .turn = pick(delta < 0, -delta, delta)};
     p.way = pick(delta < 0, one, -one);                                /* d turn / d mean */
-    vec other = TURN - p.turn, far = pick(other < 0, -other, other);   /* the other way round, if shorter */
+    vec other = TURN - p.turn, far = pick(other < 0, -other, other);   /* the other way round, where it is shorter */
     ivec round = far < p.turn;
     p.way = pick(round, pick(other < 0, p.way, -p.way), p.way);
     p.turn = pick(round, far, p.turn);
@@ -28,13 +29,13 @@ INLINE float all_kernels(const vec *x) {
     for (int c = 1; c < EV; c++) sum += x[c];
     return total(sum) * EW / TW;
 }
-/* weights of one pair of regions: they add up to 1, or are all 0 where every kernel underflows */
+/* The 8 weights of one pair of regions.  They add up to 1, or are all 0 where every kernel underflows. */
 INLINE void weigh(const vec *kernels, const Place *p, vec *w) {
     EACH(c, EV) {
         vec q = kernels[EV + c] * p[c].near * p[c].near + kernels[3 * EV + c] * p[c].turn * p[c].turn, scale;
-        ivec alive = q > -103.97f;                     /* e^q is 0 in float32 below; a NaN is none either */
+        ivec alive = q > -103.97f;                     /* e^q is 0 in float32 below this; a NaN counts as 0 too */
         vec e = exp_parts(only(alive, q) + 40.f, &scale);
-        w[c] = only(alive, scale * e + scale);         /* e^40 too large, to stay clear of denormal numbers */
+        w[c] = only(alive, scale * e + scale);         /* times e^40, against denormal numbers; the sum cancels it */
     }
     float sum = all_kernels(w);
     EACH(c, EV) w[c] = sum > 0 ? w[c] / sum : splat(0);
@@ -89,7 +90,7 @@ void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors) {
 
 /* ---- textual graphs: softmax of the words' affinities, dense or along dependencies; all kernels alike ---- */
 
-/* row of the entry (i, j) among the upper triangle's */
+/* row of the entry (i, j) of a symmetric matrix, of which the upper triangle is stored */
 static inline int entry(int n, int i, int j) {
     int a = i < j ? i : j, b = i < j ? j : i;
     return a * n - a * (a - 1) / 2 + b - a;
@@ -97,8 +98,8 @@ static inline int entry(int n, int i, int j) {
 static inline float linked(const Side *s, int item, int i, int j) {
     return s->links ? s->links[s->gram[item] + entry(s->length[item], i, j)] : 1;
 }
-/* word i: softmax over the words of smooth T_i T_j, times the adjacency and divided by the sum, which is returned,
-   times the adjacency again */
+/* Edge weights of word i.  soft: softmax over j of smooth T_i T_j.  weight: soft times the adjacency, divided by its
+   sum, and times the adjacency again (docs/method.md, section 2.4.2).  Returns the sum. */
 static float relate(const Side *s, int item, int i, float smooth, float *soft, float *weight) {
     int n = s->length[item];
     const float *grams = s->grams + s->gram[item] * KP;
@@ -116,7 +117,7 @@ static float relate(const Side *s, int item, int i, float smooth, float *soft, f
     FOR(j, n) weight[j] *= linked(s, item, i, j) / total_weight;
     return total_weight;
 }
-/* a row for every pair of words or, with propagation "self", the sum of a word's rows; work: 2 n */
+/* a row for every pair of words or, with propagation "self", the sum of a word's rows; work: 2 n floats */
 void textual_edges(const Side *s, int item, int neighbors, float smooth, float *work) {
     int n = s->length[item];
     float *weight = work + n;
@@ -135,7 +136,7 @@ void textual_edges(const Side *s, int item, int neighbors, float smooth, float *
         if (!neighbors) FOR(k, EW) *out++ = sum;
     }
 }
-/* gradient of the rows -> added to that of the Gram matrix */
+/* gradient of the rows -> added to that of the Gram matrices; work: 3 n floats */
 void textual_edges_back(const Side *s, const Grad *d, int item, int neighbors, float smooth, float *work) {
     int n = s->length[item];
     float *weight = work + n, *dw = weight + n;

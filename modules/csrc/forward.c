@@ -3,7 +3,7 @@
 
 /* ---- once per image and per caption: panels, Gram matrices, norms ---- */
 
-/* (rows, D) -> [vector][d][row][lane], zeros from row `real` on */
+/* (rows, D) -> [vector][d][row][lane]; rows from `real` on are 0 */
 static void pack_rows(const float *x, int rows, int real, int dim, vec *out) {
     FOR(k, NV) FOR(t, dim) FOR(r, rows) {
         vec y = {0};
@@ -27,7 +27,7 @@ static void pack_side(const Side *s, int item, int dim, int ragged) {
         pack_rows(x + (int64_t)i * K * dim, rows, n - i < rows ? n - i : rows, dim, out);
     }
 }
-/* work: panels of all n rows */
+/* products of all pairs of nodes of one graph -> grams, norms; work: panels of all n rows */
 static void gram_side(const Side *s, int item, int dim, vec *work) {
     int n = s->length[item], size = ROWS * NV * dim;
     const float *x = s->features + s->first[item] * K * dim;
@@ -49,7 +49,7 @@ static void gram_side(const Side *s, int item, int dim, vec *work) {
 }
 int prepare(Job *j) {
     int64_t R = longest(&j->images), n = longest(&j->captions);
-    float *work = grab((size_t)padded(R > n ? R : n, ROWS) * KP * j->dim);   /* so at least 2 n */
+    float *work = grab((size_t)padded(R > n ? R : n, ROWS) * KP * j->dim);   /* at least 2 n floats */
     if (!work) return 1;
     unsigned mode = flush();
     for (int64_t i; (i = claim(&j->next)) < j->images.count + j->captions.count;) {
@@ -92,8 +92,8 @@ void affinities(int R, int n, const vec *S, int stride, float *visual, int vs, f
     }
     FOR(r, R) FOR(w, n) textual[r * ts + w] = visual[w * vs + r];
 }
-/* affinities a[answer][node] -> attention of every node over the answers, in place; affinities are first divided
-   by their norm over the nodes, which goes to `norms`.  work: 2 * stride floats */
+/* Affinities a[answer][node] -> attention of every node over the answers, in place.  An answer's affinities are first
+   divided by their norm over the nodes, which `norms` receives.  work: 2 * stride floats */
 void attend(float *a, int answers, int nodes, int stride, float smooth, float *norms, vec *work) {
     int count = parts(nodes, W);
     ivec real = lanes() < nodes - (count - 1) * W;
@@ -115,7 +115,7 @@ void attend(float *a, int answers, int nodes, int stride, float smooth, float *n
     FOR(c, count) sum[c] = 1 / sum[c];
     FOR(m, answers) FOR(c, count) ((vec *)(a + m * stride))[c] *= sum[c];
 }
-/* matching vectors of some nodes: cosines of a node's blocks with those of what it attends to */
+/* matching vectors of some nodes: cosines of a node's blocks with those of its context */
 INLINE void match_some(const int nodes, int answers, const float *a, int stride, const vec *S, int node,
                        int answer, const vec *gram, const vec *norm, vec *m) {
     FOR(k, NV) {

@@ -1,11 +1,11 @@
 /* All-pairs GSMN similarity on a CPU: what forward.c and backward.c share.
 
    Compiled with -DK= (blocks) and -DH= (hidden width).  The lanes of a vector are the K blocks of the
-   embedding, so that one multiply-add works on all blocks at once and the K products, attended products and
-   quadratic forms of a pair of nodes come out as one vector (docs/method.md, section 7; docs/performance.md).
+   embedding: one multiply-add works on all blocks at once.  The K products of a pair of nodes are one vector, and so
+   are a node's attended products and quadratic forms (docs/method.md, section 7; docs/performance.md).
 
    Letters: R regions, n words, d = D / K; W lanes of a vector, NV vectors for K blocks, HV for H hidden units;
-   `nodes` ask, `answers` are the nodes of the other graph.  Hidden unit c of kernel k stands at 8 c + k. */
+   `nodes` attend to `answers`, the nodes of the other graph.  Hidden unit c of kernel k stands at 8 c + k. */
 #ifndef PAIRS_H
 #define PAIRS_H
 #if defined(__AVX512F__)
@@ -50,7 +50,7 @@ typedef int32_t ivec __attribute__((vector_size(W * 4)));
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 #define FOR(i, count) for (int i = 0; i < (count); i++)
-#define EACH(i, count) UNROLL FOR(i, count)       /* count known to the compiler: kept in registers */
+#define EACH(i, count) UNROLL FOR(i, count)       /* a constant count: sums stay in registers */
 
 /* One side of all pairs: images with their regions, or captions with their words */
 typedef struct {
@@ -71,7 +71,7 @@ typedef struct {
     const float *links;      /* captions: adjacency, rows like those of `grams`; NULL for the dense graph */
 } Side;
 
-/* The gradient of one side; `params` start at 0, and rows of `features` that are no node's */
+/* The gradient of one side.  The caller clears `params` and the rows of `features` that belong to no node. */
 typedef struct {
     float *data, *grams, *edges;   /* laid out like Side's */
     float *params;                 /* slots rows of PARAMS, to be added up */
@@ -90,8 +90,8 @@ typedef struct {
     int64_t next, done;            /* counters the threads share */
 } Job;
 
-/* What the structure level holds of one side of one pair, node by node: matching vectors, z = W m, the
-   convolution's output; and for the gradient that of out_1's output, of h and of m */
+/* What the structure level holds of one side of one pair, node by node: matching vectors m, z = W m, the
+   convolution's output h.  For the gradient: u, that of out_1's output and then of z; dh and dm, those of h and m. */
 typedef struct { vec *m, *z, *h, *u, *dh, *dm; } Layers;
 
 void products(int R, int n, int dim, const vec *regions, const vec *words, vec *S, int stride);
@@ -135,8 +135,8 @@ static inline int64_t longest(const Side *s) {
     return most;
 }
 
-/* Numbers below 1e-38 count as 0 while a thread works here: the processor would take a hundred times longer over
-   them, and Gaussian edge weights are full of them.  Returns what `restore` takes. */
+/* Makes numbers below 1e-38 count as 0 in this thread: a processor is many times slower with them, and Gaussian edge
+   weights are full of them.  Returns what `restore` takes. */
 static inline unsigned flush(void) {
 #if defined(__SSE__)
     unsigned before = __builtin_ia32_stmxcsr();
@@ -182,7 +182,7 @@ INLINE vec lane_sums(const vec *x) {
     UNROLL for (int step = 1; step < W; step *= 2) EACH(i, W / 2 / step) t[i] = fold(t[2 * i], t[2 * i + 1], step);
     return t[0];
 }
-/* vector c of an edge's 8 kernels; and added to them */
+/* vector c of an edge's 8 kernels; add_edge adds to it */
 INLINE vec edge(const float *e, int c) {
 #if defined(__AVX512F__)
     return (vec)_mm512_broadcast_f64x4(_mm256_loadu_pd((const double *)e));
@@ -215,7 +215,7 @@ INLINE vec exp_parts(vec x, vec *scale) {
     p = p * r + .5f;
     return p * r * r + r;
 }
-/* e^x for x <= 0; below -60, where nothing is left of it beside the 1 of a softmax, e^-60 */
+/* e^x for x <= 0; e^-60 for x below -60, since a softmax adds it to 1 and loses it anyway */
 INLINE vec exponential(vec x) {
     vec scale, p = exp_parts(pick(x < -60.f, splat(-60.f), x), &scale);
     return scale * p + scale;

@@ -36,7 +36,7 @@ static void convolve(const Side *s, int item, int neighbors, const vec *m, vec *
     for (; i < nodes; i++) gather_some(1, nodes, e + i * nodes * EW, z, h + i * HV);
     FOR(i, nodes) EACH(c, HV) h[i * HV + c] = tangent(h[i * HV + c] + bias[c]);
 }
-/* matching vectors -> the side's score of the pair */
+/* matching vectors -> the side's score of the pair, without out_2's bias */
 float score(const Side *s, int item, int neighbors, const Layers *l) {
     int nodes = s->length[item];
     vec *z = l->z;
@@ -62,7 +62,7 @@ static void outer(int nodes, int width, const float *x, const vec *y, vec *out) 
     for (; i + LINES <= width; i += LINES) outer_some(LINES, nodes, width, x + i, y, out + i * HV);
     for (; i < width; i++) outer_some(1, nodes, width, x + i, y, out + i * HV);
 }
-/* (nodes, HP) (HP, vectors) -> (nodes, vectors); four nodes at once, the last of them repeated */
+/* (nodes, HP) (HP, vectors) -> (nodes, vectors); four nodes at once, the last one repeated to fill up */
 INLINE void back(const int vectors, int nodes, const float *x, const vec *w, vec *out) {
     for (int n = 0; n < nodes; n += 4) {
         vec sum[4][HV > NV ? HV : NV];
@@ -73,7 +73,7 @@ INLINE void back(const int vectors, int nodes, const float *x, const vec *w, vec
         FOR(i, 4) if (n + i < nodes) EACH(c, vectors) out[(n + i) * vectors + c] = sum[i][c];
     }
 }
-/* u = transposed edges times dh */
+/* u = transposed edges times dh, some rows of it */
 INLINE void scatter_some(const int some, int nodes, const float *e, const vec *dh, vec *u) {
     vec sum[LINES][HV];
     EACH(j, some) EACH(c, HV) sum[j][c] = (vec){0};
@@ -81,7 +81,7 @@ INLINE void scatter_some(const int some, int nodes, const float *e, const vec *d
         EACH(j, some) EACH(c, HV) sum[j][c] += edge(e + j * EW, c % EV) * dh[c];
     EACH(j, some) EACH(c, HV) u[j * HV + c] = sum[j][c];
 }
-/* gradient dh of the convolution's output -> of z = W m, into u */
+/* gradient dh of the convolution's output -> of z = W m, into u, and added to the edges and the bias */
 static void convolve_back(const Side *s, int item, int neighbors, const Layers *l, float *d_edges, vec *d_bias) {
     int nodes = s->length[item], j = 0;
     const float *e = s->edges + s->edge[item] * EW;
@@ -107,7 +107,8 @@ static void convolve_back(const Side *s, int item, int neighbors, const Layers *
     for (; j + LINES <= nodes; j += LINES) scatter_some(LINES, nodes, e + j * EW, dh, u + j * HV);
     for (; j < nodes; j++) scatter_some(1, nodes, e + j * EW, dh, u + j * HV);
 }
-/* gradient g of the side's score -> dm, and added to parameters and edges.  transposed: conv_w and out1_w */
+/* gradient g of the side's score -> of m, into dm, and added to d (of the parameters) and d_edges.
+   transposed: the weights of the convolution and of out_1 */
 void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
                 float *d_edges, float *d) {
     int nodes = s->length[item];
