@@ -146,16 +146,16 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
 def pieces(rows, width, budget):
     """Cut items into runs that fit into memory -> slices.
 
-    rows[i]: how many rows of `width` numbers item i has.  The rows of a piece take half of `budget` bytes at most,
-    and the similarities of two pieces a quarter.  A piece has at least one item.
+    rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
+    half of `budget` bytes at most, and the similarities of two pieces a quarter.  A piece has at least one item.
     """
     most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 16))
-    cut, start, total = [], 0, 0
+    cut, start, longest = [], 0, 0
     for i, n in enumerate(rows):
-        if i > start and (total + n > most_rows or i - start >= most_items):
+        longest = max(longest, n)
+        if i > start and (longest * (i + 1 - start) > most_rows or i - start >= most_items):
             cut.append(slice(start, i))
-            start, total = i, 0
-        total += n
+            start, longest = i, n
     return [*cut, slice(start, len(rows))] if len(rows) else []
 
 
