@@ -109,7 +109,7 @@ def select_gpu():
 
 
 def local_device(device):
-    """The device of this process for --device; a GPU becomes the current one, so that streams and waits are its own.
+    """The device of this process for --device; a GPU becomes the current one, which torch's streams refer to.
 
     With several processes `cuda` is the GPU of the local rank.
     """
