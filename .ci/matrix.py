@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".matrix"
-OLDEST = ("torch==2.6.*", "torchvision==0.21.*", "numpy==1.24.*", "nltk==3.10.1")  # requirements.txt's lower bounds
+OLDEST = ("torch==2.6.*", "torchvision==0.21.*", "numpy==1.24.*", "nltk==3.10.2")  # requirements.txt's lower bounds
 NO_TESTS = 5  # pytest's exit code when no test ran, as for a file whose tests are all left out
 HUNG = 124  # exit code of a suite that wrote nothing for SILENCE seconds
 SILENCE = 1800  # inductor of torch 2.6 compiles for ten minutes on a busy machine

@@ -312,9 +312,6 @@ class Functions(TorchFunctionMode):
     def call_is_pinned(self, function, x, *device):
         return x in self.gpu.pinned
 
-    def call_record_stream(self, function, x, stream):
-        pass
-
     def call_tolist(self, function, x):
         if x in self.gpu.cuda:
             self.gpu.wait("tolist")
@@ -434,6 +431,7 @@ def patches(gpu, functions):
     yield mock.patch.object(torch.accelerator, "is_available", lambda *a: True)
     yield mock.patch.object(torch.accelerator, "current_accelerator", lambda *a, **k: CUDA)
     yield mock.patch.object(torch.accelerator, "current_stream", Idle)
+    yield mock.patch.object(torch.Tensor, "record_stream", lambda x, stream: None)  # torch 2.6 refuses an Idle
     yield mock.patch.object(torch.autograd, "_engine_run_backward", run_backward)
     yield mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped)
     yield mock.patch.object(
