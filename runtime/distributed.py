@@ -153,12 +153,26 @@ def process_group():
     except SystemExit:  # all processes agreed on it
         leave()
         raise
-    except RuntimeError as error:
-        if not is_lost_connection(error):
+    except (Exception, KeyboardInterrupt) as error:
+        lost = isinstance(error, RuntimeError) and is_lost_connection(error)
+        codes = {InputError: 2, KeyboardInterrupt: 130}  # as files.errors.run has them
+        atexit.register(end_at_once, 2 if lost else codes.get(type(error), 1))
+        if not lost:
             raise
         raise InputError(
             f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
         ) from error
+
+
+def end_at_once(code):
+    """The end of a process that did not leave its groups, so that gloo's threads still run.
+
+    One that asks for the GIL while Python ends, to free a tensor, would abort the process (SIGABRT).
+    """
+    with contextlib.suppress(OSError, ValueError):  # a reader that is gone, a closed stream
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def join(count):

@@ -3,6 +3,7 @@
 Training is compared in double precision, where rounding leaves nothing to argue about.
 """
 
+import atexit
 import datetime
 import os
 import re
@@ -378,6 +379,57 @@ def leave_often(folder):
         dist.init_process_group("gloo", store=store, rank=int(os.environ["RANK"]), world_size=2)
         distributed._group = distributed.new_group()
         distributed.leave()
+
+
+def test_a_process_that_fails_keeps_its_exit_code(tmp_path):
+    """An exchange breaks off just when Python ends, and gloo's thread asks for the GIL then."""
+    failing, other = start(2, [__file__, tmp_path, "fail_in_an_exchange"])
+    try:
+        ((code, said),) = finish([failing], timeout=300)
+        assert code == 2 and said == "error: a fault\n"
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def fail_in_an_exchange(folder):
+    sys.setswitchinterval(100)  # seconds for which the main thread may keep the GIL
+    with distributed.process_group():
+        pids = distributed.gather_objects(os.getpid())
+        if distributed.rank() == 1:
+            time.sleep(300)
+        atexit.register(lose_the_other, pids[1])
+        dist.all_reduce(torch.ones(3), group=distributed._group, async_op=True)
+        raise InputError("a fault")
+
+
+class GivesUpTheGIL:
+    """Python deletes a global of __main__ when it has begun to end."""
+
+    def __del__(self, sleep=time.sleep):
+        sleep(1)
+
+
+def lose_the_other(pid):
+    """Kills the other process, and keeps the GIL until Python ends."""
+    global end_of_main
+    end_of_main = GivesUpTheGIL()
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.mark.parametrize("error, code", [(InputError, 2), (KeyError, 1), (KeyboardInterrupt, 130)])
+def test_every_fault_has_the_exit_code_of_one_process(monkeypatch, error, code):
+    ends = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "check_environment", lambda count: None)
+    monkeypatch.setattr(distributed, "join", lambda count: None)
+    monkeypatch.setattr(distributed.atexit, "register", lambda *end: ends.append(end))
+    with pytest.raises(error), distributed.process_group():
+        raise error("a fault")
+    assert ends == [(distributed.end_at_once, code)]
 
 
 if __name__ == "__main__":
