@@ -247,9 +247,9 @@ class GSMN(MatchingModel):
         super().compile_parts(**how)
         # two sizes that are equal in the first batch need not be in the next
         torch.fx.experimental._config.use_duck_shape = False
-        self.node_matching = torch.compile(graph.node_matching, dynamic=True, fullgraph=True, **how)
+        self.node_matching = torch.compile(graph.node_matching, dynamic=True, **how)
         for side in (self.i2t_match_G, self.t2i_match_G):
-            side.compile(dynamic=True, fullgraph=True, **how)
+            side.compile(dynamic=True, **how)
 
     def forward_emb(self, images, captions, lengths):
         """Features (B, R, img_dim), ids (B, n) padded with 0, lengths -> (B, R, D), (B, n, D), lengths."""

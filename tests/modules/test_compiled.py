@@ -1,12 +1,18 @@
 """--compile: GSMN's similarity through torch.compile, the same numbers, one program for all batches."""
 
+import inspect
+
 import pytest
 import torch
 from gsmn_cases import random_case, small_opt
 from torch._dynamo.utils import counters
+from torch._inductor import pattern_matcher
 
 import model
 from modules import cpu_kernel
+
+# torch 2.6's inductor compiles again where two of its sizes are equal by chance
+BY_CHANCE = "guard_size_oblivious(v != a)" in inspect.getsource(pattern_matcher)
 
 
 @pytest.fixture(autouse=True)
@@ -29,30 +35,51 @@ def scores_and_gradients(net, lengths, images, seed):
     return [*scores, *torch.autograd.grad(scores[0].square().sum() + scores[1].sum(), wanted)]
 
 
-def compare(propagation, is_sparse, backend):
-    """Five batches of other lengths and sizes: equal to eager mode, compiled for the first alone, in one piece."""
+def two_nets(propagation, is_sparse, backend):
+    """The same net twice, the second one compiled."""
     nets = []
     for _ in range(2):
         torch.manual_seed(1)
         sizes = {"num_block": 8, "feat_dim": 8, "hid_dim": 16, "embed_size": 64, "sim_memory": 1000}
         nets.append(model.GSMN(small_opt(propagation=propagation, is_sparse=is_sparse, **sizes)))
     nets[1].compile_parts(backend=backend)
+    return nets
+
+
+def compare(propagation, is_sparse, backend):
+    """Five batches of other lengths and sizes: equal to eager mode, compiled for the first alone, in one piece."""
+    nets = two_nets(propagation, is_sparse, backend)
     assert list(nets[0].state_dict()) == list(nets[1].state_dict())
     rng, graphs = torch.Generator().manual_seed(0), []
     for batch in range(5):
         lengths = torch.randint(2, 20, (12 + 2 * (batch == 3),), generator=rng).tolist()
         plain, compiled = (scores_and_gradients(net, lengths, 12 + (batch == 4), batch) for net in nets)
-        for a, b in zip(compiled, plain):
-            assert (a - b).abs().max() <= 1e-5 * b.abs().max().clamp_min(1e-3)
+        assert_equal(compiled, plain)
         graphs.append(counters["stats"]["unique_graphs"])
     assert not counters["graph_break"]
-    assert graphs == [3] * 5  # node_matching, and the structure level of either side
+    if backend == "eager" or not BY_CHANCE:
+        assert graphs == [3] * 5  # node_matching, and the structure level of either side
+
+
+def assert_equal(compiled, plain):
+    for a, b in zip(compiled, plain):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max().clamp_min(1e-3)
 
 
 @pytest.mark.slow
 def test_one_program_for_all_batches():
     """Tracing alone, which needs no C++ compiler."""
     compare("neighbors", True, "eager")
+
+
+@pytest.mark.slow
+def test_past_the_limit_of_programs_torch_computes():
+    """The second side would need one program more than torch may keep."""
+    nets = two_nets("self", False, "eager")
+    with torch._dynamo.config.patch(cache_size_limit=1):
+        plain, compiled = (scores_and_gradients(net, [5, 3, 9], 4, 0) for net in nets)
+    assert_equal(compiled, plain)
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.slow
