@@ -18,7 +18,6 @@ import zipfile
 from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
-import torch
 
 from files.errors import InputError
 from files.opening import open_regular
@@ -53,6 +52,8 @@ def read_torch_file(path, lazily=False):
     Raises InputError, one line, for a file that is missing, empty, damaged, of another kind, larger inside than a
     checkpoint can be, or that asks for any other class or function; nothing in it has run then.
     """
+    import torch  # the commands that read no checkpoint start without it
+
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]):
         warnings.simplefilter("ignore")  # torch remarks on its own old formats
         is_zip = inspect(path, sums=not lazily)
@@ -63,6 +64,8 @@ def read_torch_file(path, lazily=False):
 
 
 def torch_load(path, mmap):
+    import torch
+
     call = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=mmap)
     try:
         return call()

@@ -71,10 +71,14 @@ def test_a_vocabulary_holds_frequent_words_in_the_order_seen(tmp_path):
 
 
 def command(tiny, data_name, vocab_path, hash_seed="0"):
+    """vocab.py as a program, which needs no torch."""
+    without_torch = tiny.folder.parents[1] / "without_torch"
+    without_torch.mkdir(exist_ok=True)
+    (without_torch / "torch.py").write_text("raise ImportError('vocab.py needs no torch')")
     flags = ["--data_path", tiny.data_path, "--data_name", data_name, "--vocab_path", str(vocab_path)]
     return subprocess.run(
         [sys.executable, str(REPO / "vocab.py"), *flags, "--threshold", "2"],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(without_torch)},
         capture_output=True,
         text=True,
     )

@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
+from forked import Forked, all_ended
 
 import data
 import evaluation
@@ -139,24 +140,21 @@ def save(run, losses, weights, folder):
         np.savez(f"{folder}/{run}-{distributed.size()}.npz", losses=losses, **weights)
 
 
-def start(size, command, only=None, local=True):
-    """size processes on this machine that find one another, as torchrun starts them; only: one of them."""
+def environments(size, local=True):
+    """The variables of each of `size` processes on this machine that find one another, as torchrun sets them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    common = {
-        **os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank) if local else None} for rank in range(size)]
+
+
+def start(size, function, folder, only=None):
+    """function(folder) in `size` processes that find one another; only: one of them."""
     return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**common, "RANK": str(rank), **({"LOCAL_RANK": str(rank)} if local else {})},
-        )
-        for rank in (range(size) if only is None else [only])
+        Forked(folder / f"said {function.__name__} {rank} of {size}", environment, function, folder)
+        for rank, environment in enumerate(environments(size))
+        if only in (None, rank)
     ]
 
 
@@ -168,24 +166,14 @@ def start_torchrun(size, command):
                             env=environment)  # fmt: skip
 
 
-def finish(processes, timeout=600):
-    """[(exit code, what was printed)] of all."""
-    try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, said)]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tiny.make_tiny(folder, splits={"train": 4, "dev": 4})
     torchrun = start_torchrun(2, [__file__, folder, "killed_under_torchrun"])
-    groups = [start(size, [__file__, folder]) for size in SIZES]
+    groups = [start(size, main, folder) for size in SIZES]
     for group in groups:
-        *mourners, dead = finish(group)
+        *mourners, dead = all_ended(group)
         assert dead[0] == 3, dead[1]
         assert {code for code, _ in mourners} <= {1, 2}, mourners
         (folder / f"said-{len(group)}").write_text("".join(text for _, text in mourners))
@@ -273,7 +261,7 @@ def whole_run(folder, name, *more):
 
 
 def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
-    for code, said in finish(start(2, [__file__, folder, "stop_by_signal"])):
+    for code, said in all_ended(start(2, stop_by_signal, folder)):
         assert code == 128 + signal.SIGTERM, said
     assert [path.name for path in (folder / "parts").glob("*.pth.tar")] == ["checkpoint_0_2.pth.tar"]
     train.main(whole_run(folder, "parts", f"--resume={folder}/parts"))
@@ -348,17 +336,33 @@ def join_alone(folder):
 
 
 def test_nobody_to_meet_is_said_and_ends(tmp_path):
-    processes = [start(2, [__file__, tmp_path, "join_alone"], only=rank)[0] for rank in (0, 1)]  # two ports
-    for rank, (code, said) in enumerate(finish(processes)):
+    processes = [start(2, join_alone, tmp_path, only=rank)[0] for rank in (0, 1)]  # two ports
+    for rank, (code, said) in enumerate(all_ended(processes)):
         others = ("the others", "process 0")[rank]
         assert code == 2 and f"process {rank} of 2 waits for {others} at 127.0.0.1:" in said, said
         assert f"error: process {rank} of 2 waits for {others}" in said and "not met within 3 s" in said, said
 
 
 def test_kubeflow_and_slurm_need_no_local_rank(tmp_path):
-    """Two processes without LOCAL_RANK and with torchrun's default for what else is missing; leaving never hangs."""
-    for code, said in finish(start(2, [__file__, tmp_path, "meet"], local=False), timeout=300):
-        assert code == 0, said
+    """Two programs without LOCAL_RANK and with torchrun's default for what else is missing; leaving never hangs."""
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1"}
+    programs = [
+        subprocess.Popen(
+            [sys.executable, __file__, tmp_path, "meet"],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in {**os.environ, **path, **environment}.items() if value is not None},
+        )
+        for environment in environments(2, local=False)
+    ]
+    try:
+        for program in programs:
+            said = program.communicate(timeout=300)[0]
+            assert program.returncode == 0, said
+    finally:
+        for program in programs:
+            program.kill()
 
 
 def meet(folder):
@@ -433,4 +437,4 @@ def test_every_fault_has_the_exit_code_of_one_process(monkeypatch, error, code):
 
 
 if __name__ == "__main__":
-    run(lambda: globals()[(sys.argv[2:] or ["main"])[0]](sys.argv[1]))
+    run(lambda: globals()[sys.argv[2]](sys.argv[1]))

@@ -1,6 +1,7 @@
 """Runs that are killed, whose folders fail, whose numbers break: what is kept, and what is said."""
 
 import errno
+import importlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from training import flags, names, points, run, same_state, stop_after
 
 import train
@@ -204,25 +206,32 @@ def test_a_log_that_was_cut_off_is_gone_on_from(tiny_data, tmp_path):
     assert [step for tag, step, _ in points(tmp_path / "log") if tag == "Le"] == [1, 2, 3, 4]
 
 
+def train_without_curves(reason, *runs):
+    """The runs in a process where tensorboard_logger cannot be used."""
+    assert not {"tensorboard_logger", "google.protobuf.descriptor_pb2"} & sys.modules.keys()
+    if reason == "missing":
+        sys.modules["tensorboard_logger"] = None
+    elif reason == "upb":
+        os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "upb"
+    else:
+        importlib.import_module("google.protobuf.descriptor_pb2")
+    for arguments in runs:
+        train.main(arguments)
+
+
 @pytest.mark.parametrize("reason", ["missing", "upb", "protobuf is loaded"])
 def test_without_curves_training_goes_on(tiny_data, tmp_path, reason):
     """A fresh run, and a resumed one, which leaves the event file of the first as it is."""
     run(tiny_data, tmp_path, *FEW, epochs=1)
     events = next((tmp_path / "log").glob("events*"))
-    before, environment = events.read_bytes(), {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", None)
-    spoil = {
-        "missing": "import sys; sys.modules['tensorboard_logger'] = None",
-        "upb": "import os; os.environ['PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION'] = 'upb'",
-        "protobuf is loaded": "import google.protobuf.descriptor_pb2",
-    }[reason]
+    before = events.read_bytes()
     fresh = flags(tiny_data, tmp_path / "fresh", *FEW, epochs=1)
     resumed = flags(tiny_data, tmp_path, *FEW, "--resume", tmp_path / "ck")
-    code = f"{spoil}\nimport train\nfor flags in {fresh}, {resumed}: train.main(flags)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("No TensorBoard curves, only log.jsonl: tensorboard_logger fails") == 2
+    environment = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": None}
+    code, said = Forked(tmp_path / "said", environment, train_without_curves, reason, fresh, resumed).ended()
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert said.count("No TensorBoard curves, only log.jsonl: tensorboard_logger fails") == 2
     assert validated_epochs(tmp_path / "fresh/log") == [0] and validated_epochs(tmp_path / "log") == [0, 1]
     assert events.read_bytes() == before
     assert not list((tmp_path / "fresh/log").glob("events*"))
