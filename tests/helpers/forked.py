@@ -1,6 +1,7 @@
-"""Processes for tests, forked from one that has imported torch: a fresh interpreter takes two seconds for this.
+"""Processes for tests, forked from one that has imported torch and all that a training imports.
 
-A test that is about the start of a program starts it with subprocess.
+In a fresh interpreter these imports are nearly all the time of a small training, about five seconds.  A test that is
+about the start of a program starts it with subprocess.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from files.errors import run
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "train", "test_stack", "tiny"])
+CONTEXT.set_forkserver_preload(["pytest", "train", "tiny", "nltk", "torch._dynamo"])
 
 
 class Forked:
@@ -32,12 +33,16 @@ class Forked:
             patch.setenv("OMP_NUM_THREADS", "1")
             self.process.start()
 
+    @property
+    def said(self):
+        return self.output.read_text() if self.output.exists() else ""
+
     def ended(self, timeout=600):
         """(exit code, what was printed); the code is None for a process that was ended after `timeout` seconds."""
         self.process.join(timeout)
         code = self.process.exitcode
         self.process.kill()
-        return code, self.output.read_text()
+        return code, self.said
 
 
 def call(output, environment, function, arguments):

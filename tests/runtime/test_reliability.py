@@ -34,31 +34,29 @@ def slow_training(arguments, seconds):
 
     It has as many threads as this process: bits depend on their number.
     """
-    code = f"""if True:
-        import pathlib, time, train
-        from files.errors import run
-        step = train.train_step
-        def slow(*arguments):
-            pathlib.Path("stepping").touch()
-            time.sleep({seconds})
-            return step(*arguments)
-        train.train_step = slow
-        run(train.main)"""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+    return Forked("said", {}, train_slowly, arguments, seconds, torch.get_num_threads())
 
 
-def wait_for(path, process):
+def train_slowly(arguments, seconds, threads):
+    step = train.train_step
+
+    def slow(*arguments):
+        Path("stepping").touch()
+        time.sleep(seconds)
+        return step(*arguments)
+
+    torch.set_num_threads(threads)
+    train.train_step = slow
+    train.main(arguments)
+
+
+def wait_for(happened, forked):
     for _ in range(6000):
-        if path.exists():
+        if happened():
             return
-        assert process.poll() is None, process.stderr.read()
+        assert forked.process.is_alive(), forked.said
         time.sleep(0.01)
-    pytest.fail(f"{path} does not appear")
+    pytest.fail("what is waited for does not happen")
 
 
 def test_killed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, caplog):
@@ -67,9 +65,9 @@ def test_killed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, caplog):
     more = ["--save_every", 2, "--val_step", 3]
     process = slow_training(flags(tiny_data, "parts", *more), 0.1)
     folder = Path("parts/ck")
-    wait_for(folder / "checkpoint_0_6.pth.tar", process)
-    process.kill()
-    process.communicate()
+    wait_for((folder / "checkpoint_0_6.pth.tar").exists, process)
+    process.process.kill()
+    assert process.ended()[0] == -signal.SIGKILL
     newest = checkpoint.newest(folder)
     os.truncate(newest, newest.stat().st_size // 2)
     with caplog.at_level(logging.WARNING):
@@ -83,13 +81,12 @@ def test_killed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, caplog):
 def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = slow_training(flags(tiny_data, "run"), 60)
-    wait_for(Path("stepping"), process)
-    process.send_signal(signal.SIGTERM)
-    while "press Ctrl-C again to leave at once" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=20)[1]
-    assert process.returncode == 128 + signal.SIGINT and not said
+    wait_for(Path("stepping").exists, process)
+    os.kill(process.process.pid, signal.SIGTERM)
+    wait_for(lambda: process.said.endswith("press Ctrl-C again to leave at once\n"), process)
+    said = process.said
+    os.kill(process.process.pid, signal.SIGINT)
+    assert process.ended(timeout=20) == (128 + signal.SIGINT, said)
     assert not list(Path("run/ck").iterdir())
 
 
