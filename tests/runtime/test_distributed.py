@@ -158,6 +158,31 @@ def start(size, function, folder, only=None):
     ]
 
 
+def programs(size, name, folder, local=True):
+    """The function `name` of this file in fresh interpreters, for tests of how a program begins or ends."""
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, folder, name],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={key: value for key, value in {**os.environ, **path, **environment}.items() if value is not None},
+        )
+        for environment in environments(size, local)
+    ]
+
+
+def finish(processes, timeout=600):
+    """[(exit code, what was printed)] of all programs."""
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(processes, said)]
+
+
 def start_torchrun(size, command):
     """torchrun with size processes on this machine."""
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(size)]
@@ -345,24 +370,8 @@ def test_nobody_to_meet_is_said_and_ends(tmp_path):
 
 def test_kubeflow_and_slurm_need_no_local_rank(tmp_path):
     """Two programs without LOCAL_RANK and with torchrun's default for what else is missing; leaving never hangs."""
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1"}
-    programs = [
-        subprocess.Popen(
-            [sys.executable, __file__, tmp_path, "meet"],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={name: value for name, value in {**os.environ, **path, **environment}.items() if value is not None},
-        )
-        for environment in environments(2, local=False)
-    ]
-    try:
-        for program in programs:
-            said = program.communicate(timeout=300)[0]
-            assert program.returncode == 0, said
-    finally:
-        for program in programs:
-            program.kill()
+    for code, said in finish(programs(2, "meet", tmp_path, local=False), timeout=300):
+        assert code == 0, said
 
 
 def meet(folder):
@@ -387,7 +396,7 @@ def leave_often(folder):
 
 def test_a_process_that_fails_keeps_its_exit_code(tmp_path):
     """An exchange breaks off just when Python ends, and gloo's thread asks for the GIL then."""
-    failing, other = start(2, [__file__, tmp_path, "fail_in_an_exchange"])
+    failing, other = programs(2, "fail_in_an_exchange", tmp_path)
     try:
         ((code, said),) = finish([failing], timeout=300)
         assert code == 2 and said == "error: a fault\n"
