@@ -151,8 +151,8 @@ def main() -> int:
     )
     print("  ".join(f"{title.split(',')[0]} {seconds:.0f} s." for title, seconds in times.items()))
     print(
-        f"All in {sum(times.values()):.0f} s. Models and figures: {RUNS}. Open {RUNS}/report/index.html for what "
-        "was found for each picture and each caption."
+        f"All in {sum(times.values()):.0f} s. Models and figures: {RUNS}. Open {RUNS}/report/index.html: the "
+        "best answers for each picture and each caption."
     )
     if not good:
         print(f"error: a model's R@1 is less than {FAR} times chance", file=sys.stderr)
