@@ -33,6 +33,11 @@ def attention(affinity, norm_dim, dim, smooth, mask=None):
     return torch.softmax(logits, dim)
 
 
+def part(x, some):
+    """x[some], some a slice.  All of x is x itself, since a slice would cost kernels in the backward pass."""
+    return x if some.indices(len(x)) == (0, len(x), 1) else x[some]
+
+
 class Nodes(NamedTuple):
     """The nodes of X graphs and their Gram matrices, block by block.
 
@@ -48,14 +53,15 @@ class Nodes(NamedTuple):
 
     def part(self, graphs, n=None):
         """The first n nodes, None for all, of some of the graphs, chosen by a slice."""
-        if n is None or n == self.features.shape[1]:
-            return Nodes(self.features[graphs], self.gram[graphs])
-        return Nodes(self.features[graphs, :n].contiguous(), self.gram[graphs, :, :n, :n].contiguous())
+        features, gram = part(self.features, graphs), part(self.gram, graphs)
+        if n is None or n == features.shape[1]:
+            return Nodes(features, gram)
+        return Nodes(features[:, :n].contiguous(), gram[:, :, :n, :n].contiguous())
 
 
 def nodes(features, blocks):
     """Features (X, N, D) -> Nodes of K = `blocks` blocks."""
-    x = features.unflatten(2, (blocks, -1)).transpose(1, 2)  # (X, K, N, d)
+    x = features.unflatten(2, (blocks, -1)).transpose(1, 2).contiguous()  # (X, K, N, d)
     return Nodes(features, x @ x.transpose(2, 3))
 
 
@@ -92,7 +98,17 @@ def node_matching(regions, words, smooth, mask=None, block_dtype=None):
 
 def cosine(dot, context, node):
     """Cosines from scalar products and the squared norms of both sides: dot / max(the norms' product, EPS)."""
-    return dot * (context * node).clamp_min(EPS**2).rsqrt()
+    return dot * F.threshold(context * node, EPS**2, EPS**2).rsqrt()
+
+
+def weight_norm(v, g):
+    """g · v / ‖v‖ row by row; v (rows, columns), g (rows, 1).
+
+    On a GPU that is one kernel.  A CPU's kernel would start threads even for a few numbers.
+    """
+    if v.device.type == "cpu":
+        return v * (g / torch.linalg.vector_norm(v, dim=1, keepdim=True))
+    return torch._weight_norm(v, g, 0)
 
 
 class WeightNormLinear(nn.Module):
@@ -106,7 +122,7 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(start.weight.detach())
 
     def weight(self):
-        return self.weight_v * (self.weight_g / safe_norm(self.weight_v, 1).clamp_min(EPS))
+        return weight_norm(self.weight_v, self.weight_g)
 
     def forward(self, x):
         return F.linear(x, self.weight(), self.bias)
@@ -144,18 +160,18 @@ class SpatialConvolution(Kernels):
         """
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2  # (I, R, 2)
         delta = (centre.unsqueeze(2) - centre.unsqueeze(1)).unsqueeze(1)  # (I, 1, R, R, 2)
-        rho = delta.square().sum(-1).sqrt()
+        rho = torch.linalg.vector_norm(delta, dim=-1)
         theta = torch.atan2(delta[..., 0], delta[..., 1])  # x first, as released
         mean_rho, mean_theta, precision_rho, precision_theta = (
             p.view(KERNELS, 1, 1) for p in (self.mean_rho, self.mean_theta, self.precision_rho, self.precision_theta)
         )
-        turn = (theta - mean_theta).abs()
-        turn = torch.minimum(turn, (2 * math.pi - turn).abs())
-        weight = torch.exp(-0.5 * (rho - mean_rho).square() / (1e-14 + precision_rho.square()))
-        weight = weight * torch.exp(-0.5 * turn.square() / (1e-14 + precision_theta.square()))
-        weight = torch.nan_to_num(weight, nan=0.0)  # (I, 8, R, R)
+        turn = math.pi - (math.pi - (theta - mean_theta).abs()).abs()  # t or 2 π - t, whichever is nearer to 0
+        square = (rho - mean_rho).square() / (1e-14 + precision_rho.square())
+        square = square + turn.square() / (1e-14 + precision_theta.square())
+        weight = torch.exp(-0.5 * square)  # (I, 8, R, R)
+        weight = weight.masked_fill(weight.isnan(), 0)
         total = weight.sum(1, keepdim=True)
-        return weight / torch.where(total > 0, total, torch.ones_like(total))
+        return weight / total.masked_fill(total == 0, 1)
 
 
 class SemanticConvolution(Kernels):
@@ -179,7 +195,7 @@ class SemanticConvolution(Kernels):
             return weight
         weight = adjacency * weight
         total = weight.sum(-1, keepdim=True)
-        return adjacency * weight / torch.where(total > 0, total, torch.ones_like(total))
+        return adjacency * weight / total.masked_fill(total == 0, 1)
 
 
 class StructureMatching(nn.Module):

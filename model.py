@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.fx.experimental._config
+import torch.nn.functional as F
 from torch import nn
 
 import graph
@@ -140,12 +141,11 @@ class ContrastiveLoss(nn.Module):
         """scores (B, B), images down, captions across -> the loss, a scalar."""
         self.last_scores = scores.detach()
         true = scores.diagonal()
-        cost_s = (self.margin + scores - true.unsqueeze(1)).clamp(min=0)  # captions of an image
-        cost_im = (self.margin + scores - true.unsqueeze(0)).clamp(min=0)  # images of a caption
-        excluded = self.no_negatives(scores)
-        cost_s, cost_im = cost_s.masked_fill(excluded, 0), cost_im.masked_fill(excluded, 0)
+        captions = images = scores.masked_fill(self.no_negatives(scores), -math.inf)  # wrong ones, in either direction
         if self.max_violation:
-            cost_s, cost_im = cost_s.amax(1), cost_im.amax(0)
+            captions, images = captions.amax(1, keepdim=True), images.amax(0, keepdim=True)  # (B, 1), (1, B)
+        cost_s = F.relu(self.margin + captions - true.unsqueeze(1))
+        cost_im = F.relu(self.margin + images - true.unsqueeze(0))
         return cost_s.sum() + cost_im.sum()
 
     def observed(self):

@@ -22,7 +22,7 @@ from modules import cpu_kernel, gpu_kernel
 from runtime.transfer import send
 
 MEMORY = 256  # MB, where the budget is not given and the device is no GPU
-BUCKETS = 3  # lengths that captions are padded to: fewer cost arithmetic on padding, more cost kernel launches
+BUCKETS = {"cpu": 4, "gpu": 2}  # lengths that captions are padded to: few pad much, many cost kernel launches
 
 
 class Graphs(NamedTuple):
@@ -108,12 +108,10 @@ class Padded(NamedTuple):
 
     def part(self, some):
         """mask, share and edges of some of the captions, chosen by a slice."""
-        return self.mask[some], self.share[some], None if self.edges is None else self.edges[some]
+        return self.mask[some], self.share[some], None if self.edges is None else graph.part(self.edges, some)
 
     def only(self, some):
         """Some of the captions; `back` stays that of all."""
-        if some == slice(0, len(self.length)):
-            return self  # a slice would cost kernels in the backward pass
         return Padded(self.nodes.part(some), self.length[some], *self.part(some), self.back)
 
     def triton_part(self, some):
@@ -122,23 +120,24 @@ class Padded(NamedTuple):
 
 
 def padded(graphs, captions, order, depends):
-    """Captions -> Padded; order (C,): their numbers, shortest first, on the host.
+    """Captions -> Padded; order (C,): their numbers, shortest first, an array.
 
     One copy to the device, and one more of the adjacency matrices for the sparse graph.
     """
-    device, length = captions.features.device, captions.length[order].unsqueeze(1)  # (C, 1)
-    place = torch.arange(int(length.max()))
-    rows = (captions.first[order].unsqueeze(1) + place).where(place < length, -1)  # (C, n)
-    sent = send(torch.cat([rows, length, order.argsort().unsqueeze(1)], 1), device)
+    device = captions.features.device
+    lengths, first = captions.length.numpy()[order], captions.first.numpy()[order]  # (C,), on the host
+    place = np.arange(lengths[-1])
+    rows = np.where(place < lengths[:, None], first[:, None] + place, -1)  # (C, n)
+    sent = send(torch.from_numpy(np.column_stack([rows, lengths, order.argsort()])), device)
     rows, length, back = sent[:, :-2], sent[:, -2:-1], sent[:, -1]
     padding = rows < 0
     words = captions.features.index_select(0, rows.clamp_min(0).flatten()).view(*rows.shape, -1)
     words = words.masked_fill(padding.unsqueeze(2), 0)  # (C, n, D)
     mask = words.new_zeros(padding.shape).masked_fill(padding, -math.inf)
-    share = (1 / length.to(words.dtype)).masked_fill(padding, 0)
+    share = length.to(words.dtype).reciprocal().masked_fill(padding, 0)
     adjacency = None
     if depends is not None:
-        adjacency = graph.adjacency([depends[c] for c in order.tolist()], captions.length[order].tolist())
+        adjacency = graph.adjacency([depends[c] for c in order], lengths)
         adjacency = send(adjacency.to(words.dtype), device)
     edges = graphs.textual.edges(words, adjacency, graphs.smooth, mask)
     return Padded(graph.nodes(words, graphs.blocks), length.squeeze(1), mask, share, edges, back)
@@ -185,15 +184,16 @@ def tile_scores(graphs, regions, edges, words, mask, share, text_edges):
     return graphs.visual(torch.cat(visual, 1), edges), graphs.textual(torch.cat(textual), text_edges, share).t()
 
 
-def cut_pairs(graphs, images, regions, lengths, memory, gradients):
-    """How to cut all pairs; lengths of the captions in ascending order, memory in bytes.
+def cut_pairs(graphs, regions, lengths, memory, gradients):
+    """How to cut all pairs; regions: Nodes, lengths of the captions in ascending order, memory in bytes.
 
     -> (whether to keep what gradients need, [(slices of the images, buckets of captions to compute at once)]).
     Everything goes in one tile where memory allows; else there are tiles of pieces of one bucket, which the backward
     pass computes again.
     """
-    parts = buckets(lengths, BUCKETS)
-    each = [pair_bytes(graphs, regions, lengths[part.stop - 1], gradients) for part in parts]
+    parts = buckets(lengths, BUCKETS["cpu" if regions.features.device.type == "cpu" else "gpu"])
+    images, R = regions.features.shape[:2]
+    each = [pair_bytes(graphs, R, lengths[part.stop - 1], gradients) for part in parts]
     if sum(images * (part.stop - part.start) * size for part, size in zip(parts, each)) <= memory:
         return True, [([slice(0, images)], parts)]
     cut = []
@@ -206,8 +206,8 @@ def cut_pairs(graphs, images, regions, lengths, memory, gradients):
 
 def padded_scores(graphs, regions, captions, boxes, depends):
     """Both scores (I, C) by graph.py, arguments as pair_scores."""
-    order = captions.length.argsort(stable=True)
-    lengths = captions.length[order].tolist()
+    order = captions.length.numpy().argsort(kind="stable")
+    lengths = captions.length.numpy()[order].tolist()
     texts, edges = padded(graphs, captions, order, depends), graphs.visual.edges(boxes)
     regions = graph.nodes(regions, graphs.blocks)
     memory = budget(graphs.memory, boxes.device)
@@ -219,23 +219,28 @@ def padded_scores(graphs, regions, captions, boxes, depends):
             )
         else:
             columns += tiled_scores(graphs, regions, edges, texts.only(group), lengths[group], memory)
-    visual, textual = (torch.cat(side, 1).index_select(1, texts.back) for side in zip(*columns))
-    return visual, textual
+    both = torch.stack([joined(side, 1) for side in zip(*columns)])  # (2, I, C)
+    return both.index_select(2, texts.back).unbind()
 
 
 def tiled_scores(graphs, regions, edges, texts, lengths, memory):
     """Both scores as tile_scores gives them, tile by tile: for groups of captions, shortest first, (I, C) each."""
     gradients = torch.is_grad_enabled()
-    keep, cut = cut_pairs(graphs, *regions.features.shape[:2], lengths, memory, gradients)
+    keep, cut = cut_pairs(graphs, regions, lengths, memory, gradients)
     run = tile_scores if keep else partial(checkpoint, tile_scores, use_reentrant=False)
-    image_part = cache(lambda start, stop: (regions.part(slice(start, stop)), edges[start:stop]))
+    image_part = cache(lambda *ends: (regions.part(slice(*ends)), graph.part(edges, slice(*ends))))
     columns = []
     for images, parts in cut:
         words = [texts.nodes.part(part, lengths[part.stop - 1]) for part in parts]
         others = texts.part(slice(parts[0].start, parts[-1].stop))
         rows = [run(graphs, *image_part(i.start, i.stop), words, *others) for i in images]
-        columns.append([torch.cat(side) for side in zip(*rows)])
+        columns.append([joined(side, 0) for side in zip(*rows)])
     return columns
+
+
+def joined(parts, dim):
+    """torch.cat, which would copy a single part."""
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
 def shares(graphs, regions, edges, texts, lengths, memory):

@@ -233,6 +233,28 @@ def test_kernel_weights_add_up_to_one():
     torch.testing.assert_close(weights.sum(1), torch.ones(3, 6, 6))
 
 
+def test_weight_norm_of_a_gpu_is_that_of_a_cpu():
+    v, g = torch.randn(5, 7, dtype=torch.float64, requires_grad=True), torch.rand(5, 1, dtype=torch.float64)
+    g.requires_grad_()
+    expected = graph.weight_norm(v, g)
+    torch.testing.assert_close(expected.norm(dim=1, keepdim=True), g.abs(), rtol=1e-13, atol=0)
+    found = torch._weight_norm(v, g, 0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    gradients = [torch.autograd.grad((x * v.detach().sin()).sum(), (v, g)) for x in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)
+
+
+def test_the_shorter_way_round():
+    """Angles between a pair's direction and a kernel's mean, over more than one turn."""
+    conv = model.GSMN(small_opt()).double().i2t_match_G.graph_convolution_1
+    with torch.no_grad():
+        conv.mean_theta.copy_(torch.linspace(-9, 9, 8).unsqueeze(1))
+    boxes = torch.rand(1, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(
+        conv.edge_weights(boxes).permute(0, 2, 3, 1), literal.spatial_weights(conv, boxes), rtol=1e-12, atol=1e-14
+    )
+
+
 def test_adjacency():
     pairs = [[0, 2], [2, 1], [2, 2], [9, 1], [1, -1], [0, 1], [0, 1]]
     expected = [[1.0, 1, 0], [1, 1, 1], [0, 1, 2]]

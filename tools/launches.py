@@ -8,9 +8,12 @@ Random embeddings and weights go through the code that a GPU runs.  The last col
 the longer of 4.5 us a kernel and the bytes at 2.5 TB/s.  docs/scaling.md.
 """
 
+import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 
@@ -21,6 +24,7 @@ import runtime.openmp  # noqa: F401, before torch
 
 import torch
 
+import graph
 import model
 from files.errors import InputError, run
 from modules import similarity
@@ -39,7 +43,7 @@ def options(argv=None):
     add("--regions", default=36, type=int, help="regions of an image")
     add("--embed_size", default=1024, type=int, help="width of the embeddings")
     add("--sim_memory", default=40000, type=float, metavar="MB", help="for the similarity: half of a card's, of 80 GB")
-    add("--buckets", default=similarity.BUCKETS, type=int, help="lengths that captions are padded to, at most")
+    add("--buckets", default=similarity.BUCKETS["gpu"], type=int, help="lengths that captions are padded to, at most")
     add("--evaluation", action="store_true", help="only similarities, without gradients, five captions an image")
     add("--propagation", nargs="+", default=["self", "neighbors"], help="what a node receives")
     add("--is_sparse", action="store_true", help="join words along (made-up) dependencies")
@@ -62,6 +66,14 @@ def caption_lengths(opt, count):
     return np.random.default_rng(0).choice(lengths, count).tolist()
 
 
+@contextlib.contextmanager
+def as_on_a_gpu(buckets):
+    """Inside, a CPU takes the ways of a GPU where the two differ."""
+    weight_norm = partial(torch._weight_norm, dim=0)
+    with patch.dict(similarity.BUCKETS, cpu=buckets), patch.object(graph, "weight_norm", weight_norm):
+        yield
+
+
 def count(opt, batch, propagation):
     """Counters of one training step: (similarity and loss, their backward pass), the latter empty for --evaluation."""
     torch.manual_seed(0)
@@ -73,7 +85,7 @@ def count(opt, batch, propagation):
     words = model.l2norm(torch.randn(len(lengths), max(lengths), opt.embed_size)).requires_grad_()
     depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
     forward, backward = Counter(), Counter()
-    with torch.set_grad_enabled(not opt.evaluation), forward:
+    with as_on_a_gpu(opt.buckets), torch.set_grad_enabled(not opt.evaluation), forward:
         scores = net.forward_sim(regions, words, torch.rand(batch, opt.regions, 4), depends, lengths)
         loss = None if opt.evaluation else net.forward_loss(scores)
     with backward:
@@ -101,12 +113,7 @@ def table(opt):
 
 
 def main(argv=None):
-    opt = options(argv)
-    most, similarity.BUCKETS = similarity.BUCKETS, opt.buckets
-    try:
-        table(opt)
-    finally:
-        similarity.BUCKETS = most
+    table(options(argv))
 
 
 if __name__ == "__main__":
