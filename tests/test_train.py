@@ -9,13 +9,16 @@ import pytest
 import torch
 from training import names, points, run, same_state, same_weights, stop_after
 
+import data
 import evaluation
 import train
 from files.errors import InputError
 from model import GSMN, VSRN, ContrastiveLoss
+from runtime.batches import with_shares
 from runtime.checkpoint import load_checkpoint
 from runtime.health import CollapseWatch
 from runtime.logger import RunLog
+from vocab import load_vocab
 
 
 def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
@@ -202,6 +205,22 @@ def test_twins_are_skipped_on_request(tiny_data, tmp_path, monkeypatch):
     assert torch.equal(twins, same_image & (first_two | torch.eye(200, dtype=torch.bool)))
     run(tiny_data, tmp_path / "b", "--batch_size", 200, epochs=1)
     assert seen.pop()[2] is None
+
+
+def test_twins_of_several_processes_need_no_exchange(tiny_data, monkeypatch):
+    """They follow from the sampler, which every process knows: the global batch's matrix, nothing sent."""
+    for name in ("all_gather_object", "gather_object", "broadcast_object_list", "all_gather", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, None)
+    opt = train.train_options([*tiny_data.args, "--device=cpu", "--workers=0", "--batch_size=60"])[0]
+    loader = data.get_loaders(opt.data_name, load_vocab(opt.vocab_path, opt.data_name), 60, 0, opt, 2, 1)[0]
+    batch = next(iter(with_shares(loader)))
+    dataset = loader.dataset
+    dataset.tokens = [list(dataset.tokens[i - i % 5 % 2]) for i in range(len(dataset.tokens))]  # equal in pairs
+    ids = [i for share in batch.shares for i in share.ids]
+    twins = train.twins(batch, dataset)
+    assert len(ids) == 60 and batch.shares[1].ids == batch.ids and twins.sum() > 60
+    for a, row in zip(ids, twins.tolist()):
+        assert row == [a // 5 == b // 5 and dataset.tokens[a] == dataset.tokens[b] for b in ids]
 
 
 def test_a_loss_that_is_not_finite_stops(tiny_data, tmp_path):
