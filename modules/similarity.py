@@ -22,7 +22,8 @@ from modules import cpu_kernel, gpu_kernel
 from runtime.transfer import send
 
 MEMORY = 256  # MB, where the budget is not given and the device is no GPU
-BUCKETS = {"cpu": 4, "gpu": 2}  # lengths that captions are padded to: few pad much, many cost kernel launches
+BUCKETS = 4  # lengths that captions are padded to: few pad much, many cost kernel launches
+STEP_BUCKETS = {"cpu": BUCKETS, "gpu": 2}  # the same where all pairs and their gradients fit the memory at once
 
 
 class Graphs(NamedTuple):
@@ -191,14 +192,18 @@ def cut_pairs(graphs, regions, lengths, memory, gradients):
     Everything goes in one tile where memory allows; else there are tiles of pieces of one bucket, which the backward
     pass computes again.
     """
-    parts = buckets(lengths, BUCKETS["cpu" if regions.features.device.type == "cpu" else "gpu"])
     images, R = regions.features.shape[:2]
-    each = [pair_bytes(graphs, R, lengths[part.stop - 1], gradients) for part in parts]
-    if sum(images * (part.stop - part.start) * size for part, size in zip(parts, each)) <= memory:
+
+    def pair(part):
+        return pair_bytes(graphs, R, lengths[part.stop - 1], gradients)
+
+    device = "cpu" if regions.features.device.type == "cpu" else "gpu"
+    parts = buckets(lengths, STEP_BUCKETS[device] if gradients else BUCKETS)
+    if sum(images * (part.stop - part.start) * pair(part) for part in parts) <= memory:
         return True, [([slice(0, images)], parts)]
     cut = []
-    for part, size in zip(parts, each):
-        rows, columns = tile_shape(images, part.stop - part.start, int(memory / size))
+    for part in buckets(lengths, BUCKETS):
+        rows, columns = tile_shape(images, part.stop - part.start, int(memory / pair(part)))
         across = [slice(i, i + rows) for i in range(0, images, rows)]
         cut += [(across, [slice(c, min(c + columns, part.stop))]) for c in range(part.start, part.stop, columns)]
     return not gradients, cut

@@ -43,7 +43,7 @@ def options(argv=None):
     add("--regions", default=36, type=int, help="regions of an image")
     add("--embed_size", default=1024, type=int, help="width of the embeddings")
     add("--sim_memory", default=40000, type=float, metavar="MB", help="for the similarity: half of a card's, of 80 GB")
-    add("--buckets", default=similarity.BUCKETS["gpu"], type=int, help="lengths that captions are padded to, at most")
+    add("--buckets", type=int, metavar="N", help="other than the default: lengths that captions are padded to")
     add("--evaluation", action="store_true", help="only similarities, without gradients, five captions an image")
     add("--propagation", nargs="+", default=["self", "neighbors"], help="what a node receives")
     add("--is_sparse", action="store_true", help="join words along (made-up) dependencies")
@@ -70,7 +70,11 @@ def caption_lengths(opt, count):
 def as_on_a_gpu(buckets):
     """Inside, a CPU takes the ways of a GPU where the two differ."""
     weight_norm = partial(torch._weight_norm, dim=0)
-    with patch.dict(similarity.BUCKETS, cpu=buckets), patch.object(graph, "weight_norm", weight_norm):
+    with (
+        patch.object(similarity, "BUCKETS", buckets or similarity.BUCKETS),
+        patch.dict(similarity.STEP_BUCKETS, cpu=buckets or similarity.STEP_BUCKETS["gpu"]),
+        patch.object(graph, "weight_norm", weight_norm),
+    ):
         yield
 
 

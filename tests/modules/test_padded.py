@@ -88,7 +88,7 @@ def test_padding_changes_rounding_only(propagation, is_sparse, regions, lengths)
 def test_number_of_buckets_changes_rounding_only(count, monkeypatch):
     net, case = network(propagation="neighbors", is_sparse=True), random_case(lengths=LENGTHS, width=64)
     expected = scores_and_gradients(net, case, alone)
-    monkeypatch.setitem(similarity.BUCKETS, "cpu", count)
+    monkeypatch.setitem(similarity.STEP_BUCKETS, "cpu", count)
     assert error(scores_and_gradients(net, case, together), expected) < 1e-12
 
 
@@ -133,7 +133,8 @@ def test_buckets_have_the_least_padding():
 @pytest.mark.parametrize("gradients", [False, True])
 def test_tiles_fit_the_memory(propagation, gradients, monkeypatch):
     """Beside what is made once for images and captions and stays, which tiles of one pair show."""
-    monkeypatch.setitem(similarity.BUCKETS, "cpu", similarity.BUCKETS["gpu"])
+    monkeypatch.setattr(similarity, "BUCKETS", 2)
+    monkeypatch.setitem(similarity.STEP_BUCKETS, "cpu", 2)
     net = network(propagation=propagation)
     images, words, boxes, depends, lengths = random_case(36, (12, 4, 13, 5) * 2, images=4, width=64)
     words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
