@@ -91,9 +91,7 @@ def test_pictures():
 
 PUBLISHED = {  # kernels of a step, batch of 64; VSRN once took 1,665 by the same counter
     "dense": ("--max_violation", 700),
-    "dense, all negatives": ("", 700),
     "sparse": ("--max_violation --is_sparse", 700),
-    "dense, neighbours": ("--max_violation --propagation neighbors", 700),
     "sparse, neighbours": ("--max_violation --propagation neighbors --is_sparse", 700),
     "vsrn": ("--model vsrn --max_violation --vsrn_variant f30k --dim_hidden 16 --dim_word 16", 832),
 }
@@ -106,7 +104,7 @@ def test_kernels_of_a_published_batch(kind):
     opt = train_options([*more.split(), "--embed_size=16", "--img_dim=8", "--device=cpu"])[0]
     opt.vocab_size = VOCABULARY
     batch = random_batch(SimpleNamespace(model=opt.model, batch_size=64, regions=36), opt)
-    if opt.is_sparse:
+    if "sparse" in kind:
         batch = batch._replace(depends=[[[0, 1], *([i, i + 1] for i in range(n - 1))] for n in batch.lengths])
     with StandIn() as gpu:
         net = build_model(opt).to("cuda:0")
