@@ -141,7 +141,8 @@ def counted(text):
 
 def environment(name, cell):
     """-> (the cell's Python, the environment's variables, ''), or (None, {}, the reason)."""
-    variables = {**os.environ, **cell.variables}
+    # inductor finds a program of another instruction set in its cache, where ATEN_CPU_CAPABILITY was another
+    variables = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/{name}-inductor", **cell.variables}
     if not cell.python and not cell.packages:
         return sys.executable, variables, ""
     base = interpreter(cell.python) if cell.python else sys.executable

@@ -257,6 +257,9 @@ def test_best_of_each_column_is_bold(browser, site):
 def test_tiles_without_a_picture_show_words(browser, site):
     open_page(browser, site, "captions.html#query=200")
     browser.wait("document.querySelectorAll('.regions .words').length == document.querySelectorAll('.regions').length")
+    browser.wait(
+        "[...document.querySelectorAll('.words')].every(w => w.innerText)"
+    )  # drawn: content-visibility is auto
     words = browser.run(
         "[...document.querySelectorAll('.pictures a')].filter(a => a.querySelector('.words'))"
         ".map(a => [a.getAttribute('href').split('=')[1], a.innerText])"
