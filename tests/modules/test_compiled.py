@@ -52,7 +52,8 @@ def compare(propagation, is_sparse, backend):
     assert list(nets[0].state_dict()) == list(nets[1].state_dict())
     rng, graphs = torch.Generator().manual_seed(0), []
     for batch in range(5):
-        lengths = torch.randint(2, 20, (12 + 2 * (batch == 3),), generator=rng).tolist()
+        # every length twice: torch compiles a program of its own for a bucket of one caption
+        lengths = 2 * torch.randint(2, 20, (6 + (batch == 3),), generator=rng).tolist()
         plain, compiled = (scores_and_gradients(net, lengths, 12 + (batch == 4), batch) for net in nets)
         assert_equal(compiled, plain)
         graphs.append(counters["stats"]["unique_graphs"])
