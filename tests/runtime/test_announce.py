@@ -19,13 +19,12 @@ FEW = ["--batch_size", 128]  # two steps an epoch
 
 
 def said(caplog, *arguments, **how):
+    """What a training announces, but not that there is no C compiler."""
     with caplog.at_level(logging.INFO):
         folder = run(*arguments, **how)
-    lines = [
-        record.getMessage() for record in caplog.records if record.levelno == logging.INFO
-    ]  # no compiler: a warning
+    lines = [record.getMessage() for record in caplog.records]
     caplog.clear()
-    return folder, lines
+    return folder, [line for line in lines if "kernel cannot be compiled" not in line]
 
 
 def test_start_and_end(tiny_data, tmp_path, caplog):
