@@ -63,6 +63,7 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Performance.enable", timeDomain="threadTicks")
 
     def close(self):
         with contextlib.suppress(Exception):
@@ -128,6 +129,10 @@ class Browser:
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", "thrown"))
         return result["result"].get("value")
+
+    def processor_time(self):
+        """Seconds that the page's scripts and layout have computed; a busy machine does not change them."""
+        return {m["name"]: m["value"] for m in self.call("Performance.getMetrics")["metrics"]}["ThreadTime"]
 
     def wait(self, expression, timeout=60):
         end = time.monotonic() + timeout
