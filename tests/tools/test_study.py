@@ -169,7 +169,7 @@ from pathlib import Path; from tools import study; from tools.studying import ru
 runs.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out", "out", "--seeds", "0"]))"""
     process = subprocess.Popen([sys.executable, "-c", start], cwd=scripts, stderr=subprocess.PIPE, text=True)
     logs = [scripts / "out" / f"{name}.seed0" / "log" / "log.jsonl" for name in "ab"]
-    while not all(path.exists() for path in logs):  # both runs wait in their second epoch
+    while not all(path.exists() and path.read_text() for path in logs):  # both runs wait in their second epoch
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -177,8 +177,9 @@ runs.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out"
     assert not list(scripts.rglob("test.json"))
     (scripts / "wait").unlink()
     assert study.main(["table.ini", "--out", "out", "--seeds", "0"]) == 0
-    again = [call for call in calls(scripts)[2:] if call[0] == "train"]
-    assert [call[call.index("--resume") + 1] for call in again] == ["out/a.seed0/checkpoint", "out/b.seed0/checkpoint"]
+    again = [call for call in calls(scripts)[2:] if call[0] == "train"]  # side by side, in either order
+    resumed = sorted(call[call.index("--resume") + 1] for call in again)
+    assert resumed == ["out/a.seed0/checkpoint", "out/b.seed0/checkpoint"]
     assert [path.read_text().count("\n") for path in logs] == [2, 2]
 
 
