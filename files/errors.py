@@ -52,8 +52,14 @@ def guarded(function):
             stream.reconfigure(errors="backslashreplace")
     try:
         return function()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (InputError, KeyboardInterrupt) as error:
+        if isinstance(error, InputError):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error):
+    """The exit code of a program that this error ends."""
+    if isinstance(error, InputError):
+        return 2
+    return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from files.errors import InputError
+from files.errors import InputError, exit_code
 
 JOIN_LIMIT = datetime.timedelta(minutes=5)  # for all processes to find one another
 JOIN_NOTICE = 10.0  # seconds until a line says that this process waits for the others
@@ -154,14 +154,14 @@ def process_group():
         leave()
         raise
     except (Exception, KeyboardInterrupt) as error:
-        lost = isinstance(error, RuntimeError) and is_lost_connection(error)
-        codes = {InputError: 2, KeyboardInterrupt: 130}  # as files.errors.run has them
-        atexit.register(end_at_once, 2 if lost else codes.get(type(error), 1))
-        if not lost:
+        end = error
+        if isinstance(error, RuntimeError) and is_lost_connection(error):
+            what = "lost the connection to another process, which failed or was killed"
+            end = InputError(f"process {rank()} of {size()} stops: {what}")
+        atexit.register(end_at_once, exit_code(end))
+        if end is error:
             raise
-        raise InputError(
-            f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
-        ) from error
+        raise end from error
 
 
 def end_at_once(code):

@@ -28,7 +28,7 @@ from files.errors import InputError, run
 from model import build_model
 from runtime import distributed, global_batch, shared_arrays
 from runtime.batches import with_shares
-from runtime.checkpoint import load_checkpoint
+from runtime.checkpoint import CheckpointError, load_checkpoint
 from runtime.health import GuardedAdam
 from runtime.options import train_options
 from vocab import load_vocab
@@ -433,7 +433,9 @@ def lose_the_other(pid):
         pass
 
 
-@pytest.mark.parametrize("error, code", [(InputError, 2), (KeyError, 1), (KeyboardInterrupt, 130)])
+@pytest.mark.parametrize(
+    "error, code", [(InputError, 2), (CheckpointError, 2), (KeyError, 1), (KeyboardInterrupt, 130)]
+)
 def test_every_fault_has_the_exit_code_of_one_process(monkeypatch, error, code):
     ends = []
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
