@@ -17,8 +17,8 @@ import torch
 import data
 from files.errors import InputError, run
 from runtime.commandline import Parser, whole
-from runtime.evaluation_options import add_override_flags, overrides_of
-from runtime.loading import open_checkpoint, trained_model
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from checkpoints.loading import open_checkpoint, trained_model
 from vocab import END
 
 

@@ -25,7 +25,7 @@ from reporting.explain_page import explain_page
 from reporting.figures import need_matplotlib, save_figure
 from reporting.image_view import warn_of_notes
 from runtime.commandline import Parser, whole
-from runtime.evaluation_options import add_override_flags
+from checkpoints.evaluation_options import add_override_flags
 from tools.explaining.explainer import Explainer
 from tools.explaining.figures import explanation_figures
 from tools.explaining.sentences import add_spacy_flag

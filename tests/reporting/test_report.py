@@ -18,7 +18,7 @@ import train
 from files.errors import InputError
 from files.names import find_pictures, image_names
 from reporting import candidates, pages, summary
-from runtime.evaluation_options import eval_parser
+from checkpoints.evaluation_options import eval_parser
 
 
 def rows_of(page):

@@ -9,7 +9,7 @@ from states import message
 
 import train
 from files.errors import InputError
-from runtime.checkpoint import load_checkpoint
+from checkpoints.checkpoint import load_checkpoint
 from tools import caption
 
 SMALL = (

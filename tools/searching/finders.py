@@ -11,7 +11,7 @@ import torch
 
 import evaluation
 from files.errors import InputError
-from runtime.evaluation_options import overrides_of
+from checkpoints.evaluation_options import overrides_of
 from tools.explaining.sentences import Reader
 from tools.searching import collection, faiss_index
 from tools.searching.ranking import best_images, rerank
