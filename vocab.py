@@ -14,9 +14,9 @@ from tqdm import tqdm
 from files.errors import InputError, run, warn
 from files.opening import open_regular
 from files.pickles import ANY_MODULE, restricted_load
-from files.pictures import PICTURES, training_captions
+from files.pictures import training_captions
 from files.ragged import Ragged
-from files.text import data_folder, read_captions, read_json
+from files.text import PICTURES, data_folder, read_captions, read_json
 from files.writing import atomic_write, make_folder
 from runtime import commandline
 

@@ -7,7 +7,8 @@ import torch
 from tiny import SHARED, shared
 
 import data
-import model
+from modules.layers import l2norm
+from systems.options import completed
 from vocab import deserialize_vocab
 
 OWN = Path(__file__).resolve().parents[1] / "golden" / "gsmn"
@@ -23,7 +24,7 @@ def golden_or_skip(name):
 
 
 def dataset(split, is_sparse=True):
-    opt = SimpleNamespace(data_path=golden("."), img_dim=64, is_sparse=is_sparse)
+    opt = completed(SimpleNamespace(data_path=golden("."), img_dim=64, is_sparse=is_sparse))
     return data.PrecompDataset(split, "f30k_precomp", deserialize_vocab(golden("f30k_precomp_vocab.json")), opt)
 
 
@@ -47,13 +48,12 @@ def small_opt(**changes):
         max_violation=False,
         propagation="self",
     )
-    vars(opt).update(changes)
-    return opt
+    return completed(opt, **changes)
 
 
 def random_case(regions=5, lengths=(3, 1, 7, 3, 2), images=4, width=24, seed=0):
     rng = torch.Generator().manual_seed(seed)
-    unit = lambda *shape: model.l2norm(torch.randn(*shape, generator=rng))  # noqa: E731
+    unit = lambda *shape: l2norm(torch.randn(*shape, generator=rng))  # noqa: E731
     corners = torch.rand(images, regions, 4, generator=rng)
     words = [unit(n, width) for n in lengths]
     depends = [[[0, 1]] + [[j, (j * 2 + 1) % (n + 1)] for j in range(n)] + [[0, 0]] for n in lengths]

@@ -6,6 +6,7 @@ import torch
 
 import model
 from checkpoints import checkpoint
+from systems.options import completed
 from vocab import load_vocab
 
 OPT = {
@@ -48,7 +49,7 @@ def write_model(tiny, path, **changes):
     """A checkpoint of random weights for the tiny data, and the model in it."""
     words = load_vocab(tiny.vocab_path, tiny.data_name)
     own = {"data_path": tiny.data_path, "vocab_path": tiny.vocab_path, "vocab_size": len(words)}
-    opt = argparse.Namespace(**{**OPT, **own, "is_sparse": False, "propagation": "self", **changes})
+    opt = completed(argparse.Namespace(**{**OPT, **own, "is_sparse": False, "propagation": "self", **changes}))
     torch.manual_seed(0)
     net = model.build_model(opt).eval()
     checkpoint.save_checkpoint(
