@@ -16,13 +16,12 @@ import pytest
 import torch
 from damage import damaged
 from hypothesis import strategies as st
-from states import gsmn, state, vsrn
-from tiny import make_tiny
+from tiny import gsmn, make_tiny, state, vsrn
 
 import data
 import vocab
-from files.errors import InputError
 from checkpoints import checkpoint
+from files.errors import InputError
 from training.logger import RunLog, event_records, tensorboard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))

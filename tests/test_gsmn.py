@@ -7,16 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gsmn_cases import dataset, golden, golden_or_skip, random_case, small_opt
-from tiny import shared
+from tiny import dataset, golden, golden_or_skip, random_case, shared, small_opt
 
 import data
 import graph
 import model
 import train
+from checkpoints.checkpoint import load_checkpoint
 from files import boxes as boxes_module
 from modules import literal
-from checkpoints.checkpoint import load_checkpoint
 from training.health import GuardedAdam
 
 

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from states import message
+from tiny import message
 
 import train
-from files.errors import InputError
 from checkpoints.checkpoint import load_checkpoint
+from files.errors import InputError
 from tools import caption
 
 SMALL = (

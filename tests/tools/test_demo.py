@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from states import message
+from tiny import message
 
 from checkpoints import evaluation_options
 from systems import options
