@@ -1,6 +1,5 @@
 """What the tests share: reference data, a tiny data set, small models, checkpoints and runs of train.py."""
 
-import json
 import os
 import signal
 from argparse import Namespace
@@ -21,6 +20,7 @@ from files.errors import InputError
 from model import build_model
 from reporting import pages
 from systems.options import train_options
+from tools.demo_data.files import write_split
 from training.logger import event_records, tensorboard
 
 # ---- reference data
@@ -93,21 +93,22 @@ def make_tiny(root, regions=4, width=8, splits=SPLITS):
 
 def _write_split(folder, split, n, regions, width, words, rng):
     colours, things = rng.integers(0, 4, n), rng.integers(0, 4, n)
-    features = rng.normal(0, 0.1, (n, regions, width)).astype(np.float32)
+    features = rng.normal(0, 0.1, (n, regions, width))
     features[np.arange(n), :, colours] += 1
     features[np.arange(n), :, 4 + things] += 1
-    sizes = np.array([(200 + i, 100 + i) for i in range(n)], [("image_w", "i8"), ("image_h", "i8")])
     corners = np.sort(rng.uniform(0, 100, (n, regions, 2, 2)), axis=2)
-    np.save(folder / f"{split}_ims.npy", features)
-    np.save(folder / f"{split}_ims_size.npy", sizes)
-    np.save(folder / f"{split}_ims_bbx.npy", corners.reshape(n, regions, 4).astype(np.float32))
     captions = [text.format(COLOURS[c], THINGS[t]) for c, t in zip(colours, things) for text in TEMPLATES]
-    ids = [vocab.encode(text, words) for text in captions]
-    lines = [",".join(map(str, numbers)) for numbers in ids]
-    depends = [[[i, i + 1] for i in range(len(numbers) - 2)] for numbers in ids]  # each word on the one before it
-    (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
-    (folder / f"{split}_precaps_stan.txt").write_text("\n".join(lines) + "\n")
-    (folder / f"{split}_caps.json").write_text(json.dumps(depends))
+    counts = [len(vocab.tokenize(text)) for text in captions]
+    write_split(
+        folder,
+        split,
+        words,
+        features,
+        boxes=corners.reshape(n, regions, 4),
+        sizes=[(200 + i, 100 + i) for i in range(n)],
+        captions=captions,
+        depends=[[[k, k + 1] for k in range(count)] for count in counts],  # each word on the one before it
+    )
 
 
 def dataset_of(tiny, split="test", **options):
