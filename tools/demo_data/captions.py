@@ -26,7 +26,17 @@ SYNONYMS = {
     "below": ("below", "below", "under", "beneath"),
 }
 VERBS = ("is", "sits", "lies", "stands", "floats", "hangs", "is placed", "is seen")
-WORDS_FOR_PICTURE = ("picture", "drawing", "photo")
+PICTURES = ("picture", "drawing", "photo")
+PAIRS = (  # thing a, thing b and where a is, seen from b
+    "({a}) is ({place})",
+    "{a} ({place})",
+    "there is {a} ({place})",
+    "({a}) {verb} ({place})",
+    "{picture} {a} ({place}))",
+    "{b} (with {a} ({place}))",
+    "({place}) is ({a})",
+    "({b}) has ({a}) ({place})",
+)
 
 
 @dataclass(frozen=True)
@@ -106,25 +116,13 @@ class Speaker:
     def pair(self, a: int, b: int):
         """Thing a in relation to thing b, in one of many wordings."""
         relation = self.scene.relation(a, b)
-        noun_a, noun_b, form = self.noun(a), self.noun(b), self.rng.integers(8)
+        noun_a, noun_b, form = self.noun(a), self.noun(b), self.rng.integers(len(PAIRS))
         if form in (2, 5, 7):
             noun_a = self.noun(a, "a")
         verb = self.pick(*VERBS[1:]) if form == 3 else "is"
         place = self.beside(relation) if form in (5, 7) else self.where(relation, noun_b)
-        if form in (0, 3):
-            text = f"({noun_a}) {verb} ({place})"
-        elif form == 1:
-            text = f"{noun_a} ({place})"
-        elif form == 2:
-            text = f"there is {noun_a} ({place})"
-        elif form == 4:
-            text = f"a {self.pick(*WORDS_FOR_PICTURE)} ({self.pick('of', 'with')} {noun_a} ({place}))"
-        elif form == 5:
-            text = f"{noun_b} (with {noun_a} ({place}))"
-        elif form == 6:
-            text = f"({place}) is ({noun_a})"
-        else:
-            text = f"({noun_b}) has ({noun_a}) ({place})"
+        picture = f"a {self.pick(*PICTURES)} ({self.pick('of', 'with')}" if form == 4 else ""
+        text = PAIRS[form].format(a=noun_a, b=noun_b, verb=verb, place=place, picture=picture)
         return text, [(relation, a, b)]
 
     def double(self, a: int, b: int, c: int):
@@ -147,7 +145,7 @@ class Speaker:
         if form == 1:
             text = f"there are {text}"
         elif form == 2:
-            text = f"a {self.pick(*WORDS_FOR_PICTURE)} (of {text})"
+            text = f"a {self.pick(*PICTURES)} (of {text})"
         elif form == 3:
             text = f"{self.pick('you can see', 'we see')} ({text})"
         return text, []
