@@ -230,7 +230,7 @@ def load_vocab(vocab_path, data_name, size=None):
 def vocab_of_captions(captions, threshold=4):
     """A vocabulary of the words seen threshold times or more: special words, then in the order first seen."""
     counts = Counter()  # keeps the order of first insertion
-    for caption in tqdm(captions, desc="vocabulary", unit=" captions", mininterval=0.5):
+    for caption in tqdm(captions, desc="vocabulary", unit=" captions", mininterval=0.5, disable=None):
         counts.update(tokenize(caption))
     return Vocabulary([*SPECIAL, *(word for word, n in counts.items() if n >= threshold)])
 

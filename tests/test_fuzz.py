@@ -16,8 +16,7 @@ import pytest
 import torch
 from damage import damaged
 from hypothesis import strategies as st
-from states import gsmn, state, vsrn
-from tiny import make_tiny
+from tiny import gsmn, make_tiny, state, vsrn
 
 import data
 import vocab

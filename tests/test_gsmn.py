@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gsmn_cases import dataset, golden, golden_or_skip, random_case, small_opt
-from tiny import shared
+from tiny import dataset, golden, golden_or_skip, random_case, shared, small_opt
 
 import data
 import graph

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from small_runs import names, points, run, same_state, same_weights, stop_after
+from tiny import names, points, run, same_state, same_weights, stop_after
 
 import data
 import evaluation

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 
 import model
 from checkpoints.evaluation_options import OVERRIDES

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_runs import names, run
+from tiny import names, run
 from tqdm import tqdm
 
 import evaluation

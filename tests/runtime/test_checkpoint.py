@@ -10,8 +10,7 @@ import numpy as np
 import pickle_samples
 import pytest
 import torch
-from states import gsmn, message, same, state, vsrn
-from tiny import shared
+from tiny import gsmn, message, same, shared, state, vsrn
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint

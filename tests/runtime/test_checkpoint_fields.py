@@ -12,7 +12,7 @@ import numpy as np
 import pickle_samples
 import pytest
 import torch
-from states import gsmn, message, same, state
+from tiny import gsmn, message, same, state
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_stand_in import StandIn
-from small_runs import flags, run, same_state, stop_after
+from tiny import flags, run, same_state, stop_after
 
 import data
 import evaluation

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
-from small_runs import flags, names, points, run, same_state, stop_after
+from tiny import flags, names, points, run, same_state, stop_after
 
 import train
 from checkpoints import checkpoint

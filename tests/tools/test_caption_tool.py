@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from states import message
+from tiny import message
 
 import train
 from checkpoints.checkpoint import load_checkpoint

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from states import message
+from tiny import message
 
 import train
 from files.errors import InputError
