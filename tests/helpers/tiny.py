@@ -167,7 +167,7 @@ def write_model(tiny, path, **changes):
     changes: values of opt other than small_opt's, `model` among them.
     """
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    own = {"data_path": tiny.data_path, "vocab_path": tiny.vocab_path, "vocab_size": len(words)}
+    own = {"data_path": tiny.data_path, "vocab_path": tiny.vocab_path, "vocab_size": len(words), "embed_size": 32}
     opt = small_opt(**{**own, **changes})
     torch.manual_seed(0)
     net = build_model(opt).eval()
