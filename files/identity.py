@@ -19,7 +19,7 @@ def data_identity(dataset):
     endings. ids: the captions' word ids. vocabulary: the words behind these ids. features: the shape of the features
     and some of their rows (of pictures: the sizes of some files).
     """
-    ids, count = dataset.tokens, len(dataset)
+    ids, count, words = dataset.tokens, len(dataset), getattr(dataset, "vocab", None)
     texts, names = readable(lambda: dataset.captions), readable(lambda: image_names(dataset))
     return {
         "images": dataset.n_images,
@@ -27,7 +27,7 @@ def data_identity(dataset):
         "texts": None if texts is None else digest(re.sub(r"[\W_]+", "", text.lower()) for text in texts),
         "names": None if names is None else digest(name_keys(name)[-1] for name in names),
         "ids": digest([ids.lengths[:count].tobytes(), ids.flat[: ids.starts[count]].tobytes()]),
-        "vocabulary": digest([json.dumps(dataset.vocab.word2idx, sort_keys=True)]),
+        "vocabulary": digest([json.dumps(words.word2idx, sort_keys=True)]) if words else None,
         "features": digest(feature_parts(dataset)),
     }
 
