@@ -3,7 +3,7 @@
 import runtime.openmp  # noqa: F401, before torch
 
 from files.errors import InputError, guarded, run
-from runtime.evaluation_options import eval_parser
+from checkpoints.evaluation_options import eval_parser
 
 
 def read_flags(argv=None):

@@ -4,13 +4,13 @@ import shlex
 import sys
 import time
 
-from runtime.checkpoint import versions
+from checkpoints.checkpoint import versions
 
 
 def provenance(dataset, checkpoint=None, command=None):
     """The record: data folder, split and its counts, command, date, versions (git's commit among them).
 
-    dataset: the split; checkpoint: facts about a model, as runtime.loading.describe_checkpoint gives them; command:
+    dataset: the split; checkpoint: facts about a model, as checkpoints.loading.describe_checkpoint gives them; command:
     default the command line.
     """
     record = {

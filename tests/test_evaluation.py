@@ -19,8 +19,8 @@ import test_stack
 import testall
 import train
 from files.errors import InputError
-from runtime import loading
-from runtime.options import defaults
+from checkpoints import loading
+from systems.options import defaults
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")

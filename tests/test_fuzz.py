@@ -22,8 +22,8 @@ from tiny import make_tiny
 import data
 import vocab
 from files.errors import InputError
-from runtime import checkpoint
-from runtime.logger import RunLog, event_records, tensorboard
+from checkpoints import checkpoint
+from training.logger import RunLog, event_records, tensorboard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))
 SETTINGS = hypothesis.settings(

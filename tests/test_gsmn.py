@@ -16,8 +16,8 @@ import model
 import train
 from files import boxes as boxes_module
 from modules import literal
-from runtime.checkpoint import load_checkpoint
-from runtime.health import GuardedAdam
+from checkpoints.checkpoint import load_checkpoint
+from training.health import GuardedAdam
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])

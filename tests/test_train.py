@@ -15,9 +15,9 @@ import train
 from files.errors import InputError
 from model import GSMN, VSRN, ContrastiveLoss
 from runtime.batches import with_shares
-from runtime.checkpoint import load_checkpoint
-from runtime.health import CollapseWatch
-from runtime.logger import RunLog
+from checkpoints.checkpoint import load_checkpoint
+from training.health import CollapseWatch
+from training.logger import RunLog
 from vocab import load_vocab
 
 

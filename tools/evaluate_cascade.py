@@ -24,14 +24,14 @@ import torch
 
 import data
 import evaluation
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
 from files.errors import InputError, run
 from files.identity import data_identity, difference
 from files.writing import atomic_write, check_writable
 from reporting.explanation import Sentence
 from reporting.provenance import provenance
 from runtime.commandline import Parser
-from runtime.evaluation_options import add_override_flags, overrides_of
-from runtime.loading import describe_checkpoint, open_checkpoint, trained_model
 from tools.searching import faiss_index
 from tools.searching.collection import best_images
 

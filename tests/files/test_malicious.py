@@ -15,7 +15,7 @@ import vocab
 from files import pickles
 from files.arrays import open_array, read_sizes
 from files.errors import InputError
-from runtime import checkpoint
+from checkpoints import checkpoint
 
 attacks = pytest.mark.parametrize("title", ATTACKS)
 

@@ -19,7 +19,7 @@ import train
 import vocab
 from files import errors
 from model import build_model
-from runtime import checkpoint
+from checkpoints import checkpoint
 
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
 SPLITS = {"train": 8, "dev": 4, "test": 4, "testall": 4}

@@ -12,8 +12,8 @@ from gsmn_cases import random_case, small_opt
 import model
 from files.errors import InputError
 from modules import cpu_kernel, gpu_kernel
-from runtime.evaluation_options import OVERRIDES
-from runtime.options import defaults
+from checkpoints.evaluation_options import OVERRIDES
+from systems.options import defaults
 
 
 def network(blocks=4, hidden=16, width=64, **changes):

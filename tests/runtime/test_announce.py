@@ -11,9 +11,9 @@ from training import names, run
 
 import evaluation
 from files.errors import InputError
-from runtime import announce
-from runtime.checkpoint import load_checkpoint
-from runtime.resume import Progress, refuse_used_folder
+from training import announce
+from checkpoints.checkpoint import load_checkpoint
+from checkpoints.resume import Progress, refuse_used_folder
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 

@@ -15,8 +15,8 @@ from tiny import shared
 
 from files import pickles
 from files.errors import InputError
-from runtime import checkpoint
-from runtime.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints import checkpoint
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 # ---- released files
 

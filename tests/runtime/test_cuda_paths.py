@@ -15,10 +15,12 @@ import evaluation
 import train
 from files.errors import InputError
 from model import EncoderRegions, build_model
-from runtime import checkpoint, distributed, global_batch
+from checkpoints import checkpoint
+from runtime import distributed
+from training import global_batch
 from runtime.batches import Batch
-from runtime.health import GuardedAdam
-from runtime.options import train_options
+from training.health import GuardedAdam
+from systems.options import train_options
 from runtime.transfer import on_device
 from tools.measuring.random_data import VOCABULARY, random_batch
 from vocab import load_vocab

@@ -26,11 +26,12 @@ import evaluation
 import train
 from files.errors import InputError, run
 from model import build_model
-from runtime import distributed, global_batch, shared_arrays
+from runtime import distributed, shared_arrays
+from training import global_batch
 from runtime.batches import with_shares
-from runtime.checkpoint import CheckpointError, load_checkpoint
-from runtime.health import GuardedAdam
-from runtime.options import train_options
+from checkpoints.checkpoint import CheckpointError, load_checkpoint
+from training.health import GuardedAdam
+from systems.options import train_options
 from vocab import load_vocab
 
 ROOT = Path(__file__).parents[2]

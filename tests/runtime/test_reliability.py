@@ -20,8 +20,9 @@ from training import flags, names, points, run, same_state, stop_after
 
 import train
 from files.errors import InputError
-from runtime import checkpoint, logger
-from runtime.checkpoint import load_checkpoint
+from checkpoints import checkpoint
+from training import logger
+from checkpoints.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--batch_size", 128]  # two steps an epoch

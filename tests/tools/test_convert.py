@@ -15,7 +15,7 @@ from states import gsmn, message, same, state, vsrn
 from tiny import shared
 
 from files import pickles
-from runtime import checkpoint
+from checkpoints import checkpoint
 from tools import convert
 
 

@@ -21,8 +21,8 @@ import evaluation
 import train
 from modules import literal
 from runtime import distributed
-from runtime.health import GuardedAdam
-from runtime.options import train_options
+from training.health import GuardedAdam
+from systems.options import train_options
 from runtime.transfer import on_device
 from tools.measuring import training
 from tools.measuring.counting import Counter

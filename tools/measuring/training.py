@@ -12,10 +12,11 @@ from pathlib import Path
 
 import train
 from files.errors import InputError, run
-from runtime import distributed, global_batch
+from runtime import distributed
+from training import global_batch
 from runtime.batches import Share
-from runtime.health import GuardedAdam
-from runtime.options import train_options
+from training.health import GuardedAdam
+from systems.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
 
 ROOT = Path(__file__).resolve().parents[2]

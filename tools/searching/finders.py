@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.evaluation_options import overrides_of
+from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
 from files.errors import InputError
 from files.identity import data_identity, difference
 from reporting.provenance import provenance
-from runtime.evaluation_options import overrides_of
-from runtime.loading import describe_checkpoint, open_checkpoint, trained_model
 from tools.explaining.sentences import Reader
 from tools.searching import faiss_index
 from tools.searching.collection import best_images, embed_images, labels, open_collection

@@ -22,7 +22,7 @@ from files import pickles
 from files.checksum import sha256
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, make_folder
-from runtime.checkpoint_fields import check_fields, check_optimizer, first_line
+from checkpoints.fields import check_fields, check_optimizer, first_line
 from vocab import Vocabulary
 
 FORMAT = 1

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from files.errors import InputError
-from runtime import checkpoint, devices
-from runtime.options import OF_THE_WEIGHTS, check_options, with_defaults
+from checkpoints import checkpoint
+from runtime import devices
+from systems.options import OF_THE_WEIGHTS, check_options, with_defaults
 
 
 @dataclass
