@@ -8,15 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import InputError, warn
 from files.names import find_pictures, image_names
-from files.opening import open_regular
-from files.pictures import warn_proportions
+from files.pictures import open_picture, warn_proportions
 
 SIDE = 320  # pixels of a thumbnail's longer side
 
@@ -89,10 +87,8 @@ def thumbnail(file, folder, old):
         if (old / name).is_file():
             image = None
         else:
-            with open_regular(file) as content, Image.open(content) as image:
-                image.thumbnail((SIDE, SIDE))
-                image = ImageOps.exif_transpose(image).convert("RGB")
-    except (InputError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            image, _ = open_picture(file, SIDE)
+    except (InputError, OSError):
         return None
     if image is None:
         shutil.copyfile(old / name, folder / name)
