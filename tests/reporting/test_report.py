@@ -136,7 +136,7 @@ def test_page_has_the_printed_numbers_of_every_model(tmp_path, capsys):
     folds = [[rsum, ar, *r.split(", "), ari, *ri.split(", ")] for r, ri, rsum, ar, ari in folds]
     assert len(folds) == 15 and [row[1:] for row in rows[6:]] == folds
     about = {row[0]: row[1:] for row in rows_of(site / "index.html") if len(row) == 4}
-    assert about["x"][:2] == ["GSMN, dense", "1"] and about["ensemble"][0] == "mean of the similarities"
+    assert about["x"][:2] == ["GSMN, dense", "0"] and about["ensemble"][0] == "mean of the similarities"
     assert "--hid_dim 8" in about["x"][2] and "--data_path" not in about["x"][2]
     assert about["x"][2].endswith(checkpoints[0])
     values = {row[0]: row[1:] for row in rows_of(site / "index.html") if row[0].startswith("Image to text,")}
