@@ -176,7 +176,7 @@ def check_place(folder):
     except FileNotFoundError:
         there = set()
     except OSError as error:
-        what = "is a file; name a folder" if folder.is_file() else f"cannot be made ({error.strerror})"
+        what = "is a file; name a folder" if os.path.isfile(folder) else f"cannot be made ({error.strerror})"
         raise InputError(f"--report {folder}: {what}") from None
     if there - CONTENTS or (there and not is_report(folder)):
         other = sorted(there - CONTENTS or there)[0]

@@ -22,7 +22,7 @@ def random_sims(n, seed=0, per=5):
     return sims
 
 
-def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None):
+def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None, names="abc"):
     """A report of made-up models -> their similarities."""
     dataset = dataset_of(tiny, split)
     site = pages.Report(folder, images, split)
@@ -30,7 +30,7 @@ def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None)
     if len(sims) > 1:
         sims.append(sum(sims) / len(sims))
     for k, one in enumerate(sims):
-        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{'abc'[k]}/model_best.pth.tar"
+        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{names[k]}/model_best.pth.tar"
         result = {"model": path, "full": evaluation.metrics(one)}
         site.add(result, {"full": [one]}, dataset, tiny.data_name)
     site.write()
