@@ -15,6 +15,7 @@ from tqdm import tqdm
 from files.errors import InputError, optional_package
 from reporting.candidates import both_ways
 from reporting.explained_queries import page_links
+from reporting.explanation import caption_text
 from reporting.provenance import provenance
 from reporting.rendering import TEMPLATES, template
 from reporting.summary import KINDS, bin_label, bin_value, rank_bins, short_names, summary
@@ -98,10 +99,11 @@ class Report:
             "explained": page_links(explained),
         }
         write_script(folder, "site", site)
-        write_script(folder, "texts", texts_of(self.dataset))
+        write_script(folder, "texts", [caption_text(self.dataset, c) for c in range(len(self.dataset))])
         if None in thumbs:
-            for k, part in enumerate(split_into_chunks(drawings(self.dataset))):
-                write_script(folder, f"regions-{k}", part)
+            regions = drawings(self.dataset)
+            for k, start in enumerate(range(0, len(regions), CHUNK)):
+                write_script(folder, f"regions-{k}", regions[start : start + CHUNK])
         write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in KINDS})
         jobs = [(kind, k) for kind in KINDS for k in range(-(-len(self.models[0][kind].ids) // CHUNK))]
         for kind, k in tqdm(jobs, desc="report", disable=None, leave=False):
@@ -141,25 +143,12 @@ class Report:
             shutil.copyfile(TEMPLATES / name, folder / name)
 
 
-def texts_of(dataset):
-    """The captions' texts; without a file of them, the words of their ids."""
-    texts = dataset.captions
-    if texts is None:
-        words = dataset.vocab.idx2word
-        texts = [" ".join(words[i] for i in dataset.tokens[c][1:-1]) for c in range(len(dataset))]
-    return list(texts)
-
-
 # ---- files ----
 
 
 def as_lists(values):
     """An array as lists of numbers; four decimals of a score are enough to look at."""
     return values.tolist() if values.dtype.kind == "i" else [[round(x, 4) for x in row] for row in values.tolist()]
-
-
-def split_into_chunks(items):
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
 def write_script(folder, name, value):

@@ -1,5 +1,6 @@
 """The images of a search, opened without the captions that a model would read, and their scores for a sentence."""
 
+import contextlib
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from files.pictures import KARPATHY, PICTURES, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
 
+COMPARED = 8  # images whose rows of features are compared, to learn whether each stands there five times
+
 
 class FeatureCollection(data.PrecompDataset):
     """The images of a split of region features; its captions, where there are any, are texts for the reader."""
@@ -22,11 +25,12 @@ class FeatureCollection(data.PrecompDataset):
     def _read_tokens(self):
         """Captions without words, five for each image."""
         rows, path = self.images, self._path("ims.npy")
-        try:  # a row for each caption, if rows come in fives
-            check_five_rows(rows, path, range(0, len(rows) // CAPTIONS_PER_IMAGE, 1 + len(rows) // 500))
-            captions = len(rows) if len(rows) % CAPTIONS_PER_IMAGE == 0 else CAPTIONS_PER_IMAGE * len(rows)
-        except InputError:
-            captions = CAPTIONS_PER_IMAGE * len(rows)
+        images = len(rows) // CAPTIONS_PER_IMAGE
+        captions = CAPTIONS_PER_IMAGE * len(rows)
+        if len(rows) % CAPTIONS_PER_IMAGE == 0:
+            with contextlib.suppress(InputError):  # a row for each caption, if rows come in fives
+                check_five_rows(rows, path, range(0, images, max(1, images // COMPARED)))
+                captions = len(rows)
         return Ragged([[]] * captions)
 
     @cached_property
