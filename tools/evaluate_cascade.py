@@ -22,13 +22,13 @@ import runtime.openmp  # noqa: F401, before torch
 
 import torch
 
-import data
 import evaluation
 from checkpoints.evaluation_options import add_override_flags, overrides_of
-from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
+from checkpoints.loading import open_members
 from files.errors import InputError, run
 from files.identity import data_identity, difference
 from files.writing import atomic_write, check_writable
+from modules.sides import CaptionSide, ImageSide
 from reporting.explanation import Sentence
 from reporting.provenance import provenance
 from runtime.commandline import Parser
@@ -40,20 +40,13 @@ TIMED_SENTENCES, SECONDS = 20, 5.0  # for each K: sentences timed at most, and s
 DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
 
 
-class OpenedModel(NamedTuple):
-    """A model with its split, and the split's embeddings once they are made."""
+class EncodedSplit(NamedTuple):
+    """A model, its split, and the embeddings of the split."""
 
     model: torch.nn.Module
-    loader: torch.utils.data.DataLoader
-    about: dict  # the checkpoint, for the JSON file
-    encoded: evaluation.Encoded | None = None
-
-    @property
-    def dataset(self):
-        return self.loader.dataset
-
-    def with_embeddings(self):
-        return self._replace(encoded=evaluation.encode_data(self.model, self.loader))
+    dataset: torch.utils.data.Dataset
+    images: ImageSide
+    captions: CaptionSide
 
 
 # ---- recalls
@@ -110,9 +103,9 @@ def cascade_recalls(sims, images, captions, kind="exact"):
 
 def add_times(rows, first, second, kind):
     """Adds the milliseconds of a sentence to all rows but the first model's."""
-    index = faiss_index.build_index(first.encoded.img_embs.numpy(), kind)
+    index = faiss_index.build_index(first.images.emb.numpy(), kind)
     for row in tqdm(rows[1:], desc="time", disable=None, leave=False):
-        row["ms"] = time_sentences(first, second, index, row["k"], second.encoded.img_embs)
+        row["ms"] = time_sentences(first, second, index, row["k"], second.images.emb)
         row["ms_encoding"] = time_sentences(first, second, index, row["k"], None)
 
 
@@ -170,31 +163,26 @@ def cascade_options(arguments=None):
     return parser.parse_args(arguments)
 
 
-def open_model(flags, path):
-    """A checkpoint and the split it reads -> OpenedModel."""
-    loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
-    model = trained_model(loaded, opt, path)
-    if path == flags.model_path:
-        faiss_index.need_vectors(model, opt, path)
-    loader = data.get_test_loader(flags.split, opt.data_name, vocab, opt.batch_size, 0, opt)
-    return OpenedModel(model, loader, describe_checkpoint(path, loaded, opt))
-
-
 def cascade(flags):
     """Evaluate and print -> what --json holds."""
-    first, second = open_model(flags, flags.model_path), open_model(flags, flags.rerank)
-    if other := difference(data_identity(first.dataset), data_identity(second.dataset)):
+    paths = (flags.model_path, flags.rerank)
+    members = open_members(paths, flags.split, False, overrides_of(flags))
+    faiss_index.need_vectors(members[0].model, paths[0])
+    datasets = [member.loader.dataset for member in members]
+    if other := difference(*map(data_identity, datasets)):
         raise InputError(
-            f"{flags.rerank}: its data are not those of {flags.model_path} ({other}); both need the same split: give "
-            "--data_path and --data_name"
+            f"{paths[1]}: its data are not those of {paths[0]} ({other}); give --data_path"
         )
-    first, second = first.with_embeddings(), second.with_embeddings()
-    sims = evaluation.shard_xattn(second.model, *second.encoded)
-    rows = cascade_recalls(sims, first.encoded.img_embs.numpy(), first.encoded.cap_embs.numpy(), flags.kind)
+    first, second = (
+        EncodedSplit(member.model, member.loader.dataset, *evaluation.encode_split(member.model, member.loader))
+        for member in members
+    )
+    sims = evaluation.score_all(second.model, second.images, second.captions)
+    rows = cascade_recalls(sims, first.images.emb.numpy(), first.captions.emb.numpy(), flags.kind)
     add_times(rows, first, second, flags.kind)
-    print(f"{flags.split}: {second.dataset.n_images} images, {len(second.dataset)} captions, index {flags.kind}")
+    print(f"{flags.split}: {datasets[1].n_images} images, {len(datasets[1])} captions, index {flags.kind}")
     print_table(rows)
-    return {**provenance(second.dataset), "first": first.about, "second": second.about, "rows": rows}
+    return {**provenance(datasets[1]), "first": members[0].about, "second": members[1].about, "rows": rows}
 
 
 def main(arguments=None):

@@ -1,12 +1,10 @@
 """files/identity.py: the same items are told from other ones and from another order, whatever file they come from."""
 
 import shutil
-from argparse import Namespace
 
 import numpy as np
 import pytest
-from models import OPT, VSRN
-from tiny import make_tiny
+from tiny import VSRN, make_tiny, small_opt
 
 import data
 from files.identity import data_identity, difference
@@ -25,7 +23,7 @@ def tiny(tmp_path):
 
 def identity(tiny, folder="tiny_precomp", **changes):
     words = load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = Namespace(**{**OPT, "is_sparse": False, "data_path": tiny.data_path, **changes})
+    opt = small_opt(data_path=tiny.data_path, **changes)
     return data_identity(data.open_split("test", folder, words, opt))
 
 

@@ -9,11 +9,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_report import dataset_of, random_sims, write_report
-from models import write_model
 from PIL import Image
-from states import message
-from tiny import make_tiny
+from tiny import SIZES, dataset_of, make_tiny, message, random_sims, write_model, write_report
 
 import evaluation
 import train
@@ -105,14 +102,12 @@ def test_bins_of_ranks_end_where_the_data_end():
 
 # ---- the site ----
 
-SMALL = "--embed_size 16 --word_dim 8 --feat_dim 2 --num_block 2 --hid_dim 8 --batch_size 20 --workers 0 --device cpu"
-
 
 def test_page_and_json_have_the_figures_and_say_what_they_are_of(tmp_path, capsys):
     """Two models and their ensemble, whole and in folds; the epoch is that of the training's log and file names."""
     tiny, site = make_tiny(tmp_path, splits={"train": 5, "dev": 5, "testall": 10}), tmp_path / "site"
     folder = tmp_path / "x"
-    train.main([*tiny.args, *SMALL.split(), "--num_epochs", "1", "--model_name", str(folder), "--logger_name",
+    train.main([*tiny.args, *SIZES["gsmn"].split(), "--num_epochs", "1", "--model_name", str(folder), "--logger_name",
                 str(folder / "log")])  # fmt: skip
     epoch = json.loads((folder / "log" / "log.jsonl").read_text().splitlines()[-1])["epoch"]
     assert (folder / f"checkpoint_{epoch}.pth.tar").exists()

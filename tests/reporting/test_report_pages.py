@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from browser import open_browser
-from made_report import write_report
 from PIL import Image
-from tiny import make_tiny
+from tiny import make_tiny, write_report
 
 import evaluation
 

@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from states import message
-from tiny import make_tiny
+from tiny import make_tiny, message
 
 import train
 from checkpoints.checkpoint import load_checkpoint
@@ -57,14 +56,15 @@ def test_split_and_data_path_are_obeyed_and_no_captions_needed(trained, tmp_path
 
 def test_checkpoints_that_cannot_write_captions(trained, tmp_path):
     saved = load_checkpoint(trained[1])
-    whole = saved["caption_model"]
+    whole = saved["further"]["caption_model"]
     name = next(iter(whole))
     for parts, word in (
         (None, "without a caption model"),
         ({**whole, name: whole[name][:1]}, name),
         ({n: value for n, value in whole.items() if n != name}, name),
     ):
-        torch.save({**saved, "caption_model": parts}, tmp_path / "cut.pth.tar")
+        further = {} if parts is None else {"caption_model": parts}
+        torch.save({**saved, "further": further}, tmp_path / "cut.pth.tar")
         said = message(caption.main, ["--model_path", str(tmp_path / "cut.pth.tar"), "--device", "cpu"])
         assert "cut.pth.tar" in said and word in said
 

@@ -8,9 +8,7 @@ import sys
 import numpy as np
 import pytest
 from found import find
-from models import VSRN, write_model
-from states import message
-from tiny import make_tiny, picture_folder
+from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation
@@ -30,7 +28,7 @@ def tiny(tmp_path):
 def similarities(tiny, net, opt, words, caption=8):
     """A caption's text, and its similarities with all images by an evaluation."""
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
-    sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))
+    sims = evaluation.score_all(net, *evaluation.encode_split(net, loader))
     return loader.dataset, sims[:, caption]
 
 
@@ -54,8 +52,7 @@ def test_pictures_without_annotations(tiny, tmp_path, capsys):
     images = tmp_path / "data" / "f8k" / "images"
     images.parent.mkdir()
     picture_folder(tiny, images)
-    write_model(tiny, tiny.model, **VSRN, crop_size=32, cnn_type="resnet18", finetune=False, no_pretrained=True,
-                data_name="f8k")  # fmt: skip
+    write_model(tiny, tiny.model, **VSRN, crop_size=32, cnn_type="resnet18", no_pretrained=True, data_name="f8k")
     best, scores, said = find(tiny.model, capsys, "--query", "a red dog", "--top", 6)
     assert sorted(best) == list(range(6)) and scores == sorted(scores, reverse=True) and "5.png" in said.out
     (tmp_path / "data" / "f8k" / "dataset_flickr8k.json").write_text("{}")  # annotations, but none to use
@@ -142,7 +139,7 @@ def indexed(tmp_path_factory):
     pytest.importorskip("faiss")
     root = tmp_path_factory.mktemp("index")
     made = make_tiny(root, regions=5, splits={"test": IMAGES, "dev": IMAGES})
-    for name, changes in (("vsrn", VSRN), ("gsmn", {}), ("other", {**VSRN, "use_abs": True, "embed_size": 16})):
+    for name, changes in (("vsrn", VSRN), ("gsmn", {}), ("other", {**VSRN, "embed_size": 24})):
         write_model(made, root / name, **changes)
     make_index(root / "vsrn", root / "test.index")
     made.root = root

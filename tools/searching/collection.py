@@ -2,7 +2,6 @@
 
 import contextlib
 from functools import cached_property
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -12,15 +11,19 @@ import evaluation
 from files.arrays import check_five_rows
 from files.errors import InputError, warn
 from files.names import image_names, pictures_in
-from files.pictures import KARPATHY, PICTURES, make_transforms, read_picture
+from files.pictures import KARPATHY, make_transforms, read_picture
 from files.ragged import Ragged
-from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions
+from modules.sides import CaptionSide, ImageSide
 
 COMPARED = 8  # images whose rows of features are compared, to learn whether each stands there five times
 
 
 class FeatureCollection(data.PrecompDataset):
     """The images of a split of region features; its captions, where there are any, are texts for the reader."""
+
+    def _read_depends(self):
+        """None are needed."""
 
     def _read_tokens(self):
         """Captions without words, five for each image."""
@@ -69,7 +72,6 @@ class PictureCollection:
 
 def open_collection(split, opt, vocab):
     """The images of a split, with or without captions."""
-    opt = SimpleNamespace(**{**vars(opt), "is_sparse": False})
     if opt.data_name not in PICTURES:
         return FeatureCollection(split, opt.data_name, vocab, opt)
     folder = data_folder(opt.data_path, opt.data_name)
@@ -105,10 +107,10 @@ def score_images(model, images, boxes, sentence):
     """Embeddings and normalised boxes (or None) of N images, a Sentence -> scores (N,)."""
     length = len(sentence.ids)
     words = model.encode_captions(torch.tensor([sentence.ids]), [length]).cpu()
-    boxes = None if boxes is None else torch.from_numpy(boxes)
-    pairs = None if sentence.pairs is None else [sentence.pairs]
     words = words if model.one_vector else list(words)
-    return evaluation.shard_xattn(model, images, words, boxes, pairs, [length])[:, 0]
+    captions = CaptionSide(words, [length], None if sentence.pairs is None else [sentence.pairs])
+    boxes = None if boxes is None else torch.from_numpy(boxes)
+    return evaluation.score_all(model, ImageSide(images, boxes), captions)[:, 0]
 
 
 def best_images(model, dataset, sentence, numbers=None, images=None):

@@ -94,12 +94,12 @@ def shortlist(index, vector, k):
 # ---- what the vectors are of
 
 
-def need_vectors(model, opt, path):
+def need_vectors(model, path):
     """InputError unless a checkpoint's model gives one vector an image, compared by inner product."""
-    if not model.one_vector or getattr(opt, "measure", "cosine") != "cosine":
+    if not model.inner_product:
         raise InputError(
-            f"{path}: an index compares one vector of each image by inner product; {opt.model} compares otherwise, but "
-            "can order what an index of another model finds (tools/search.py --rerank)"
+            f"{path}: does not compare one vector of each image by inner product, as an index needs; this model can "
+            "order what an index of another model finds (tools/search.py --rerank)"
         )
 
 

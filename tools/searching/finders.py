@@ -13,6 +13,7 @@ from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_mo
 from files.errors import InputError
 from files.identity import data_identity, difference
 from reporting.provenance import provenance
+from systems.table import inputs_of
 from tools.explaining.sentences import Reader
 from tools.searching import faiss_index
 from tools.searching.collection import best_images, embed_images, labels, open_collection
@@ -22,13 +23,12 @@ class Scorer:
     """A finder whose model scores all images of the split, or those in `numbers`, which alone are then encoded."""
 
     def __init__(self, path, flags):
-        loaded, self.opt, self.vocab = open_checkpoint(path, overrides_of(flags))
-        self.model = trained_model(loaded, self.opt, path)
-        self.about = describe_checkpoint(path, loaded, self.opt)
-        self.dataset = open_collection(flags.split or "test", self.opt, self.vocab)
+        loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
+        self.model, self.about = trained_model(loaded, opt, path), describe_checkpoint(path, loaded, opt)
+        self.dataset = open_collection(flags.split or "test", opt, vocab)
         self.names, self.captions = labels(self.dataset)
         self.provenance = provenance(self.dataset, self.about)
-        self.reader = Reader(self.vocab, getattr(self.opt, "is_sparse", False), flags.spacy_model)
+        self.reader = Reader(vocab, inputs_of(opt).dependencies, flags.spacy_model)
         self.embeddings = None
 
     def __call__(self, text, top, numbers=None):
@@ -48,7 +48,7 @@ class IndexedImages:
         facts, path = self.index.facts, flags.model_path or self.index.facts["checkpoint"]["path"]
         loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
         self.model, self.reader = trained_model(loaded, opt, path), Reader(vocab)
-        faiss_index.need_vectors(self.model, opt, path)
+        faiss_index.need_vectors(self.model, path)
         if faiss_index.weights_identity(self.model) != facts["weights"]:
             raise InputError(f"{flags.index}: made with other weights than those of {path}; {faiss_index.BUILD_AGAIN}")
         self.names, self.captions = facts["names"], facts["captions"]
@@ -90,7 +90,7 @@ class IndexedImages:
 def save_index(flags):
     """Write the index of a split's images (--save_index) -> a line that says what it holds."""
     scorer = Scorer(flags.model_path, flags)
-    faiss_index.need_vectors(scorer.model, scorer.opt, flags.model_path)
+    faiss_index.need_vectors(scorer.model, flags.model_path)
     vectors = embed_images(scorer.model, scorer.dataset).numpy()
     facts = {
         **scorer.provenance,
