@@ -94,12 +94,10 @@ def labels(dataset):
 @torch.no_grad()
 def embed_images(model, dataset, only=None):
     """Embeddings of a split's images, or of the numbers in `only`: (N, R, D), or (N, D) of a model of one vector."""
-    numbers, parts, done = range(dataset.n_images) if only is None else only, [], 0
-    for batch, _ in evaluation.progress(data.image_loader(dataset, only=numbers), "images"):
-        part = evaluation.finite(model.encode_images(batch), "image", numbers[done : done + len(batch)])
-        parts.append(part.cpu())
-        done += len(batch)
-    return torch.cat(parts)
+    if only is None:
+        return evaluation.encode_all_images(model, dataset, workers=0)
+    parts = [model.encode_images(batch).cpu() for batch, _ in data.image_loader(dataset, only=only)]
+    return evaluation.finite(torch.cat(parts), "image", only)
 
 
 @torch.no_grad()
@@ -118,8 +116,9 @@ def best_images(model, dataset, sentence, numbers=None, images=None):
 
     images: their embeddings; without them these images are encoded. Equal scores keep the order of the split.
     """
-    numbers = np.arange(dataset.n_images) if numbers is None else np.sort(numbers)
+    numbers = None if numbers is None else np.sort(numbers)
     images = embed_images(model, dataset, numbers) if images is None else images
+    numbers = np.arange(dataset.n_images) if numbers is None else numbers
     boxes = None if dataset.boxes is None else dataset.boxes[numbers]
     scores = score_images(model, images, boxes, sentence)
     best = np.argsort(-scores, kind="stable")

@@ -24,10 +24,10 @@ class Scorer:
 
     def __init__(self, path, flags):
         loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
-        self.model, self.about = trained_model(loaded, opt, path), describe_checkpoint(path, loaded, opt)
+        self.model = trained_model(loaded, opt, path)
         self.dataset = open_collection(flags.split or "test", opt, vocab)
         self.names, self.captions = labels(self.dataset)
-        self.provenance = provenance(self.dataset, self.about)
+        self.provenance = provenance(self.dataset, describe_checkpoint(path, loaded, opt))
         self.reader = Reader(vocab, inputs_of(opt).dependencies, flags.spacy_model)
         self.embeddings = None
 
@@ -94,7 +94,7 @@ def save_index(flags):
     vectors = embed_images(scorer.model, scorer.dataset).numpy()
     facts = {
         **scorer.provenance,
-        "checkpoint": {**scorer.about, "path": str(Path(flags.model_path).resolve())},
+        "checkpoint": {**scorer.provenance["checkpoint"], "path": str(Path(flags.model_path).resolve())},
         "weights": faiss_index.weights_identity(scorer.model),
         "identity": data_identity(scorer.dataset),
         "names": scorer.names,
