@@ -170,9 +170,7 @@ def cascade(flags):
     faiss_index.need_vectors(members[0].model, paths[0])
     datasets = [member.loader.dataset for member in members]
     if other := difference(*map(data_identity, datasets)):
-        raise InputError(
-            f"{paths[1]}: its data are not those of {paths[0]} ({other}); give --data_path"
-        )
+        raise InputError(f"{paths[1]}: its data are not those of {paths[0]} ({other}); give --data_path")
     first, second = (
         EncodedSplit(member.model, member.loader.dataset, *evaluation.encode_split(member.model, member.loader))
         for member in members
