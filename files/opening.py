@@ -3,7 +3,7 @@
 import os
 import stat
 
-from files.errors import InputError
+from files.errors import InputError, reason
 
 
 def open_regular(path, missing="no such file"):
@@ -17,7 +17,7 @@ def open_regular(path, missing="no such file"):
     except FileNotFoundError:
         raise InputError(f"{path}: {missing}") from None
     except OSError as error:
-        raise InputError(f"{shortened(path)}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{shortened(path)}: cannot be read ({reason(error)})") from None
     except ValueError as error:  # a zero byte in the name
         raise InputError(f"{shortened(path)}: cannot be read ({error})") from None
     mode = os.fstat(descriptor).st_mode

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.opening import open_regular
 
 # Every name that the pickle of a checkpoint may use.  NumPy's, pathlib's and torch.device become plain values.
@@ -111,7 +111,7 @@ def inspect(path, sums):
             else:
                 inspect_pickles(file, path)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from None
         return is_zip
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.opening import open_regular
 
 CAPTIONS_PER_IMAGE = 5
@@ -30,7 +30,7 @@ def read_bytes(path):
         try:
             return file.read()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _read_text(path):

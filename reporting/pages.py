@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files.errors import InputError, optional_package
+from files.errors import InputError, optional_package, reason
+from files.writing import temporary_name
 from reporting.candidates import both_ways
 from reporting.explained_queries import page_links
 from reporting.rendering import TEMPLATES, template
@@ -180,7 +181,7 @@ def check_place(folder):
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--report {folder}: cannot be made ({error.strerror})") from None
+        raise InputError(f"--report {folder}: cannot be made ({reason(error)})") from None
     if not os.access(folder.parent, os.W_OK):
         raise InputError(f"--report {folder}: cannot be made (no right to write in {folder.parent})")
 
@@ -193,12 +194,11 @@ def is_report(folder):
 @contextlib.contextmanager
 def replaced(folder):
     """A folder to fill; at the end it takes the place of `folder`, or vanishes on an error."""
-    building, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    old, building = folder.with_name(f".{folder.name}.old"), Path(temporary_name(folder.parent, "work"))
     try:
         if old.exists() and not folder.exists():  # an earlier run was killed between the two renames
             os.rename(old, folder)
-        for leftover in (building, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         building.mkdir()
         yield building
         if folder.exists():
@@ -207,7 +207,7 @@ def replaced(folder):
     except OSError as error:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
-        raise InputError(f"{folder}: the report cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{folder}: the report cannot be written ({reason(error)})") from error
     finally:
         for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -20,7 +20,7 @@ import torch
 
 from files import pickles
 from files.checksum import sha256
-from files.errors import InputError, warn
+from files.errors import InputError, reason, warn
 from files.writing import atomic_write, check_writable, make_folder
 from runtime.checkpoint_fields import check_fields, check_optimizer, first_line
 from vocab import Vocabulary
@@ -172,7 +172,7 @@ def write_checkpoint(state, path):
     except RuntimeError as error:  # of torch's zip writer, which hides the system's error
         if not isinstance(error.__context__, OSError):
             raise
-        raise CheckpointError(f"{path}: cannot be written ({error.__context__.strerror})") from error
+        raise CheckpointError(f"{path}: cannot be written ({reason(error.__context__)})") from error
 
 
 def plain(value, name="checkpoint"):
@@ -335,7 +335,7 @@ def prune(folder, keep):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be removed ({error.strerror})") from error
+            raise CheckpointError(f"{path}: cannot be removed ({reason(error)})") from error
 
 
 def ordered(folder, patterns, say=lambda line: None):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import runtime.openmp  # noqa: F401, before torch
 
-from files.errors import InputError, run
+from files.errors import InputError, reason, run
 from tools.demo_data.captions import ParsedCaption, describe, fact_holds
 from tools.demo_data.scenes import Scene, draw, make_projection, region_boxes, region_features, sample_scenes
 from vocab import build_vocab, encode, serialize_vocab
@@ -205,7 +205,7 @@ def make_demo(
             fill(fresh, opt)
             _replace(out, fresh, old)
     except OSError as error:
-        raise InputError(f"{error.filename or out}: cannot be written ({error.strerror})") from error
+        raise InputError(f"{error.filename or out}: cannot be written ({reason(error)})") from error
     return out
 
 

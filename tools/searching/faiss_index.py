@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files.checksum import sha256
-from files.errors import InputError, optional_package
+from files.errors import InputError, optional_package, reason
 from files.text import read_json
 from files.writing import atomic_write
 
@@ -163,4 +163,4 @@ def file_sha256(path):
     try:
         return sha256(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
