@@ -1,5 +1,6 @@
 """Errors of the user's input, warnings, and how a script ends."""
 
+import errno
 import importlib
 import io
 import sys
@@ -61,6 +62,12 @@ def guarded(function):
         if isinstance(error, InputError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = InputError(error.filename)
+        print(f"error: {str(name)[:80]}...: {reason(error)}; give a shorter name", file=sys.stderr)
+        sys.exit(2)
 
 
 def exit_code(error):

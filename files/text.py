@@ -17,6 +17,8 @@ def data_folder(data_path, data_name):
     folder = Path(data_path) / data_name
     if folder.is_dir():
         return folder
+    if not Path(data_path).is_dir():
+        raise InputError(f"{data_path}: no such folder; --data_path names the folder that holds the data sets")
     there = sorted(p.name for p in Path(data_path).glob("*") if p.is_dir())
     near = difflib.get_close_matches(str(data_name), there, 1, cutoff=0.8)
     raise InputError(

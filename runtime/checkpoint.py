@@ -42,8 +42,33 @@ class CheckpointError(InputError):
 # ---- reading
 
 
+def find_checkpoint(path, resume=False, say=warn):
+    """The checkpoint file that a path means: a file, or one of a run's folder (or of the folder `checkpoint` in it).
+
+    There it is model_best.pth.tar or, without one and to resume, the newest complete file; `say` as in `newest`.
+    InputError for a folder without checkpoints, and for a checkpoint that was unpacked.
+    """
+    path = Path(path)
+    if path.name == "data.pkl" or os.path.isfile(path / "data.pkl"):
+        folder = path.parent if path.name == "data.pkl" else path
+        raise InputError(
+            f"{path}: an unpacked checkpoint; pack it again: "
+            f"cd {folder.parent} && zip -0 -r {folder.name}.pth.tar {folder.name}"
+        )
+    if not os.path.isdir(path):
+        return path
+    for folder in (path, path / "checkpoint"):
+        if not resume and os.path.isfile(folder / BEST):
+            return folder / BEST
+        if any(folder.glob("checkpoint_*.pth.tar")) or os.path.isfile(folder / BEST):
+            return newest(folder, say)
+    others = ", ".join(pickles.checkpoint_names(path)[:4])
+    hint = f"it holds {others}: give one of these" if others else "give a checkpoint file or a run's folder"
+    raise InputError(f"{path}: no {BEST} and no checkpoint_*.pth.tar in this folder; {hint}")
+
+
 def load_checkpoint(path):
-    """The checkpoint of a file, or model_best.pth.tar of a folder, on the CPU and ready to use.
+    """The checkpoint that a path means for an evaluation (find_checkpoint), on the CPU and ready to use.
 
     Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
     in `model` and `caption_model` without DataParallel's 'module.', counters present (docs/method.md,
@@ -51,11 +76,7 @@ def load_checkpoint(path):
     Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
     checkpoint_fields.FIELDS says, it asks for code, or its format is newer than this program.
     """
-    path = Path(path)
-    if os.path.isdir(path):
-        path = path / BEST
-        if not os.path.isfile(path):
-            raise InputError(f"{path.parent}: no {BEST} in this folder; give a checkpoint file")
+    path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
     if not pickles.is_zip_file(path):
         warn(f"{path}: the older file format has no checksums; compare its sha256, {sha256(path)}")

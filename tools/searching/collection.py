@@ -15,7 +15,7 @@ from files.checksum import sha256
 from files.errors import InputError, warn
 from files.names import image_names
 from files.writing import atomic_write, make_folder
-from runtime.checkpoint import BEST
+from runtime.checkpoint import find_checkpoint
 from runtime.commandline import positive
 
 CACHE_SUFFIX = ".embeddings.npy"
@@ -43,11 +43,6 @@ def first_captions(dataset):
 # ---- the files
 
 
-def checkpoint_file(path):
-    """The file that a --model_path means: a checkpoint, or the best one in a folder."""
-    return Path(path) / BEST if Path(path).is_dir() else Path(path)
-
-
 def feature_files(dataset):
     """The features' file; for a data set of pictures, the files that list them."""
     return [file for file in dataset.files if file.name.endswith("_ims.npy") or hasattr(dataset, "pictures")]
@@ -57,7 +52,7 @@ def facts_of(model_path, opt, dataset):
     """What an index records of its images (faiss_index.FACTS, but for the index file's own checksum)."""
     return {
         "model": str(Path(model_path).resolve()),
-        "checkpoint": sha256(checkpoint_file(model_path)),
+        "checkpoint": sha256(find_checkpoint(model_path)),
         "data_path": str(Path(opt.data_path).resolve()),
         "data_name": opt.data_name,
         "split": dataset.split,
@@ -80,7 +75,7 @@ def file_facts(path, folder):
 def check_model(index, opt, model_path):
     """InputError unless the ImageIndex was made with this checkpoint, whose flags are opt."""
     need_vectors(opt, model_path)
-    if sha256(checkpoint_file(model_path)) != index.facts["checkpoint"]:
+    if sha256(find_checkpoint(model_path)) != index.facts["checkpoint"]:
         raise InputError(
             f"{index.path}: made with another checkpoint, {index.facts['model']} as it was then; "
             f"for {model_path} build another index with tools/index.py"
@@ -148,7 +143,7 @@ class EmbeddingCache:
         self.folder, self.limit = Path(folder), limit
 
     def path(self, model_path, opt, dataset):
-        key = hashlib.sha256(sha256(checkpoint_file(model_path)).encode())
+        key = hashlib.sha256(sha256(find_checkpoint(model_path)).encode())
         for file in feature_files(dataset):
             state = file.stat()
             key.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
