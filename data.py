@@ -14,7 +14,7 @@ from files.pictures import PICTURES, captioned_pictures, first_five, make_transf
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions, read_dependencies, read_ids
 from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded, stack
-from runtime.options import with_defaults
+from systems.options import with_defaults
 from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these

@@ -1,7 +1,7 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
 docs/method.md, section 4.  In this order: embeddings, similarities, one checkpoint, several checkpoints, the
-scripts' entry points.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
+scripts' entry points.  Ranks and recalls are counted in reporting/ranks.py and printed in reporting/printing.py.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 import data
+from checkpoints.evaluation_options import RANKS, overrides_of
+from checkpoints.loading import load_model, open_members
 from files.errors import InputError
 from modules import similarity
-from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
+from reporting.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from runtime import distributed, shared_arrays
-from runtime.evaluation_options import RANKS, overrides_of
-from runtime.loading import load_model, open_members
 from runtime.transfer import send
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
@@ -350,7 +350,7 @@ def evalrank(
     explain_pairs, texts such as '3:17' (image, caption).  overrides: options of the checkpoint, as boxes='released',
     device='cuda'.
 
-    The result (of the ensemble, for a list) is the dict of modules.ranks.metrics: figures in percent by name, as
+    The result (of the ensemble, for a list) is the dict of reporting.ranks.metrics: figures in percent by name, as
     'r1' (image to text), 'r1i' (text to image) and 'rsum'; 'ranks'; 'ties'.  With fold5 the figures are means,
     'ranks' is a list, and 'folds' holds each fold's dict.
     """

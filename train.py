@@ -7,7 +7,7 @@ now and then a validation and a checkpoint.
 import runtime.openmp  # noqa: F401, before torch
 
 from files.errors import guarded, run
-from runtime.options import train_options
+from systems.options import train_options
 
 if __name__ == "__main__":
     guarded(train_options)  # before torch is loaded: --help and mistakes in flags are answered at once
@@ -30,16 +30,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import data
-from evaluation import RECALLS, encode_data, metrics, shard_xattn
-from model import MatchingModel, build_model
-from runtime import checkpoint, devices, distributed, global_batch
-from runtime.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
-from runtime.batches import with_shares
-from runtime.checkpoint_fields import check_shapes
-from runtime.health import CollapseWatch, GuardedAdam, check_step
-from runtime.interrupts import Interrupted, Stop
-from runtime.logger import RunLog
-from runtime.resume import (
+from checkpoints import checkpoint
+from checkpoints.fields import check_shapes
+from checkpoints.resume import (
     Progress,
     load_resumed,
     refuse_used_folder,
@@ -48,8 +41,17 @@ from runtime.resume import (
     settle_variant,
     training_state,
 )
-from runtime.step_figures import StepFigures
+from evaluation import RECALLS, encode_data, metrics, shard_xattn
+from model import MatchingModel, build_model
+from runtime import devices, distributed
+from runtime.batches import with_shares
 from runtime.transfer import on_device, send
+from training import global_batch
+from training.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
+from training.health import CollapseWatch, GuardedAdam, check_step
+from training.interrupts import Interrupted, Stop
+from training.logger import RunLog
+from training.step_figures import StepFigures
 from vocab import Vocabulary, load_vocab
 
 LOG_NAMES = {"grad_norm": "grad_norm before clipping"}

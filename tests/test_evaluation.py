@@ -18,9 +18,9 @@ import evaluation
 import test_stack
 import testall
 import train
+from checkpoints import loading
 from files.errors import InputError
-from runtime import loading
-from runtime.options import defaults
+from systems.options import defaults
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")

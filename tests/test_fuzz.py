@@ -21,9 +21,9 @@ from tiny import make_tiny
 
 import data
 import vocab
+from checkpoints import checkpoint
 from files.errors import InputError
-from runtime import checkpoint
-from runtime.logger import RunLog, event_records, tensorboard
+from training.logger import RunLog, event_records, tensorboard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))
 SETTINGS = hypothesis.settings(

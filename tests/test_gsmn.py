@@ -14,10 +14,10 @@ import data
 import graph
 import model
 import train
+from checkpoints.checkpoint import load_checkpoint
 from files import boxes as boxes_module
 from modules import literal
-from runtime.checkpoint import load_checkpoint
-from runtime.health import GuardedAdam
+from training.health import GuardedAdam
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])

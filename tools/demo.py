@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from files.errors import run
-from modules.ranks import SIX_RECALLS
+from reporting.ranks import SIX_RECALLS
 from tools.demo_data.twins import told_apart
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ import argparse
 import torch
 
 import model
-from runtime import checkpoint
+from checkpoints import checkpoint
 from vocab import load_vocab
 
 OPT = {

@@ -7,8 +7,8 @@ import torch
 from states import same
 
 import train
-from runtime.checkpoint import load_checkpoint
-from runtime.logger import event_records, tensorboard
+from checkpoints.checkpoint import load_checkpoint
+from training.logger import event_records, tensorboard
 
 SMALL = "--embed_size 16 --word_dim 8 --batch_size 32 --learning_rate 0.01 --workers 0 --log_step 5 --device cpu"
 GSMN = "--num_block 4 --feat_dim 4 --hid_dim 8 --lambda_softmax 9 --bi_gru"

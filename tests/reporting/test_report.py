@@ -15,10 +15,10 @@ from tiny import make_tiny
 
 import evaluation
 import train
+from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
 from files.names import find_pictures, image_names
 from reporting import candidates, pages, summary
-from runtime.evaluation_options import eval_parser
 
 
 def rows_of(page):

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
-from training import names, run
 
 import evaluation
+from checkpoints.checkpoint import load_checkpoint
+from checkpoints.resume import Progress, refuse_used_folder
 from files.errors import InputError
-from runtime import announce
-from runtime.checkpoint import load_checkpoint
-from runtime.resume import Progress, refuse_used_folder
+from training import announce, names, run
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 

@@ -8,19 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_stand_in import StandIn
-from training import flags, run, same_state, stop_after
 
 import data
 import evaluation
 import train
+from checkpoints import checkpoint
 from files.errors import InputError
 from model import EncoderRegions, build_model
-from runtime import checkpoint, distributed, global_batch
+from runtime import distributed
 from runtime.batches import Batch
-from runtime.health import GuardedAdam
-from runtime.options import train_options
 from runtime.transfer import on_device
+from systems.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
+from training import flags, global_batch, run, same_state, stop_after
+from training.health import GuardedAdam
 from vocab import load_vocab
 
 GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --bi_gru"

@@ -24,13 +24,14 @@ from forked import Forked, all_ended
 import data
 import evaluation
 import train
+from checkpoints.checkpoint import CheckpointError, load_checkpoint
 from files.errors import InputError, run
 from model import build_model
-from runtime import distributed, global_batch, shared_arrays
+from runtime import distributed, shared_arrays
 from runtime.batches import with_shares
-from runtime.checkpoint import CheckpointError, load_checkpoint
-from runtime.health import GuardedAdam
-from runtime.options import train_options
+from systems.options import train_options
+from training import global_batch
+from training.health import GuardedAdam
 from vocab import load_vocab
 
 ROOT = Path(__file__).parents[2]

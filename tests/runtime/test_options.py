@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
 from runtime.commandline import Parser, Switch
-from runtime.evaluation_options import eval_parser
-from runtime.options import check_options, defaults, train_options, train_parser, with_defaults
+from systems.options import check_options, defaults, train_options, train_parser, with_defaults
 
 ROOT = Path(__file__).parents[2]
 UNUSED = {"gsmn": {"preload"}, "vsrn": {"preload", "dim_vid", "rnn_dropout_p", "reset_train"}}

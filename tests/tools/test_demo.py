@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from states import message
 
-from runtime import evaluation_options, options
+from checkpoints import evaluation_options
+from systems import options
 from tools import demo, make_demo
 from tools.demo_data.twins import told_apart
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import train
 from files.errors import InputError, run
-from runtime import distributed, global_batch
+from runtime import distributed
 from runtime.batches import Share
-from runtime.health import GuardedAdam
-from runtime.options import train_options
+from systems.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
+from training import global_batch
+from training.health import GuardedAdam
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("model", "batch_size", "embed_size", "device")  # those that train.py has too

@@ -5,9 +5,10 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checkpoints import checkpoint
 from files.errors import InputError
-from runtime import checkpoint, devices
-from runtime.options import OF_THE_WEIGHTS, check_options, with_defaults
+from runtime import devices
+from systems.options import OF_THE_WEIGHTS, check_options, with_defaults
 
 
 @dataclass

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import torch
 
 import data
+from checkpoints import checkpoint
+from checkpoints.evaluation_options import OVERRIDES
+from checkpoints.fields import check_shapes
 from files.errors import InputError
 from model import build_model
-from runtime import checkpoint, devices, distributed
-from runtime.checkpoint_fields import check_shapes
-from runtime.evaluation_options import OVERRIDES
-from runtime.options import check_options, defaults, with_defaults
+from runtime import devices, distributed
+from systems.options import check_options, defaults, with_defaults
 from vocab import load_vocab
 
 # Flags about a run's folders and logs, not about what was trained

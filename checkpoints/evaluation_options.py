@@ -1,10 +1,10 @@
 """The flags of all commands that load a checkpoint: test.py, testall.py, test_stack.py and the tools.
 
-Like runtime/options.py this module does not import torch.
+Like systems/options.py this module does not import torch.
 """
 
 from runtime.commandline import Parser, Switch, number, whole
-from runtime.options import add_device_flag, add_kernel_flag, add_precision_flags
+from systems.options import add_device_flag, add_kernel_flag, add_precision_flags
 
 RANKS = "ranks.pth.tar"  # the file in the working folder that the released evaluation leaves
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"

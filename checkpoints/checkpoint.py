@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoints.fields import check_fields, check_optimizer, first_line
 from files import pickles
 from files.checksum import sha256
 from files.errors import InputError, reason, warn
 from files.writing import atomic_write, check_writable, make_folder
-from runtime.checkpoint_fields import check_fields, check_optimizer, first_line
 from vocab import Vocabulary
 
 FORMAT = 1
@@ -74,7 +74,7 @@ def load_checkpoint(path):
     in `model` and `caption_model` without DataParallel's 'module.', counters present (docs/method.md,
     section 5).  The older format has no checksums: a warning gives the file's sha256.
     Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
-    checkpoint_fields.FIELDS says, it asks for code, or its format is newer than this program.
+    fields.FIELDS says, it asks for code, or its format is newer than this program.
     """
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)

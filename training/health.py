@@ -7,7 +7,7 @@ from collections import deque
 import torch
 
 from files.errors import InputError
-from runtime import global_batch
+from training import global_batch
 
 SPREAD = 0.02  # of the margin: the scores of a collapsed model have a smaller standard deviation
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from checkpoints.checkpoint import BEST
 from files.errors import InputError
 from reporting.run_page import write_run_page
 from runtime import distributed
-from runtime.checkpoint import BEST
-from runtime.options import defaults
+from systems.options import defaults
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
