@@ -17,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 import data
-from checkpoints.evaluation_options import RANKS, overrides_of
-from checkpoints.loading import load_model, open_members
 from files.errors import InputError
 from modules import similarity
+from reporting.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
-from reporting.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from runtime import distributed, shared_arrays
+from checkpoints.evaluation_options import RANKS, overrides_of
+from checkpoints.loading import load_model, open_members
 from runtime.transfer import send
 
 __all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",

@@ -20,8 +20,8 @@ from modules.caption_model import CaptionModel
 from modules.layers import chrono_init, finish, l2norm, linear, unit
 from modules.order_similarity import order_similarity
 from modules.packing import in_float32, last_states, read_words, unpacked
-from runtime.transfer import send
 from systems.options import with_defaults
+from runtime.transfer import send
 
 RELATION_LAYERS = 4
 

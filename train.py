@@ -30,8 +30,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import data
+from evaluation import RECALLS, encode_data, metrics, shard_xattn
+from model import MatchingModel, build_model
 from checkpoints import checkpoint
+from runtime import devices, distributed
+from training import global_batch
+from training.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
+from runtime.batches import with_shares
 from checkpoints.fields import check_shapes
+from training.health import CollapseWatch, GuardedAdam, check_step
+from training.interrupts import Interrupted, Stop
+from training.logger import RunLog
 from checkpoints.resume import (
     Progress,
     load_resumed,
@@ -41,17 +50,8 @@ from checkpoints.resume import (
     settle_variant,
     training_state,
 )
-from evaluation import RECALLS, encode_data, metrics, shard_xattn
-from model import MatchingModel, build_model
-from runtime import devices, distributed
-from runtime.batches import with_shares
-from runtime.transfer import on_device, send
-from training import global_batch
-from training.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
-from training.health import CollapseWatch, GuardedAdam, check_step
-from training.interrupts import Interrupted, Stop
-from training.logger import RunLog
 from training.step_figures import StepFigures
+from runtime.transfer import on_device, send
 from vocab import Vocabulary, load_vocab
 
 LOG_NAMES = {"grad_norm": "grad_norm before clipping"}

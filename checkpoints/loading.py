@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 
 import data
-from checkpoints import checkpoint
-from checkpoints.evaluation_options import OVERRIDES
-from checkpoints.fields import check_shapes
 from files.errors import InputError
 from model import build_model
+from checkpoints import checkpoint
 from runtime import devices, distributed
+from checkpoints.fields import check_shapes
+from checkpoints.evaluation_options import OVERRIDES
 from systems.options import check_options, defaults, with_defaults
 from vocab import load_vocab
 

@@ -18,8 +18,8 @@ import evaluation
 import test_stack
 import testall
 import train
-from checkpoints import loading
 from files.errors import InputError
+from checkpoints import loading
 from systems.options import defaults
 
 ROOT = Path(__file__).parents[1]

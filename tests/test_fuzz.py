@@ -21,8 +21,8 @@ from tiny import make_tiny
 
 import data
 import vocab
-from checkpoints import checkpoint
 from files.errors import InputError
+from checkpoints import checkpoint
 from training.logger import RunLog, event_records, tensorboard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))

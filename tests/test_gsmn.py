@@ -14,9 +14,9 @@ import data
 import graph
 import model
 import train
-from checkpoints.checkpoint import load_checkpoint
 from files import boxes as boxes_module
 from modules import literal
+from checkpoints.checkpoint import load_checkpoint
 from training.health import GuardedAdam
 
 

@@ -7,15 +7,15 @@ import signal
 
 import pytest
 import torch
+from training import names, points, run, same_state, same_weights, stop_after
 
 import data
 import evaluation
 import train
-from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
 from model import GSMN, VSRN, ContrastiveLoss
 from runtime.batches import with_shares
-from training import names, points, run, same_state, same_weights, stop_after
+from checkpoints.checkpoint import load_checkpoint
 from training.health import CollapseWatch
 from training.logger import RunLog
 from vocab import load_vocab

@@ -15,10 +15,10 @@ import runtime.openmp  # noqa: F401, before torch
 import torch
 
 import data
-from checkpoints.evaluation_options import add_override_flags, overrides_of
-from checkpoints.loading import open_checkpoint, trained_model
 from files.errors import InputError, run
 from runtime.commandline import Parser, whole
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from checkpoints.loading import open_checkpoint, trained_model
 from vocab import END
 
 

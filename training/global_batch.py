@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from training.synced_batch_norm import SyncedBatchNorm
 from runtime import distributed
 from runtime.batches import Share
 from runtime.transfer import send
-from training.synced_batch_norm import SyncedBatchNorm
 from vocab import END
 
 

@@ -17,9 +17,9 @@ import test_stack
 import testall
 import train
 import vocab
-from checkpoints import checkpoint
 from files import errors
 from model import build_model
+from checkpoints import checkpoint
 
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
 SPLITS = {"train": 8, "dev": 4, "test": 4, "testall": 4}

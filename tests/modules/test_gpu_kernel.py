@@ -10,9 +10,9 @@ import torch
 from gsmn_cases import random_case, small_opt
 
 import model
-from checkpoints.evaluation_options import OVERRIDES
 from files.errors import InputError
 from modules import cpu_kernel, gpu_kernel
+from checkpoints.evaluation_options import OVERRIDES
 from systems.options import defaults
 
 

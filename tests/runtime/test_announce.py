@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
+from training import names, run
 
 import evaluation
+from files.errors import InputError
+from training import announce
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.resume import Progress, refuse_used_folder
-from files.errors import InputError
-from training import announce, names, run
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 

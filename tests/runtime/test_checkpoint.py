@@ -13,10 +13,10 @@ import torch
 from states import gsmn, message, same, state, vsrn
 from tiny import shared
 
-from checkpoints import checkpoint
-from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from files import pickles
 from files.errors import InputError
+from checkpoints import checkpoint
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 # ---- released files
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from states import gsmn, message, same, state
 
-from checkpoints import checkpoint
-from checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from checkpoints.fields import check_optimizer, check_shapes
-from checkpoints.resume import load_weights
 from files import pickles
 from files.arrays import open_array, read_sizes
 from files.checksum import sha256
 from files.pictures import picture_size, read_picture
 from files.text import read_bytes, read_json, read_lines
 from reporting.thumbnails import thumbnail
+from checkpoints import checkpoint
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints.fields import check_optimizer, check_shapes
+from checkpoints.resume import load_weights
 from tools.own_data.region_files import lines_of
 from vocab import SPECIAL
 

@@ -8,20 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_stand_in import StandIn
+from training import flags, run, same_state, stop_after
 
 import data
 import evaluation
 import train
-from checkpoints import checkpoint
 from files.errors import InputError
 from model import EncoderRegions, build_model
+from checkpoints import checkpoint
 from runtime import distributed
+from training import global_batch
 from runtime.batches import Batch
-from runtime.transfer import on_device
-from systems.options import train_options
-from tools.measuring.random_data import VOCABULARY, random_batch
-from training import flags, global_batch, run, same_state, stop_after
 from training.health import GuardedAdam
+from systems.options import train_options
+from runtime.transfer import on_device
+from tools.measuring.random_data import VOCABULARY, random_batch
 from vocab import load_vocab
 
 GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --bi_gru"

@@ -24,14 +24,14 @@ from forked import Forked, all_ended
 import data
 import evaluation
 import train
-from checkpoints.checkpoint import CheckpointError, load_checkpoint
 from files.errors import InputError, run
 from model import build_model
 from runtime import distributed, shared_arrays
-from runtime.batches import with_shares
-from systems.options import train_options
 from training import global_batch
+from runtime.batches import with_shares
+from checkpoints.checkpoint import CheckpointError, load_checkpoint
 from training.health import GuardedAdam
+from systems.options import train_options
 from vocab import load_vocab
 
 ROOT = Path(__file__).parents[2]

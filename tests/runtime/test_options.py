@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
 from runtime.commandline import Parser, Switch
+from checkpoints.evaluation_options import eval_parser
 from systems.options import check_options, defaults, train_options, train_parser, with_defaults
 
 ROOT = Path(__file__).parents[2]

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
+from training import flags, names, points, run, same_state, stop_after
 
 import train
-from checkpoints import checkpoint
-from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
-from training import flags, logger, names, points, run, same_state, stop_after
+from checkpoints import checkpoint
+from training import logger
+from checkpoints.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--batch_size", 128]  # two steps an epoch

@@ -8,8 +8,8 @@ import torch
 from states import message
 
 import train
-from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
+from checkpoints.checkpoint import load_checkpoint
 from tools import caption
 
 SMALL = (

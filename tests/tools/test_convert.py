@@ -14,8 +14,8 @@ import torch
 from states import gsmn, message, same, state, vsrn
 from tiny import shared
 
-from checkpoints import checkpoint
 from files import pickles
+from checkpoints import checkpoint
 from tools import convert
 
 

@@ -11,8 +11,8 @@ from states import message
 import train
 from files.errors import InputError
 from model import ContrastiveLoss
-from tools import curves
 from training.logger import event_records, tensorboard
+from tools import curves
 
 SMALL = "--embed_size 16 --word_dim 8 --batch_size 32 --workers 0 --num_epochs 1 --device cpu".split()
 

@@ -21,12 +21,12 @@ import evaluation
 import train
 from modules import literal
 from runtime import distributed
-from runtime.transfer import on_device
+from training.health import GuardedAdam
 from systems.options import train_options
+from runtime.transfer import on_device
 from tools.measuring import training
 from tools.measuring.counting import Counter
 from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings, random_batch
-from training.health import GuardedAdam
 
 PRECISIONS = {"float32": [], "tf32": ["--tf32"], "bf16": ["--amp", "bf16"]}
 

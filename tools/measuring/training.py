@@ -13,11 +13,11 @@ from pathlib import Path
 import train
 from files.errors import InputError, run
 from runtime import distributed
+from training import global_batch
 from runtime.batches import Share
+from training.health import GuardedAdam
 from systems.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
-from training import global_batch
-from training.health import GuardedAdam
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("model", "batch_size", "embed_size", "device")  # those that train.py has too
