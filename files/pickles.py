@@ -32,7 +32,7 @@ ALLOWED = re.compile(
 OPERATIONS = 2_000_000  # the most of a checkpoint's pickle; our largest need about 30,000
 BYTES_EACH = 32  # the most bytes of a pickle for each operation allowed, so 64 MB; weights are not part of it
 SHARED_TUPLES = 16  # the most uses of tuples made before; a key of 40 pairs, each twice the one before, takes hours
-LARGEST = 1 << 60  # whole numbers from 2^61 - 1 on can share a hash: a million such keys take hours
+LARGE_NUMBERS = 1000  # the most whole numbers beyond 2^60: such can share a hash, and a million such keys take hours
 DEEPEST = 50_000  # tuples that no call takes; hashing 150,000 within one another breaks Python's stack
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"}
 TAKERS = {"REDUCE", "NEWOBJ", "BINPERSID"}  # operations that take the tuple before them
@@ -166,15 +166,16 @@ def look_through(file, path, allowed=None, most=OPERATIONS):
     InputError where it has more than `most` operations, can take for ever, or asks for a name that the pattern
     `allowed` does not match.
     """
-    memo, is_tuple, shared, kept = {}, False, 0, 0  # memo: number of a stored object -> whether it is a tuple
+    memo, is_tuple, shared, kept, large = {}, False, 0, 0, 0  # memo: number of a stored object -> whether it is a tuple
     for step, (opcode, value, at) in enumerate(pickletools.genops(file)):
         name = opcode.name
         if step >= most or (at or 0) > BYTES_EACH * most:
             refuse(path, f"a pickle in it has more than {most:,} operations or {BYTES_EACH * most:,} bytes")
         if allowed and name == "GLOBAL" and not allowed.fullmatch(value.replace(" ", ".", 1)):
             refuse(path, f"it asks for {value.replace(' ', '.', 1)}")
-        if name in UNUSUAL or (type(value) is int and abs(value) >= LARGEST):
-            refuse(path, f"a pickle in it holds {name} {'' if value is None else value}".rstrip())
+        large += type(value) is int and abs(value) >> 60 > 0
+        if name in UNUSUAL or large > LARGE_NUMBERS:
+            refuse(path, f"a pickle in it uses {name}" if name in UNUSUAL else "it holds too many large numbers")
         if name == "MEMOIZE" or "PUT" in name:
             memo[len(memo) if value is None else value] = is_tuple
             continue
