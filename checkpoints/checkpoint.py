@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import random
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -51,10 +52,8 @@ def find_checkpoint(path, resume=False, say=warn):
     path = Path(path)
     if path.name == "data.pkl" or os.path.isfile(path / "data.pkl"):
         folder = path.parent if path.name == "data.pkl" else path
-        raise InputError(
-            f"{path}: an unpacked checkpoint; pack it again: "
-            f"cd {folder.parent} && zip -0 -r {folder.name}.pth.tar {folder.name}"
-        )
+        where, target, name = map(shlex.quote, (str(folder.parent), f"{folder.name}.pth.tar", folder.name))
+        raise InputError(f"{path}: an unpacked checkpoint; pack it again: cd {where} && zip -0 -r {target} {name}")
     if not os.path.isdir(path):
         return path
     for folder in (path, path / "checkpoint"):
