@@ -66,7 +66,7 @@ def resume_options(opt, given, saved, path, say):
         merged.device = opt.device
     for name in sorted(given & set(vars(saved)) - {"resume"}):
         old, new = getattr(saved, name), getattr(opt, name)
-        if old == new:
+        if old == new or (name == "vsrn_variant" and new == "auto"):
             continue
         if name in OF_THE_WEIGHTS:
             raise InputError(f"{path}: was made with --{name} {old}, but --{name} is {new}; leave it out")
