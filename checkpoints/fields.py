@@ -11,6 +11,7 @@ import math
 import torch
 
 from files.errors import InputError
+from systems.table import titles
 from vocab import SPECIAL
 
 LARGEST = 2**53  # counters beyond it are no counters
@@ -31,6 +32,10 @@ def is_table(value):
 
 def is_state_dict(value):
     return is_table(value) and all(type(name) is str and torch.is_tensor(item) for name, item in value.items())
+
+
+def is_further(value):
+    return is_table(value) and all(type(name) is str and is_state_dict(state) for name, state in value.items())
 
 
 def is_vocabulary(value):
@@ -54,6 +59,7 @@ COUNT, NUMBER, TABLE = (is_count, "a whole number from 0 on"), (is_number, "a fi
 FIELDS = {
     "opt": (lambda value: isinstance(value, argparse.Namespace), "the flags of a run"),
     "model": (lambda value: isinstance(value, list) and all(map(is_state_dict, value)), "a list of state dicts"),
+    "further": (is_further, "a table of state dicts"),
     "caption_model": (lambda value: value is None or is_state_dict(value), "a state dict, names to tensors"),
     **dict.fromkeys(("epoch", "step", "Eiters", "format"), COUNT),
     "best_epoch": (lambda value: value == -1 or is_count(value), "a whole number from -1 on"),
@@ -69,12 +75,12 @@ NEEDED = ("opt", "model")
 def check_fields(checkpoint, path):
     """InputError unless `checkpoint` is a dict whose fields are what FIELDS says; a device in opt becomes text."""
     if not is_table(checkpoint):
-        raise InputError(f"{path}: holds a {type(checkpoint).__name__}; not a checkpoint of GSMN or VSRN")
+        raise InputError(f"{path}: holds a {type(checkpoint).__name__}; not a checkpoint of {titles()}")
     for field, (check, wanted) in FIELDS.items():
         if field not in checkpoint and field in NEEDED:
-            raise InputError(f"{path}: holds no '{field}' ({wanted}); not a checkpoint of GSMN or VSRN")
+            raise InputError(f"{path}: holds no '{field}' ({wanted}); not a checkpoint of {titles()}")
         if field in checkpoint and not check(checkpoint[field]):
-            raise InputError(f"{path}: '{field}' is not {wanted}; not a checkpoint of GSMN or VSRN, or a damaged one")
+            raise InputError(f"{path}: '{field}' is not {wanted}; not a checkpoint of {titles()}, or a damaged one")
     flags = vars(checkpoint["opt"])
     for name, value in flags.items():
         if type(name) is not str or not is_flag(value):
@@ -89,7 +95,7 @@ def check_shapes(build, opt, saved, path):
     """InputError where the model that `opt` describes has other tensors than a checkpoint holds.
 
     build(opt) makes the model, here without memory for its weights (torch's meta device).
-    saved: a checkpoint, of which `model` and, where present, `caption_model` are compared.
+    saved: a checkpoint, of which `model` and `further` are compared.
     """
     states = saved["model"]
     present = sum(len(state) for state in states)
@@ -104,8 +110,11 @@ def check_shapes(build, opt, saved, path):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
     for part, state in zip(model.parts, states):
         check_state(getattr(model, part).state_dict(), state, f"{path}: {part}")
-    if saved.get("caption_model") and getattr(model, "caption_model", None) is not None:
-        check_state(model.caption_model.state_dict(), saved["caption_model"], f"{path}: caption_model")
+    further = model.further_parts()
+    for name, state in saved["further"].items():
+        if name not in further:
+            raise InputError(f"{path}: holds a {name}, but the model of its opt has none; get the file again")
+        check_state(further[name].state_dict(), state, f"{path}: {name}")
     wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(tensor.numel() for state in states for tensor in state.values())
     if wanted > 2 * held + SPARE:  # a released file lacks the caption model: its widths are only in opt

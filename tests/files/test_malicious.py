@@ -12,7 +12,7 @@ import pickle_samples as samples
 import pytest
 import torch
 from pickle_samples import ATTACKS, Raw, RawPickler
-from states import message
+from tiny import message
 
 import vocab
 from checkpoints import checkpoint

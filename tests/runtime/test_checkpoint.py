@@ -13,8 +13,7 @@ import numpy as np
 import pickle_samples
 import pytest
 import torch
-from states import gsmn, message, same, state, vsrn
-from tiny import shared
+from tiny import gsmn, message, same, shared, state, vsrn
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
@@ -137,7 +136,7 @@ def test_data_parallel_names(tmp_path):
     found = load_checkpoint(tmp_path / "x.pth.tar")
     assert list(found["model"][0]) == ["cnn.0.weight", "fc.weight"]
     same([dict(part) for part in found["model"][1:]], [dict(part) for part in gsmn()[1:]])
-    assert list(found["caption_model"]) == ["decoder.out.weight"]
+    assert list(found["further"]["caption_model"]) == ["decoder.out.weight"]
 
 
 def test_data_parallel_names_twice(tmp_path):

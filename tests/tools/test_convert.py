@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from states import gsmn, message, same, state
-from tiny import shared
+from tiny import gsmn, message, same, shared, state
 
 from checkpoints import checkpoint
 from files import pickles
