@@ -63,8 +63,8 @@ def resume_options(opt, given, saved, path, say):
         merged.device = opt.device
     for name in sorted(given & set(vars(saved)) - {"resume"}):
         old, new = getattr(saved, name), getattr(opt, name)
-        if old == new or (name in fixed and new == "auto"):
-            continue  # the checkpoint knows what auto stood for
+        if old == new:
+            continue
         if name in fixed:
             raise InputError(f"{path}: was made with --{name} {old}, but --{name} is {new}; leave it out")
         say(f"--{name}: {old} in the checkpoint, {new} on the command line; the command line's is used")

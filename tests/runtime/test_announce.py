@@ -102,10 +102,10 @@ def test_the_variant_is_said_and_carried(tiny_data, tmp_path, caplog):
     assert lines[0].startswith("VSRN, --vsrn_variant f30k (BatchNorm at the end), ")
     result = evaluation.evalrank(folder / "model_best.pth.tar", split="dev", ranks=None, device="cpu")
     assert result["r1r5"] == load_checkpoint(folder / "model_best.pth.tar")["best_rsum"]
-    again = [tiny_data, tmp_path / "run", *vsrn, "--resume", folder, "--vsrn_variant"]
+    again = [tiny_data, tmp_path / "run", *vsrn, "--resume", folder]
     with pytest.raises(InputError, match="--vsrn_variant f30k"):
-        run(*again, "coco", epochs=2)
-    run(*again, "auto", epochs=2)
+        run(*again, "--vsrn_variant", "coco", epochs=2)
+    run(*again, epochs=2)
     assert "bn.weight" in load_checkpoint(folder / "checkpoint_1.pth.tar")["model"][0]
 
 
