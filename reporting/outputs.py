@@ -10,7 +10,7 @@ import torch
 
 from checkpoints.evaluation_options import RANKS
 from files.errors import InputError, warn
-from files.writing import atomic_write, check_writable
+from files.writing import atomic_write, check_writable, is_stream
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
 
@@ -31,8 +31,8 @@ class Outputs(NamedTuple):
         """These outputs; InputError where one cannot be written, a warning where that is the default file of ranks."""
         for path in filter(None, (self.sims, self.json)):
             check_writable(path)
-        if self.sims and os.path.exists(self.sims) and not os.path.isfile(self.sims):
-            raise InputError(f"--save_sims {self.sims}: is a pipe or a device; name a file")
+        if self.sims and is_stream(self.sims):
+            raise InputError(f"{self.sims}: a pipe or a device, but similarities need a file; give the name of one")
         if self.images and not self.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")
         if (self.explain or self.explain_pairs) and not self.report:

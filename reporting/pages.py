@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files.errors import InputError, optional_package
+from files.errors import InputError, optional_package, reason
+from files.writing import temporary_name
 from reporting.candidates import both_ways
 from reporting.explained_queries import page_links
 from reporting.explanation import caption_text
@@ -165,7 +166,7 @@ def check_place(folder):
     except FileNotFoundError:
         there = set()
     except OSError as error:
-        what = "is a file; name a folder" if os.path.isfile(folder) else f"cannot be made ({error.strerror})"
+        what = "is a file; name a folder" if os.path.isfile(folder) else f"cannot be made ({reason(error)})"
         raise InputError(f"--report {folder}: {what}") from None
     if there - CONTENTS or (there and not is_report(folder)):
         other = sorted(there - CONTENTS or there)[0]
@@ -182,13 +183,11 @@ def is_report(folder):
 @contextlib.contextmanager
 def replaced(folder):
     """A folder to fill; at the end it takes the place of `folder`, or vanishes on an error."""
-    name = os.fsdecode(os.fsencode(folder.name)[:240])  # a system's names are at most 255 bytes long
-    building, old = (folder.with_name(f".{name}.{kind}") for kind in ("tmp", "old"))
+    old, building = folder.with_name(f".{folder.name}.old"), Path(temporary_name(folder.parent, "work"))
     try:
         if old.exists() and not folder.exists():  # an earlier run was killed between the two renames
             os.rename(old, folder)
-        for leftover in (building, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         building.mkdir()
         yield building
         if folder.exists():
@@ -197,7 +196,7 @@ def replaced(folder):
     except OSError as error:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
-        raise InputError(f"{folder}: the report cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{folder}: the report cannot be written ({reason(error)})") from error
     finally:
         for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)
