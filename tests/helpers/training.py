@@ -1,5 +1,6 @@
 """Small runs of train.py and what they leave, for tests."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -78,3 +79,8 @@ def points(folder):
                 if "time" not in v.tag and v.tag != "pairs_per_second"
             ]
     return sorted(found)
+
+
+def validations(folder):
+    """The lines of log.jsonl that are validations."""
+    return [row for row in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if "rsum" in row]
