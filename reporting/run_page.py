@@ -14,7 +14,7 @@ from files.errors import InputError
 from files.writing import atomic_write
 from modules.ranks import RECALLS
 from reporting.rendering import template, text_of_template
-from runtime.logger import CONFIG, LOG, read_config, read_log
+from reporting.run_log import CONFIG, LOG, read_config, read_log
 
 PAGE = "summary.html"
 DATE = "%Y-%m-%dT%H:%M:%S%z"  # in config.json

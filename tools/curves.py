@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from files.errors import InputError, run
 from files.writing import atomic_write, check_writable
+from reporting.run_log import LOG, read_log
 from reporting.run_page import runs_page
 from runtime.commandline import Parser
-from runtime.logger import LOG, read_log
 
 
 def log_of(folder):

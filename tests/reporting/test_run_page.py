@@ -6,8 +6,8 @@ import re
 import pytest
 from states import message
 
+from reporting.run_log import read_log
 from reporting.run_page import chart, curves, write_run_page
-from runtime.logger import read_log
 from tools import curves as tool
 
 METRICS = ("r1", "r5", "r10", "medr", "meanr")

@@ -8,7 +8,8 @@ import torch
 from training import run, validations
 
 from model import ContrastiveLoss
-from runtime.logger import RunLog, event_records, read_log, tensorboard
+from reporting.run_log import read_log
+from runtime.logger import RunLog, event_records, tensorboard
 
 STEP = {"Eit": 1, "epoch": 0, "step": 0, "lr": 0.1, "pairs_per_second": 5.0, "data_time": 0.0}
 
