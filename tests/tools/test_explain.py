@@ -137,7 +137,8 @@ def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
 
 SHOWN = (  # strength of each region, the readout
     "[[...document.querySelectorAll('section[data-pair=\"0\"] .region')]"
-    ".sort((a, b) => a.dataset.index - b.dataset.index).map(r => Number(r.style.fillOpacity)), document.querySelector('.explained .readout').textContent]"
+    ".sort((a, b) => a.dataset.index - b.dataset.index)"
+    ".map(r => Number(r.style.fillOpacity)), document.querySelector('.explained .readout').textContent]"
 )
 
 
