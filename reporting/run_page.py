@@ -23,7 +23,7 @@ VALIDATED = {
     "Text to image, R@K in percent": {"r1i": "R@1", "r5i": "R@5", "r10i": "R@10"},
     "Sum of the six recalls": {"rsum": "rsum"},
 }
-LEFT, TOP, WIDTH, HEIGHT = 44, 14, 330, 190  # of a chart's axes within 400 x 250
+LEFT, TOP, WIDTH, HEIGHT = 54, 14, 330, 190  # of a chart's axes within 400 x 250
 POINTS = 300  # of a line; more are averaged, step after step
 
 

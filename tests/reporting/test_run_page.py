@@ -79,9 +79,9 @@ def test_the_curves_of_a_run(log):
 def test_the_points_of_a_line():
     drawn = chart("sum", {"rsum": [(10, 120.0), (20, 240.0)]})
     assert [float(value) for value, _ in drawn["ticks"]] == [0, 62.5, 125, 187.5, 250]
-    assert drawn["lines"] == [("rsum", "209.0,112.8 374.0,21.6", "240")]
+    assert drawn["lines"] == [("rsum", "219.0,112.8 384.0,21.6", "240")]
     assert chart("R@K in percent", {"R@1": [(10, 3.0)]})["ticks"][-1] == ("100", "14.0")
-    assert chart("zeros", {"Le": [(10, 0.0)]})["lines"][0][1] == "374.0,204.0"
+    assert chart("zeros", {"Le": [(10, 0.0)]})["lines"][0][1] == "384.0,204.0"
 
 
 def test_damaged_lines_are_left_out(log):
