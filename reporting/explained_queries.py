@@ -11,13 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+from checkpoints.loading import load_model
 from files.errors import InputError, warn
 from files.writing import atomic_write, make_folder, text_as_name
 from reporting.explain_page import ExplainedPair, about_model, explain_page
 from reporting.explanation import can_explain, caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
 from reporting.rendering import template, text_of_template
-from runtime.loading import load_model
+from systems.table import inputs_of
 
 LOOKS = {"images": " looks for captions", "captions": " looks for its image"}
 
@@ -242,7 +243,7 @@ class Explanations:
 
 def boxes_note(opt):
     """A sentence where the evaluation has used other boxes than an explanation does, else ''."""
-    if getattr(opt, "boxes", None) != "released":
+    if inputs_of(opt).boxes != "released":
         return ""
     return (
         "The explanation uses the boxes divided once by the image's size. --boxes released gives the evaluation other "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from files.errors import InputError
 from files.writing import atomic_write
-from modules.ranks import RECALLS
+from reporting.ranks import RECALLS
 from reporting.rendering import template, text_of_template
 from reporting.run_log import CONFIG, LOG, read_config, read_log
 
@@ -87,6 +87,8 @@ def best_of(rows, select):
 def curves(steps, validations):
     """The rows of a log -> {heading: {name of a line: [(step, value)]}}, those that have points."""
     losses = dict.fromkeys(name for row in steps for name in row["losses"])
+    if len(losses) == 2:  # one loss alone is the sum
+        losses.pop("loss", None)
     found = {
         "Loss": {name: points((row["Eiters"], row["losses"].get(name)) for row in steps) for name in losses},
         "Learning rate": {"learning rate": points((row["Eiters"], row.get("lr")) for row in steps)},

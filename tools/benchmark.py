@@ -37,7 +37,7 @@ from modules import (
 )
 from runtime.commandline import Parser, positive
 from runtime.devices import device
-from runtime.options import defaults
+from systems.options import defaults
 from tools.measuring import gpu, timing, training
 from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings
 from tools.measuring.timing import HEADER, measure, memory, seconds, stage

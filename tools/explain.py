@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime.openmp  # noqa: F401, before torch
 
+from checkpoints.evaluation_options import add_override_flags
 from files.errors import run
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
 from reporting.explain_page import explain_page
 from reporting.image_view import warn_of_notes
 from runtime.commandline import Parser, whole
-from runtime.evaluation_options import add_override_flags
 from tools.explaining.explainer import Explainer
 from tools.explaining.sentences import add_spacy_flag
 from tools.searching.collection import add_images_flag

@@ -29,7 +29,7 @@ import model
 from files.errors import InputError, run
 from modules import similarity
 from runtime.commandline import Parser
-from runtime.options import defaults
+from systems.options import defaults
 from tools.measuring import random_data
 from tools.measuring.counting import Counter
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 
 import model
+from checkpoints.evaluation_options import OVERRIDES
 from files.errors import InputError
 from modules import cpu_kernel, gpu_kernel
-from runtime.evaluation_options import OVERRIDES
-from runtime.options import defaults
+from systems.options import defaults
 
 
 def network(blocks=4, hidden=16, width=64, **changes):

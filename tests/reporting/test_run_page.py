@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from states import message
+from tiny import message
 
 from reporting.run_log import read_log
 from reporting.run_page import chart, curves, write_run_page
@@ -71,6 +71,7 @@ def test_the_curves_of_a_run(log):
     assert drawn["Pairs a second"] == {"pairs a second": [(1, 8.0), (9, 8.0)]}
     assert drawn["Sum of the six recalls"] == {"rsum": [(10, 120.0), (20, 240.0), (30, 180.0)]}
     assert list(drawn["Image to text, R@K in percent"]) == ["R@1", "R@5", "R@10"]
+    assert list(curves([{**step(1, 1.0), "losses": {"loss": 1.0, "Le": 1.0}}], [])["Loss"]) == ["Le"]  # the same twice
     many = curves([step(n, float(n)) for n in range(1, 1001)], [])["Loss"]["Le"]
     assert len(many) == 250 and many[0] == (2.5, 2.5)  # means of four
     assert "Loss" not in curves([], [validation(1, 1.0)])

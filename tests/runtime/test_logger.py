@@ -5,27 +5,23 @@ import math
 
 import pytest
 import torch
-from training import run, validations
+from tiny import run, validations
 
-from model import ContrastiveLoss
+from modules.losses import observed
 from reporting.run_log import read_log
-from runtime.logger import RunLog, event_records, tensorboard
+from training.logger import RunLog, event_records, tensorboard
 
 STEP = {"Eit": 1, "epoch": 0, "step": 0, "lr": 0.1, "pairs_per_second": 5.0, "data_time": 0.0}
 
 
-@pytest.mark.parametrize("max_violation", [False, True])
-def test_mean_scores_of_pairs_and_hardest_negatives(max_violation):
+def test_mean_scores_of_pairs_and_hardest_negatives():
     scores = torch.tensor([[0.9, 0.1, -0.4], [0.3, 0.5, 0.2], [-0.8, 0.6, 0.1]])
-    loss = ContrastiveLoss(0.2, max_violation)
-    loss(scores.requires_grad_()).backward()
     hardest = [0.1, 0.3, 0.6, 0.3, 0.6, 0.2]  # of the rows, then of the columns
     spread = scores.std(correction=0).item()
     figures = {"positive": 0.5, "hardest_negative": sum(hardest) / 6, "score_spread": spread}
-    assert loss.observed() == pytest.approx(figures)
-    loss(torch.tensor([[0.25]]))
-    observed = loss.observed()
-    assert observed.pop("hardest_negative").isnan() and observed == {"positive": 0.25, "score_spread": 0}
+    assert observed(scores.requires_grad_()) == pytest.approx(figures)
+    alone = observed(torch.tensor([[0.25]]))
+    assert alone.pop("hardest_negative").isnan() and alone == {"positive": 0.25, "score_spread": 0}
 
 
 def test_steps_are_recorded(tiny_data, tmp_path):
@@ -45,7 +41,7 @@ def test_steps_are_recorded(tiny_data, tmp_path):
         (6, 0, 5, 0.01),
     ]
     assert [row["losses"]["Le"] for row in steps] == pytest.approx([found["Le"][2], found["Le"][5]], rel=1e-5)
-    assert steps[0]["losses"].keys() == {"Le"} and steps[0]["pairs_per_second"] > 0
+    assert steps[0]["losses"].keys() == {"loss", "Le"} and steps[0]["pairs_per_second"] > 0
     assert validated == validations(tmp_path / "log") and [row["Eiters"] for row in validated] == [7]
 
 

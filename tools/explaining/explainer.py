@@ -4,12 +4,13 @@ from functools import cache, cached_property
 from types import SimpleNamespace
 
 import data
+from checkpoints.evaluation_options import overrides_of
 from evaluation import load_model
 from files.errors import InputError
 from reporting.explain_page import ExplainedPair, about_model
 from reporting.explanation import can_explain, caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer
-from runtime.evaluation_options import overrides_of
+from systems.table import inputs_of
 from tools.explaining.sentences import Reader
 from tools.searching.collection import embed_images
 from tools.searching.ranking import rank_of_image
@@ -29,14 +30,11 @@ class Explainer:
         if not can_explain(self.model):
             raise InputError(f"{flags.model_path}: holds {self.opt.model}, which matches no words and regions")
         numbered = any(caption.isdecimal() for caption in flags.caption)  # else no dependencies are needed
+        self.reads_trees = inputs_of(self.opt).dependencies
         opt = SimpleNamespace(**{**vars(self.opt), "is_sparse": self.reads_trees and numbered})
         self.dataset = data.open_split(flags.split, opt.data_name, self.vocab, opt)
         self.about = about_model(flags.model_path, opt, self.dataset)
         self.view, self.sentence = cache(ImageViewer(self.dataset, flags.images)), cache(self.read_sentence)
-
-    @property
-    def reads_trees(self):
-        return getattr(self.opt, "is_sparse", False)
 
     def pair(self, image, caption):
         self.check("--image", image, "images", self.dataset.n_images)

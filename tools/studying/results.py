@@ -11,7 +11,7 @@ from evaluation import metrics
 from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
-from modules.ranks import SIX_RECALLS
+from reporting.ranks import SIX_RECALLS
 from tools.demo_data.twins import told_apart
 
 TITLES = dict(zip((*SIX_RECALLS, "rsum", "twins"), "i2t R@1|R@5|R@10|t2i R@1|R@5|R@10|rsum|twins".split("|")))
