@@ -302,8 +302,7 @@ function asMarkdown(table) {
 }
 
 function asCsv(table) {
-  const safe = text => /^[=+\-@\t\r]/.test(text) && !/^[-+][\d.,]+$/.test(text) ? `'${text}` : text; // no formula of a spreadsheet
-  const field = text => /[",\n]/.test(text) ? `"${safe(text).replaceAll('"', '""')}"` : safe(text);
+  const field = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const lines = [flatNames(table), ...table.rows.map(row => row.map(({ text }) => text))];
   return lines.map(cells => cells.map(field).join(",")).join("\n") + "\n";
 }

@@ -234,9 +234,6 @@ def test_tables_are_copied_as_markdown_latex_and_csv(browser, site):
             assert [row[:2] for row in rows[1:]] == [
                 [name, f"{m['rsum']:.1f}"] for name, m in zip(("a", "b", "ensemble"), figures)
             ]
-    cells = "['=1+1', '+a', '-a', '@a', '-2.5'].map(text => [{ text }])"  # no formula; a number stays one
-    table = browser.run(f"asCsv({{ columns: ['=a'], groups: [''], rows: {cells} }})")
-    assert table == "'=a\n'=1+1\n'+a\n'-a\n'@a\n-2.5\n"
     assert browser.errors == []
 
 
