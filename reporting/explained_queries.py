@@ -4,6 +4,7 @@
 and for pairs that the user names; `Explanations` does so for the models of a Report.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,16 +170,13 @@ def compared_pairs(model, dataset, viewer, comparison, folds=1):
     """A Comparison -> (the query, a line about it, [ExplainedPair of the true candidate, of the other])."""
     by_image = comparison.kind == "images"
     roles = {comparison.true: "True", comparison.other: role_of(comparison)}
-    sentences, views, pairs = {}, {}, []
+    view, pairs = cache(viewer), []  # one view for both pairs of an image
     for candidate, role in roles.items():
         image, caption = (comparison.query, candidate) if by_image else (candidate, comparison.query)
-        if image not in views:
-            views[image] = viewer(image)
-        if caption not in sentences:
-            sentences[caption] = caption_sentence(dataset, caption)
         heading = f"{role}: {candidate_name(dataset, by_image, image, caption)}"
-        explanation = explain_pair(model, dataset, image, sentences[caption])
-        pairs.append(ExplainedPair(role, heading, "", views[image], sentences[caption], explanation))
+        sentence = caption_sentence(dataset, caption)
+        explanation = explain_pair(model, dataset, image, sentence)
+        pairs.append(ExplainedPair(role, heading, "", view(image), sentence, explanation))
     if by_image:
         query, lead = f"Image {comparison.query}", "The first of its own captions"
     else:

@@ -39,7 +39,7 @@ def collect(study, runs):
     seeds = sorted({seed for _, seed in finished})
     rows = {name: {s: figures((name, s)) for s in seeds if (name, s) in finished} for name in study.rows}
     for (name, seed), run in finished.items():
-        rows[name][seed]["minutes"] = round(run.seconds.get("train", 0) / 60, 1)
+        rows[name][seed]["minutes"] = round(run.minutes, 1)
     ensembles = {f"{name}, two seeds": (name, name) for name in rows} | study.ensembles
     found = {
         "rows": rows,

@@ -24,7 +24,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class Run:
     """One row with one seed, in a folder of its own.
 
-    run.json   the flags of train.py and test.py, and the seconds of each that has ended well
+    run.json   the flags of train.py and test.py, whether training is over, and its minutes so far
     log/, checkpoint/, train.txt   what train.py writes and prints
     sims.npy, test.json, test.txt  what test.py writes and prints; test.json comes last, so the run is finished
     """
@@ -38,11 +38,11 @@ class Run:
 
     def load(self):
         """Read run.json; InputError where it is of other flags."""
-        path, self.seconds = self.folder / "run.json", {}
+        path, self.trained, self.minutes = self.folder / "run.json", False, 0.0
         if not path.exists():
             return
         found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("seconds"), dict):
+        if not isinstance(found, dict) or found.keys() != {*self.flags, "trained", "minutes"}:
             raise InputError(f"{path}: not as the study wrote it; delete this folder to run it anew")
         for program, flags in self.flags.items():
             if found.get(program) != flags:
@@ -50,10 +50,11 @@ class Run:
                     f"{path}: begun with other flags of {program}.py than the table has now; choose another --out, "
                     "or delete this folder to run it anew"
                 )
-        self.seconds = found["seconds"]
+        self.trained, self.minutes = found["trained"], found["minutes"]
 
     def save(self):
-        text = json.dumps({**self.flags, "seconds": self.seconds}, indent=1) + "\n"
+        state = {**self.flags, "trained": self.trained, "minutes": self.minutes}
+        text = json.dumps(state, indent=1) + "\n"
         atomic_write(self.folder / "run.json", lambda file: file.write(text.encode()))
 
     @property
@@ -63,7 +64,7 @@ class Run:
     @property
     def state(self):
         begun = "begun" if self.folder.exists() else "waits"
-        return "finished" if self.finished else "trained" if "train" in self.seconds else begun
+        return "finished" if self.finished else "trained" if self.trained else begun
 
     def arguments(self, program):
         if program == "test":
@@ -101,17 +102,18 @@ class Worker:
     def train_and_test(self, run, lock):
         if run.finished:
             return None
-        for program in ("test",) if "train" in run.seconds else ("train", "test"):
+        for program in ("test",) if run.trained else ("train", "test"):
             self.say(f"{run.name}: {program}.py started")
             start, log = time.time(), run.folder / f"{program}.txt"
             code = self.execute([f"{program}.py", *run.arguments(program)], log, lock)
-            if self.stopped and (code or not run.finished):
+            if program == "train":
+                run.trained, run.minutes = code == 0, run.minutes + (time.time() - start) / 60
+                run.save()
+            if self.stopped:
                 return None
             if code:
                 self.say(f"{run.name}: {program}.py failed")
                 return f"{run.name}: {program}.py ended with exit code {code}: {last_line(log)}; all of it is in {log}"
-            run.seconds[program] = time.time() - start
-            run.save()
         self.say(f"{run.name}: finished")
         return None
 
