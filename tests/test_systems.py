@@ -11,7 +11,6 @@ from forked import Forked, all_ended
 from tiny import SIZES, write_model
 
 from checkpoints.checkpoint import load_checkpoint
-from files.text import read_json
 from systems.table import SYSTEMS
 
 SYSTEMS.pop("toy")  # importing toy.py adds it; only the processes of these tests shall know it
@@ -46,7 +45,7 @@ def test_a_toy_trains_resumes_and_is_evaluated(tiny_data, tmp_path):
     write_model(tiny_data, tmp_path / "gsmn.pth.tar")
     said = ended(tmp_path, with_toy.evaluate_all, tiny_data, str(whole), str(tmp_path / "gsmn.pth.tar"), tmp_path)
     assert said.count("rsum: ") == 4 and "image 3 " in said
-    assert [result["model"] for result in read_json(tmp_path / "both.json")["results"]][-1] == "ensemble"
+    assert '"ensemble"' in (tmp_path / "both.json").read_text()
     assert (tmp_path / "report/index.html").exists()
 
 
