@@ -275,6 +275,7 @@ def report_steps(training, bar=None):
             training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], flat)
         if facts["Eit"] % training.opt.log_step == 0:
             log_line(step, len(loader))
+            training.log.step(facts, {name: figures[name] for name in figures if name not in (*SCORES, "grad_norm")})
         if bar is not None:
             times = {"data": f"{facts['data_time']:.3f}s", "step": f"{facts['batch_time']:.3f}s"}
             bar.set_postfix(loss=f"{step.figures['loss']:.3f}", **times)

@@ -1,5 +1,6 @@
 """What the tests share: reference data, a tiny data set, small models, checkpoints and runs of train.py."""
 
+import json
 import os
 import signal
 from argparse import Namespace
@@ -274,6 +275,11 @@ def stop_after(monkeypatch, steps):
         return step(*arguments)
 
     monkeypatch.setattr(train, "train_step", counted)
+
+
+def validations(folder):
+    """The lines of log.jsonl that are validations."""
+    return [row for row in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if "rsum" in row]
 
 
 def points(folder):
