@@ -65,20 +65,18 @@ def nodes(features, blocks):
     return Nodes(features, x @ x.transpose(2, 3))
 
 
-def node_matching(regions, words, smooth, mask=None, block_dtype=None):
+def node_matching(regions, words, smooth, mask=None):
     """Node-level matching of every image with every caption, captions padded to one length.
 
     regions, words: Nodes of I images and of C captions; mask (C, n): 0 for words, -inf for padding, whose features
     must be 0; None for no padding -> matching vectors (I, C, R, K) of the visual nodes and (I, C, n, K) of the textual
     ones: the cosine of each block of a node with the same block of its context in the other graph
-    (docs/method.md, sections 2.3 and 7).  The block product, and nothing else, is computed in `block_dtype` where
-    that is given.
+    (docs/method.md, sections 2.3 and 7).
     """
     (I, R, D), (C, n, _), K = regions.features.shape, words.features.shape, regions.gram.shape[1]
     v = regions.features.reshape(I * R, K, D // K).transpose(0, 1)  # (K, I·R, d)
     t = words.features.reshape(C * n, K, D // K).permute(1, 2, 0)  # (K, d, C·n)
-    products = torch.bmm(v.to(block_dtype or v.dtype), t.to(block_dtype or t.dtype)).to(v.dtype)
-    products = products.view(K, I, R, C, n)
+    products = torch.bmm(v, t).view(K, I, R, C, n)
     affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
 
     to_words = attention(affinity, 1, 3, smooth, mask)  # regions attend to words

@@ -17,6 +17,7 @@ from files.pictures import PICTURES
 from modules import similarity
 from modules.backbone import EncoderImageFull
 from modules.caption_model import CaptionModel
+from modules.compiling import compiled
 from modules.layers import chrono_init, finish, l2norm, linear, unit
 from modules.order_similarity import order_similarity
 from modules.packing import in_float32, last_states, read_words, unpacked
@@ -197,7 +198,7 @@ class MatchingModel(nn.Module):
     def compile_parts(self, **how):
         """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
         for encoder in (self.img_enc, self.txt_enc):
-            encoder.compile(dynamic=True, **how)
+            encoder.forward = compiled(encoder.forward, **how)
 
     def state_list(self):
         """State dicts of the parts, in the order of the released checkpoints."""
@@ -232,7 +233,6 @@ class GSMN(MatchingModel):
         check_widths(opt)
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth, self.sim_memory = opt.num_block, opt.lambda_softmax, opt.sim_memory
-        self.block_dtype = torch.bfloat16 if opt.amp == "bf16" else None
         self.node_matching, self.kernel = graph.node_matching, opt.kernel
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
@@ -247,9 +247,9 @@ class GSMN(MatchingModel):
         super().compile_parts(**how)
         # two sizes that are equal in the first batch need not be in the next
         torch.fx.experimental._config.use_duck_shape = False
-        self.node_matching = torch.compile(graph.node_matching, dynamic=True, **how)
+        self.node_matching = compiled(graph.node_matching, **how)
         for side in (self.i2t_match_G, self.t2i_match_G):
-            side.compile(dynamic=True, **how)
+            side.forward = compiled(side.forward, **how)
 
     def forward_emb(self, images, captions, lengths):
         """Features (B, R, img_dim), ids (B, n) padded with 0, lengths -> (B, R, D), (B, n, D), lengths."""
@@ -274,7 +274,6 @@ class GSMN(MatchingModel):
             self.blocks,
             self.smooth,
             self.sim_memory,
-            self.block_dtype,
             self.node_matching,
             self.kernel,
         )

@@ -8,7 +8,6 @@ shapes as in graph.py.
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import graph
-from files.errors import InputError
-from modules import cpu_kernel, gpu_kernel
+from modules import cpu_kernel
 from runtime.transfer import send
 
 MEMORY = 256  # MB, where the budget is not given and the device is no GPU
@@ -29,9 +27,8 @@ STEP_BUCKETS = {"cpu": BUCKETS, "gpu": 2}  # the same where all pairs and their 
 class Graphs(NamedTuple):
     """What scores a pair: the structure-level modules, number of blocks, lambda, budget in MB (0: the device's).
 
-    block_dtype: precision of the block product in graph.py, None for the modules' own.
     node_matching: graph.node_matching, or the same compiled.
-    kernel: `auto`: the fastest; `triton`: gpu_kernel.py without its trial (no gradients); `torch`: graph.py only.
+    kernel: `auto`: C on a CPU, graph.py elsewhere; `torch`: graph.py only.
     """
 
     visual: graph.VisualGraph
@@ -39,7 +36,6 @@ class Graphs(NamedTuple):
     blocks: int
     smooth: float
     memory: float = 0
-    block_dtype: torch.dtype | None = None
     node_matching: Callable = graph.node_matching
     kernel: str = "auto"
 
@@ -111,14 +107,6 @@ class Padded(NamedTuple):
         """mask, share and edges of some of the captions, chosen by a slice."""
         return self.mask[some], self.share[some], None if self.edges is None else graph.part(self.edges, some)
 
-    def only(self, some):
-        """Some of the captions; `back` stays that of all."""
-        return Padded(self.nodes.part(some), self.length[some], *self.part(some), self.back)
-
-    def triton_part(self, some):
-        """What gpu_kernel.scores takes of some of the captions."""
-        return self.nodes.part(some), None if self.edges is None else self.edges[some], self.length[some]
-
 
 def padded(graphs, captions, order, depends):
     """Captions -> Padded; order (C,): their numbers, shortest first, an array.
@@ -146,13 +134,17 @@ def padded(graphs, captions, order, depends):
 
 def buckets(lengths, most):
     """Lengths in ascending order -> at most `most` slices of them with the least padding."""
-    ends = np.flatnonzero(np.diff(lengths, append=lengths[-1] + 1)) + 1  # where a run of one length ends
-    inner = min(most, len(ends)) - 1
-    cuts = np.array([*combinations(ends[:-1], inner)], int).reshape(math.comb(len(ends) - 1, inner), inner)
-    cuts = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(lengths))))
-    area = (np.diff(cuts) * np.asarray(lengths)[cuts[:, 1:] - 1]).sum(1)
-    best = cuts[area.argmin()].tolist()
-    return [slice(a, b) for a, b in pairwise(best)]
+    ends = [i for i in range(1, len(lengths)) if lengths[i - 1] < lengths[i]] + [len(lengths)]  # of each length's run
+    cuts = {end: (end * lengths[end - 1], [end]) for end in ends}  # the best way to cut the first `end`: area, ends
+    for _ in range(min(most, len(ends)) - 1):
+        longer = dict(cuts)
+        for start, (area, parts) in cuts.items():
+            for end in ends:
+                if end > start and (more := area + (end - start) * lengths[end - 1]) < longer[end][0]:
+                    longer[end] = more, [*parts, end]
+        cuts = longer
+    parts = cuts[len(lengths)][1]
+    return [slice(a, b) for a, b in zip([0, *parts], parts)]
 
 
 def pair_bytes(graphs, regions, n, gradients):
@@ -178,7 +170,7 @@ def tile_scores(graphs, regions, edges, words, mask, share, text_edges):
     for bucket in words:
         count, longest = bucket.features.shape[:2]
         own = mask[first : first + count, :longest].contiguous()
-        match = graphs.node_matching(regions, bucket, graphs.smooth, own, graphs.block_dtype)
+        match = graphs.node_matching(regions, bucket, graphs.smooth, own)
         visual.append(match[0])
         textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
         first += count
@@ -216,14 +208,7 @@ def padded_scores(graphs, regions, captions, boxes, depends):
     texts, edges = padded(graphs, captions, order, depends), graphs.visual.edges(boxes)
     regions = graph.nodes(regions, graphs.blocks)
     memory = budget(graphs.memory, boxes.device)
-    columns = []
-    for group, fused in shares(graphs, regions, edges, texts, lengths, memory):
-        if fused:
-            columns.append(
-                gpu_kernel.scores(graphs, regions, edges, *texts.triton_part(group), lengths[group.stop - 1])
-            )
-        else:
-            columns += tiled_scores(graphs, regions, edges, texts.only(group), lengths[group], memory)
+    columns = tiled_scores(graphs, regions, edges, texts, lengths, memory)
     both = torch.stack([joined(side, 1) for side in zip(*columns)])  # (2, I, C)
     return both.index_select(2, texts.back).unbind()
 
@@ -246,43 +231,6 @@ def tiled_scores(graphs, regions, edges, texts, lengths, memory):
 def joined(parts, dim):
     """torch.cat, which would copy a single part."""
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
-
-
-def shares(graphs, regions, edges, texts, lengths, memory):
-    """[(slice of the captions, whether gpu_kernel.py scores them)], as --kernel asks or a trial has shown."""
-    device = edges.device
-    if graphs.kernel == "triton" and not gpu_kernel.available(device):
-        raise InputError(f"--kernel triton: needs Triton and a CUDA device, not {device}; give --kernel auto")
-    single = edges.dtype == torch.float32 and graphs.block_dtype is None and len(edges)
-    if torch.is_grad_enabled() or not single or graphs.kernel == "torch" or not gpu_kernel.available(device):
-        return [(slice(0, len(lengths)), False)]
-    return [
-        (
-            group,
-            lengths[group.stop - 1] <= gpu_kernel.LONGEST
-            and (graphs.kernel == "triton" or passes_trial(graphs, regions, edges, texts, lengths, memory, group)),
-        )
-        for group in gpu_kernel.groups(lengths)
-    ]
-
-
-def passes_trial(graphs, regions, edges, texts, lengths, memory, group):
-    """gpu_kernel.trial on some of the images and captions of a group, once for all problems of their sizes."""
-    I, R, D = regions.features.shape
-    key = (
-        *(graphs.blocks, graphs.visual.out_1.weight_v.shape[0], R, D, gpu_kernel.padded_size(lengths[group.start])),
-        *(graphs.visual.propagation, texts.edges is None, edges.device, torch.backends.cuda.matmul.allow_tf32),
-    )
-    if key not in gpu_kernel.TRIALS:
-        pairs = int(memory / pair_bytes(graphs, R, lengths[group.stop - 1], False))
-        rows, columns = tile_shape(min(I, 128), min(group.stop - group.start, 64), pairs)
-        some = slice(group.stop - columns, group.stop)
-        images, words = (graphs, regions.part(slice(0, rows)), edges[:rows]), texts.nodes.part(some)
-        gpu_kernel.TRIALS[key] = gpu_kernel.trial(
-            partial(gpu_kernel.scores, *images, *texts.triton_part(some), lengths[some.stop - 1]),
-            partial(tile_scores, *images, [words], *texts.part(some)),
-        )
-    return gpu_kernel.TRIALS[key]
 
 
 # ---- the compiled kernel, in tiles ----

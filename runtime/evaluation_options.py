@@ -4,7 +4,7 @@ Like runtime/options.py this module does not import torch.
 """
 
 from runtime.commandline import Parser, Switch, number, whole
-from runtime.options import add_device_flag, add_kernel_flag, add_precision_flags
+from runtime.options import add_compile_flag, add_device_flag, add_kernel_flag, add_precision_flags
 
 RANKS = "ranks.pth.tar"  # the file in the working folder that the released evaluation leaves
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
@@ -68,6 +68,7 @@ def add_evaluation_flags(parser, fold5):
     add_precision_flags(group, None, None)
     add("--sim_memory", type=number(), metavar="MB", help="GSMN: memory for the similarity (default: the checkpoint's)")
     add_kernel_flag(group, None)
+    add_compile_flag(group)
 
 
 def add_result_flags(parser):
@@ -106,6 +107,7 @@ OVERRIDES = (
     "tf32",
     "sim_memory",
     "kernel",
+    "compile",
 )
 
 

@@ -224,18 +224,24 @@ def add_computing_flags(parser, model):
             "0 for 256 MB on a CPU and half of a GPU's free memory",
         )
         add_kernel_flag(group)
-    compiled = "encoders and, on a GPU, similarity" if model == "gsmn" else "encoders"
-    add("--compile", action="store_true", help=f"compile {compiled} (torch.compile): the first steps take minutes")
+    add_compile_flag(group)
     add("--deterministic", action="store_true", help="CUDA: deterministic algorithms, where torch has them")
+
+
+def add_compile_flag(parser):
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile encoders and, on a GPU, GSMN's similarity (torch.compile): faster, but the start takes minutes",
+    )
 
 
 def add_kernel_flag(parser, default="auto"):
     parser.add_argument(
         "--kernel",
         default=default,
-        choices=["auto", "triton", "torch"],
-        help="implementation of GSMN's similarity; auto: C on a CPU, torch on a GPU, but an evaluation uses Triton "
-        "if a trial finds it correct and faster; triton: without the trial; torch: always torch",
+        choices=["auto", "torch"],
+        help="implementation of GSMN's similarity; auto: C on a CPU, torch on a GPU; torch: always torch",
     )
 
 
@@ -250,7 +256,7 @@ def add_precision_flags(parser, amp="off", tf32=False):
         "--amp",
         default=amp,
         choices=["off", "bf16"],
-        help="bf16: encoders (but for their GRUs) and GSMN's block product in bfloat16, all else in float32; for GPUs",
+        help="bf16: encoders (but for their GRUs) in bfloat16, all else in float32; for GPUs",
     )
     add("--tf32", action=Switch, default=tf32, help="CUDA: products of float32 matrices in TF32")
 
