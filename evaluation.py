@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import data
 from files.errors import InputError
-from modules import similarity
+from modules import memory
 from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
@@ -123,7 +123,7 @@ def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size
     share = distributed.local_slice(n_images)
     sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
     order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length form large groups
-    budget = similarity.budget(model.sim_memory, model.device) / 4
+    budget = memory.budget(model.sim_memory, model.device) / 8
     rows = np.full(n_images, img_embs[0].numel() // width)[share]
     words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
     look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}
@@ -147,9 +147,9 @@ def pieces(rows, width, budget):
     """Cut items into runs that fit into memory -> slices.
 
     rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
-    half of `budget` bytes at most, and the similarities of two pieces a quarter.  A piece has at least one item.
+    half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has at least one item.
     """
-    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 16))
+    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 32))
     cut, start, longest = [], 0, 0
     for i, n in enumerate(rows):
         longest = max(longest, n)
