@@ -52,14 +52,28 @@ def guarded(function):
             stream.reconfigure(errors="backslashreplace")
     try:
         return function()
-    except (InputError, KeyboardInterrupt) as error:
-        if isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if code == 1:
+            raise
+        if code == 2:
+            print(f"error: {TOO_SMALL if is_full_card(error) else error}", file=sys.stderr)
+        sys.exit(code)
+
+
+TOO_SMALL = (
+    "the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or a smaller "
+    "--batch_size, or end other programs on this GPU (nvidia-smi lists them)"
+)
+
+
+def is_full_card(error):
+    """Whether torch found no memory left on a GPU; without torch it is another error."""
+    return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
 
 
 def exit_code(error):
     """The exit code of a program that this error ends."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) or is_full_card(error):
         return 2
     return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -303,7 +303,8 @@ def cut(kernel, graphs, regions, lengths, limit):
     """
     I, R, D = regions.shape
     image, *captions = item_bytes(kernel, graphs, np.array([R, *lengths]), D).tolist()
-    threads = thread_bytes(kernel, R, int(lengths.max()), D // graphs.blocks) * torch.get_num_threads()
+    threads = max(SLOTS, torch.get_num_threads())  # so that up to 8 threads cut alike, and sum up alike
+    threads *= thread_bytes(kernel, R, int(lengths.max()), D // graphs.blocks)
     largest = max(captions)
     check_fits(image + largest + threads, limit, R, lengths.max())
     limit -= threads

@@ -28,17 +28,22 @@ def default_budget(device):
     return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 2
 
 
+def share():
+    """The part of the budget for computing scores; in training there are no blocks of an evaluation."""
+    return 1 if torch.is_grad_enabled() else 1 - BLOCKS
+
+
 def for_computing(memory, device):
     """The bytes of the budget that pair_scores may take."""
-    return (1 - BLOCKS) * budget(memory, device)
+    return share() * budget(memory, device)
 
 
 def check_fits(needed, limit, regions, words):
     """InputError unless the bytes that one image and one caption need fit the limit."""
     if needed > limit:
-        megabytes = math.ceil(needed / (1 - BLOCKS) / 2**20)
+        megabytes = math.ceil(needed / share() / 2**20)
         raise InputError(
-            f"--sim_memory: {limit / (1 - BLOCKS) / 2**20:.0f} MB do not hold one image of {regions} regions with one "
+            f"--sim_memory: {limit / share() / 2**20:.0f} MB do not hold one image of {regions} regions with one "
             f"caption of {words} words, which need {megabytes} MB; give --sim_memory {megabytes} or leave them out"
         )
 

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modules.cells import GRUCell, LSTMCell
-from tools.measuring.counting import FREE, WAITS
+from tools.measuring.work import FREE, WAITS
 
 ROOT = str(Path(__file__).resolve().parents[2])
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")

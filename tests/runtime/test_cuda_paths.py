@@ -3,8 +3,6 @@
 tests/helpers/cuda_stand_in.py says what the stand-in sees and what it cannot see.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from cuda_stand_in import StandIn
@@ -20,7 +18,7 @@ from runtime.batches import Batch
 from runtime.health import GuardedAdam
 from runtime.options import train_options
 from runtime.transfer import on_device
-from tools.measuring.random_data import VOCABULARY, random_batch
+from tools.measuring.work import VOCABULARY, caption_lengths, random_batch
 from vocab import load_vocab
 
 GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --bi_gru"
@@ -103,9 +101,7 @@ def test_kernels_of_a_published_batch(kind):
     more, most = PUBLISHED[kind]
     opt = train_options([*more.split(), "--embed_size=16", "--img_dim=8", "--device=cpu"])[0]
     opt.vocab_size = VOCABULARY
-    batch = random_batch(SimpleNamespace(model=opt.model, batch_size=64, regions=36), opt)
-    if "sparse" in kind:
-        batch = batch._replace(depends=[[[0, 1], *([i, i + 1] for i in range(n - 1))] for n in batch.lengths])
+    batch = random_batch(opt, caption_lengths(64))
     with StandIn() as gpu:
         net = build_model(opt).to("cuda:0")
         optimizer = GuardedAdam(net.parameters(), 1e-3)
