@@ -11,7 +11,7 @@ from tools import benchmark
 from tools.measuring.work import Counter, touched
 
 SMALL = "--images 3 --batch_size 3 --regions 4 --embed_size 32 --repeat 1".split()
-SMALL += ["--flags=--img_dim 16 --word_dim 8 --dim_hidden 8 --dim_word 8"]
+SMALL += ["--flags=--img_dim 16 --word_dim 8 --embed_size 32"]
 
 
 def rows(parts, *more):
@@ -50,7 +50,7 @@ def test_no_row_mixes_devices(monkeypatch):
 
 
 def test_kernels_do_not_grow_with_the_batch():
-    opt = benchmark.options([*SMALL, "--flags=--is_sparse"])
+    opt = benchmark.options([*SMALL, "--flags=--is_sparse --img_dim 16"])
     few, many = (benchmark.counted(opt, batch, ["--propagation", "neighbors"])["kernels"] for batch in (24, 48))
     assert few <= 550 and abs(few - many) <= 10
 
@@ -82,7 +82,7 @@ def test_a_failure_is_a_row():
 
 def test_two_processes_have_the_loss_of_one():
     # 16 numbers in each of the 16 blocks: the cosine of one number is its sign, which rounding may turn over
-    report = rows(["processes"], "--embed_size", "256", "--batch_size", "5", "--flags=--img_dim 16 --word_dim 8")
+    report = rows(["processes"], "--batch_size", "5", "--flags=--img_dim 16 --word_dim 8 --embed_size 256")
     one, two = report.rows
     assert two["first loss"] == pytest.approx(one["first loss"], rel=1e-5) and two["s"] > 0
 
