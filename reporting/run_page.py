@@ -11,7 +11,7 @@ from pathlib import Path
 from files.errors import InputError
 from files.text import read_json, read_lines
 from files.writing import atomic_write
-from modules.ranks import RECALLS
+from reporting.ranks import RECALLS
 from reporting.rendering import template, text_of_template
 
 PAGE = "summary.html"

@@ -40,14 +40,16 @@ import train
 from files.errors import InputError, run
 from files.writing import atomic_write, check_writable
 from modules import literal
-from runtime import distributed, global_batch
+from modules.layers import l2norm
+from runtime import distributed
 from runtime.batches import Share
 from runtime.commandline import Parser, positive, whole
 from runtime.devices import device
-from runtime.health import GuardedAdam
-from runtime.options import train_options
 from runtime.transfer import on_device
+from systems.options import train_options
 from tools.measuring.work import VOCABULARY, Counter, caption_lengths, random_batch
+from training import global_batch
+from training.health import GuardedAdam
 
 CPU = {"float32": [], "without the C kernel": ["--kernel", "torch"]}
 CUDA = {
@@ -177,7 +179,7 @@ def embeddings(opt, images, captions, where=None):
         torch.empty(images, opt.regions, opt.embed_size),
         torch.empty(captions, max(lengths), opt.embed_size),
     )
-    regions, words = (model.l2norm(x.normal_(generator=make)).to(where or opt.device) for x in (regions, words))
+    regions, words = (l2norm(x.normal_(generator=make)).to(where or opt.device) for x in (regions, words))
     return regions, words, torch.rand(images, opt.regions, 4, generator=make), depends, lengths
 
 
@@ -212,7 +214,7 @@ def whole_step(opt, system, batch, flags):
     optimizer = GuardedAdam(net.parameters(), 1e-4)
     given = random_batch(model_opt, caption_lengths(batch, opt.lengths), opt.regions)
     there = next(on_device([given], opt.device))
-    found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip, 0))
+    found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip))
     return found | {"pairs/s": batch / found["s"]}
 
 
@@ -309,7 +311,7 @@ def one_of_several(opt):
         shares = [Share(part.lengths, part.depends, part.ids) for part in parts]
         batch = parts[distributed.rank()]._replace(shares=shares)
         losses = []
-        take = lambda: losses.append(train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)["Le"].item())  # noqa: E731
+        take = lambda: losses.append(train.train_step(replica, optimizer, batch, model_opt.grad_clip)["loss"].item())  # noqa: E731
         found = timed(opt, take)
         if distributed.is_main():
             Path(opt.own_process).write_text(json.dumps(found | {"first loss": losses[0]}))

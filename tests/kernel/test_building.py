@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 
 import model
 from files.errors import InputError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
 from tensor_memory import TensorMemory
+from tiny import random_case, small_opt
 
 import evaluation
 import model

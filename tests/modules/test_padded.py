@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 
 import graph
 import model

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from states import gsmn, message, same, state, vsrn
+from tiny import gsmn, message, same, state, vsrn
 
-from runtime import checkpoint
-from runtime.checkpoint import CheckpointError, load_checkpoint, newest, prune, save_checkpoint
+from checkpoints import checkpoint
+from checkpoints.checkpoint import CheckpointError, load_checkpoint, newest, prune, save_checkpoint
 from vocab import SPECIAL, Vocabulary
 
 # ---- writing

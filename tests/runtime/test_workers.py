@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from tiny import names, run, same_state
 from torch.utils.data import Dataset
-from training import names, run, same_state
 
 import data
 from files.errors import InputError

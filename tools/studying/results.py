@@ -10,7 +10,7 @@ from evaluation import metrics
 from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
-from modules.ranks import SIX_RECALLS
+from reporting.ranks import SIX_RECALLS
 from tools.demo_data.twins import told_apart
 from tools.studying.table import RowEnsemble
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from files.errors import InputError
 from files.text import read_lines
-from runtime.options import train_options
+from systems.options import train_options
 
 OF_THE_TOOL = ("--seed", "--logger_name", "--model_name", "--resume")  # the study chooses these for each run
 KEYS = {
