@@ -70,7 +70,8 @@ def test_a_training_step_waits_for_nothing(tiny_data, kind):
         clean(gpu)
         assert not gpu.waits, gpu.waits
         assert gpu.launches > 100
-        assert len(gpu.sent) <= (6 if opt.accumulate == 1 else 6 * 2 * opt.accumulate)  # parts are encoded twice
+        most = 6 if opt.accumulate == 1 else 6 * 2 * opt.accumulate  # parts are encoded twice
+        assert len(gpu.sent) <= (30 if "tiles" in kind else most)  # and each block's captions are sent twice
         assert all(x.device.type == "cuda" and x.item() == x.item() for x in figures.values())
 
 
