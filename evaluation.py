@@ -20,7 +20,7 @@ import data
 from checkpoints.evaluation_options import RANKS, overrides_of
 from checkpoints.loading import load_model, open_members
 from files.errors import InputError
-from modules import similarity
+from modules import memory
 from modules.sides import CaptionSide, ImageSide
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
@@ -133,7 +133,7 @@ def score_all(model, images, captions, sims=None):
     """
     share = distributed.local_slice(len(images))
     sims = np.empty((len(images), len(captions)), np.float32) if sims is None else sims
-    width, budget = images.emb.shape[-1], similarity.budget(model.sim_memory, model.device) / 4
+    width, budget = images.emb.shape[-1], memory.budget(model.sim_memory, model.device) / 8
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
     words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
@@ -155,9 +155,9 @@ def pieces(rows, width, budget):
     """Cut items into runs that fit into memory -> slices.
 
     rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
-    half of `budget` bytes at most, and the similarities of two pieces a quarter.  A piece has at least one item.
+    half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has at least one item.
     """
-    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 16))
+    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 32))
     cut, start, longest = [], 0, 0
     for i, n in enumerate(rows):
         longest = max(longest, n)

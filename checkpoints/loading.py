@@ -41,6 +41,7 @@ def open_checkpoint(model_path, overrides):
         if value is not None:
             setattr(opt, name, value)
     opt.device = devices.choose(overrides.get("device"))  # not the checkpoint's: the training machine may be another
+    opt.compile = bool(overrides.get("compile"))
     return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
 
 
@@ -53,7 +54,10 @@ def trained_model(loaded, opt, path):
     except (InputError, RuntimeError, ValueError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path}: does not fit the {opt.model} model its options describe: {reason}") from None
-    return model.to(distributed.local_device(opt.device)).eval()
+    model = model.to(distributed.local_device(opt.device)).eval()
+    if opt.compile:
+        model.compile_parts()
+    return model
 
 
 def load_weights(model, loaded):

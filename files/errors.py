@@ -58,20 +58,42 @@ def guarded(function):
             stream.reconfigure(errors="backslashreplace")
     try:
         return function()
-    except (InputError, KeyboardInterrupt) as error:
-        if isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if code == 1:
             raise
-        name = InputError(error.filename)
-        print(f"error: {str(name)[:80]}...: {reason(error)}; give a shorter name", file=sys.stderr)
-        sys.exit(2)
+        if code == 2:
+            print(f"error: {last_line(error)}", file=sys.stderr)
+        sys.exit(code)
+
+
+TOO_SMALL = (
+    "the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or a smaller "
+    "--batch_size, or end other programs on this GPU (nvidia-smi lists them)"
+)
+
+
+def last_line(error):
+    """What a program says at its end."""
+    if is_full_card(error):
+        return TOO_SMALL
+    if is_long_name(error):
+        return f"{str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
+    return str(error)
+
+
+def is_long_name(error):
+    """Whether a file's name is longer than the system allows."""
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def is_full_card(error):
+    """Whether torch found no memory left on a GPU; without torch it is another error."""
+    return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
 
 
 def exit_code(error):
     """The exit code of a program that this error ends."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) or is_full_card(error) or is_long_name(error):
         return 2
     return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -190,11 +190,7 @@ def add_computing_flags(parser):
     add_device_flag(group)
     add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
     add_precision_flags(group)
-    add(
-        "--compile",
-        action="store_true",
-        help="compile the encoders and, on a GPU, GSMN's similarity (torch.compile): the first steps take minutes",
-    )
+    add_compile_flag(add)
     add("--deterministic", action="store_true", help="CUDA: deterministic algorithms, where torch has them")
     add("--preload", action="store_true", help="no effect: copy the features to /dev/shm instead")
 
@@ -204,13 +200,21 @@ def add_device_flag(parser):
     parser.add_argument("--device", help=where)  # runtime.devices checks it: flags are read without torch
 
 
+def add_compile_flag(add):
+    add(
+        "--compile",
+        action="store_true",
+        help="compile encoders and, on a GPU, GSMN's similarity (torch.compile): faster, but the start takes minutes",
+    )
+
+
 def add_precision_flags(parser, amp="off", tf32=False):
     add = parser.add_argument
     add(
         "--amp",
         default=amp,
         choices=["off", "bf16"],
-        help="bf16: encoders (but for their GRUs) and GSMN's block product in bfloat16, all else in float32; for GPUs",
+        help="bf16: encoders (but for their GRUs) in bfloat16, all else in float32; for GPUs",
     )
     add("--tf32", action=Switch, default=tf32, help="CUDA: products of float32 matrices in TF32")
 

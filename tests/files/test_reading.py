@@ -10,6 +10,7 @@ import tracemalloc
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from damage import damaged
 
 import vocab
@@ -270,6 +271,17 @@ def test_a_small_pickle_cannot_take_the_memory(tmp_path, content):
 
 
 # ---- scripts ----
+
+
+def test_a_full_card_is_one_line_that_names_the_flags(capsys):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1
+    assert all(flag in line for flag in ("--sim_memory", "--accumulate", "--batch_size"))
 
 
 @pytest.mark.parametrize(
