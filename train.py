@@ -102,8 +102,6 @@ def set_up(opt, given):
     if saved:
         opt = resume_options(opt, given, saved["opt"], path, logging.warning)
     settle_variant(opt)
-    if opt.preload:
-        logging.warning("--preload has no effect any more; to read features faster, copy them to /dev/shm")
     seed_everything(opt.seed, opt.deterministic)
     data.check_name(opt.data_name, opt)
     if not saved and "img_dim" not in given:

@@ -4,11 +4,15 @@ import torch
 
 
 def send(x, device):
-    """A tensor of the host on `device`.  From pinned memory the copy to a GPU lets the host go on at once."""
+    """A tensor of the host on `device`.  From pinned memory the copy to a GPU lets the host go on at once.
+
+    float16, in which files may hold features, becomes float32 there.
+    """
     device = torch.device(device)
-    if device.type != "cuda" or x.device.type != "cpu":
-        return x.to(device)
-    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+    x = x.to(device)
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def send_batch(batch, device):

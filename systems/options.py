@@ -124,7 +124,8 @@ def train_parser(model="gsmn"):
     add_optimiser_flags(parser)
     add_output_flags(parser, model)
     add_computing_flags(parser, model)
-    add_unused_flags(parser, model)
+    if model == "vsrn":
+        add_unused_flags(parser)
     return parser
 
 
@@ -213,6 +214,13 @@ def add_computing_flags(parser, model):
     add = group.add_argument
     add_device_flag(group)
     add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
+    add(
+        "--preload",
+        action=Switch,
+        default=False,
+        help="keep the training features on the device, if they fit: no processes read and no batch is copied; "
+        "results do not depend on it",
+    )
     add_precision_flags(group)
     if model == "gsmn":
         add(
@@ -325,10 +333,8 @@ def add_vsrn_flags(parser):
     add("--no_pretrained", action="store_true", help="start the CNN from random weights")
 
 
-def add_unused_flags(parser, model):
+def add_unused_flags(parser):
     add = parser.add_argument_group("accepted for old command lines, without effect").add_argument
-    add("--preload", action="store_true", help="no effect: copy the features to /dev/shm instead")
-    if model == "vsrn":
-        add("--dim_vid", default=2048, type=whole(), help="no effect: a region of the caption model has --embed_size")
-        add("--rnn_dropout_p", default=0.5, type=number(1), help="no effect: recurrent layers are not stacked")
-        add("--reset_train", action="store_true", help="no effect: training mode is always restored")
+    add("--dim_vid", default=2048, type=whole(), help="no effect: a region of the caption model has --embed_size")
+    add("--rnn_dropout_p", default=0.5, type=number(1), help="no effect: recurrent layers are not stacked")
+    add("--reset_train", action="store_true", help="no effect: training mode is always restored")

@@ -79,10 +79,10 @@ class GlobalBatch(nn.Module):
         images, words, caption_losses = zip(*parts)
         words = self.gather_captions(torch.cat(words), [lengths for lengths, *_ in shares])
         scores = self.local_scores(torch.cat(images), words, batch.bboxes, shares)
-        scores = distributed.gather(scores, counts, same_use=True, carry_flag=True)
+        scores = distributed.gather(scores, counts)
         losses = {self.model.retrieval_loss: self.model.forward_loss(scores)}
         for name in caption_losses[0]:
-            losses[name] = distributed.total(sum(part[name] for part in caption_losses), same_use=True)
+            losses[name] = distributed.total_loss(sum(part[name] for part in caption_losses))
         return losses
 
     def embed_part(self, part, pairs):
@@ -97,8 +97,8 @@ class GlobalBatch(nn.Module):
     def gather_captions(self, words, lengths):
         """Flat words or captions of this process -> a list of (n, D) of all captions, or (C, D)."""
         if self.model.one_vector:
-            return distributed.gather(words, [len(share) for share in lengths])
-        words = distributed.gather(words, [sum(share) for share in lengths])
+            return distributed.gather_for_all(words, [len(share) for share in lengths])
+        words = distributed.gather_for_all(words, [sum(share) for share in lengths])
         return words.split(list(chain.from_iterable(lengths)))
 
     def local_scores(self, images, words, bboxes, shares):
