@@ -2,8 +2,8 @@
 
 import runtime.openmp  # noqa: F401, before torch
 
-from files.errors import guarded, run
 from checkpoints.evaluation_options import eval_parser
+from files.errors import guarded, run
 
 
 def read_flags(argv=None):

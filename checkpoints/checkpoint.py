@@ -2,7 +2,8 @@
 
 A checkpoint is a dict (docs/method.md, section 5).  Released files hold `epoch`, `model` (a list of state
 dicts), `best_rsum`, `opt` (argparse.Namespace) and `Eiters`.  Ours add `format`, `saved` (seconds since
-1970), `versions`, `step`, `optimizer`, `caption_model`, `vocab` (words in the order of their ids) and `rng`.
+1970), `versions`, `step`, `optimizer`, `further` (other
+modules' state dicts by name), `vocab` (words in the order of their ids) and `rng`.
 """
 
 import argparse
@@ -18,21 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoints.fields import check_fields, check_optimizer, first_line
 from files import pickles
 from files.checksum import sha256
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, make_folder
-from checkpoints.fields import check_fields, check_optimizer, first_line
+from systems.options import check_options, completed
+from systems.table import SYSTEMS, titles
 from vocab import Vocabulary
 
 FORMAT = 1
 BEST = "model_best.pth.tar"
-
-# Flags that the opt of a released file lacks, with the values that repeat its program.
-ADDED = {
-    "gsmn": {"model": "gsmn", "propagation": "self", "boxes": "normalized"},
-    "vsrn": {"model": "vsrn", "boxes": "none"},
-}
 
 
 class CheckpointError(InputError):
@@ -46,7 +43,7 @@ def load_checkpoint(path):
     """The checkpoint of a file, or model_best.pth.tar of a folder, on the CPU and ready to use.
 
     Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
-    in `model` and `caption_model` without DataParallel's 'module.', counters present (docs/method.md,
+    in `model` and `further` without DataParallel's 'module.', counters present (docs/method.md,
     section 5).  The older format has no checksums: a warning gives the file's sha256.
     Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
     checkpoint_fields.FIELDS says, it asks for code, or its format is newer than this program.
@@ -83,8 +80,10 @@ def normalise(checkpoint, path):
     model = [strip_module(part, path) for part in checkpoint["model"]]
     done = {"epoch": 0, "best_rsum": 0.0, "Eiters": 0, **checkpoint, "model": model}
     done["opt"] = complete(checkpoint["opt"], model, path)
-    if checkpoint.get("caption_model") is not None:
-        done["caption_model"] = strip_module(checkpoint["caption_model"], path)
+    further = dict(checkpoint.get("further", {}))
+    if done.pop("caption_model", None) is not None:  # as files before `further` held it
+        further["caption_model"] = checkpoint["caption_model"]
+    done["further"] = {name: strip_module(state, path) for name, state in further.items()}
     return done
 
 
@@ -99,25 +98,31 @@ def strip_module(state, path):
 
 
 def complete(opt, model, path):
-    """The flags of a run, with those that a released file lacks."""
-    flags = {**ADDED[model_of(model, path)], **vars(opt)}
-    embedding = model[1].get("embed.weight")
-    if embedding is not None:
-        flags.setdefault("vocab_size", len(embedding))
-    if any(name.startswith("cnn.") for name in model[0]):
+    """The complete flags of a run: with those that a released file or an older program's lacks.
+
+    opt.model decides which system's they are; the state dicts are asked only where it is missing.
+    """
+    if not hasattr(opt, "model"):
+        system = system_holding(model, opt, path)
+        opt = argparse.Namespace(**{"model": system.name, **system.released, **vars(opt)})
+    check_options(opt, path)
+    flags = {}
+    embedding = model[1].get("embed.weight") if len(model) > 1 else None
+    if embedding is not None and not hasattr(opt, "vocab_size"):
+        flags["vocab_size"] = len(embedding)
+    if any(name.startswith("cnn.") for state in model for name in state):
         flags["no_pretrained"] = True  # the CNN's weights are in the file
-    return argparse.Namespace(**flags)
+    return completed(opt, **flags)
 
 
-def model_of(model, path):
-    """'gsmn' or 'vsrn', by the state dicts of a checkpoint."""
-    if len(model) == 4:
-        return "gsmn"
-    if len(model) == 2 and any(name.startswith(("Rs_GCN", "cnn.")) for name in model[0]):
-        return "vsrn"
+def system_holding(model, opt, path):
+    """The System whose released file these state dicts and flags are."""
+    for system in SYSTEMS.values():
+        if system.holds(model, opt):
+            return system
     raise InputError(
-        f"{path}: {len(model)} state dicts; GSMN has 4, VSRN has 2 with region relations (Rs_GCN) "
-        "or a CNN; a SCAN or VSE++ file can only be converted (tools/convert.py)"
+        f"{path}: its opt names no model, and its {len(model)} state dicts are not those of {titles()}; "
+        "write opt.model into the file, or get another"
     )
 
 

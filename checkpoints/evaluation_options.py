@@ -4,7 +4,8 @@ Like systems/options.py this module does not import torch.
 """
 
 from runtime.commandline import Parser, Switch, number, whole
-from systems.options import add_device_flag, add_kernel_flag, add_precision_flags
+from systems.options import add_device_flag, add_precision_flags
+from systems.table import add_kernel_flag
 
 RANKS = "ranks.pth.tar"  # the file in the working folder that the released evaluation leaves
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
@@ -67,7 +68,7 @@ def add_evaluation_flags(parser, fold5):
     add("--workers", default=0, type=whole(0), help="processes that read data")
     add_precision_flags(group, None, None)
     add("--sim_memory", type=number(), metavar="MB", help="GSMN: memory for the similarity (default: the checkpoint's)")
-    add_kernel_flag(group, None)
+    add_kernel_flag(add, None)
 
 
 def add_result_flags(parser):

@@ -11,6 +11,7 @@ import math
 import torch
 
 from files.errors import InputError
+from systems.table import titles
 from vocab import SPECIAL
 
 DEPTH = 20  # containers inside one another; ours need 5
@@ -38,6 +39,10 @@ def is_model(value):
     return isinstance(value, list) and all(map(is_state_dict, value))
 
 
+def is_further(value):
+    return is_table(value) and all(type(name) is str and is_state_dict(state) for name, state in value.items())
+
+
 def is_vocabulary(value):
     if type(value) is not list or not all(type(word) is str for word in value):
         return False
@@ -61,6 +66,7 @@ WORDS = f"a list of different words that begins with {' '.join(SPECIAL)}"
 FIELDS = {
     "opt": (is_options, "the flags of a run"),
     "model": (is_model, "a list of state dicts, names to tensors"),
+    "further": (is_further, "a table of state dicts"),
     "caption_model": (none_or(is_state_dict), "a state dict, names to tensors"),
     "epoch": (is_count, "a whole number from 0 on"),
     "step": (is_count, "a whole number from 0 on"),
@@ -81,13 +87,13 @@ NEEDED = ("opt", "model")
 def check_fields(checkpoint, path):
     """InputError unless `checkpoint` is a dict whose fields are what FIELDS says; paths and devices become text."""
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{path}: holds a {type(checkpoint).__name__}; not a checkpoint of GSMN or VSRN")
+        raise InputError(f"{path}: holds a {type(checkpoint).__name__}; not a checkpoint of {titles()}")
     check_nesting(checkpoint, path)
     for field, (check, wanted) in FIELDS.items():
         if field not in checkpoint and field in NEEDED:
-            raise InputError(f"{path}: holds no '{field}' ({wanted}); not a checkpoint of GSMN or VSRN")
+            raise InputError(f"{path}: holds no '{field}' ({wanted}); not a checkpoint of {titles()}")
         if field in checkpoint and not check(checkpoint[field]):
-            raise InputError(f"{path}: '{field}' is not {wanted}; not a checkpoint of GSMN or VSRN, or a damaged one")
+            raise InputError(f"{path}: '{field}' is not {wanted}; not a checkpoint of {titles()}, or a damaged one")
     for name, value in vars(checkpoint["opt"]).items():
         if isinstance(value, torch.device):
             setattr(checkpoint["opt"], name, str(value))
@@ -130,7 +136,7 @@ def check_shapes(build, opt, saved, path):
     """InputError where the model that `opt` describes has other tensors than a checkpoint holds.
 
     build(opt) makes the model, here without memory for its weights (torch's meta device).
-    saved: a checkpoint, of which `model` and, where present, `caption_model` are compared.
+    saved: a checkpoint, of which `model` and `further` are compared.
     """
     states = saved["model"]
     present = sum(len(state) for state in states)
@@ -145,8 +151,11 @@ def check_shapes(build, opt, saved, path):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
     for part, state in zip(model.parts, states):
         check_state(getattr(model, part).state_dict(), state, f"{path}: {part}")
-    if saved.get("caption_model") and getattr(model, "caption_model", None) is not None:
-        check_state(model.caption_model.state_dict(), saved["caption_model"], f"{path}: caption_model")
+    further = model.further_parts()
+    for name, state in saved["further"].items():
+        if name not in further:
+            raise InputError(f"{path}: holds a {name}, but the model of its opt has none; get the file again")
+        check_state(further[name].state_dict(), state, f"{path}: {name}")
     wanted, held = (sum(x.numel() for x in tensors) for tensors in (model.parameters(), tensors_of(states)))
     if wanted > 2 * held + SPARE:  # a released file lacks the caption model: its widths are only in opt
         raise InputError(f"{path}: its opt describes {wanted:,} numbers, but it holds {held:,}; get the file again")

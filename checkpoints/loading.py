@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 
 import data
+from checkpoints import checkpoint
+from checkpoints.evaluation_options import OVERRIDES
+from checkpoints.fields import check_shapes
 from files.errors import InputError
 from model import build_model
-from checkpoints import checkpoint
 from runtime import devices, distributed
-from checkpoints.fields import check_shapes
-from checkpoints.evaluation_options import OVERRIDES
-from systems.options import check_options, defaults, with_defaults
+from systems.options import defaults
+from systems.table import system_of
 from vocab import load_vocab
 
 # Flags about a run's folders and logs, not about what was trained
@@ -33,8 +34,7 @@ def load_model(model_path, **overrides):
 def open_checkpoint(model_path, overrides):
     """A checkpoint -> (its content, its options with the overrides, its vocabulary); errors as load_model."""
     loaded = checkpoint.load_checkpoint(model_path)
-    check_options(loaded["opt"], model_path)
-    opt = with_defaults(loaded["opt"])
+    opt = argparse.Namespace(**vars(loaded["opt"]))
     for name, value in overrides.items():
         if name not in OVERRIDES and not hasattr(opt, name):
             raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
@@ -49,11 +49,19 @@ def trained_model(loaded, opt, path):
     check_shapes(build_model, opt, loaded, path)
     try:
         model = build_model(opt)
-        model.load_state_dict(loaded["model"])
+        load_weights(model, loaded)
     except (InputError, RuntimeError, ValueError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path}: does not fit the {opt.model} model its options describe: {reason}") from None
     return model.to(distributed.local_device(opt.device)).eval()
+
+
+def load_weights(model, loaded):
+    """Every state dict of a checkpoint into its part of the model; check_shapes has compared them."""
+    model.load_state_dict(loaded["model"])
+    further = model.further_parts()
+    for name, state in loaded["further"].items():
+        further[name].load_state_dict(state)
 
 
 def vocab_of(loaded, opt, overrides, path):
@@ -100,11 +108,10 @@ def open_members(paths, split, fold5, overrides):
 
 def describe_checkpoint(path, epoch, opt):
     """Facts about a checkpoint for reports: {path, kind, epoch, flags that are not train.py's defaults}."""
-    kind = "VSRN" if opt.model == "vsrn" else f"GSMN, {'sparse' if opt.is_sparse else 'dense'}"
     usual = defaults(opt.model)
     shown = usual.keys() - OF_THE_MACHINE
     flags = {name: value for name, value in vars(opt).items() if name in shown and value != usual[name]}
-    return {"path": str(path), "kind": kind, "epoch": epoch, "flags": flags}
+    return {"path": str(path), "kind": system_of(opt).kind(opt), "epoch": epoch, "flags": flags}
 
 
 def check_same_data(first, member):

@@ -6,10 +6,11 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from files.errors import InputError
 from checkpoints import checkpoint
+from checkpoints.loading import load_weights
+from files.errors import InputError
 from runtime import devices
-from systems.options import OF_THE_WEIGHTS, check_options, with_defaults
+from systems.options import of_weights
 
 
 @dataclass
@@ -36,19 +37,11 @@ def refuse_used_folder(folder):
         )
 
 
-def settle_variant(opt):
-    """Replace VSRN's --vsrn_variant auto by what it stands for, so that a checkpoint depends on no folder's name."""
-    if opt.model == "vsrn":
-        opt.vsrn_variant = with_defaults(opt).vsrn_variant
-
-
 def load_resumed(path):
     """A file, or a folder whose newest complete checkpoint is taken -> (the file's path, its content)."""
     if os.path.isdir(path):
         path = checkpoint.newest(path, logging.warning)
     saved = checkpoint.load_checkpoint(path)
-    check_options(saved["opt"], path)
-    settle_variant(saved["opt"])
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
     logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
@@ -62,7 +55,11 @@ def resume_options(opt, given, saved, path, say):
     """
     if "model" in given and opt.model != saved.model:
         raise InputError(f"{path}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
-    merged = argparse.Namespace(**{**vars(opt), **vars(saved), "resume": opt.resume})
+    strange = sorted(f"--{name}" for name in given - set(vars(saved)))
+    if strange:
+        raise InputError(f"{path}: holds {saved.model}, which has no {', '.join(strange)}; give --model {saved.model}")
+    fixed = of_weights(saved.model)
+    merged = argparse.Namespace(**{**vars(saved), "resume": opt.resume})
     if "device" not in given and not devices.usable(merged.device):
         say(f"--device: {merged.device} in the checkpoint, which this machine lacks; {opt.device} is used")
         merged.device = opt.device
@@ -70,41 +67,29 @@ def resume_options(opt, given, saved, path, say):
         old, new = getattr(saved, name), getattr(opt, name)
         if old == new:
             continue
-        wins = "the checkpoint's" if name in OF_THE_WEIGHTS else "the command line's"
+        wins = "the checkpoint's" if name in fixed else "the command line's"
         say(f"--{name}: {old} in the checkpoint, {new} on the command line; {wins} is used")
-        if name not in OF_THE_WEIGHTS:
+        if name not in fixed:
             setattr(merged, name, new)
     return merged
 
 
 def restore(saved, model, optimizer, path="--resume"):
     """Restore model, optimiser and random states from a checkpoint -> its Progress."""
-    load_weights(model, saved, path)
+    load_weights(model, saved)
     if "optimizer" in saved:
         checkpoint.restore_training(saved, model, optimizer, path)
     return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
 
 
-def load_weights(model, saved, path="--resume"):
-    if saved.get("caption_model") and getattr(model, "caption_model", None) is None:
-        raise InputError(f"{path}: holds a caption model, but the model of its opt has none; get the file again")
-    try:
-        model.load_state_dict(saved["model"])
-        if saved.get("caption_model"):
-            model.caption_model.load_state_dict(saved["caption_model"])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: the checkpoint does not fit this model: {error}") from None
-
-
 def training_state(model, optimizer, opt, vocab, progress):
     """All that a run needs to go on, as checkpoint.save_checkpoint takes it."""
-    caption_model = getattr(model, "caption_model", None)
     return {
         **asdict(progress),
         "model": model.state_list(),
         "opt": opt,
         "optimizer": optimizer.state_dict(),
-        "caption_model": caption_model.state_dict() if caption_model else None,
+        "further": {name: part.state_dict() for name, part in model.further_parts().items()},
         "vocab": checkpoint.words(vocab),
         "rng": checkpoint.capture_rng(),
     }

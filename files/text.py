@@ -10,6 +10,7 @@ from files.errors import InputError
 from files.opening import open_regular
 
 CAPTIONS_PER_IMAGE = 5
+PICTURES = ("coco", "f8k", "f30k")  # data sets of pictures with annotations; all others have features
 
 
 def data_folder(data_path, data_name):

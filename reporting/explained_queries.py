@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+from checkpoints.loading import load_model
 from files.errors import InputError, warn
 from files.writing import atomic_write, make_folder, text_as_name
 from reporting.explain_page import ExplainedPair, explain_page
 from reporting.explanation import boxes_note, caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
 from reporting.rendering import template, text_of_template
-from checkpoints.loading import load_model
 
 LOOKS = {"images": " looks for captions", "captions": " looks for its image"}
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from checkpoints.evaluation_options import RANKS
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
-from checkpoints.evaluation_options import RANKS
 
 
 class Outputs(NamedTuple):

@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gsmn_cases import golden
-from models import OPT, write_model
-from tiny import shared
+from tiny import VSRN, golden, shared, write_model
 
 import evaluation
 import test_stack
 import testall
 import train
-from files.errors import InputError
 from checkpoints import loading
-from systems.options import defaults
+from files.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")
@@ -253,8 +250,7 @@ def test_gsmn_and_vsrn_ensemble(tiny_data, tmp_path):
 def two_models(tmp_path, tiny_data):
     """GSMN and VSRN with random weights -> their paths."""
     write_model(tiny_data, tmp_path / "gsmn.pth.tar")
-    flags = {name: value for name, value in defaults("vsrn").items() if name not in (*OPT, "data_path", "vocab_path")}
-    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **{**flags, "model": "vsrn", "dim_vid": 32, "use_abs": True})
+    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **VSRN, use_abs=True)
     return [tmp_path / "gsmn.pth.tar", tmp_path / "vsrn.pth.tar"]
 
 
@@ -332,7 +328,7 @@ def test_evalrank_writes_what_the_scripts_write(two_models, tmp_path):
     gsmn, vsrn, ensemble = json.loads(paths["m.json"].read_text())
     assert ensemble["full"]["rsum"] == result["rsum"] and ensemble["ensemble"] == {"weights": None, "normalize": False}
     assert (gsmn["checkpoint"]["kind"], vsrn["checkpoint"]["kind"]) == ("GSMN, dense", "VSRN")
-    assert gsmn["checkpoint"]["epoch"] == 1 and gsmn["checkpoint"]["flags"]["embed_size"] == 32
+    assert gsmn["checkpoint"]["epoch"] == 1 and gsmn["checkpoint"]["flags"]["embed_size"] == 16
     assert (paths["site"] / "index.html").is_file() and paths["ranks.pth.tar"].is_file()
     with pytest.raises(InputError, match="--images is for --report"):
         evaluation.evalrank(two_models, split="test", images=tmp_path)

@@ -15,10 +15,10 @@ import runtime.openmp  # noqa: F401, before torch
 import torch
 
 import data
-from files.errors import InputError, run
-from runtime.commandline import Parser, whole
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from checkpoints.loading import open_checkpoint, trained_model
+from files.errors import InputError, run
+from runtime.commandline import Parser, whole
 from vocab import END
 
 
@@ -26,16 +26,11 @@ def captioner(path, **overrides):
     """A checkpoint -> (model in evaluation mode, opt, vocabulary); InputError where it cannot write captions."""
     loaded, opt, vocab = open_checkpoint(path, overrides)
     model = trained_model(loaded, opt, path)
-    if not loaded.get("caption_model") or getattr(model, "caption_model", None) is None:
+    if "caption_model" not in loaded["further"]:
         raise InputError(
             f"{path}: a checkpoint of {opt.model} without a caption model; train one on region "
             "features with train.py --model vsrn (released checkpoints have none)"
         )
-    try:
-        model.caption_model.load_state_dict(loaded["caption_model"])
-    except RuntimeError as error:
-        reason = str(error).replace("\n", " ")
-        raise InputError(f"{path}: its caption model does not fit its options: {reason}") from None
     return model, opt, vocab
 
 

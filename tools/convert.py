@@ -20,12 +20,12 @@ import runtime.openmp  # noqa: F401, before torch
 
 import torch
 
+from checkpoints import checkpoint
 from files import pickles
 from files.arrays import open_array
 from files.errors import InputError, optional_package, run
 from files.text import read_bytes, read_json
 from files.writing import atomic_write
-from checkpoints import checkpoint
 from runtime.commandline import Parser
 
 # Names of the state dicts in `model`, by their number; others are called model.0, model.1 ...

@@ -26,12 +26,12 @@ import torch
 
 import data
 import evaluation
+from checkpoints.evaluation_options import add_override_flags, overrides_of
 from files.errors import InputError, run
 from files.writing import atomic_write, check_writable
 from reporting.explanation import Sentence
 from reporting.figures import matplotlib_figure, need_matplotlib, save_figure
 from runtime.commandline import Parser, whole
-from checkpoints.evaluation_options import add_override_flags, overrides_of
 from tools.searching import faiss_index, index_benchmark
 from tools.searching.collection import need_gsmn, need_vectors
 from tools.searching.ranking import rerank

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime.openmp  # noqa: F401, before torch
 
+from checkpoints.evaluation_options import add_override_flags
 from files.errors import InputError, run
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
@@ -25,7 +26,6 @@ from reporting.explain_page import explain_page
 from reporting.figures import need_matplotlib, save_figure
 from reporting.image_view import warn_of_notes
 from runtime.commandline import Parser, whole
-from checkpoints.evaluation_options import add_override_flags
 from tools.explaining.explainer import Explainer
 from tools.explaining.figures import explanation_figures
 from tools.explaining.sentences import add_spacy_flag

@@ -19,10 +19,10 @@ import runtime.openmp  # noqa: F401, before torch
 
 import data
 import evaluation
+from checkpoints.evaluation_options import add_override_flags, overrides_of
 from files.errors import run
 from files.writing import check_writable
 from runtime.commandline import Parser
-from checkpoints.evaluation_options import add_override_flags, overrides_of
 from tools.searching.collection import embed_images, facts_of, need_vectors
 from tools.searching.faiss_index import INDEX_KINDS, build_index, facts_file, need_faiss, write_index
 

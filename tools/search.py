@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime.openmp  # noqa: F401, before torch
 
+from checkpoints.evaluation_options import add_override_flags
 from files.errors import InputError, run, warn
 from files.writing import atomic_write, check_writable, text_as_name
 from reporting.figures import need_matplotlib, save_figure
 from reporting.image_view import ImageViewer
 from runtime.commandline import Parser, whole
-from checkpoints.evaluation_options import add_override_flags
 from tools.explaining.sentences import add_spacy_flag
 from tools.searching.collection import add_cache_flags, add_images_flag
 from tools.searching.faiss_index import EFFORT, PROBES

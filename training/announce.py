@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from checkpoints.checkpoint import BEST
 from files.errors import InputError
 from reporting.run_page import write_run_page
 from runtime import distributed
-from checkpoints.checkpoint import BEST
 from systems.options import defaults
+from systems.table import system_of
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
@@ -56,16 +57,7 @@ def model_line(model, opt):
     where = str(model.device) if model.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
     if distributed.size() > 1:
         where += f", {distributed.size()} processes"
-    return f"{kind_of(model, opt)}, {weights:,} weights, on {where}"
-
-
-def kind_of(model, opt):
-    if opt.model == "gsmn":
-        return f"GSMN, {'sparse' if opt.is_sparse else 'dense'}, --propagation {opt.propagation}, --boxes {opt.boxes}"
-    if model.caption_model is None:
-        return f"VSRN on pictures, {opt.cnn_type}"
-    what = "BatchNorm at the end" if opt.vsrn_variant == "f30k" else "norm over the regions at the start"
-    return f"VSRN, --vsrn_variant {opt.vsrn_variant} ({what})"
+    return f"{system_of(opt).kind(opt)}, {weights:,} weights, on {where}"
 
 
 def split_line(dataset):
@@ -113,7 +105,7 @@ def write_page(training, best):
     if not distributed.is_main():
         return
     try:
-        kind = kind_of(training.model, opt)
+        kind = system_of(opt).kind(opt)
         path = write_run_page(opt.logger_name, kind, best, opt.select, defaults(opt.model))
         logging.info("Summary and curves: %s", path)
     except (InputError, LookupError, TypeError) as error:

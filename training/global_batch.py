@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from training.synced_batch_norm import SyncedBatchNorm
+from modules.sides import CaptionSide, ImageSide
 from runtime import distributed
 from runtime.batches import Share
 from runtime.transfer import send
+from training.synced_batch_norm import SyncedBatchNorm
 from vocab import END
 
 
@@ -67,30 +68,34 @@ class GlobalBatch(nn.Module):
         super().__init__()
         self.model = model
         self.accumulate = accumulate
+        for weight in model.criterion.parameters():
+            # every process computes the whole loss, and their gradients are added
+            weight.register_hook(lambda gradient: gradient / distributed.size())
 
-    def forward(self, batch):
+    def forward(self, batch, excluded=None):
         """batches.Batch -> {name: loss}, to be added up; the values are the same on all processes.
 
-        With several processes the batch needs its `shares` (batches.with_shares).
+        With several processes the batch needs its `shares` (batches.with_shares).  excluded (B, B), of the whole batch.
         """
         shares = batch.shares or [Share(batch.lengths, batch.depends, batch.ids)]
-        counts = [len(lengths) for lengths, *_ in shares]
-        parts = [self.embed_part(part, sum(counts)) for part in split(batch, self.accumulate)]
-        images, words, caption_losses = zip(*parts)
-        words = self.gather_captions(torch.cat(words), [lengths for lengths, *_ in shares])
-        scores = self.local_scores(torch.cat(images), words, batch.bboxes, shares)
+        counts = [len(share.ids) for share in shares]
+        parts = [self.encode_part(part, sum(counts)) for part in split(batch, self.accumulate)]
+        images, words, extra_losses = zip(*parts)
+        words = self.gather_captions(torch.cat(words), [share.lengths for share in shares])
+        images = ImageSide(torch.cat(images), batch.bboxes)
+        scores = self.local_scores(images, caption_side(words, shares))
         scores = distributed.gather(scores, counts)
-        losses = {self.model.retrieval_loss: self.model.forward_loss(scores)}
-        for name in caption_losses[0]:
-            losses[name] = distributed.total_loss(sum(part[name] for part in caption_losses))
+        losses = {self.model.retrieval_loss: self.model.forward_loss(scores, excluded)}
+        for name in extra_losses[0]:
+            losses[name] = distributed.total_loss(sum(part[name] for part in extra_losses))
         return losses
 
-    def embed_part(self, part, pairs):
+    def encode_part(self, part, pairs):
         """A part of the share -> embeddings of images and captions, captions' words flat, and weighted extra losses."""
         if self.accumulate == 1:
-            return embed_weighted(self.model, part, pairs)
+            return encode_weighted(self.model, part, pairs)
         return checkpoint(
-            embed_weighted, self.model, part, pairs, use_reentrant=False,
+            encode_weighted, self.model, part, pairs, use_reentrant=False,
             context_fn=lambda: (contextlib.nullcontext(), unchanged_buffers(self.model)),
         )  # fmt: skip
 
@@ -101,29 +106,30 @@ class GlobalBatch(nn.Module):
         words = distributed.gather_for_all(words, [sum(share) for share in lengths])
         return words.split(list(chain.from_iterable(lengths)))
 
-    def local_scores(self, images, words, bboxes, shares):
+    def local_scores(self, images, captions):
         """This process's rows of the score matrix: its images, all captions."""
-        lengths, depends = (
-            None if field[0] is None else list(chain.from_iterable(field)) for field in list(zip(*shares))[:2]
-        )  # fmt: skip
         if len(images):
-            return self.model.forward_sim(images, words, bboxes, depends, lengths)
-        return images.new_zeros(0, len(lengths)) + zero_of(images, *words, *self.parameters())
+            return self.model.similarity(images, captions)
+        return images.emb.new_zeros(0, len(captions)) + zero_of(images.emb, *captions.emb, *self.parameters())
 
 
-def embed_weighted(model, part, pairs):
-    """model.embed of a part that may be empty; the losses it gives are weighted for a batch of `pairs` pairs."""
+def caption_side(emb, shares):
+    """The CaptionSide of a whole batch, from its embeddings and every process's Share."""
+    lengths = list(chain.from_iterable(share.lengths for share in shares))
+    depends = None if shares[0].depends is None else list(chain.from_iterable(share.depends for share in shares))
+    return CaptionSide(emb, lengths, depends)
+
+
+def encode_weighted(model, part, pairs):
+    """model.encode of a part that may be empty; the losses it gives are weighted for a batch of `pairs` pairs."""
     if part.ids:
-        images, captions, losses = model.embed(part)
+        images, captions, losses = model.encode(part)
         losses = {name: loss * (len(part.ids) / pairs) for name, loss in losses.items()}
-        return images, flat_words(captions, part.lengths), losses
+        return images.emb, flat_words(captions.emb, part.lengths), losses
     images = model.encode_images(part.images)  # no rows, but BatchNorm's exchange still takes place
     captions = model.encode_captions(torch.full((1, 1), END), [1])[:0]
-    return (
-        images,
-        flat_words(captions, []),
-        dict.fromkeys(model.extra_losses, zero_of(images, captions, *model.parameters())),
-    )
+    zero = zero_of(images, captions, *model.parameters())
+    return images, flat_words(captions, []), dict.fromkeys(model.extra_losses, zero)
 
 
 def zero_of(*tensors):

@@ -25,7 +25,7 @@ def first_not_finite(model, batch):
             return f"the weights {name}"
     if not batch.ids:  # this process has no share of this batch
         return "another process's share of the batch"
-    embeddings = model.forward_emb(batch.images, batch.captions, batch.lengths)
+    embeddings = [side.emb for side in model.encode_sides(batch)]
     for what, rows in zip(("the embedding of the image of caption", "the embedding of caption"), embeddings):
         bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
         if len(bad):
@@ -58,9 +58,9 @@ class GuardedAdam(torch.optim.Adam):
 def check_step(step, model, batch_of):
     """InputError where a step_figures.Step's loss or gradient is not finite.  batch_of: captions' numbers -> Batch."""
     number = step.facts["Eit"] - 1
-    if not math.isfinite(step.figures["Le"]):
+    if not math.isfinite(step.figures["loss"]):
         place = first_not_finite(model, batch_of(step.ids))
-        stop_training(f"the loss is {step.figures['Le']} at step {number}, first in {place}")
+        stop_training(f"the loss is {step.figures['loss']} at step {number}, first in {place}")
     if not math.isfinite(step.figures["grad_norm"]):
         stop_training(f"the gradient's norm is {step.figures['grad_norm']} at step {number}")
 
@@ -76,9 +76,8 @@ class CollapseWatch:
         self.margin = opt.margin
         self.recent = deque(maxlen=window)  # of each step: did it look collapsed?
 
-    def step(self, loss, spread, batch_size):
-        """loss: the retrieval loss with hardest negatives; spread: standard deviation of the batch's scores."""
-        flat = 2 * self.margin * batch_size
+    def step(self, loss, spread, flat):
+        """loss: of all pairs; spread: standard deviation of the batch's scores; flat: the loss where all are equal."""
         self.recent.append(abs(loss - flat) < 0.01 * flat and spread < SPREAD * self.margin)
         if len(self.recent) == self.recent.maxlen and all(self.recent):
             logging.warning(

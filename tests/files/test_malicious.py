@@ -12,10 +12,10 @@ import torch
 from pickle_samples import ATTACKS, Raw, RawPickler
 
 import vocab
+from checkpoints import checkpoint
 from files import pickles
 from files.arrays import open_array, read_sizes
 from files.errors import InputError
-from checkpoints import checkpoint
 
 attacks = pytest.mark.parametrize("title", ATTACKS)
 

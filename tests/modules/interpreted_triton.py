@@ -6,7 +6,7 @@ TRITON_INTERPRET=1 python -m pytest -m '' tests/modules/interpreted_triton.py
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 
 import model
 from modules import gpu_kernel

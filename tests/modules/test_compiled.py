@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 from torch._dynamo.utils import counters
 from torch._inductor import pattern_matcher
 

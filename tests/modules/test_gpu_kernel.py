@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
+from tiny import random_case, small_opt
 
 import model
+from checkpoints.evaluation_options import OVERRIDES
 from files.errors import InputError
 from modules import cpu_kernel, gpu_kernel
-from checkpoints.evaluation_options import OVERRIDES
 from systems.options import defaults
 
 

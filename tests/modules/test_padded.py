@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from gsmn_cases import random_case, small_opt
 from tensor_memory import TensorMemory
+from tiny import random_case, small_opt
 
 import graph
 import model

@@ -6,9 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from models import write_model
-from states import message
-from tiny import make_tiny, shared
+from tiny import make_tiny, message, shared, write_model
 
 import testall
 from reporting import eccv

@@ -9,16 +9,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_report import dataset_of, random_sims, write_report
-from models import write_model
-from tiny import make_tiny
+from tiny import dataset_of, make_tiny, random_sims, write_model, write_report
 
 import evaluation
 import train
+from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
 from files.names import find_pictures, image_names
 from reporting import candidates, pages, summary
-from checkpoints.evaluation_options import eval_parser
 
 
 def rows_of(page):

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from browser import open_browser
-from made_report import random_sims, write_report
-from tiny import make_tiny, shared
+from tiny import make_tiny, random_sims, shared, write_report
 
 import evaluation
 from data import PrecompDataset

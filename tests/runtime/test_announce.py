@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tiny import names, run
 from tqdm import tqdm
-from training import names, run
 
 import evaluation
-from files.errors import InputError
-from training import announce
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.resume import Progress, refuse_used_folder
+from files.errors import InputError
+from training import announce
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 

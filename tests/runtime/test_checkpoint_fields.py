@@ -12,18 +12,19 @@ import numpy as np
 import pickle_samples
 import pytest
 import torch
-from states import gsmn, message, same, state
+from tiny import gsmn, message, same, state
 
+from checkpoints import checkpoint
+from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints.fields import check_optimizer, check_shapes
 from files import pickles
 from files.arrays import open_array, read_sizes
 from files.checksum import sha256
 from files.pictures import picture_size, read_picture
 from files.text import read_bytes, read_json, read_lines
+from model import MatchingModel
 from reporting.thumbnails import thumbnail
-from checkpoints import checkpoint
-from checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from checkpoints.fields import check_optimizer, check_shapes
-from checkpoints.resume import load_weights
+from systems.options import completed
 from tools.own_data.region_files import lines_of
 from vocab import SPECIAL
 
@@ -129,24 +130,24 @@ def test_numpy_types_that_are_no_numbers(code, tmp_path):
 # ---- sizes that a file only claims
 
 
-class Parts(torch.nn.Module):
+class Parts(MatchingModel):
     """A model of two parts, as wide and deep as its options say."""
 
     parts = ("first", "second")
 
     def __init__(self, opt):
-        super().__init__()
+        super().__init__(opt)
         self.first = torch.nn.GRU(3, opt.embed_size, opt.num_layers)
         self.second = torch.nn.Sequential(torch.nn.Linear(opt.embed_size, 2), torch.nn.BatchNorm1d(2))
 
 
 def options(**changes):
-    return argparse.Namespace(**{"model": "gsmn", "num_layers": 1, "embed_size": 4, **changes})
+    return completed(argparse.Namespace(num_layers=1, embed_size=4), **changes)
 
 
 def states(**changes):
     net = Parts(options())
-    return {"model": [net.first.state_dict(), net.second.state_dict()], **changes}
+    return {"model": [net.first.state_dict(), net.second.state_dict()], "further": changes}
 
 
 CLAIMS = {
@@ -173,13 +174,15 @@ def test_shapes_that_fit():
     check_shapes(Parts, options(), states(), "x")
     first, second = states()["model"]
     old = {name: value for name, value in second.items() if "batches" not in name}
-    check_shapes(Parts, options(), {"model": [first, old]}, "x")  # torch before 0.4.1 did not count batches
-    more = {"model": [first, {**second, "more": torch.ones(1)}]}
+    check_shapes(Parts, options(), {**states(), "model": [first, old]}, "x")  # torch before 0.4.1 did not count batches
+    more = {**states(), "model": [first, {**second, "more": torch.ones(1)}]}
     assert "second.more is in the file" in message(check_shapes, Parts, options(), more, "x")
-    whole = {"model": [{name: value.long() for name, value in first.items()}, second]}
+    whole = {**states(), "model": [{name: value.long() for name, value in first.items()}, second]}
     found = message(check_shapes, Parts, options(), whole, "x")
     assert "first.weight_ih_l0 holds torch.int64, not torch.float32" in found
-    assert "1 state dicts, but a gsmn model has 2" in message(check_shapes, Parts, options(), {"model": [first]}, "x")
+    assert "1 state dicts, but a gsmn model has 2" in message(
+        check_shapes, Parts, options(), {**states(), "model": [first]}, "x"
+    )
 
 
 class WithCaptions(Parts):
@@ -310,9 +313,9 @@ def test_moments_that_claim_more_memory_than_they_have():
     optimizer.step()
 
 
-def test_a_caption_model_that_the_model_lacks():
-    found = message(load_weights, torch.nn.Linear(3, 2), {"model": [], "caption_model": gsmn()[0]}, "x.pth.tar")
-    assert found.startswith("x.pth.tar: holds a caption model, but the model of its opt has none")
+def test_a_part_that_the_model_lacks():
+    found = message(check_shapes, Parts, options(), states(caption_model=gsmn()[0]), "x.pth.tar")
+    assert found.startswith("x.pth.tar: holds a caption_model")
 
 
 # ---- what is no regular file

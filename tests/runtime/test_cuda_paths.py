@@ -8,21 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_stand_in import StandIn
-from training import flags, run, same_state, stop_after
+from tiny import flags, run, same_state, stop_after
 
 import data
 import evaluation
 import train
+from checkpoints import checkpoint
 from files.errors import InputError
 from model import EncoderRegions, build_model
-from checkpoints import checkpoint
 from runtime import distributed
-from training import global_batch
 from runtime.batches import Batch
-from training.health import GuardedAdam
-from systems.options import train_options
 from runtime.transfer import on_device
+from systems.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
+from training import global_batch
+from training.health import GuardedAdam
 from vocab import load_vocab
 
 GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --bi_gru"
@@ -61,9 +61,9 @@ def test_a_training_step_waits_for_nothing(tiny_data, kind):
         net = build_model(opt).to("cuda:0")
         optimizer = GuardedAdam(net.parameters(), 1e-3)
         replica = global_batch.training_module(net, opt.accumulate)
-        for number, batch in zip(range(2), on_device(loader, "cuda:0")):
+        for _, batch in zip(range(2), on_device(loader, "cuda:0")):
             gpu.clear()
-            figures = train.train_step(replica, optimizer, batch, 2.0, number)
+            figures = train.train_step(replica, optimizer, batch, 2.0)
             figures |= net.criterion.observed()
         clean(gpu)
         assert not gpu.waits, gpu.waits
@@ -86,7 +86,7 @@ def test_pictures():
         batch = Batch(torch.rand(4, 3, 64, 64), captions, [5, 5, 4, 3], [0, 1, 2, 3], None, None, None, None)
         batch = next(on_device([batch], "cuda:0"))
         gpu.clear()
-        train.train_step(net, optimizer, batch, 2.0, 0)
+        train.train_step(net, optimizer, batch, 2.0)
         clean(gpu)
         assert not gpu.waits, gpu.waits
 
@@ -111,9 +111,9 @@ def test_kernels_of_a_published_batch(kind):
     with StandIn() as gpu:
         net = build_model(opt).to("cuda:0")
         optimizer = GuardedAdam(net.parameters(), 1e-3)
-        for number, there in enumerate(on_device([batch, batch], "cuda:0")):
+        for there in on_device([batch, batch], "cuda:0"):
             gpu.clear()
-            train.train_step(net, optimizer, there, 2.0, number)
+            train.train_step(net, optimizer, there, 2.0)
             net.criterion.observed()
         clean(gpu)
         assert not gpu.waits and gpu.launches <= most, (gpu.waits, gpu.launches)

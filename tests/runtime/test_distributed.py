@@ -5,6 +5,7 @@ Training is compared in double precision, where rounding leaves nothing to argue
 
 import atexit
 import datetime
+import itertools
 import os
 import re
 import signal
@@ -24,14 +25,14 @@ from forked import Forked, all_ended
 import data
 import evaluation
 import train
+from checkpoints.checkpoint import CheckpointError, load_checkpoint
 from files.errors import InputError, run
 from model import build_model
 from runtime import distributed, shared_arrays
-from training import global_batch
 from runtime.batches import with_shares
-from checkpoints.checkpoint import CheckpointError, load_checkpoint
-from training.health import GuardedAdam
 from systems.options import train_options
+from training import global_batch
+from training.health import GuardedAdam
 from vocab import load_vocab
 
 ROOT = Path(__file__).parents[2]
@@ -78,10 +79,10 @@ def trained(run, folder, accumulate=1):
         loader.batch_sampler.set_epoch(epoch)
         for batch in with_shares(loader):
             batch = batch._replace(images=batch.images.double())
-            losses.append(train.train_step(replica, optimizer, batch, 2.0, len(losses)))
+            losses.append(train.train_step(replica, optimizer, batch, 2.0))
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
     return np.array(
-        [[value.item() for name, value in figures.items() if name.startswith("Le")] for figures in losses]
+        [[value.item() for name, value in figures.items() if name.startswith(("Le", "loss"))] for figures in losses]
     ), weights
 
 
@@ -258,12 +259,12 @@ def test_torchrun_ends_a_process_that_waits_for_a_killed_one(folder):
 
 def stop_by_signal(folder):
     """One of two processes that train; the second one gets SIGTERM during the second step."""
-    step = train.train_step
+    step, number = train.train_step, itertools.count()
 
-    def counted(model, optimizer, batch, grad_clip, Eiters):
-        if Eiters == 1 and distributed.rank() == 1:
+    def counted(*arguments):
+        if next(number) == 1 and distributed.rank() == 1:
             signal.raise_signal(signal.SIGTERM)
-        return step(model, optimizer, batch, grad_clip, Eiters)
+        return step(*arguments)
 
     train.train_step = counted
     train.main(whole_run(folder, "parts"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from states import gsmn, message, same, state, vsrn
+from tiny import gsmn, message, same, state, vsrn
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import CheckpointError, load_checkpoint, newest, prune, save_checkpoint

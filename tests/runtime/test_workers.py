@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_runs import names, run, same_state
+from tiny import names, run, same_state
 from torch.utils.data import Dataset
 
 import data

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from states import message
+from tiny import message
 
 import train
-from files.errors import InputError
 from checkpoints.checkpoint import load_checkpoint
+from files.errors import InputError
 from tools import caption
 
 SMALL = (
@@ -46,7 +46,7 @@ def test_it_says_what_it_sees(trained, capsys):
 
 def test_a_checkpoint_without_caption_model(trained, tmp_path):
     saved = load_checkpoint(trained[1])
-    saved["caption_model"] = None
+    saved["further"] = {}
     torch.save(saved, tmp_path / "released.pth.tar")
     with pytest.raises(InputError, match=r"released\.pth\.tar: a checkpoint of vsrn without a caption model"):
         caption.main(["--model_path", str(tmp_path / "released.pth.tar")])
@@ -54,10 +54,10 @@ def test_a_checkpoint_without_caption_model(trained, tmp_path):
 
 def test_a_caption_model_of_another_size(trained, tmp_path):
     saved = load_checkpoint(trained[1])
-    whole = saved["caption_model"]
+    whole = saved["further"]["caption_model"]
     name = next(iter(whole))
     for parts in ({**whole, name: whole[name][:1]}, {n: value for n, value in whole.items() if n != name}):
-        torch.save({**saved, "caption_model": parts}, tmp_path / "cut.pth.tar")
+        torch.save({**saved, "further": {"caption_model": parts}}, tmp_path / "cut.pth.tar")
         said = message(caption.main, ["--model_path", str(tmp_path / "cut.pth.tar")])
         assert said.startswith(f"{tmp_path / 'cut.pth.tar'}: ") and name in said
 

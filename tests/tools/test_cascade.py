@@ -5,9 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from models import VSRN, write_model
-from states import message
-from tiny import make_tiny
+from tiny import VSRN, make_tiny, message, write_model
 
 import evaluation
 from tools import evaluate_cascade as tool

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from states import gsmn, message, same, state, vsrn
-from tiny import shared
+from tiny import gsmn, message, same, shared, state, vsrn
 
-from files import pickles
 from checkpoints import checkpoint
+from files import pickles
 from tools import convert
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from browser import open_browser
-from models import VSRN, write_model
-from states import message
-from tiny import make_tiny, picture_folder
+from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation

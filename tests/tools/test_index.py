@@ -9,9 +9,7 @@ import sys
 import numpy as np
 import pytest
 from found import find
-from models import VSRN, write_model
-from states import message
-from tiny import make_tiny
+from tiny import VSRN, make_tiny, message, write_model
 
 from tools import index as tool
 from tools import search

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browser import find_browser
 from PIL import Image
-from states import message
+from tiny import message
 
 from tools import screenshots as tool
 

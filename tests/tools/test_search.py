@@ -7,9 +7,7 @@ import sys
 import numpy as np
 import pytest
 from found import find
-from models import VSRN, write_model
-from states import message
-from tiny import make_tiny, picture_folder
+from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation

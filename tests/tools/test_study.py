@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from states import message
+from tiny import message
 
 import evaluation
 import test_stack

@@ -3,12 +3,12 @@
 from types import SimpleNamespace
 
 import data
+from checkpoints.evaluation_options import overrides_of
 from evaluation import load_model
 from files.errors import InputError
 from reporting.explain_page import ExplainedPair
 from reporting.explanation import caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer
-from checkpoints.evaluation_options import overrides_of
 from tools.explaining.sentences import Reader
 from tools.searching.collection import cache_of, cached_embeddings
 from tools.searching.ranking import rank_of_image

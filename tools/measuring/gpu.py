@@ -21,12 +21,12 @@ import evaluation
 import train
 from modules import literal
 from runtime import distributed
-from training.health import GuardedAdam
-from systems.options import train_options
 from runtime.transfer import on_device
+from systems.options import train_options
 from tools.measuring import training
 from tools.measuring.counting import Counter
 from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings, random_batch
+from training.health import GuardedAdam
 
 PRECISIONS = {"float32": [], "tf32": ["--tf32"], "bf16": ["--amp", "bf16"]}
 
@@ -183,9 +183,9 @@ def prepared(report, system, batch, kernel="torch", precision="float32", propaga
 
 def launches(report, system, batch, propagation="self"):
     model, optimizer, one, opt = prepared(report, system, batch, propagation=propagation)
-    train.train_step(model, optimizer, one, opt.grad_clip, 0)  # the optimiser's state is made
+    train.train_step(model, optimizer, one, opt.grad_clip)  # the optimiser's state is made
     with Counter() as counter:
-        train.train_step(model, optimizer, one, opt.grad_clip, 1)
+        train.train_step(model, optimizer, one, opt.grad_clip)
     return {"launches": counter.launches, "GB": counter.bytes / 1e9, "waits": counter.waits}
 
 
@@ -213,7 +213,7 @@ def timed(report, task, repeats):
 
 def step(report, system, batch, kernel="torch", precision="float32"):
     model, optimizer, one, opt = prepared(report, system, batch, kernel, precision)
-    seconds, peak = timed(report, lambda: train.train_step(model, optimizer, one, opt.grad_clip, 0), report.sizes.steps)
+    seconds, peak = timed(report, lambda: train.train_step(model, optimizer, one, opt.grad_clip), report.sizes.steps)
     return {"ms": 1e3 * seconds, "pairs/s": batch / seconds, "peak MB": peak}
 
 
@@ -279,7 +279,7 @@ def loading(report, workers):
 
         def take():
             for batch in on_device(loader, report.device):
-                train.train_step(model, optimizer, batch, opt.grad_clip, 0)
+                train.train_step(model, optimizer, batch, opt.grad_clip)
 
         beside, _ = timed_once(report, take)
     return {"ms to read": 1e3 * alone / len(batches), "ms to read and train": 1e3 * beside / len(batches)}

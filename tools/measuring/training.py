@@ -13,11 +13,11 @@ from pathlib import Path
 import train
 from files.errors import InputError, run
 from runtime import distributed
-from training import global_batch
 from runtime.batches import Share
-from training.health import GuardedAdam
 from systems.options import train_options
 from tools.measuring.random_data import VOCABULARY, random_batch
+from training import global_batch
+from training.health import GuardedAdam
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("model", "batch_size", "embed_size", "device")  # those that train.py has too
@@ -64,11 +64,11 @@ def take_steps(opt):
         batch = parts[distributed.rank()]._replace(
             shares=[Share(part.lengths, part.depends, part.ids) for part in parts]
         )
-        first = train.train_step(replica, optimizer, batch, model_opt.grad_clip, 0)["Le"].item()  # allocates, compiles
+        first = train.train_step(replica, optimizer, batch, model_opt.grad_clip)["loss"].item()  # allocates, compiles
         times = []
-        for step in range(opt.steps):
+        for _ in range(opt.steps):
             start = time.perf_counter()
-            train.train_step(replica, optimizer, batch, model_opt.grad_clip, step + 1)["Le"].item()  # waits for it
+            train.train_step(replica, optimizer, batch, model_opt.grad_clip)["loss"].item()  # waits for it
             times.append(time.perf_counter() - start)
         found = {"seconds": statistics.median(times), "loss": first}
         if distributed.is_main():

@@ -10,12 +10,12 @@ import torch
 
 import data
 import evaluation
+from checkpoints.checkpoint import BEST
 from files.arrays import open_array
 from files.checksum import sha256
 from files.errors import InputError, warn
 from files.names import image_names
 from files.writing import atomic_write, make_folder
-from checkpoints.checkpoint import BEST
 from runtime.commandline import positive
 
 CACHE_SUFFIX = ".embeddings.npy"

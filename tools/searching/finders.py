@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import evaluation
-from files.errors import InputError
 from checkpoints.evaluation_options import overrides_of
+from files.errors import InputError
 from tools.explaining.sentences import Reader
 from tools.searching import collection, faiss_index
 from tools.searching.ranking import best_images, rerank
