@@ -135,7 +135,7 @@ def test_all_reference_boxes():
     folder = shared("golden/gsmn")
     expected = np.load(folder / "expected_dense.npz")
     words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
-    test = data.PrecompDataset("test", "f30k_precomp", words, Namespace(data_path=folder, img_dim=64))
+    test = data.PrecompDataset("test", "f30k_precomp", words, completed(Namespace(data_path=folder, img_dim=64)))
     assert np.array_equal(test.boxes, expected["boxes_correct"])
     assert np.array_equal(test.released_boxes(16), expected["quirk_bbox"][:20])
     assert np.array_equal(test.released_boxes(16, fold5=True).reshape(5, 4, 36, 4), expected["fold5_bbox"])
@@ -302,7 +302,7 @@ def test_printed_bytes_are_named(tiny_data, capsys):
 def test_published_flickr8k_reads():
     words = vocab.load_vocab(shared("real/vocab"), "flickr8k_precomp")
     dev = data.PrecompDataset(
-        "dev", "flickr8k_precomp", words, Namespace(data_path=shared("real"), img_dim=256, is_sparse=True)
+        "dev", "flickr8k_precomp", words, completed(Namespace(data_path=shared("real"), img_dim=256, is_sparse=True))
     )
     batch = next(iter(data.make_loader(dev, data.in_order(5000, 128), 0)))
     assert len(dev) == 5000 and batch.images.shape == (128, 36, 256)
