@@ -4,9 +4,8 @@
 now and then a validation and a checkpoint.
 """
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
-from files.errors import guarded, run
 from systems.options import train_options
 
 if __name__ == "__main__":

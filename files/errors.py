@@ -1,7 +1,6 @@
-"""Errors of the user's input, warnings, and how a script ends."""
+"""Errors of the user's input, warnings, exit codes."""
 
 import importlib
-import io
 import sys
 
 
@@ -34,28 +33,6 @@ def optional_package(module, what, install=None):
         return importlib.import_module(module)
     except ImportError:
         raise InputError(f"{what} needs the package {module}: pip install {install or module}") from None
-
-
-def run(main):
-    """Run a script's main() and end the program: InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
-    sys.exit(guarded(main))
-
-
-def guarded(function):
-    """function(), which ends the program like `run` where it fails.
-
-    Scripts read their flags this way before they import torch, so that --help and wrong flags answer at once.
-    A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return function()
-    except (InputError, KeyboardInterrupt) as error:
-        if isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
 
 
 def exit_code(error):

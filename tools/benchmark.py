@@ -22,14 +22,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 import data
 import evaluation
 import model
-from files.errors import run
 from files.writing import atomic_write, check_writable
 from modules import (
     cpu_kernel,

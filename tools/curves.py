@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files.errors import InputError, run
+from runtime.start import run
+
+from files.errors import InputError
 from files.text import read_lines
 from files.writing import check_writable
 from reporting.figures import matplotlib_figure, save_figure

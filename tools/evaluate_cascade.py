@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 import data
 import evaluation
 from checkpoints.evaluation_options import add_override_flags, overrides_of
-from files.errors import InputError, run
+from files.errors import InputError
 from files.writing import atomic_write, check_writable
 from reporting.explanation import Sentence
 from reporting.figures import matplotlib_figure, need_matplotlib, save_figure

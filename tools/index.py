@@ -15,12 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import data
 import evaluation
 from checkpoints.evaluation_options import add_override_flags, overrides_of
-from files.errors import run
 from files.writing import check_writable
 from runtime.commandline import Parser
 from tools.searching.collection import embed_images, facts_of, need_vectors

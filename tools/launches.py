@@ -20,13 +20,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 import graph
 import model
-from files.errors import InputError, run
+from files.errors import InputError
 from modules import similarity
 from runtime.commandline import Parser
 from systems.options import defaults

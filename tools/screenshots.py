@@ -18,7 +18,9 @@ from pathlib import Path
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files.errors import InputError, run
+from runtime.start import run
+
+from files.errors import InputError
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
-from files.errors import run
 from runtime.commandline import Parser, whole
 from tools.measuring import training
 

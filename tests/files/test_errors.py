@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")) if '__name__ == "__main__"' in p.read_text()]
 PRINTS = """
 import sys
-from files.errors import InputError, run, warn
+from runtime.start import run
+from files.errors import InputError, warn
 def main():
     print("naïve ‹word›")
     warn("naïve")

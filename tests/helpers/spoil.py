@@ -18,7 +18,7 @@ import testall
 import train
 import vocab
 from checkpoints import checkpoint
-from files import errors
+from runtime.start import run
 from model import build_model
 
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
@@ -66,7 +66,7 @@ def run(script, flags, monkeypatch, capsys):
     name = script.split()[0]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *FLAGS[script].split(), *flags.split()])
     with pytest.raises(SystemExit) as end:
-        errors.run(MAINS[name].main)
+        run(MAINS[name].main)
     return end.value.code, capsys.readouterr().err.splitlines()
 
 

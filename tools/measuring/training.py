@@ -1,6 +1,6 @@
 """Training steps on random data, in this process or in several that torchrun starts."""
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import train
-from files.errors import InputError, run
+from files.errors import InputError
 from runtime import distributed
 from runtime.batches import Share
 from systems.options import train_options
