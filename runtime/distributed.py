@@ -324,7 +324,7 @@ def total(x):
 
 def total_loss(loss):
     """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
-    return total(loss.detach()) + (loss - loss.detach())
+    return total(loss.detach()) + (loss - loss.detach()) if _group else loss
 
 
 def gather(rows, counts):
