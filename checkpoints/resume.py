@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,8 +38,7 @@ def refuse_used_folder(folder):
 
 def load_resumed(path):
     """A file, or a folder whose newest complete checkpoint is taken -> (the file's path, its content)."""
-    if os.path.isdir(path):
-        path = checkpoint.newest(path, logging.warning)
+    path = checkpoint.find_checkpoint(path, resume=True, say=logging.warning)
     saved = checkpoint.load_checkpoint(path)
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
@@ -51,7 +49,7 @@ def load_resumed(path):
 def resume_options(opt, given, saved, path, say):
     """Flags of a resumed run: those saved in the checkpoint `path`, overridden by those of the command line.
 
-    Flags that determine the weights stay as in the checkpoint; `say` gets a message for every contradiction.
+    InputError for another flag that determines the weights; `say` gets a message for every other contradiction.
     """
     if "model" in given and opt.model != saved.model:
         raise InputError(f"{path}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
@@ -67,10 +65,10 @@ def resume_options(opt, given, saved, path, say):
         old, new = getattr(saved, name), getattr(opt, name)
         if old == new:
             continue
-        wins = "the checkpoint's" if name in fixed else "the command line's"
-        say(f"--{name}: {old} in the checkpoint, {new} on the command line; {wins} is used")
-        if name not in fixed:
-            setattr(merged, name, new)
+        if name in fixed:
+            raise InputError(f"{path}: was made with --{name} {old}, but --{name} is {new}; leave it out")
+        say(f"--{name}: {old} in the checkpoint, {new} on the command line; the command line's is used")
+        setattr(merged, name, new)
     return merged
 
 

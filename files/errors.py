@@ -14,6 +14,11 @@ class InputError(Exception):
         super().__init__("".join(c if c.isprintable() else " " for c in own).strip())
 
 
+def reason(error):
+    """Why a system call failed, in a few words; also for an OSError that was made from a text."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 warned = set()  # warnings of this process
 
 

@@ -7,11 +7,12 @@ models a sixth of their speed.  A hundredth of a millisecond costs nothing and h
 loaded; processes that this one starts inherit it.
 """
 
+import errno
 import io
 import os
 import sys
 
-from files.errors import InputError, exit_code
+from files.errors import InputError, exit_code, reason
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user's own choice stays
 SPINS = "1000"  # rounds of an empty loop; 300,000 by default
@@ -38,6 +39,10 @@ def guarded(function):
         return function()
     except (InputError, KeyboardInterrupt) as error:
         end(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        end(InputError(f"{str(error.filename)[:80]}...: {reason(error)}; give a shorter name"))
 
 
 def end(error):

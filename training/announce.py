@@ -27,9 +27,19 @@ class BesideBars(logging.StreamHandler):
             super().emit(record)
 
 
+class WithLevel(logging.Formatter):
+    """Time and text of a line; before the text 'warning' or 'error' where it is one."""
+
+    def formatMessage(self, record):
+        record.kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return super().formatMessage(record)
+
+
 def start_logging():
     """Log lines with their time to stderr, from level INFO on."""
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, handlers=[BesideBars()])
+    handler = BesideBars()
+    handler.setFormatter(WithLevel("%(asctime)s %(kind)s%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def announce_start(training):

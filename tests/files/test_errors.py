@@ -1,5 +1,7 @@
 """How a script ends and prints, whatever the terminal's encoding."""
 
+from runtime.start import run
+
 import os
 import subprocess
 import sys
@@ -32,6 +34,12 @@ def test_a_terminal_that_lacks_characters_gets_escapes():
     assert done.returncode == 2
     assert done.stdout == "na\\xefve \\u2039word\\u203a\n"
     assert done.stderr == "warning: na\\xefve\nerror: no such word: \\u2039\\u2026\\u203a\n"
+
+
+def test_a_name_longer_than_the_system_allows_is_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: os.stat(tmp_path / ("n" * 300)))
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
