@@ -301,18 +301,20 @@ class Ensemble:
             if deviation == 0:
                 raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
             for matrix in matrices if self.normalize or self.weights else ():
-                shared_arrays.rescale_in_place(matrix, mean, weight / deviation)
+                factor = weight / deviation
+                shared_arrays.change_rows(matrix, lambda row, mean=mean, factor=factor: (row - mean) * factor)
         self.count += 1
         if self.total is None:
             self.total = sims
             return
         for matrix, other in zip(chain.from_iterable(self.total.values()), chain.from_iterable(sims.values())):
-            shared_arrays.add_in_place(matrix, other)
+            shared_arrays.change_rows(matrix, np.add, other)
 
     def mean(self):
         """The mean of what was added, as {kind: matrices}."""
+        count = sum(self.weights or [1] * self.count)
         for matrix in chain.from_iterable(self.total.values()):
-            shared_arrays.divide_in_place(matrix, sum(self.weights or [1] * self.count))
+            shared_arrays.change_rows(matrix, lambda row: row / count)
         return self.total
 
 

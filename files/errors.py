@@ -1,8 +1,7 @@
-"""Errors of the user's input, warnings, and how a script ends."""
+"""Errors of the user's input, warnings, exit codes."""
 
 import errno
 import importlib
-import io
 import sys
 
 
@@ -42,31 +41,6 @@ def optional_package(module, what, install=None):
         raise InputError(f"{what} needs the package {module}: pip install {install or module}") from None
 
 
-def run(main):
-    """Run a script's main() and end the program: InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
-    sys.exit(guarded(main))
-
-
-def guarded(function):
-    """function(), which ends the program like `run` where it fails.
-
-    Scripts read their flags this way before they import torch, so that --help and wrong flags answer at once.
-    A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return function()
-    except (Exception, KeyboardInterrupt) as error:
-        code = exit_code(error)
-        if code == 1:
-            raise
-        if code == 2:
-            print(f"error: {last_line(error)}", file=sys.stderr)
-        sys.exit(code)
-
-
 TOO_SMALL = (
     "the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or a smaller "
     "--batch_size, or end other programs on this GPU (nvidia-smi lists them)"
@@ -75,11 +49,13 @@ TOO_SMALL = (
 
 def last_line(error):
     """What a program says at its end."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
     if is_full_card(error):
-        return TOO_SMALL
+        return f"error: {TOO_SMALL}"
     if is_long_name(error):
-        return f"{str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
-    return str(error)
+        return f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
+    return f"error: {error}"
 
 
 def is_long_name(error):

@@ -29,7 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
@@ -37,7 +37,7 @@ import data
 import evaluation
 import model
 import train
-from files.errors import InputError, run
+from files.errors import InputError
 from files.writing import atomic_write, check_writable
 from modules import literal
 from modules.layers import l2norm

@@ -1,5 +1,7 @@
 """Plain files: what is accepted, what is refused and in which words, and that no pickle can call anything."""
 
+from runtime.start import run
+
 import errno
 import io
 import os
@@ -15,7 +17,7 @@ from damage import damaged
 
 import vocab
 from files.arrays import open_array, read_sizes
-from files.errors import InputError, run
+from files.errors import InputError
 from files.text import read_captions, read_dependencies, read_ids, read_json, read_lines
 from files.writing import atomic_write, make_folder
 
