@@ -7,9 +7,10 @@ import stat
 from files.errors import InputError
 
 HEAD = 512  # bytes that tell a wrong file from a right one
+PAGE = "a web page was saved in place of the file; download it again"
 NO_FILE = "a server's message, not the file; download it again"
 STRANGERS = {
-    r"<(!doctype html|html|head|body|script|!--|\?xml|error>)": "a web page was saved in place of the file; download it again",
+    r"<(!doctype html|html|head|body|script|!--|\?xml|error>)": PAGE,
     r"version https://git-lfs\.": "a Git LFS pointer; fetch the file itself with 'git lfs pull'",
     r"([45]\d\d[: ]+)?(not found|forbidden|unauthorized|bad gateway|access denied)[^\n]{0,80}\s*\Z": NO_FILE,
     r"\{\s*\"(error|errors|message|detail)\"\s*:\s*[\"{\[][^\0]*\}\s*\Z": NO_FILE,
