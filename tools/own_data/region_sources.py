@@ -35,7 +35,7 @@ class Regions(NamedTuple):
 
 
 class Pictures(Dataset):
-    """The wanted pictures of a split as (index, uint8 tensor (3, height, width), size, change of form), squared for a grid."""
+    """The wanted pictures of a split: (index, uint8 (3, height, width), size, change or None), squared for a grid."""
 
     def __init__(self, folder, names, wanted, side=None):
         self.paths, self.wanted, self.side = need_pictures(folder, names), wanted, side
