@@ -10,11 +10,22 @@ from torch.utils.data import Dataset
 from files.arrays import check_five_rows, open_array, open_features, read_sizes
 from files.boxes import read_boxes, released_boxes
 from files.errors import InputError, warn
-from files.pictures import PICTURES, captioned_pictures, first_five, make_transforms, read_picture
+from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
-from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions, read_dependencies, read_ids
-from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded, stack
-from runtime.options import with_defaults
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
+from runtime import distributed
+from runtime.batches import (
+    EpochSampler,
+    Item,
+    TrainingLoader,
+    collate,
+    in_order,
+    longest_first,
+    make_loader,
+    seeded,
+    stack,
+)
+from systems.table import SYSTEMS, Inputs, inputs_of, system_of
 from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
@@ -47,14 +58,12 @@ class PrecompDataset(Dataset):
 
     def __init__(self, split, data_name, vocab, opt):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
-        opt = with_defaults(opt, "gsmn")
-        self.vsrn = opt.model == "vsrn"
-        self.max_len = opt.max_len if self.vsrn else None
+        self.inputs = inputs_of(opt)
         self.images = open_features(self._need("ims.npy", NO_FEATURES), opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
-        self.sizes, self.boxes = (None, None) if self.vsrn else self._read_boxes(opt.boxes)
-        self.depends = self._read_depends() if not self.vsrn and opt.is_sparse else None
+        self.sizes, self.boxes = self._read_boxes()
+        self.depends = self._read_depends() if self.inputs.dependencies else None
 
     def _read_depends(self):
         path = self._need("caps.json", "only --is_sparse needs it")
@@ -81,9 +90,9 @@ class PrecompDataset(Dataset):
 
     def _read_tokens(self):
         ready = self._path("precaps_stan.txt")
-        if self.vsrn or not ready.exists():
+        if not self.inputs.ids or not ready.exists():
             source = self._need("caps.txt")
-            if not self.vsrn:
+            if self.inputs.ids:
                 warn(f"{ready} is missing: making the word ids from {source.name} with the vocabulary")
             return encode_all(read_captions(source), self.vocab, source)
         tokens = Ragged(read_ids(ready, len(self.vocab)))
@@ -110,10 +119,11 @@ class PrecompDataset(Dataset):
         self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions
         self.n_images = self.length // CAPTIONS_PER_IMAGE
 
-    def _read_boxes(self, kind):
-        if kind == "none":
+    def _read_boxes(self):
+        """Sizes of the images and boxes of their regions, (None, None) where the system reads none."""
+        if self.inputs.boxes == "none":
             return None, None
-        advice = "GSMN without boxes needs --boxes none"
+        advice = "without boxes give --boxes none"
         sizes = read_sizes(self._need("ims_size.npy", advice))
         path = self._need("ims_bbx.npy", advice)
         for rows, file in ((sizes, self._path("ims_size.npy")), (open_array(path), path)):
@@ -174,14 +184,32 @@ class PrecompDataset(Dataset):
         return self._features(g * CAPTIONS_PER_IMAGE // self.im_div)
 
     def _features(self, row):
+        features = torch.empty(1, *self.images.shape[1:])
+        self.read_rows([row], features)
+        return features[0]
+
+    def row_of(self, i):
+        """Number of the row of features that caption i's image has."""
+        return i // self.im_div
+
+    @property
+    def features_like(self):
+        """An empty tensor of the type in which features travel, (0, R, F): the file's float16, else float32."""
+        kind = torch.float16 if self.images.dtype == np.float16 else torch.float32
+        return torch.empty(0, *self.images.shape[1:], dtype=kind)
+
+    def read_rows(self, rows, out):
+        """Copy these rows of features into the tensor out (len(rows), R, F).  InputError for NaN or infinity."""
+        target = out.numpy()
         with np.errstate(over="ignore"):  # float64 beyond float32: infinity, which is refused
-            features = np.array(self.images[row], np.float32, order="C")
-        if not np.isfinite(features).all():
+            for place, row in enumerate(rows):
+                target[place] = self.images[row]
+        if len(out) and not torch.stack(torch.aminmax(out)).isfinite().all():  # one pass; NaN is passed on
+            row = next(row for row, features in zip(rows, out) if not torch.isfinite(features).all())
             raise InputError(
                 f"{self._path('ims.npy')}, row {row}: NaN or infinity among the features; "
                 "extract the features of this image again"
             )
-        return torch.from_numpy(features)
 
     def check_features(self):
         """InputError for the first row that holds NaN or infinity."""
@@ -189,11 +217,19 @@ class PrecompDataset(Dataset):
             self._features(row)
 
     def __getitem__(self, i):
+        return self._item(i, self._features(self.row_of(i)))
+
+    def __getitems__(self, captions):
+        """Items without images: a loader reads those of a whole batch into one tensor (batches.BatchMaker)."""
+        return [self._item(i, None) for i in captions]
+
+    def _item(self, i, image):
         caption = self.tokens[i]
         boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
         depends = None if self.depends is None else self.depends[i]
-        label, mask = label_and_mask(caption, self.max_len) if self.vsrn else (None, None)
-        return Item(self._features(i // self.im_div), caption, i, boxes, depends, label, mask)
+        length = self.inputs.label_length
+        label, mask = label_and_mask(caption, length) if length else (None, None)
+        return Item(image, caption, i, boxes, depends, label, mask)
 
 
 class PictureDataset(Dataset):
@@ -204,14 +240,14 @@ class PictureDataset(Dataset):
     epoch being that of `sampler`. InputError for a file that is missing, damaged or does not fit the others.
     """
 
+    inputs = Inputs()
     boxes = depends = sizes = None
     sampler = None  # the EpochSampler in use
 
     def __init__(self, split, data_name, vocab, opt):
-        opt = with_defaults(opt, "vsrn")
         folder = self.folder = data_folder(opt.data_path, data_name)
         self.split = split
-        self.train, self.seed = split == "train", opt.seed or 0
+        self.train, self.seed = split == "train", opt.seed
         pairs = captioned_pictures(folder, data_name, split, opt.use_restval)
         if not self.train:
             pairs = first_five(pairs, folder, split)
@@ -253,9 +289,11 @@ class PictureDataset(Dataset):
 def check_name(data_name, opt):
     """InputError where the data set is missing (the message lists the others), or the model cannot read it."""
     data_folder(opt.data_path, data_name)
-    if data_name in PICTURES and with_defaults(opt, "vsrn").model == "gsmn":
+    if data_name in PICTURES and not system_of(opt).pictures:
+        others = [name for name, system in SYSTEMS.items() if system.pictures]
         raise InputError(
-            f"--data_name {data_name}: pictures, which GSMN cannot read; extract region features, or give --model vsrn"
+            f"--data_name {data_name}: pictures, which {system_of(opt).title} cannot read; extract region features, "
+            f"or give --model {' or '.join(others)}"
         )
 
 
@@ -278,13 +316,15 @@ def open_split(split, data_name, vocab, opt):
 def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     """Loaders of Batch for train (.batch_sampler is an EpochSampler) and dev (in order)."""
     train = open_split("train", data_name, vocab, opt)
-    sampler = EpochSampler(len(train), batch_size, with_defaults(opt).seed or 0, replicas, rank)
+    sampler = EpochSampler(len(train), batch_size, opt.seed, replicas, rank)
     train.sampler = sampler  # pictures are cropped by (seed, epoch, caption)
     dev = get_test_loader("dev", data_name, vocab, batch_size, workers, opt)
     for dataset in (train, dev.dataset):
         if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
             dataset.check_features()
-    return make_loader(train, sampler, workers), dev
+    if opt.preload and isinstance(train, PictureDataset):
+        raise InputError("--preload keeps region features, but pictures are cut anew each time; leave it out")
+    return TrainingLoader(train, sampler, workers, distributed.local_device(opt.device or "cpu"), opt.preload), dev
 
 
 def get_test_loader(split, data_name, vocab, batch_size, workers, opt):

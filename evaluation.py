@@ -1,7 +1,7 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
 docs/method.md, section 4.  In this order: embeddings, similarities, one checkpoint, several checkpoints, the
-scripts' entry points.  Ranks and recalls are counted in modules/ranks.py and printed in reporting/printing.py.
+scripts' entry points.  Ranks and recalls are counted in reporting/ranks.py and printed in reporting/printing.py.
 """
 
 import contextlib
@@ -17,36 +17,43 @@ import torch
 from tqdm import tqdm
 
 import data
+from checkpoints.evaluation_options import RANKS, overrides_of
+from checkpoints.loading import load_model, open_members
 from files.errors import InputError
-from modules import similarity
-from modules.ranks import RECALLS, NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
+from modules import memory
+from modules.sides import CaptionSide, ImageSide
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
+from reporting.provenance import Recorder
+from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from runtime import distributed, shared_arrays
-from runtime.evaluation_options import RANKS, overrides_of
-from runtime.loading import load_model, open_members
-from runtime.transfer import send
 
-__all__ = ["RECALLS", "Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "main",
-           "metrics", "recalls", "shard_xattn", "t2i"]  # fmt: skip
+# what other programs call, some of it defined elsewhere
+__all__ = ["Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "recalls", "t2i"]
 
 
 # ---- embeddings
 
 
 class Encoded(NamedTuple):
-    """A split after the encoders.  N images, M captions."""
+    """A split after the encoders, part by part as shard_xattn takes it.  N images, M captions."""
 
-    img_embs: torch.Tensor  # GSMN (N, R, D), VSRN (N, D)
-    cap_embs: list | torch.Tensor  # GSMN: for each caption (n, D), views of one buffer; VSRN (M, D)
+    img_embs: torch.Tensor  # (N, R, D), or (N, D) for a system with one vector an image
+    cap_embs: list | torch.Tensor  # for each caption (n, D), views of one buffer; or (M, D)
     bboxes: torch.Tensor | None  # (N, R, 4), normalised
     depends: list | None
     cap_lens: list
 
 
-@torch.no_grad()
 def encode_data(model, data_loader, log_step=10, logging=print):
-    """Embeddings of a loader's split, each image and each caption encoded once -> Encoded.
+    """encode_split as the published code names it -> Encoded."""
+    images, captions = encode_split(model, data_loader)
+    return Encoded(images.emb, captions.emb, images.boxes, captions.depends, captions.lengths)
+
+
+@torch.no_grad()
+def encode_split(model, data_loader):
+    """Embeddings of a loader's split, each image and each caption encoded once -> ImageSide, CaptionSide.
 
     Captions are encoded in batches of similar length, whatever the loader's order, and come back in file
     order.  InputError where an embedding is not finite.
@@ -56,8 +63,8 @@ def encode_data(model, data_loader, log_step=10, logging=print):
     lengths = dataset.tokens.lengths[: len(dataset)].tolist()
     boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes)
     depends = None if dataset.depends is None else [dataset.depends[i] for i in range(len(dataset))]
-    images, captions = encode_all_images(model, dataset, workers), encode_all_captions(model, dataset, lengths)
-    return Encoded(images, captions, boxes, depends, lengths)
+    images = ImageSide(encode_all_images(model, dataset, workers), boxes)
+    return images, CaptionSide(encode_all_captions(model, dataset, lengths), lengths, depends)
 
 
 def encode_all_images(model, dataset, workers):
@@ -111,33 +118,34 @@ def finite(embeddings, what, numbers):
 # ---- similarities
 
 
-@torch.no_grad()
 def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128, sims=None):
+    """score_all as the published code names it, the sides given part by part; shard_size has no effect."""
+    return score_all(model, ImageSide(img_embs, bboxes), CaptionSide(cap_embs, cap_lens, depends), sims)
+
+
+@torch.no_grad()
+def score_all(model, images, captions, sims=None):
     """Similarity of all images with all captions, in blocks -> float32 (N, M), written into `sims` where given.
 
-    Arguments as GSMN.forward_sim.  The model's memory budget decides how large the blocks are; shard_size is an
-    argument of the published code and has no effect.  Several processes each score a share of the images, then
-    all have the whole matrix.  InputError where a similarity is not finite.
+    images, captions: the sides as encode_split gives them.  The model's memory budget decides how large the blocks are.
+    Several processes each score a share of the images, then all have the whole matrix.  InputError where a similarity
+    is not finite.
     """
-    n_images, n_captions, width = len(img_embs), len(cap_lens), img_embs.shape[-1]
-    share = distributed.local_slice(n_images)
-    sims = np.empty((n_images, n_captions), np.float32) if sims is None else sims
-    order = np.argsort(np.asarray(cap_lens), kind="stable")  # captions of one length form large groups
-    budget = similarity.budget(model.sim_memory, model.device) / 4
-    rows = np.full(n_images, img_embs[0].numel() // width)[share]
-    words = np.ones(n_captions, int) if model.one_vector else np.asarray(cap_lens)[order]
+    share = distributed.local_slice(len(images))
+    sims = np.empty((len(images), len(captions)), np.float32) if sims is None else sims
+    width, budget = images.emb.shape[-1], memory.budget(model.sim_memory, model.device) / 8
+    rows = np.full(len(images), images.emb[0].numel() // width)[share]
+    order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
+    words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
     look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}
-    with tqdm(total=len(rows) * n_captions, **look) as bar:
+    with tqdm(total=len(rows) * len(captions), **look) as bar:
         for part in pieces(rows, width, budget):
             part = slice(share.start + part.start, share.start + part.stop)
-            images = send(img_embs[part], model.device)
-            boxes = None if bboxes is None else bboxes[part]
+            some = images.take(part).on(model.device)
             for block in (order[piece] for piece in pieces(words, width, budget)):
-                captions = captions_at(cap_embs, block, model.device)
-                pairs = None if depends is None else [depends[c] for c in block]
-                scores = model.forward_sim(images, captions, boxes, pairs, [cap_lens[c] for c in block])
+                scores = model.similarity(some, captions.take(block.tolist()).on(model.device))
                 sims[part, block] = scores.float().cpu().numpy()
-                bar.update(len(images) * len(block))
+                bar.update(len(some) * len(block))
     check_finite(sims[share], share.start)
     shared_arrays.exchange(sims)
     return sims
@@ -147,9 +155,9 @@ def pieces(rows, width, budget):
     """Cut items into runs that fit into memory -> slices.
 
     rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
-    half of `budget` bytes at most, and the similarities of two pieces a quarter.  A piece has at least one item.
+    half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has at least one item.
     """
-    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 16))
+    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 32))
     cut, start, longest = [], 0, 0
     for i, n in enumerate(rows):
         longest = max(longest, n)
@@ -159,38 +167,27 @@ def pieces(rows, width, budget):
     return [*cut, slice(start, len(rows))] if len(rows) else []
 
 
-def captions_at(cap_embs, numbers, device):
-    """Embeddings of the captions with these numbers: rows of a matrix (VSRN), or a list of matrices (GSMN).
-
-    One copy to the device for all of them.
-    """
-    if torch.is_tensor(cap_embs):
-        return send(cap_embs[numbers], device)
-    captions = [cap_embs[c] for c in numbers]
-    if device.type == "cpu":
-        return captions
-    return list(send(torch.cat(captions), device).split([len(words) for words in captions]))
-
-
 def score_member(member, fold5, full, store):
     """The similarities of one checkpoint -> {'full': [(N, M)], 'fold5': five of (N/5, M/5)} as requested.
 
     store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds.
     Folds that are parts of the full matrix are left out; with_folds adds them.
     """
-    model, opt, dataset = member.model, member.opt, member.loader.dataset
+    model, dataset = member.model, member.loader.dataset
     print("Computing results...")
-    encoded = encode_data(model, member.loader)
-    print(f"Images: {dataset.n_images}, Captions: {len(dataset)}")
-    n, m, sims = dataset.n_images, len(dataset), {}
+    images, captions = encode_split(model, member.loader)
+    print(f"Images: {len(images)}, Captions: {len(captions)}")
+    n, m, sims = len(images), len(captions), {}
+    released = dataset.inputs.boxes == "released"
     if full:
         sims["full"] = [store.new((n, m))]
-        shard_xattn(model, *with_boxes(encoded, dataset, opt, False), sims=sims["full"][0])
-    if fold5 and (not full or opt.boxes == "released"):
-        encoded = with_boxes(encoded, dataset, opt, True)
+        score_all(model, with_released_boxes(images, member, False) if released else images, captions, sims["full"][0])
+    if fold5 and (not full or released):
+        images = with_released_boxes(images, member, True) if released else images
         sims["fold5"] = (shared_arrays.ArrayStore() if full else store).new((5, n // 5, m // 5))
         for k in range(5):
-            shard_xattn(model, *fold_of(encoded, k), sims=sims["fold5"][k])
+            fold = images.take(fold_slice(n, k)), captions.take(fold_slice(m, k))
+            score_all(model, *fold, sims["fold5"][k])
     return sims
 
 
@@ -199,19 +196,15 @@ def with_folds(sims, fold5):
     return {**sims, "fold5": five_folds(sims["full"][0])} if fold5 and "fold5" not in sims else sims
 
 
-def with_boxes(encoded, dataset, opt, fold5):
-    """With --boxes released: the boxes that the released evaluation used (method.md, section 6)."""
-    if opt.model != "gsmn" or opt.boxes != "released":
-        return encoded
-    return encoded._replace(bboxes=torch.from_numpy(dataset.released_boxes(opt.batch_size, fold5)))
+def with_released_boxes(images, member, fold5):
+    """The images with the boxes that the released evaluation used (docs/method.md, section 6)."""
+    boxes = member.loader.dataset.released_boxes(member.opt.batch_size, fold5)
+    return ImageSide(images.emb, torch.from_numpy(boxes))
 
 
-def fold_of(encoded, k):
-    """Fold k of five: N/5 images and their captions."""
-    n, m = len(encoded.img_embs) // 5, len(encoded.cap_lens) // 5
-    images, captions = slice(k * n, (k + 1) * n), slice(k * m, (k + 1) * m)
-    cut = (images, captions, images, captions, captions)
-    return Encoded(*(None if part is None else part[where] for part, where in zip(encoded, cut)))
+def fold_slice(count, k):
+    """Where fold k of five lies among `count` images or captions."""
+    return slice(k * (count // 5), (k + 1) * (count // 5))
 
 
 # ---- several checkpoints
@@ -308,18 +301,20 @@ class Ensemble:
             if deviation == 0:
                 raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
             for matrix in matrices if self.normalize or self.weights else ():
-                shared_arrays.rescale_in_place(matrix, mean, weight / deviation)
+                factor = weight / deviation
+                shared_arrays.change_rows(matrix, lambda row, mean=mean, factor=factor: (row - mean) * factor)
         self.count += 1
         if self.total is None:
             self.total = sims
             return
         for matrix, other in zip(chain.from_iterable(self.total.values()), chain.from_iterable(sims.values())):
-            shared_arrays.add_in_place(matrix, other)
+            shared_arrays.change_rows(matrix, np.add, other)
 
     def mean(self):
         """The mean of what was added, as {kind: matrices}."""
+        count = sum(self.weights or [1] * self.count)
         for matrix in chain.from_iterable(self.total.values()):
-            shared_arrays.divide_in_place(matrix, sum(self.weights or [1] * self.count))
+            shared_arrays.change_rows(matrix, lambda row: row / count)
         return self.total
 
 
@@ -350,7 +345,7 @@ def evalrank(
     explain_pairs, texts such as '3:17' (image, caption).  overrides: options of the checkpoint, as boxes='released',
     device='cuda'.
 
-    The result (of the ensemble, for a list) is the dict of modules.ranks.metrics: figures in percent by name, as
+    The result (of the ensemble, for a list) is the dict of reporting.ranks.metrics: figures in percent by name, as
     'r1' (image to text), 'r1i' (text to image) and 'rsum'; 'ranks'; 'ties'.  With fold5 the figures are means,
     'ranks' is a list, and 'folds' holds each fold's dict.
     """
@@ -381,7 +376,7 @@ def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra
     """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
     outputs = outputs.checked()
     pages = outputs.new_report(split, how["ties"], overrides) if distributed.is_main() else None
-    observers = [observer for observer in (extra, pages) if observer and distributed.is_main()]
+    observers = [one for one in (Recorder(outputs.command), extra, pages) if one and distributed.is_main()]
     with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
         results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)
         store.keep()

@@ -1,7 +1,7 @@
-"""Graph equations: node-level matching and graph convolutions (GSMN), and relations among regions (VSRN).
+"""Graph equations of GSMN: node-level matching and graph convolutions.
 
 Letters used for shapes: I images, C captions of one length, R regions, n words, K blocks, D embedding
-width, d = D/K, N nodes (R or n), H hidden width, 8 kernels.  See docs/method.md, sections 2, 3.1 and 7.
+width, d = D/K, N nodes (R or n), H hidden width, 8 kernels.  See docs/method.md, sections 2 and 7.
 """
 
 import math
@@ -65,35 +65,45 @@ def nodes(features, blocks):
     return Nodes(features, x @ x.transpose(2, 3))
 
 
-def node_matching(regions, words, smooth, mask=None, block_dtype=None):
+def node_matching(regions, words, smooth, mask=None):
     """Node-level matching of every image with every caption, captions padded to one length.
 
     regions, words: Nodes of I images and of C captions; mask (C, n): 0 for words, -inf for padding, whose features
     must be 0; None for no padding -> matching vectors (I, C, R, K) of the visual nodes and (I, C, n, K) of the textual
     ones: the cosine of each block of a node with the same block of its context in the other graph
-    (docs/method.md, sections 2.3 and 7).  The block product, and nothing else, is computed in `block_dtype` where
-    that is given.
+    (docs/method.md, sections 2.3 and 7).
     """
+    products = block_products(regions, words)
+    affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
+    visual = regions_ask(products, attention(affinity, 1, 3, smooth, mask), regions, words)
+    return visual, words_ask(products, attention(affinity, 3, 1, smooth), regions, words)
+
+
+def block_products(regions, words):
+    """Inner products of every region with every word, block by block: (K, I, R, C, n); arguments as node_matching."""
     (I, R, D), (C, n, _), K = regions.features.shape, words.features.shape, regions.gram.shape[1]
     v = regions.features.reshape(I * R, K, D // K).transpose(0, 1)  # (K, I·R, d)
     t = words.features.reshape(C * n, K, D // K).permute(1, 2, 0)  # (K, d, C·n)
-    products = torch.bmm(v.to(block_dtype or v.dtype), t.to(block_dtype or t.dtype)).to(v.dtype)
-    products = products.view(K, I, R, C, n)
-    affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
+    return torch.bmm(v, t).view(K, I, R, C, n)
 
-    to_words = attention(affinity, 1, 3, smooth, mask)  # regions attend to words
-    dot = (to_words * products).sum(4)  # (K, I, R, C)
-    asking = to_words.permute(2, 0, 1, 3)  # (C, I, R, n)
+
+def regions_ask(products, weights, regions, words):
+    """Regions attend to words with weights (I, R, C, n) -> cosines of regions and contexts, (I, C, R, K)."""
+    K, I, R, C, n = products.shape
+    dot = (weights * products).sum(4)  # (K, I, R, C)
+    asking = weights.permute(2, 0, 1, 3)  # (C, I, R, n)
     mixed = asking.reshape(C, I * R, n) @ words.gram.transpose(1, 2).reshape(C, n, K * n)  # α G
     form = (mixed.view(C, I, R, K, n) * asking.unsqueeze(3)).sum(4)  # (C, I, R, K): α G α
-    visual = cosine(dot.permute(1, 3, 2, 0), form.transpose(0, 1), regions.square().unsqueeze(1))
+    return cosine(dot.permute(1, 3, 2, 0), form.transpose(0, 1), regions.square().unsqueeze(1))
 
-    to_regions = attention(affinity, 3, 1, smooth)  # words attend to regions
-    dot = (to_regions * products).sum(2)  # (K, I, C, n)
-    mixed = regions.gram.reshape(I, K * R, R) @ to_regions.view(I, R, C * n)  # G β
-    form = (mixed.view(I, K, R, C, n) * to_regions.unsqueeze(1)).sum(2)  # (I, K, C, n): β G β
-    textual = cosine(dot.permute(1, 2, 3, 0), form.permute(0, 2, 3, 1), words.square())
-    return visual, textual
+
+def words_ask(products, weights, regions, words):
+    """Words attend to regions with weights (I, R, C, n) -> cosines of words and contexts, (I, C, n, K)."""
+    K, I, R, C, n = products.shape
+    dot = (weights * products).sum(2)  # (K, I, C, n)
+    mixed = regions.gram.reshape(I, K * R, R) @ weights.view(I, R, C * n)  # G β
+    form = (mixed.view(I, K, R, C, n) * weights.unsqueeze(1)).sum(2)  # (I, K, C, n): β G β
+    return cosine(dot.permute(1, 2, 3, 0), form.permute(0, 2, 3, 1), words.square())
 
 
 def cosine(dot, context, node):
@@ -307,39 +317,3 @@ def adjacency(depends, lengths):
     real = torch.arange(max(lengths)) < torch.as_tensor(lengths).unsqueeze(1)  # (C, n)
     matrix.diagonal(dim1=1, dim2=2).add_(real)
     return matrix
-
-
-class RegionRelations(nn.Module):
-    """VSRN's relation layer: adds to each region a weighted sum over all regions  (VSRN paper, eqs. 2-3).
-
-    W ends in a BatchNorm that starts at 0, so an untrained layer returns its input unchanged.
-    """
-
-    def __init__(self, dim):
-        super().__init__()
-        self.g = nn.Conv1d(dim, dim, 1)
-        self.W = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.BatchNorm1d(dim))
-        self.theta = nn.Conv1d(dim, dim, 1)
-        self.phi = nn.Conv1d(dim, dim, 1)
-        nn.init.zeros_(self.W[1].weight)
-        nn.init.zeros_(self.W[1].bias)
-
-    def forward(self, regions):
-        """Regions (B, R, D) -> related regions (B, R, D)."""
-        query, key, value = (pointwise(layer, regions) for layer in (self.theta, self.phi, self.g))
-        relation = query @ key.transpose(1, 2) / regions.shape[1]  # (B, R, R), no softmax
-        update = pointwise(self.W[0], relation @ value).transpose(1, 2)  # (B, D, R)
-        # channels first in memory: torch's statistics are ten times less exact in the other layout
-        return regions + batch_norm(self.W[1], update.contiguous()).transpose(1, 2)
-
-
-def pointwise(convolution, x):
-    """A 1x1 convolution, read from its layer, of (B, R, D): one product, no axis moved."""
-    return F.linear(x, convolution.weight.squeeze(-1), convolution.bias)
-
-
-def batch_norm(layer, x):
-    """layer(x), x (B, D) or (B, D, R).  For a single value, without variance, it uses the running statistics."""
-    if x.numel() > x.shape[1] or not layer.training or getattr(layer, "synced", False):
-        return layer(x)
-    return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)

@@ -1,9 +1,8 @@
 """Evaluate one checkpoint on a split: recalls of both directions, or the means of five folds."""
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
-from files.errors import guarded, run
-from runtime.evaluation_options import eval_parser
+from checkpoints.evaluation_options import eval_parser
 
 
 def read_flags(argv=None):

@@ -1,13 +1,12 @@
-"""Train GSMN or VSRN on precomputed region features.  README.md has the published recipes.
+"""Train a system of image-text matching on region features or pictures.  README.md has the published recipes.
 
 `set_up` makes the objects of a run.  `train` is the loop over epochs and steps: data, losses, update, log,
 now and then a validation and a checkpoint.
 """
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
-from files.errors import guarded, run
-from runtime.options import train_options
+from systems.options import train_options
 
 if __name__ == "__main__":
     guarded(train_options)  # before torch is loaded: --help and mistakes in flags are answered at once
@@ -30,26 +29,29 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import data
-from evaluation import RECALLS, encode_data, metrics, shard_xattn
-from model import MatchingModel, build_model
-from runtime import checkpoint, devices, distributed, global_batch
-from runtime.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
-from runtime.batches import with_shares
-from runtime.checkpoint_fields import check_shapes
-from runtime.health import CollapseWatch, GuardedAdam, check_step
-from runtime.interrupts import Interrupted, Stop
-from runtime.logger import RunLog
-from runtime.resume import (
+from checkpoints import checkpoint
+from checkpoints.fields import check_shapes
+from checkpoints.resume import (
     Progress,
     load_resumed,
     refuse_used_folder,
     restore,
     resume_options,
-    settle_variant,
     training_state,
 )
-from runtime.step_figures import StepFigures
+from evaluation import encode_split, score_all
+from model import MatchingModel, build_model
+from modules.losses import observed
+from reporting.ranks import RECALLS, metrics
+from runtime import devices, distributed
+from runtime.batches import with_shares
 from runtime.transfer import on_device, send
+from training import global_batch
+from training.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
+from training.health import CollapseWatch, GuardedAdam, check_step
+from training.interrupts import Interrupted, Stop
+from training.logger import RunLog
+from training.step_figures import StepFigures
 from vocab import Vocabulary, load_vocab
 
 LOG_NAMES = {"grad_norm": "grad_norm before clipping"}
@@ -99,9 +101,6 @@ def set_up(opt, given):
     path, saved = load_resumed(opt.resume) if opt.resume else (None, refuse_used_folder(opt.model_name))
     if saved:
         opt = resume_options(opt, given, saved["opt"], path, logging.warning)
-    settle_variant(opt)
-    if opt.preload:
-        logging.warning("--preload has no effect any more; to read features faster, copy them to /dev/shm")
     seed_everything(opt.seed, opt.deterministic)
     data.check_name(opt.data_name, opt)
     if not saved and "img_dim" not in given:
@@ -148,7 +147,6 @@ def train(training):
     The host starts work on the device and goes on; it asks for the device's numbers only in report_steps.
     """
     opt, progress, steps = training.opt, training.progress, len(training.loader)
-    criterion = training.model.criterion
     if progress.validate_due:
         validate_and_keep(training)
         leave_if_asked(training, training.stop.requested())
@@ -161,11 +159,11 @@ def train(training):
             data_time = time.time() - start
 
             distributed.seed_step(opt.seed, progress.Eiters)
-            criterion.twins = None
+            excluded = None
             if opt.skip_twins:
-                criterion.twins = send(twins(batch, training.loader.dataset), training.model.device)
-            figures = train_step(training.replica, training.optimizer, batch, opt.grad_clip, progress.Eiters)
-            figures |= criterion.observed()
+                excluded = send(twins(batch, training.loader.dataset), training.model.device)
+            figures = train_step(training.replica, training.optimizer, batch, opt.grad_clip, excluded)
+            figures |= observed(training.model.last_scores, excluded)
             pairs = training.loader.batch_sampler.pairs(progress.step)  # of all processes
             progress.step, progress.Eiters = progress.step + 1, progress.Eiters + 1
             facts = step_facts(training, pairs, time.time() - start, data_time)
@@ -207,7 +205,7 @@ def start_epoch(training):
     """Set what depends on the epoch: learning rate, kind of loss, order of the data."""
     opt, epoch = training.opt, training.progress.epoch
     set_learning_rate(training.optimizer, opt, epoch)
-    training.model.criterion.max_violation = opt.max_violation and epoch >= opt.warmup_sum
+    training.model.criterion.start_epoch(epoch)
     training.loader.batch_sampler.set_epoch(epoch, training.progress.step)
 
 
@@ -217,20 +215,21 @@ def set_learning_rate(optimizer, opt, epoch):
         group["lr"] = opt.learning_rate * 0.1 ** (epoch // opt.lr_update)
 
 
-def train_step(model, optimizer, batch, grad_clip, Eiters):
-    """One update -> {'Le': total loss, …: its parts, 'grad_norm': before clipping}, scalars on the device.
+def train_step(model, optimizer, batch, grad_clip, excluded=None):
+    """One update -> {'loss': the sum, …: its parts, 'grad_norm': before clipping}, scalars on the device.
 
-    Where the loss or the norm is not finite, GuardedAdam leaves everything as it is, in this step and all later ones.
+    excluded: pairs that are no negatives of one another, as modules.losses.Loss takes them.  Where the loss or the norm
+    is not finite, GuardedAdam leaves everything as it is, in this step and all later ones.
     """
     model.train()
-    losses = model(batch)
+    losses = model(batch, excluded)
     total = sum(losses.values())
     optimizer.zero_grad()
     total.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
     optimizer.guard(total.detach(), norm)
     optimizer.step()
-    return {"Le": total.detach(), **{name: loss.detach() for name, loss in losses.items()}, "grad_norm": norm}
+    return {"loss": total.detach(), **{name: loss.detach() for name, loss in losses.items()}, "grad_norm": norm}
 
 
 def twins(batch, dataset):
@@ -268,19 +267,23 @@ def report_steps(training, bar=None):
         figures = {name: value for name, value in step.figures.items() if not math.isnan(value)}
         facts = {name: value for name, value in step.facts.items() if name != "pairs"}
         training.log.scalars({**facts, **figures}, facts["Eit"])
-        if model.criterion.max_violation:
-            training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], step.facts["pairs"])
+        flat = model.criterion.collapsed_at(step.facts["pairs"])
+        if flat is not None:
+            training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], flat)
         if facts["Eit"] % training.opt.log_step == 0:
             log_line(step, len(loader))
+            training.log.step(facts, {name: figures[name] for name in figures if name not in (*SCORES, "grad_norm")})
         if bar is not None:
             times = {"data": f"{facts['data_time']:.3f}s", "step": f"{facts['batch_time']:.3f}s"}
-            bar.set_postfix(loss=f"{step.figures['Le']:.3f}", **times)
+            bar.set_postfix(loss=f"{step.figures['loss']:.3f}", **times)
 
 
 def log_line(step, steps):
-    facts = step.facts
+    facts, figures = step.facts, step.figures
     place = f"Epoch: [{facts['epoch']}][{facts['step'] + 1}/{steps}]\tEit {facts['Eit']}"
-    losses = {LOG_NAMES.get(name, name): value for name, value in step.figures.items() if name not in SCORES}
+    losses = {LOG_NAMES.get(name, name): value for name, value in figures.items() if name not in SCORES}
+    if len(losses) == 3:  # one loss alone is the sum
+        del losses["loss"]
     parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
     times = f"Time {facts['batch_time']:.3f}\tData {facts['data_time']:.3f}"
     logging.info("%s  lr %g  %s\t%s", place, facts["lr"], parts, times)
@@ -312,7 +315,7 @@ def validate(val_loader, model, stop):
     logging.info("Validating: %d images, %d captions", dataset.n_images, len(dataset))
     try:
         with stop.at_once():
-            result = metrics(shard_xattn(model, *encode_data(model, val_loader)))
+            result = metrics(score_all(model, *encode_split(model, val_loader)))
     except Interrupted:
         return None
     result = {name: value for name, value in result.items() if isinstance(value, float)}  # without ranks and ties

@@ -1,5 +1,7 @@
 """Words and ids. `python vocab.py --data_path ./data/ --data_name f30k_precomp` builds a vocabulary."""
 
+from runtime.start import run
+
 import functools
 import html
 import json
@@ -13,12 +15,12 @@ import numpy as np
 import punkt
 from tqdm import tqdm
 
-from files.errors import InputError, run, warn
+from files.errors import InputError, warn
 from files.opening import open_regular
 from files.pickles import ANY_MODULE, restricted_load
-from files.pictures import PICTURES, training_captions
+from files.pictures import training_captions
 from files.ragged import Ragged
-from files.text import data_folder, read_captions, read_json
+from files.text import PICTURES, data_folder, read_captions, read_json
 from files.writing import atomic_write, make_folder
 from runtime import commandline
 
@@ -258,7 +260,7 @@ def load_vocab(vocab_path, data_name, size=None):
 def vocab_of_captions(captions, threshold=4):
     """A vocabulary of the words seen threshold times or more: special words, then in the order first seen."""
     counts = Counter()  # keeps the order of first insertion
-    for caption in tqdm(captions, desc="vocabulary", unit=" captions", mininterval=0.5):
+    for caption in tqdm(captions, desc="vocabulary", unit=" captions", mininterval=0.5, disable=None):
         counts.update(tokenize(caption))
     return Vocabulary([*SPECIAL, *(word for word, n in counts.items() if n >= threshold)])
 

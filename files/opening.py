@@ -4,13 +4,13 @@ import os
 import re
 import stat
 
-from files.errors import InputError
+from files.errors import InputError, reason
 
 HEAD = 512  # bytes that tell a wrong file from a right one
-PAGE = "a web page was saved in place of the file; download it again"
+WEB_PAGE = "a web page was saved in place of the file; download it again"
 NO_FILE = "a server's message, not the file; download it again"
 STRANGERS = {
-    r"<(!doctype html|html|head|body|script|!--|\?xml|error>)": PAGE,
+    r"<(!doctype html|html|head|body|script|!--|\?xml|error>)": WEB_PAGE,
     r"version https://git-lfs\.": "a Git LFS pointer; fetch the file itself with 'git lfs pull'",
     r"([45]\d\d[: ]+)?(not found|forbidden|unauthorized|bad gateway|access denied)[^\n]{0,80}\s*\Z": NO_FILE,
     r"\{\s*\"(error|errors|message|detail)\"\s*:\s*[\"{\[][^\0]*\}\s*\Z": NO_FILE,
@@ -34,7 +34,7 @@ def open_regular(path, missing="no such file"):
     except FileNotFoundError:
         raise InputError(f"{path}: {missing}") from None
     except OSError as error:
-        raise InputError(f"{shortened(path)}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{shortened(path)}: cannot be read ({reason(error)})") from None
     except ValueError as error:  # a zero byte in the name
         raise InputError(f"{shortened(path)}: cannot be read ({error})") from None
     mode = os.fstat(descriptor).st_mode

@@ -18,7 +18,6 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-PICTURES = ("coco", "f8k", "f30k")  # data sets of pictures with annotations; all others have region features
 HEIF_READER = False
 with contextlib.suppress(ImportError):  # optional: pictures of telephones
     from pillow_heif import register_heif_opener

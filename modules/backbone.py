@@ -1,4 +1,4 @@
-"""VSRN's encoder of pictures, on top of one of torchvision's classifiers."""
+"""The encoder of pictures, on top of one of torchvision's classifiers."""
 
 import pickle
 
@@ -30,11 +30,11 @@ class EncoderImageFull(nn.Module):
         return self
 
     def forward(self, images):
-        """(B, 3, height, width) -> image embeddings (B, D), and None where regions would stand."""
+        """(B, 3, height, width) -> image embeddings (B, D)."""
         features = self.cnn(images)
         if isinstance(features, tuple):  # inception and googlenet in training: auxiliary outputs follow
             features = features[0]
-        return finish(self.fc(unit(features)), self.use_abs, self.no_imgnorm), None
+        return finish(self.fc(unit(features)), self.use_abs, self.no_imgnorm)
 
 
 def classifier(name, pretrained, flag="--cnn_type"):

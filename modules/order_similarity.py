@@ -49,3 +49,8 @@ def tiles(images, captions, dim):
 def order_similarity(images, captions):
     """(I, D), (C, D) -> (I, C), the order violation's negative."""
     return OrderSimilarity.apply(images, captions)
+
+
+def vector_similarity(images, captions, measure):
+    """Images (I, D), captions (C, D) -> (I, C): inner products, or the order similarity (--measure order)."""
+    return order_similarity(images, captions) if measure == "order" else images @ captions.t()

@@ -21,7 +21,7 @@ def best_of(row, own, ties="worst"):
     """row (C,) scores, own: range of the query's own candidates -> (best ids, their scores, own positions, own scores).
 
     The best are SHOWN candidates, or all where there are fewer.
-    ties: the order of equal scores, as in modules/ranks.py; the first own candidate's position is the query's rank.
+    ties: the order of equal scores, as in reporting/ranks.py; the first own candidate's position is the query's rank.
     """
     k = min(SHOWN, len(row))
     best = np.flatnonzero(row >= np.partition(row, -k)[-k])

@@ -1,6 +1,6 @@
 """The lines that an evaluation prints."""
 
-from modules.ranks import RECALLS
+from reporting.ranks import RECALLS
 
 NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
 

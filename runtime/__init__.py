@@ -1,1 +1,1 @@
-"""What every run needs: flags, checkpoints, logs, processes."""
+"""What every command stands on: its command line, its device, its processes and its batches."""

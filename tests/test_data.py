@@ -18,13 +18,14 @@ from files import boxes
 from files.arrays import read_sizes
 from files.errors import InputError
 from files.text import read_json
+from systems.options import completed
 
 WORKERS = [0, 2]
 
 
 def dataset(tiny, split="dev", **more):
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = Namespace(**{"data_path": tiny.data_path, "img_dim": tiny.img_dim, **more})
+    opt = completed(Namespace(data_path=tiny.data_path, img_dim=tiny.img_dim), **more)
     return data.PrecompDataset(split, more.get("data_name", tiny.data_name), words, opt)
 
 
@@ -79,7 +80,7 @@ def test_labels_and_masks_by_hand(length):
 def test_gsmn_batch_equals_the_reference():
     folder = shared("golden/gsmn")
     words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
-    opt = Namespace(data_path=folder, img_dim=64, is_sparse=True)
+    opt = completed(Namespace(data_path=folder, img_dim=64, is_sparse=True))
     train = data.PrecompDataset("train", "f30k_precomp", words, opt)
     expected = np.load(folder / "train_dense.npz")
     batch = data.collate([train[i] for i in expected["order"][0].tolist()])
@@ -98,7 +99,7 @@ def test_gsmn_batch_equals_the_reference():
 @pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
 def test_vsrn_items_and_batches_equal_the_reference(data_name):
     words = vocab.load_vocab(shared("golden/vsrn/vocab"), data_name)
-    opt = Namespace(data_path=shared("golden/vsrn/data"), img_dim=64, model="vsrn", max_len=20)
+    opt = completed(Namespace(data_path=shared("golden/vsrn/data"), img_dim=64, model="vsrn", max_len=20))
     expected = read_json(shared(f"golden/vsrn/{data_name}/pipeline.json"))
     for split in ("train", "test"):
         items = [*data.PrecompDataset(split, data_name, words, opt)]
@@ -134,7 +135,7 @@ def test_all_reference_boxes():
     folder = shared("golden/gsmn")
     expected = np.load(folder / "expected_dense.npz")
     words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
-    test = data.PrecompDataset("test", "f30k_precomp", words, Namespace(data_path=folder, img_dim=64))
+    test = data.PrecompDataset("test", "f30k_precomp", words, completed(Namespace(data_path=folder, img_dim=64)))
     assert np.array_equal(test.boxes, expected["boxes_correct"])
     assert np.array_equal(test.released_boxes(16), expected["quirk_bbox"][:20])
     assert np.array_equal(test.released_boxes(16, fold5=True).reshape(5, 4, 36, 4), expected["fold5_bbox"])
@@ -301,7 +302,7 @@ def test_printed_bytes_are_named(tiny_data, capsys):
 def test_published_flickr8k_reads():
     words = vocab.load_vocab(shared("real/vocab"), "flickr8k_precomp")
     dev = data.PrecompDataset(
-        "dev", "flickr8k_precomp", words, Namespace(data_path=shared("real"), img_dim=256, is_sparse=True)
+        "dev", "flickr8k_precomp", words, completed(Namespace(data_path=shared("real"), img_dim=256, is_sparse=True))
     )
     batch = next(iter(data.make_loader(dev, data.in_order(5000, 128), 0)))
     assert len(dev) == 5000 and batch.images.shape == (128, 36, 256)
@@ -355,7 +356,7 @@ def test_collate_sorts_stably_and_pads_with_zeros(tiny_data):
 
 def test_loaders_do_not_depend_on_workers_nor_touch_the_random_state(tiny_data):
     words = vocab.load_vocab(tiny_data.vocab_path, tiny_data.data_name)
-    opt = Namespace(data_path=tiny_data.data_path, img_dim=8, is_sparse=True, seed=3)
+    opt = completed(Namespace(data_path=tiny_data.data_path, img_dim=8, is_sparse=True, seed=3))
     state = torch.get_rng_state()
     runs = []
     for workers in WORKERS:

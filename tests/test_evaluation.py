@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gsmn_cases import golden
-from models import OPT, write_model
-from tiny import shared
+from tiny import VSRN, golden, shared, write_model
 
 import evaluation
 import test_stack
 import testall
 import train
+from checkpoints import loading
 from files.errors import InputError
-from runtime import loading
-from runtime.options import defaults
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")
@@ -253,8 +250,7 @@ def test_gsmn_and_vsrn_ensemble(tiny_data, tmp_path):
 def two_models(tmp_path, tiny_data):
     """GSMN and VSRN with random weights -> their paths."""
     write_model(tiny_data, tmp_path / "gsmn.pth.tar")
-    flags = {name: value for name, value in defaults("vsrn").items() if name not in (*OPT, "data_path", "vocab_path")}
-    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **{**flags, "model": "vsrn", "dim_vid": 32, "use_abs": True})
+    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **VSRN, use_abs=True)
     return [tmp_path / "gsmn.pth.tar", tmp_path / "vsrn.pth.tar"]
 
 

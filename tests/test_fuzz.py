@@ -16,14 +16,14 @@ import pytest
 import torch
 from damage import damaged
 from hypothesis import strategies as st
-from states import gsmn, state, vsrn
-from tiny import make_tiny
+from tiny import gsmn, make_tiny, state, vsrn
 
 import data
 import vocab
+from checkpoints import checkpoint
 from files.errors import InputError
-from runtime import checkpoint
-from runtime.logger import RunLog, event_records, tensorboard
+from systems.options import completed
+from training.logger import RunLog, event_records, tensorboard
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))
 SETTINGS = hypothesis.settings(
@@ -101,7 +101,7 @@ def tiny(tmp_path_factory):
 def test_fuzzed_data_sets(tiny, model, name):
     """What a data set accepts can be batched, and read once more for evaluation."""
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = argparse.Namespace(data_path=tiny.data_path, img_dim=8, model=model, max_len=6, is_sparse=True)
+    opt = completed(argparse.Namespace(data_path=tiny.data_path, img_dim=8, model=model, max_len=6, is_sparse=True))
     path = tiny.folder / name
     right = path.read_bytes()
 
@@ -208,9 +208,7 @@ PLAIN = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
     max_leaves=8,
 )
-KEYS = st.sampled_from(
-    ["epoch", "model", "best_rsum", "opt", "Eiters", "format", "saved", "caption_model", "vocab", "rng"]
-)
+KEYS = st.sampled_from(["epoch", "model", "best_rsum", "opt", "Eiters", "format", "saved", "further", "vocab", "rng"])
 
 
 @SETTINGS

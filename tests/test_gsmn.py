@@ -7,24 +7,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gsmn_cases import dataset, golden, golden_or_skip, random_case, small_opt
-from tiny import shared
+from tiny import dataset, golden, golden_or_skip, random_case, shared, small_opt
 
 import data
 import graph
 import model
 import train
+from checkpoints.checkpoint import load_checkpoint
 from files import boxes as boxes_module
 from modules import literal
-from runtime.checkpoint import load_checkpoint
-from runtime.health import GuardedAdam
+from systems.options import completed
+from training.health import GuardedAdam
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
 def tested(request):
     """A trained model, its test split encoded, and what the released code computed from it."""
     saved = load_checkpoint(golden(f"model_{request.param}/model_best.pth.tar"))
-    net = model.GSMN(saved["opt"])
+    net = model.GSMN(completed(saved["opt"]))
     net.load_state_dict(saved["model"])
     batch = data.collate([dataset("test")[i] for i in range(100)])
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_similarities_with_released_boxes(tested):
 
 def trained_from_golden(kind, loss):
     options = json.loads(golden("opt_train.json").read_text())[kind][loss]
-    net = model.GSMN(argparse.Namespace(**options))
+    net = model.GSMN(completed(argparse.Namespace(**options)))
     net.load_state_dict(torch.load(golden_or_skip(f"init_{kind}.pth"), weights_only=True))
     return net, options, np.load(golden_or_skip(f"train_{kind}.npz"))
 
@@ -117,7 +117,7 @@ def test_full_gradients(kind):
     full = np.load(golden_or_skip(f"train_{kind}_grads.npz"))
     split = dataset("train")
     batch = data.collate([split[int(i)] for i in expected["order"][0]])
-    net.batch_losses(batch)["Le"].backward()
+    net(batch)["Le"].backward()
     for name, p in named(net).items():
         scale = np.abs(full[name]).max()
         np.testing.assert_allclose(p.grad, full[name], atol=1e-4 * scale + 1e-9, err_msg=name)
@@ -130,9 +130,9 @@ def test_ten_steps(kind, loss):
     split = dataset("train")
     optimizer = GuardedAdam(net.parameters(), options["learning_rate"])
     losses = []
-    for step, order in enumerate(expected["order"]):
+    for order in expected["order"]:
         batch = data.collate([split[int(i)] for i in order])
-        losses.append(train.train_step(net, optimizer, batch, options["grad_clip"], step)["Le"].item())
+        losses.append(train.train_step(net, optimizer, batch, options["grad_clip"])["loss"].item())
     np.testing.assert_allclose(losses, expected[f"step_losses_{loss}"], rtol=2e-3)
     norms = dict(zip(expected["grad_names"], expected[f"final_norms_{loss}"]))
     for name, p in named(net).items():

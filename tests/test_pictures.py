@@ -17,6 +17,7 @@ import vocab
 from files import pictures
 from files.errors import InputError
 from modules import backbone
+from systems.options import completed
 from tools import check_data
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
@@ -34,7 +35,7 @@ def picture(path, colour, size=(60, 40), mode="RGB", palette=Image.Palette.ADAPT
 
 def options(root, **changed):
     values = {"data_path": str(root), "crop_size": 32, "use_restval": False, "seed": 5, "model": "vsrn"}
-    return argparse.Namespace(**{**values, **changed})
+    return completed(argparse.Namespace(**values), **changed)
 
 
 def captions_of(n, count=5):

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-import graph
 import model
 from files.errors import InputError
 from modules import order_similarity
+from modules.layers import unit
+from systems import vsrn
+from systems.options import completed
 
 
 def options(**changed):
@@ -32,7 +34,7 @@ def options(**changed):
         "bidirectional": 0,
         "input_dropout_p": 0.2,
     }
-    return argparse.Namespace(**{**values, **changed})
+    return completed(argparse.Namespace(**values), model="vsrn", **changed)
 
 
 def padded(ids):
@@ -116,7 +118,7 @@ def test_caption_embedding_does_not_depend_on_padding():
 
 def test_untrained_relations_hand_on_their_input():
     x = torch.randn(2, 5, 8)
-    assert torch.equal(graph.RegionRelations(8)(x), x)
+    assert torch.equal(vsrn.RegionRelations(8)(x), x)
 
 
 def test_chrono_init_changes_nothing_but_how_long_units_remember():
@@ -161,7 +163,7 @@ def test_zero_columns_and_single_items_stay_finite(data_name):
 
 def test_unit_of_zero_is_zero_and_has_no_epsilon():
     x = torch.tensor([[0.0, 0.0], [3e-6, 4e-6]], dtype=torch.float64, requires_grad=True)
-    y = model.unit(x)
+    y = unit(x)
     torch.testing.assert_close(y.detach(), torch.tensor([[0, 0], [0.6, 0.8]]).double())
     y.sum().backward()
     assert x.grad.isfinite().all() and x.grad[0].abs().max() <= 1
@@ -251,7 +253,7 @@ def test_any_classifier_without_its_last_layer(name, width):
 def test_the_cnn_learns_only_when_told(finetune):
     net = model.VSRN(picture_options(finetune=finetune)).train()
     before = {k: v.clone() for k, v in net.img_enc.cnn.state_dict().items()}
-    net.img_enc(torch.randn(2, 3, 32, 32))[0].sum().backward()
+    net.img_enc(torch.randn(2, 3, 32, 32)).sum().backward()
     assert net.img_enc.fc.weight.grad is not None
     assert (next(net.img_enc.cnn.parameters()).grad is not None) == finetune
     same = all(torch.equal(v, before[k]) for k, v in net.img_enc.cnn.state_dict().items())

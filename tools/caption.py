@@ -10,15 +10,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
-import data
-from files.errors import InputError, run
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from checkpoints.loading import open_checkpoint, trained_model
+from files.errors import InputError
 from runtime.commandline import Parser, whole
-from runtime.evaluation_options import add_override_flags, overrides_of
-from runtime.loading import open_checkpoint, trained_model
+from tools.searching.collection import open_collection
 from vocab import END
 
 
@@ -26,16 +26,11 @@ def captioner(path, **overrides):
     """A checkpoint -> (model in evaluation mode, opt, vocabulary); InputError where it cannot write captions."""
     loaded, opt, vocab = open_checkpoint(path, overrides)
     model = trained_model(loaded, opt, path)
-    if not loaded.get("caption_model") or getattr(model, "caption_model", None) is None:
+    if "caption_model" not in loaded["further"]:
         raise InputError(
             f"{path}: a checkpoint of {opt.model} without a caption model; train one on region "
             "features with train.py --model vsrn (released checkpoints have none)"
         )
-    try:
-        model.caption_model.load_state_dict(loaded["caption_model"])
-    except RuntimeError as error:
-        reason = str(error).replace("\n", " ")
-        raise InputError(f"{path}: its caption model does not fit its options: {reason}") from None
     return model, opt, vocab
 
 
@@ -62,12 +57,17 @@ def caption_tool_options(arguments=None):
 def main(arguments=None):
     flags = caption_tool_options(arguments)
     model, opt, vocab = captioner(flags.model_path, **overrides_of(flags))
-    dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
+    dataset = open_collection(flags.split, opt, vocab)
     written = write_captions(model, dataset, vocab, flags.image, flags.beam)
     for g, (caption, score) in zip(flags.image, written):
         print(f"image {g}: {caption}   (log-probability {score:.2f})")
-        for i in range(data.CAPTIONS_PER_IMAGE * g, data.CAPTIONS_PER_IMAGE * (g + 1)):
-            print(f"    people wrote: {dataset.captions[i]}")
+        for text in captions_of(dataset, g):
+            print(f"    people wrote: {text}")
+
+
+def captions_of(dataset, g):
+    """The texts of an image's captions, as far as the split has any."""
+    return [text for i, text in enumerate(dataset.captions or ()) if dataset.image_of(i) == g]
 
 
 if __name__ == "__main__":

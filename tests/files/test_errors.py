@@ -1,5 +1,7 @@
 """How a script ends and prints, whatever the terminal's encoding."""
 
+from runtime.start import run
+
 import os
 import subprocess
 import sys
@@ -11,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")) if '__name__ == "__main__"' in p.read_text()]
 PRINTS = """
 import sys
-from files.errors import InputError, run, warn
+from runtime.start import run
+from files.errors import InputError, warn
 def main():
     print("naïve ‹word›")
     warn("naïve")
@@ -31,6 +34,12 @@ def test_a_terminal_that_lacks_characters_gets_escapes():
     assert done.returncode == 2
     assert done.stdout == "na\\xefve \\u2039word\\u203a\n"
     assert done.stderr == "warning: na\\xefve\nerror: no such word: \\u2039\\u2026\\u203a\n"
+
+
+def test_a_name_longer_than_the_system_allows_is_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: os.stat(tmp_path / ("n" * 300)))
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from states import message
+from tiny import message
 
 from files.names import Matcher, find_pictures, image_names
 from files.pictures import other_proportions, proportions_differ, warn_proportions

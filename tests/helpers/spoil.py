@@ -10,24 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import make_tiny
+from tiny import SIZES, make_tiny, state
 
 import test
 import test_stack
 import testall
 import train
 import vocab
-from files import errors
+from checkpoints import checkpoint
 from model import build_model
-from runtime import checkpoint
+from runtime import start
 
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
 SPLITS = {"train": 8, "dev": 4, "test": 4, "testall": 4}
 DATA = "--data_path data --vocab_path vocab --data_name tiny_precomp --device cpu --workers 0"
-SIZES = "--img_dim 8 --embed_size 16 --word_dim 8 --batch_size 16 --num_epochs 1"
-FOLDERS = "--logger_name run/log --model_name run/ck"
-GSMN = f"{DATA} {SIZES} {FOLDERS} --num_block 4 --feat_dim 4 --hid_dim 8"
-VSRN = f"{DATA} {SIZES} {FOLDERS} --model vsrn --dim_hidden 8 --dim_word 8 --max_len 12"
+RUN = f"{DATA} --img_dim 8 --num_epochs 1 --logger_name run/log --model_name run/ck"
+GSMN, VSRN = f"{SIZES['gsmn']} {RUN} --batch_size 16", f"{SIZES['vsrn']} {RUN} --batch_size 16"
 FLAGS = {
     "train": GSMN,
     "train vsrn": VSRN,
@@ -55,9 +53,8 @@ def save(path, words, flags, **more):
     """A checkpoint with the initial weights of a model."""
     opt, _ = train.train_options(flags.split())
     opt.vocab_size = len(words)
-    net = build_model(opt)
-    state = {"epoch": 1, "model": net.state_list(), "best_rsum": 1.0, "opt": opt, "Eiters": 3}
-    checkpoint.save_checkpoint({**state, "vocab": checkpoint.words(words), **more}, path)
+    model = build_model(opt).state_list()
+    checkpoint.save_checkpoint(state(model, opt=opt, vocab=checkpoint.words(words), **more), path)
 
 
 def written():
@@ -69,7 +66,7 @@ def run(script, flags, monkeypatch, capsys):
     name = script.split()[0]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *FLAGS[script].split(), *flags.split()])
     with pytest.raises(SystemExit) as end:
-        errors.run(MAINS[name].main)
+        start.run(MAINS[name].main)
     return end.value.code, capsys.readouterr().err.splitlines()
 
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import shared
 
 import evaluation
-from modules import ranks
+from reporting import ranks
 from reporting.printing import print_metrics
 
 

@@ -7,8 +7,8 @@ from test_distributed import GSMN, VSRN
 import data
 import train
 from model import build_model
-from runtime import global_batch
-from runtime.options import train_options
+from systems.options import train_options
+from training import global_batch
 from vocab import load_vocab
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -11,17 +12,21 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from forked import Forked
-from training import flags, names, points, run, same_state, stop_after
+from tiny import flags, names, points, run, same_state, stop_after, validations
 
 import train
+from checkpoints import checkpoint
+from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
-from runtime import checkpoint, logger
-from runtime.checkpoint import load_checkpoint
+from runtime.workers import STOPPING
+from training import logger
+from training.interrupts import Stop
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--batch_size", 128]  # two steps an epoch
@@ -90,11 +95,25 @@ def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
     assert not list(Path("run/ck").iterdir())
 
 
+def test_a_hangup_that_is_ignored_stays_so_and_threads_handle_no_signals():
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with ThreadPoolExecutor() as pool:
+            pool.submit(Stop).result()
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+        stop = Stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGUSR1) == stop.handle
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # ---- folders that fail
 
 
 def validated_epochs(folder):
-    return [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["epoch"] for row in validations(folder)]
 
 
 def failing_saves(monkeypatch, *bad):
@@ -146,12 +165,12 @@ def test_full_disk(tiny_data, tmp_path, caplog):
 
 
 def at_step(monkeypatch, number, do):
-    step = train.train_step
+    step, count = train.train_step, itertools.count()
 
-    def stepping(model, optimizer, batch, grad_clip, Eiters):
-        if Eiters == number:
+    def stepping(*arguments):
+        if next(count) == number:
             do()
-        return step(model, optimizer, batch, grad_clip, Eiters)
+        return step(*arguments)
 
     monkeypatch.setattr(train, "train_step", stepping)
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from states import message
+from tiny import message
 
 import data
 import vocab

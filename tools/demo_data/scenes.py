@@ -6,11 +6,11 @@ numpy generator passed in, so a scene depends on its seed alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 COLOURS = {
     "red": (214, 48, 49),
@@ -27,36 +27,24 @@ BACKGROUNDS = ((238, 243, 248), (246, 241, 232), (237, 245, 238), (245, 238, 244
 GRID = 3  # things stand in different cells of a GRID x GRID board
 MARGIN = 8  # pixels of background round the board
 CLEAR = 1.4  # captions name a relation only when one axis outweighs the other by this factor
+ZOOM = 4  # pictures are drawn so many times as large and reduced
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
-
-def _unit(points) -> np.ndarray:
-    """Stretch a polygon (n, 2) to the unit square, so that it fills its box."""
-    points = np.asarray(points, dtype=float)
-    low = points.min(0)
-    return (points - low) / (points.max(0) - low)
-
-
-def _polygons() -> dict[str, np.ndarray]:
-    t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    spokes = -np.pi / 2 + np.arange(10) * np.pi / 5
-    radius = np.where(np.arange(10) % 2, 0.45, 1.0)
-    heart_x = 16 * np.sin(t) ** 3
-    heart_y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    cross = [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)]
-    return {
-        "circle": _unit(np.stack([np.cos(t), np.sin(t)], 1)),
-        "square": _unit([(0, 0), (1, 0), (1, 1), (0, 1)]),
-        "triangle": _unit([(0.5, 0), (1, 1), (0, 1)]),
-        "star": _unit(np.stack([radius * np.cos(spokes), radius * np.sin(spokes)], 1)),
-        "diamond": _unit([(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)]),
-        "heart": _unit(np.stack([heart_x, heart_y], 1)),
-        "cross": _unit(cross),
-    }
-
-
-POLYGONS = _polygons()
-SHAPES = tuple(POLYGONS)
+TURN = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+STAR = np.where(np.arange(10) % 2, 0.45, 1) * np.exp(1j * np.pi * (np.arange(10) / 5 - 0.5))
+OUTLINES = {  # corners (x, y), stretched over the thing's box
+    "circle": (np.cos(TURN), np.sin(TURN)),
+    "square": ([0, 1, 1, 0], [0, 0, 1, 1]),
+    "triangle": ([1, 2, 0], [0, 1, 1]),
+    "star": (STAR.real, STAR.imag),
+    "diamond": ([1, 2, 1, 0], [0, 1, 2, 1]),
+    "heart": (
+        16 * np.sin(TURN) ** 3,
+        -13 * np.cos(TURN) + 5 * np.cos(2 * TURN) + 2 * np.cos(3 * TURN) + np.cos(4 * TURN),
+    ),
+    "cross": ([1, 2, 2, 3, 3, 2, 2, 1, 1, 0, 0, 1], [0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 1, 1]),
+}
+SHAPES = tuple(OUTLINES)
 
 
 @dataclass(frozen=True)
@@ -67,11 +55,6 @@ class Thing:
     colour: str
     size: str
     box: tuple[float, float, float, float]
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        x1, y1, x2, y2 = self.box
-        return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 @dataclass(frozen=True)
@@ -86,8 +69,8 @@ class Scene:
 
     def relation(self, a: int, b: int) -> str | None:
         """Where thing a stands, seen from thing b: left, right, above, below, or None when unclear."""
-        (ax, ay), (bx, by) = self.things[a].centre, self.things[b].centre
-        dx, dy = ax - bx, ay - by
+        (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = self.things[a].box, self.things[b].box
+        dx, dy = (ax1 + ax2) / 2 - (bx1 + bx2) / 2, (ay1 + ay2) / 2 - (by1 + by2) / 2
         if abs(dx) > CLEAR * abs(dy):
             return "left" if dx < 0 else "right"
         if abs(dy) > CLEAR * abs(dx):
@@ -119,12 +102,6 @@ def _place(kinds, sites, width: int, height: int) -> tuple[Thing, ...]:
     return tuple(things)
 
 
-def _exchange(items, a: int, b: int) -> list:
-    items = list(items)
-    items[a], items[b] = items[b], items[a]
-    return items
-
-
 def sample_scenes(rng: np.random.Generator, twins: bool) -> list[Scene]:
     """One scene, or with ``twins`` two: the same things on the same sites, two of them exchanged.
 
@@ -142,34 +119,26 @@ def sample_scenes(rng: np.random.Generator, twins: bool) -> list[Scene]:
         sites = [(int(c) % GRID, int(c) // GRID, *rng.uniform(-1, 1, 2)) for c in cells]
         scene = Scene(width, height, background, _place(kinds, sites, width, height))
         pairs = scene.clear_pairs()
-        if not pairs:
-            continue
-        if not twins:
+        if not twins and pairs:
             return [scene]
-        a, b = pairs[rng.integers(len(pairs))]
-        other = Scene(width, height, background, _place(kinds, _exchange(sites, a, b), width, height), (a, b))
-        if other.relation(a, b) == OPPOSITE[scene.relation(a, b)]:
-            return [Scene(width, height, background, scene.things, (a, b)), other]
-
-
-def _corners(thing: Thing, zoom: float = 1) -> list[tuple[float, float]]:
-    x1, y1, x2, y2 = thing.box
-    return [tuple(p) for p in (zoom * (POLYGONS[thing.shape] * (x2 - x1, y2 - y1) + (x1, y1))).tolist()]
+        if pairs:
+            a, b = pairs[rng.integers(len(pairs))]
+            sites[a], sites[b] = sites[b], sites[a]
+            scene = replace(scene, swapped=(a, b))
+            other = replace(scene, things=_place(kinds, sites, width, height))
+            if other.relation(a, b) == OPPOSITE[scene.relation(a, b)]:
+                return [scene, other]
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of its own size; shapes are drawn twice as large and reduced."""
-    size, zoom = (scene.width, scene.height), 2
-    shadow = Image.new("L", size, 0)
-    shapes = Image.new("RGBA", (size[0] * zoom, size[1] * zoom))
+    """The scene as an RGB picture of its own size."""
+    picture = Image.new("RGB", (scene.width * ZOOM, scene.height * ZOOM), scene.background)
     for thing in scene.things:
-        ImageDraw.Draw(shadow).polygon([(x + 2, y + 3) for x, y in _corners(thing)], fill=80)
-        ImageDraw.Draw(shapes).polygon(_corners(thing, zoom), fill=COLOURS[thing.colour])
-    picture = Image.new("RGB", size, scene.background)
-    picture.paste((60, 60, 80), mask=shadow.filter(ImageFilter.BoxBlur(2)))
-    shapes = shapes.reduce(zoom)
-    picture.paste(shapes, mask=shapes)
-    return picture
+        outline = np.transpose(OUTLINES[thing.shape]).astype(float)  # (corners, 2)
+        unit = (outline - outline.min(0)) / np.ptp(outline, 0)
+        low, high = np.reshape(thing.box, (2, 2)) * ZOOM
+        ImageDraw.Draw(picture).polygon([*map(tuple, low + unit * (high - low))], fill=COLOURS[thing.colour])
+    return picture.reduce(ZOOM)
 
 
 def _jittered(box, rng) -> list[float]:
@@ -187,10 +156,6 @@ def _within(box, rng, low: float, high: float) -> list[float]:
     return [x, y, x + w, y + h]
 
 
-def _union(a, b) -> list[float]:
-    return [min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])]
-
-
 def region_boxes(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarray:
     """Boxes as of a detector, (count, 4) float32 in pixels, inside the picture, in random order.
 
@@ -200,26 +165,13 @@ def region_boxes(scene: Scene, rng: np.random.Generator, count: int) -> np.ndarr
     boxes = [thing.box for thing in scene.things]
     whole = (0, 0, scene.width, scene.height)
     found = [_jittered(box, rng) for _ in range(4) for box in boxes]
-    pairs = [(i, j) for i in range(len(boxes)) for j in range(i)]
-    found += [_union(boxes[pairs[k][0]], boxes[pairs[k][1]]) for k in rng.permutation(len(pairs))[:4]]
+    pairs = [(boxes[i], boxes[j]) for i in range(len(boxes)) for j in range(i)]
+    for one, other in (pairs[k] for k in rng.permutation(len(pairs))[:4]):
+        found.append([*np.minimum(one, other)[:2], *np.maximum(one, other)[2:]])
     found += [whole] + [_within(box, rng, 0.35, 0.7) for _ in range(2) for box in boxes]
     found += [_within(whole, rng, 0.12, 0.45) for _ in range(count)]
     kept = np.array(found[:count])[rng.permutation(count)]
     return np.clip(kept, 0, (scene.width, scene.height) * 2).astype(np.float32)
-
-
-def appearance(scene: Scene, boxes: np.ndarray) -> np.ndarray:
-    """What stands in each box, blind to where it stands: boxes (R, 4) -> (R, things, 2).
-
-    Per thing: the root of the part of the box that it fills, and the part of it that the box shows.
-    """
-    things = np.array([thing.box for thing in scene.things])  # (T, 4)
-    low = np.maximum(boxes[:, None, :2], things[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], things[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)  # (R, T)
-    fills = shared / np.clip((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1, None)[:, None]
-    shows = shared / (things[:, 2:] - things[:, :2]).prod(-1)
-    return np.stack([np.sqrt(fills), shows], -1)
 
 
 def region_features(
@@ -231,12 +183,18 @@ def region_features(
     background for the rest, all sent through ``projection`` (attributes, F), and noise of the given
     deviation, half as much again for each thing as a whole. No trace of position or relation.
     """
-    fills, shows = np.moveaxis(appearance(scene, boxes), -1, 0)  # (R, T) each
+    things = np.array([thing.box for thing in scene.things])  # (T, 4)
+    low = np.maximum(boxes[:, None, :2], things[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], things[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)  # (R, T) pixels
+    fills = np.sqrt(shared / np.clip((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1, None)[:, None])
+    shows = shared / (things[:, 2:] - things[:, :2]).prod(-1)  # the part of the thing that the box shows
+    attributes = [*COLOURS, *SHAPES, *SIZES]
     codes = np.zeros((len(boxes), len(projection)))
     for k, thing in enumerate(scene.things):
-        codes[:, list(COLOURS).index(thing.colour)] += fills[:, k]
-        codes[:, len(COLOURS) + SHAPES.index(thing.shape)] += fills[:, k] * shows[:, k]
-        codes[:, len(COLOURS) + len(SHAPES) + list(SIZES).index(thing.size)] += fills[:, k] * shows[:, k]
+        codes[:, attributes.index(thing.colour)] += fills[:, k]
+        for name in (thing.shape, thing.size):
+            codes[:, attributes.index(name)] += fills[:, k] * shows[:, k]
     codes[:, -1] = 1 - np.clip((fills**2).sum(1), 0, 1)
     own = rng.normal(0, noise / 2, (len(scene.things), projection.shape[1]))
     features = codes @ projection + fills @ own + rng.normal(0, noise, (len(boxes), projection.shape[1]))

@@ -1,0 +1,1 @@
+"""Checkpoints: the file, its fields, models loaded from it, and runs that go on from it."""

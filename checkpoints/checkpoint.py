@@ -1,0 +1,375 @@
+"""Writes and reads checkpoints: complete, atomic, and safe to open from any source.
+
+A checkpoint is a dict (docs/method.md, section 5).  Released files hold `epoch`, `model` (a list of state
+dicts), `best_rsum`, `opt` (argparse.Namespace) and `Eiters`.  Ours add `format`, `saved` (seconds since
+1970), `versions`, `step`, `optimizer`, `further` (other
+modules' state dicts by name), `vocab` (words in the order of their ids) and `rng`.
+"""
+
+import argparse
+import contextlib
+import functools
+import os
+import platform
+import random
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from checkpoints.fields import check_fields, check_optimizer, first_line
+from files import pickles
+from files.checksum import sha256
+from files.errors import InputError, reason, warn
+from files.writing import atomic_write, check_writable, make_folder
+from systems.options import check_options, completed
+from systems.table import SYSTEMS, titles
+from vocab import Vocabulary
+
+FORMAT = 1
+BEST = "model_best.pth.tar"
+
+
+class CheckpointError(InputError):
+    """A checkpoint could not be written or removed; an earlier file of its name is intact."""
+
+
+# ---- reading
+
+
+def find_checkpoint(path, resume=False, say=warn):
+    """The checkpoint file that a path means: a file, or one of a run's folder (or of the folder `checkpoint` in it).
+
+    There it is model_best.pth.tar or, without one and to resume, the newest complete file; `say` as in `newest`.
+    InputError for a folder without checkpoints, and for a checkpoint that was unpacked.
+    """
+    path = Path(path)
+    if path.name == "data.pkl" or os.path.isfile(path / "data.pkl"):
+        folder = path.parent if path.name == "data.pkl" else path
+        where, target, name = map(shlex.quote, (str(folder.parent), f"{folder.name}.pth.tar", folder.name))
+        raise InputError(f"{path}: an unpacked checkpoint; pack it again: cd {where} && zip -0 -r {target} {name}")
+    if not os.path.isdir(path):
+        return path
+    for folder in (path, path / "checkpoint"):
+        if not resume and os.path.isfile(folder / BEST):
+            return folder / BEST
+        if any(folder.glob("checkpoint_*.pth.tar")) or os.path.isfile(folder / BEST):
+            return newest(folder, say)
+    others = ", ".join(pickles.checkpoint_names(path)[:4])
+    hint = f"it holds {others}: give one of these" if others else "give a checkpoint file or a run's folder"
+    raise InputError(f"{path}: no {BEST} and no checkpoint_*.pth.tar in this folder; {hint}")
+
+
+def load_checkpoint(path):
+    """The checkpoint that a path means for an evaluation (find_checkpoint), on the CPU and ready to use.
+
+    Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
+    in `model` and `further` without DataParallel's 'module.', counters present (docs/method.md,
+    section 5).  The older format has no checksums: a warning gives the file's sha256.
+    Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
+    fields.FIELDS says, it asks for code, or its format is newer than this program.
+    """
+    path = find_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    if not pickles.is_zip_file(path):
+        warn(f"{path}: the older file format has no checksums; compare its sha256, {sha256(path)}")
+    return checkpoint
+
+
+def read_checkpoint(path, lazily=False):
+    """What load_checkpoint gives, of a file.  lazily: as pickles.read_torch_file."""
+    try:
+        return normalise(pickles.read_torch_file(path, lazily), path)
+    except InputError:
+        raise
+    except Exception as error:  # any other fault becomes one line with the file's name
+        kind = type(error).__name__
+        raise InputError(f"{path}: damaged, or no checkpoint ({kind}: {first_line(error)}); get it again") from error
+
+
+def normalise(checkpoint, path):
+    """The content of a checkpoint file, checked and completed in the way load_checkpoint says."""
+    check_fields(checkpoint, path)
+    if checkpoint.get("format", 0) > FORMAT:
+        raise InputError(
+            f"{path}: format {checkpoint['format']}, this program reads up to {FORMAT}; update the program"
+        )
+    model = [strip_module(part, path) for part in checkpoint["model"]]
+    done = {"epoch": 0, "best_rsum": 0.0, "Eiters": 0, **checkpoint, "model": model}
+    done["opt"] = complete(checkpoint["opt"], model, path)
+    further = dict(checkpoint.get("further", {}))
+    if done.pop("caption_model", None) is not None:  # as files before `further` held it
+        further["caption_model"] = checkpoint["caption_model"]
+    done["further"] = {name: strip_module(state, path) for name, state in further.items()}
+    return done
+
+
+def strip_module(state, path):
+    """A state dict without the 'module' that DataParallel puts into names, on any level."""
+    names = [".".join(part for part in name.split(".") if part != "module") for name in state]
+    if names == list(state):
+        return state
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: the same parameter with and without 'module.'; write the file anew")
+    return dict(zip(names, state.values()))
+
+
+def complete(opt, model, path):
+    """The complete flags of a run: with those that a released file or an older program's lacks.
+
+    opt.model decides which system's they are; the state dicts are asked only where it is missing.
+    """
+    if not hasattr(opt, "model"):
+        system = system_holding(model, opt, path)
+        opt = argparse.Namespace(**{"model": system.name, **system.released, **vars(opt)})
+    check_options(opt, path)
+    flags = {}
+    embedding = model[1].get("embed.weight") if len(model) > 1 else None
+    if embedding is not None and not hasattr(opt, "vocab_size"):
+        flags["vocab_size"] = len(embedding)
+    if any(name.startswith("cnn.") for state in model for name in state):
+        flags["no_pretrained"] = True  # the CNN's weights are in the file
+    return completed(opt, **flags)
+
+
+def system_holding(model, opt, path):
+    """The System whose released file these state dicts and flags are."""
+    for system in SYSTEMS.values():
+        if system.holds(model, opt):
+            return system
+    raise InputError(
+        f"{path}: its opt names no model, and its {len(model)} state dicts are not those of {titles()}; "
+        "write opt.model into the file, or get another"
+    )
+
+
+# ---- vocabulary
+
+
+def words(vocab):
+    """The words of a Vocabulary in the order of their ids, as a checkpoint keeps them."""
+    return [vocab.idx2word[i] for i in range(len(vocab))]
+
+
+def vocabulary(checkpoint):
+    """The Vocabulary a checkpoint was trained with, or None in a released file, which does not hold it."""
+    known = checkpoint.get("vocab")
+    return None if known is None else Vocabulary(known)
+
+
+def check_vocab(checkpoint, vocab, path="checkpoint"):
+    """InputError, saying how they differ, when `vocab` is not the vocabulary a checkpoint was trained with.
+
+    A released file holds no words; there only their number can be compared.
+    """
+    given = words(vocab)
+    known = checkpoint.get("vocab") or given
+    size = len(known) if checkpoint.get("vocab") else checkpoint["opt"].vocab_size
+    differ = [f"word {i} is '{g}', not '{k}'" for i, (g, k) in enumerate(zip(given, known)) if g != k]
+    if len(given) != size:
+        differ.insert(0, f"{len(given)} words, not {size}")
+    if differ:
+        raise InputError(f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path")
+
+
+# ---- writing
+
+
+def save_checkpoint(state, path):
+    """Write a checkpoint (the keys above), whole or not at all; adds `format`, `saved` and `versions`.
+
+    CheckpointError when the disk is full, the folder read-only or gone; an older file of that name stays.
+    ValueError, with nothing written, for a value that load_checkpoint would refuse.
+    """
+    stamp = {"format": FORMAT, "saved": time.time(), "versions": versions()}
+    write_checkpoint(plain({**state, **stamp}), path)
+
+
+def write_checkpoint(state, path):
+    """Write `state` as it is, atomically; CheckpointError as save_checkpoint."""
+    try:
+        atomic_write(path, lambda file: torch.save(state, file))
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    except RuntimeError as error:  # of torch's zip writer, which hides the system's error
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise CheckpointError(f"{path}: cannot be written ({reason(error.__context__)})") from error
+
+
+def plain(value, name="checkpoint"):
+    """`value` with NumPy's numbers and arrays, paths and devices as what loads safely; ValueError else."""
+    if value is None or type(value) in (bool, int, float, str) or torch.is_tensor(value):
+        return value
+    if isinstance(value, np.generic):
+        return plain(value.item(), name)
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**plain(vars(value), name))
+    if isinstance(value, dict):
+        if all(map(torch.is_tensor, value.values())):
+            return value  # a state dict, which may carry metadata
+        return {plain(key, name): plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item, f"{name}[{i}]") for i, item in enumerate(value))
+    raise ValueError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+# ---- what a run depends on beside its weights
+
+
+def capture_rng():
+    """States of the random generators (Python, NumPy, torch, each CUDA device) as tensors and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_rng(state):
+    """Restore the states of capture_rng; skips CUDA devices that this machine lacks."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    if not 0 <= rest[0] <= len(keys):  # NumPy would read beyond its keys
+        raise ValueError(f"NumPy's position is {rest[0]}")
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+def restore_training(checkpoint, model, optimizer, path):
+    """Restore an optimiser and the random generators from a checkpoint.
+
+    Raises InputError, with nothing changed, where the optimiser's state does not fit the model's parameters, and
+    where a random state is broken.
+    """
+    parameters = list(model.parameters())
+    check_optimizer(checkpoint["optimizer"], parameters, path)
+    try:
+        restore_rng(checkpoint["rng"])
+        optimizer.load_state_dict(adam_state(checkpoint["optimizer"], parameters, optimizer))
+    except Exception as error:  # each random generator complains in its own way
+        kind = type(error).__name__
+        raise InputError(
+            f"{path}: its random states are broken ({kind}: {first_line(error)}); resume from another checkpoint"
+        ) from None
+
+
+def adam_state(saved, parameters, optimizer):
+    """A checked state for this run's Adam: its moments in memory of their own, laid out as the parameters.
+
+    Adam's kernels write as if a moment lay in memory as its parameter does, whatever strides the file claims.  Of the
+    settings only the numbers are taken: the others, as amsgrad, need entries that a state may lack.
+    """
+
+    def own(number, entry):
+        moments = {name: torch.empty_like(parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
+        with torch.no_grad():
+            return {"step": entry["step"], **{name: empty.copy_(entry[name]) for name, empty in moments.items()}}
+
+    state = optimizer.state_dict()
+    settings = {name: saved["param_groups"][0][name] for name in ("lr", "betas", "eps", "weight_decay")}
+    state["param_groups"][0].update(settings)
+    return {**state, "state": {number: own(number, entry) for number, entry in saved["state"].items()}}
+
+
+@functools.cache
+def versions():
+    """Versions of Python, torch, NumPy and, in a clone, git's commit ('-dirty' with uncommitted changes)."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a folder not ours
+            answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
+            found["git"] = answer.stdout.strip()
+    return found
+
+
+# ---- the checkpoints of a folder
+
+
+class Keeper:
+    """Writes a run's checkpoints into its folder, `keep` of them beside the best (0 for all).
+
+    After a failed write (full disk, folder gone) it calls `say` with a message, and the run continues.
+    InputError at the start for a folder that cannot be written to.
+    """
+
+    def __init__(self, folder, keep, say):
+        self.folder, self.keep, self.say = Path(folder), keep, say
+        self.failed = {}  # {whether it is the best: error} of failed writes
+        make_folder(self.folder)
+        check_writable(self.folder / BEST)
+
+    def save(self, state, name):
+        """True when written."""
+        try:
+            make_folder(self.folder)
+            save_checkpoint(state, self.folder / name)
+        except InputError as error:
+            self.failed[name == BEST] = error
+            self.say(f"{error}; training goes on, the next checkpoint is tried as usual")
+            return False
+        self.failed.pop(name == BEST, None)
+        try:
+            prune(self.folder, self.keep if name != BEST else 0)
+        except CheckpointError as error:
+            self.say(str(error))
+        return True
+
+    def check(self):
+        """CheckpointError when the newest checkpoint, or the best, is not on the disk."""
+        for error in self.failed.values():
+            raise CheckpointError(f"{error}: this checkpoint is lost, those written before are good")
+
+
+def newest(folder, say=warn):
+    """Path of the newest complete checkpoint of a folder, to resume from; `say` gets a message for each skipped file.
+
+    The newest has the latest time of writing inside the file, so copying a folder changes nothing.  InputError
+    when there is none.
+    """
+    for path in ordered(folder, ["checkpoint_*.pth.tar", BEST], say):
+        try:
+            load_checkpoint(path)
+            return path
+        except InputError as error:
+            say(f"{error} (passed over)")
+    raise InputError(f"{folder}: no complete checkpoint in this folder; give another, or a file")
+
+
+def prune(folder, keep):
+    """Remove all but the newest `keep` of a folder's checkpoint_*.pth.tar (0 keeps all); model_best stays.
+
+    Unreadable files are left alone.  CheckpointError when one cannot be removed.
+    """
+    if keep <= 0:
+        return
+    for path in ordered(folder, ["checkpoint_*.pth.tar"])[keep:]:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be removed ({reason(error)})") from error
+
+
+def ordered(folder, patterns, say=lambda line: None):
+    """Paths of the readable checkpoints of a folder, the one saved last first."""
+    found = []
+    for path in [path for pattern in patterns for path in Path(folder).glob(pattern)]:
+        try:
+            state = read_checkpoint(path, lazily=True)
+            found.append((state.get("saved", 0), state["Eiters"], state["epoch"], path))
+        except InputError as error:
+            say(f"{error} (passed over)")
+    return [path for *_, path in sorted(found, reverse=True)]

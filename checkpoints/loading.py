@@ -1,0 +1,137 @@
+"""From checkpoint files to models and the data to evaluate them on, checked before the work begins."""
+
+import argparse
+from typing import NamedTuple
+
+import torch
+
+import data
+from checkpoints import checkpoint
+from checkpoints.evaluation_options import OVERRIDES
+from checkpoints.fields import check_shapes
+from files.errors import InputError
+from model import build_model
+from runtime import devices, distributed
+from systems.options import defaults
+from systems.table import system_of
+from vocab import load_vocab
+
+# Flags about a run's folders and logs, not about what was trained
+OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
+OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory", "preload"}
+
+
+def load_model(model_path, **overrides):
+    """A checkpoint -> (model in evaluation mode on opt.device, opt, vocabulary).
+
+    overrides replace options of the checkpoint; None leaves an option as it is.  InputError when the checkpoint
+    does not fit the vocabulary or the model, TypeError for an override that is no option of a checkpoint.
+    """
+    loaded, opt, vocab = open_checkpoint(model_path, overrides)
+    return trained_model(loaded, opt, model_path), opt, vocab
+
+
+def open_checkpoint(model_path, overrides):
+    """A checkpoint -> (its content, its options with the overrides, its vocabulary); errors as load_model."""
+    loaded = checkpoint.load_checkpoint(model_path)
+    opt = argparse.Namespace(**vars(loaded["opt"]))
+    for name, value in overrides.items():
+        if name not in OVERRIDES and not hasattr(opt, name):
+            raise TypeError(f"{name} is no option of a checkpoint; those of evaluation are {', '.join(OVERRIDES)}")
+        if value is not None:
+            setattr(opt, name, value)
+    opt.device = devices.choose(overrides.get("device"))  # not the checkpoint's: the training machine may be another
+    opt.compile = bool(overrides.get("compile"))
+    return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
+
+
+def trained_model(loaded, opt, path):
+    """The model of a checkpoint, in evaluation mode on opt.device."""
+    check_shapes(build_model, opt, loaded, path)
+    try:
+        model = build_model(opt)
+        load_weights(model, loaded)
+    except (InputError, RuntimeError, ValueError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{path}: does not fit the {opt.model} model its options describe: {reason}") from None
+    model = model.to(distributed.local_device(opt.device)).eval()
+    if opt.compile:
+        model.compile_parts()
+    return model
+
+
+def load_weights(model, loaded):
+    """Every state dict of a checkpoint into its part of the model; check_shapes has compared them."""
+    model.load_state_dict(loaded["model"])
+    further = model.further_parts()
+    for name, state in loaded["further"].items():
+        further[name].load_state_dict(state)
+
+
+def vocab_of(loaded, opt, overrides, path):
+    """The vocabulary inside the checkpoint; for a released one, the file whose size is that of the embedding."""
+    vocab = checkpoint.vocabulary(loaded)
+    if vocab is None:
+        return load_vocab(opt.vocab_path, opt.data_name, size=opt.vocab_size)
+    if overrides.get("vocab_path") is not None:
+        checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), path)
+    return vocab
+
+
+class Member(NamedTuple):
+    """A checkpoint to evaluate and its split, opened and checked."""
+
+    path: str
+    model: torch.nn.Module
+    opt: argparse.Namespace
+    loader: torch.utils.data.DataLoader
+    about: dict  # path, kind, epoch and flags, for the report and the JSON file
+
+
+def open_members(paths, split, fold5, overrides):
+    """Open every checkpoint and its split before the first one is evaluated -> [Member].
+
+    InputError for a checkpoint that is missing or damaged, or whose data differ from those of the first.
+    """
+    members = []
+    for path in paths:
+        loaded, opt, vocab = open_checkpoint(path, overrides)
+        print("Loading dataset")
+        loader = data.get_test_loader(split, opt.data_name, vocab, opt.batch_size, opt.workers, opt)
+        n, m = loader.dataset.n_images, len(loader.dataset)
+        if fold5 and (n % 5 or m % 5):
+            raise InputError(
+                f"{opt.data_name}/{split}: {n} images do not divide into five folds; "
+                "test.py without --fold5 evaluates them all at once"
+            )
+        about = describe_checkpoint(path, loaded, opt)
+        members.append(Member(str(path), trained_model(loaded, opt, path), opt, loader, about))
+        check_same_data(members[0], members[-1])
+    return members
+
+
+def describe_checkpoint(path, loaded, opt):
+    """Facts about a checkpoint for reports: {path, kind, epoch, flags that are not train.py's defaults}.
+
+    epoch: the number, from 0, of the epoch that made it, as in the training's log and the names of its files.
+    """
+    usual = defaults(opt.model)
+    shown = usual.keys() - OF_THE_MACHINE
+    flags = {name: value for name, value in vars(opt).items() if name in shown and value != usual[name]}
+    ended = loaded.get("step", 0) == 0  # its `epoch` is that of the next step
+    epoch = max(0, loaded["epoch"] - ended)
+    return {"path": str(path), "kind": system_of(opt).kind(opt), "epoch": epoch, "flags": flags}
+
+
+def check_same_data(first, member):
+    """InputError unless two members have the same data set, by its name and its size."""
+    if member.opt.data_name != first.opt.data_name:
+        raise InputError(
+            f"{member.path}: made for {member.opt.data_name}, {first.path} for {first.opt.data_name}; give --data_name"
+        )
+    (n, m), (n_first, m_first) = ((one.loader.dataset.n_images, len(one.loader.dataset)) for one in (member, first))
+    if (n, m) != (n_first, m_first):
+        raise InputError(
+            f"{member.path}: its data are {n} images and {m} captions, those of {first.path} {n_first} and {m_first}; "
+            "give --data_path"
+        )

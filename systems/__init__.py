@@ -1,0 +1,1 @@
+"""The systems: their table, their flags, and one file for each model."""

@@ -1,0 +1,137 @@
+"""Log lines at the start and the end of a training."""
+
+import logging
+import shlex
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from checkpoints.checkpoint import BEST
+from files.errors import InputError
+from reporting.run_page import write_run_page
+from runtime import distributed
+from systems.options import defaults
+from systems.table import system_of
+
+WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
+
+
+class BesideBars(logging.StreamHandler):
+    """Writes log lines to stderr without breaking tqdm's progress bars."""
+
+    def emit(self, record):
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
+class WithLevel(logging.Formatter):
+    """Time and text of a line; before the text 'warning' or 'error' where it is one."""
+
+    def formatMessage(self, record):
+        record.kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return super().formatMessage(record)
+
+
+def start_logging():
+    """Log lines with their time to stderr, from level INFO on."""
+    handler = BesideBars()
+    handler.setFormatter(WithLevel("%(asctime)s %(kind)s%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def announce_start(training):
+    """Model, data, steps and folders, one line each; a warning where the disk is too small for the checkpoints."""
+    opt, progress, steps = training.opt, training.progress, len(training.loader)
+    logging.info("%s", model_line(training.model, opt))
+    for split, loader in (("train", training.loader), ("dev", training.val_loader)):
+        logging.info("%s: %s", loader.dataset.folder / split, split_line(loader.dataset))
+    start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
+    logging.info("%d epochs of %d steps, %d pairs a step%s", opt.num_epochs, steps, opt.batch_size, start)
+    size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
+    logging.info("Checkpoints: %s, about %s each, %s for all %d%s",
+                 opt.model_name, in_bytes(size), in_bytes(size * count), count,
+                 "" if opt.keep else " (--keep N keeps the newest N and the best)")  # fmt: skip
+    logging.info("Log and curves: %s", opt.logger_name)
+    free = shutil.disk_usage(opt.model_name).free if distributed.is_main() else size * count
+    if free < size * count:
+        logging.warning("%s: %s are free, fewer than the checkpoints need; --keep 2 needs %s",
+                        opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
+
+
+def model_line(model, opt):
+    """The kind of model, its size, and where it computes."""
+    weights = sum(p.numel() for p in model.parameters())
+    where = str(model.device) if model.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
+    if distributed.size() > 1:
+        where += f", {distributed.size()} processes"
+    return f"{system_of(opt).kind(opt)}, {weights:,} weights, on {where}"
+
+
+def split_line(dataset):
+    return f"{dataset.n_images:,} images, {len(dataset):,} captions"
+
+
+def checkpoint_bytes(model):
+    """About how large a checkpoint is: float32 weights, and Adam's state of those that are trained."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    others = sum(p.numel() for p in model.parameters()) - trained
+    return 4 * (WEIGHTS_AND_ADAM * trained + others)
+
+
+def checkpoints_of(opt, steps, progress):
+    """How many checkpoints the rest of a run leaves, the best included."""
+    epochs = max(0, opt.num_epochs - progress.epoch)
+    between = epochs * ((steps - 1) // opt.save_every) if opt.save_every else 0
+    return min(epochs + between, opt.keep or epochs + between) + 1
+
+
+def in_bytes(number):
+    """1234567890 -> '1.2 GB'."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if number >= 10 or unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def announce_end(training, seconds):
+    """How long the run took, its best validation, and the command that tests the best model."""
+    opt, best = training.opt, Path(training.opt.model_name) / BEST
+    took = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
+    days = f"{seconds // 86400:.0f} days " if seconds >= 86400 else ""
+    logging.info("Finished %d epochs in %s%s", opt.num_epochs, days, took)
+    announce_best(training)
+    write_page(training, best)
+    test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]
+    logging.info("Test it: %s", shlex.join([*test, "--vocab_path", opt.vocab_path]))
+
+
+def write_page(training, best):
+    """The run's summary.html; a page that cannot be written does not make a training fail."""
+    opt = training.opt
+    if not distributed.is_main():
+        return
+    try:
+        kind = system_of(opt).kind(opt)
+        path = write_run_page(opt.logger_name, kind, best, opt.select, defaults(opt.model))
+        logging.info("Summary and curves: %s", path)
+    except (InputError, LookupError, TypeError) as error:
+        logging.warning("%s: no summary page (%s)", opt.logger_name, error)
+
+
+def announce_best(training):
+    opt, progress = training.opt, training.progress
+    epoch = f" of epoch {progress.best_epoch}" if progress.best_epoch >= 0 else ""
+    title = {"rsum": "rsum", "r1r5": "r1 + r5"}[opt.select]
+    logging.info("Best model: %s %.1f on dev%s, in %s", title, progress.best_rsum, epoch, Path(opt.model_name) / BEST)
+
+
+def announce_nothing_to_do(training):
+    """For a resumed run whose epochs are all done."""
+    opt = training.opt
+    logging.info("%s has finished all its %d epochs: nothing is left to do. --num_epochs %d trains further",
+                 opt.resume, opt.num_epochs, training.progress.epoch + 10)  # fmt: skip
+    announce_best(training)

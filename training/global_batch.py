@@ -1,0 +1,169 @@
+"""The loss of a batch that is divided over processes, over micro-batches, or both.
+
+Every pair of the whole batch counts: the embeddings of all captions go to every process, each process scores its own
+images against them, and the loss is computed from the score matrix of the whole batch.
+"""
+
+import contextlib
+import warnings
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from modules.sides import CaptionSide, ImageSide
+from runtime import distributed
+from runtime.batches import Share
+from runtime.transfer import send
+from training.synced_batch_norm import SyncedBatchNorm
+from vocab import END
+
+
+def training_module(model, accumulate=1):
+    """The module that training calls on a batch: `model`, or with several processes or micro-batches a GlobalBatch."""
+    if distributed.size() == accumulate == 1:
+        return model
+    return data_parallel(GlobalBatch(model, accumulate), model)
+
+
+def model_inside(module):
+    """The model that training_module was given."""
+    module = getattr(module, "module", module)  # of DistributedDataParallel
+    return module.model if isinstance(module, GlobalBatch) else module
+
+
+def data_parallel(module, model):
+    """`module`, whose forward gives losses of `model`, so that backward leaves the sum of all processes' gradients."""
+    if distributed.size() == 1:
+        return module
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of (8, 1): no cost
+    group = distributed.new_group()
+    parallel = DistributedDataParallel(module, process_group=group)
+    parallel.broadcast_buffers = False  # every process computes the same statistics
+    parallel.register_comm_hook(group, add_gradients)
+    return parallel
+
+
+def add_gradients(group, bucket):
+    """Gradients of DistributedDataParallel are added, not averaged: they are parts of one sum."""
+    done = dist.all_reduce(bucket.buffer(), group=group, async_op=True).get_future()
+    return done.then(lambda future: future.value()[0])
+
+
+class GlobalBatch(nn.Module):
+    """Losses of the whole batch, each process calling it with its own share.
+
+    accumulate: the share is encoded in this many parts, and each part again when its gradients are computed, so that
+    the encoders need the memory of one part.  Random numbers (dropout) are the same both times.  BatchNorm's
+    statistics are those of one part (over all processes).
+    """
+
+    def __init__(self, model, accumulate=1):
+        super().__init__()
+        self.model = model
+        self.accumulate = accumulate
+        for weight in model.criterion.parameters():
+            # every process computes the whole loss, and their gradients are added
+            weight.register_hook(lambda gradient: gradient / distributed.size())
+
+    def forward(self, batch, excluded=None):
+        """batches.Batch -> {name: loss}, to be added up; the values are the same on all processes.
+
+        With several processes the batch needs its `shares` (batches.with_shares).  excluded (B, B), of the whole batch.
+        """
+        shares = batch.shares or [Share(batch.lengths, batch.depends, batch.ids)]
+        counts = [len(share.ids) for share in shares]
+        parts = [self.encode_part(part, sum(counts)) for part in split(batch, self.accumulate)]
+        images, words, extra_losses = zip(*parts)
+        words = self.gather_captions(torch.cat(words), [share.lengths for share in shares])
+        images = ImageSide(torch.cat(images), batch.bboxes)
+        scores = self.local_scores(images, caption_side(words, shares))
+        scores = distributed.gather(scores, counts)
+        losses = {self.model.retrieval_loss: self.model.forward_loss(scores, excluded)}
+        for name in extra_losses[0]:
+            losses[name] = distributed.total_loss(sum(part[name] for part in extra_losses))
+        return losses
+
+    def encode_part(self, part, pairs):
+        """A part of the share -> embeddings of images and captions, captions' words flat, and weighted extra losses."""
+        if self.accumulate == 1:
+            return encode_weighted(self.model, part, pairs)
+        return checkpoint(
+            encode_weighted, self.model, part, pairs, use_reentrant=False,
+            context_fn=lambda: (contextlib.nullcontext(), unchanged_buffers(self.model)),
+        )  # fmt: skip
+
+    def gather_captions(self, words, lengths):
+        """Flat words or captions of this process -> a list of (n, D) of all captions, or (C, D)."""
+        if self.model.one_vector:
+            return distributed.gather_for_all(words, [len(share) for share in lengths])
+        words = distributed.gather_for_all(words, [sum(share) for share in lengths])
+        return words.split(list(chain.from_iterable(lengths)))
+
+    def local_scores(self, images, captions):
+        """This process's rows of the score matrix: its images, all captions."""
+        if len(images):
+            return self.model.similarity(images, captions)
+        return images.emb.new_zeros(0, len(captions)) + zero_of(images.emb, *captions.emb, *self.parameters())
+
+
+def caption_side(emb, shares):
+    """The CaptionSide of a whole batch, from its embeddings and every process's Share."""
+    lengths = list(chain.from_iterable(share.lengths for share in shares))
+    depends = None if shares[0].depends is None else list(chain.from_iterable(share.depends for share in shares))
+    return CaptionSide(emb, lengths, depends)
+
+
+def encode_weighted(model, part, pairs):
+    """model.encode of a part that may be empty; the losses it gives are weighted for a batch of `pairs` pairs."""
+    if part.ids:
+        images, captions, losses = model.encode(part)
+        losses = {name: loss * (len(part.ids) / pairs) for name, loss in losses.items()}
+        return images.emb, flat_words(captions.emb, part.lengths), losses
+    images = model.encode_images(part.images)  # no rows, but BatchNorm's exchange still takes place
+    captions = model.encode_captions(torch.full((1, 1), END), [1])[:0]
+    zero = zero_of(images, captions, *model.parameters())
+    return images, flat_words(captions, []), dict.fromkeys(model.extra_losses, zero)
+
+
+def zero_of(*tensors):
+    """0, with a gradient of 0 for every tensor: DistributedDataParallel waits for a gradient of every parameter."""
+    return sum(0 * x.sum() for x in tensors if x.requires_grad)
+
+
+def flat_words(captions, lengths):
+    """Captions (B, n, D) padded -> their words (sum of lengths, D); captions (B, D) as they are."""
+    if captions.dim() == 2:
+        return captions
+    width = captions.shape[1]
+    rows = [torch.arange(b * width, b * width + n) for b, n in enumerate(lengths)]
+    rows = torch.cat(rows) if rows else torch.arange(0)
+    return captions.flatten(0, 1).index_select(0, send(rows, captions.device))
+
+
+def split(batch, n):
+    """A Batch in n parts, whose sizes differ by one pair at most; a part may be empty."""
+    parts, batch = [], batch._replace(shares=None)
+    for k in range(n):
+        rows = slice(len(batch.ids) * k // n, len(batch.ids) * (k + 1) // n)
+        part = batch._make(None if field is None else field[rows] for field in batch)
+        parts.append(part._replace(captions=part.captions[:, : max(part.lengths, default=1)]))
+    return parts
+
+
+@contextlib.contextmanager
+def unchanged_buffers(model):
+    """BatchNorm's running statistics afterwards are as before: the second encoding of a part does not count."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, old in zip(model.buffers(), before):
+                buffer.copy_(old)

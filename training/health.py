@@ -1,0 +1,91 @@
+"""Two ways in which a training fails: numbers that are not finite, and collapse."""
+
+import logging
+import math
+from collections import deque
+
+import torch
+
+from files.errors import InputError
+from training import global_batch
+
+SPREAD = 0.02  # of the margin: the scores of a collapsed model have a smaller standard deviation
+
+
+def stop_training(why):
+    raise InputError(f"{why}: training stopped. Lower --learning_rate; the checkpoints written before are good")
+
+
+@torch.no_grad()
+def first_not_finite(model, batch):
+    """The part of the model where NaN or infinity first appears for a batch, in words."""
+    model = global_batch.model_inside(model)
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            return f"the weights {name}"
+    if not batch.ids:  # this process has no share of this batch
+        return "another process's share of the batch"
+    embeddings = [side.emb for side in model.encode_sides(batch)]
+    for what, rows in zip(("the embedding of the image of caption", "the embedding of caption"), embeddings):
+        bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
+        if len(bad):
+            return f"{what} {batch.ids[bad[0]]}"
+    return "the similarities"
+
+
+class GuardedAdam(torch.optim.Adam):
+    """Adam in fused kernels, which stops for good once `guard` has seen a number that is not finite.
+
+    The flag stays on the device, so that no step waits for it: after it is set, steps leave weights and moments as
+    they are.  Whoever reads the losses later finds the first one that is not finite, and the weights of that step.
+    found_inf is the name under which torch's fused optimisers look for such a flag (torch.amp's scaler sets it too).
+    """
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr, fused=True)
+        self.found_inf = None
+
+    def guard(self, *numbers):
+        """numbers: scalar tensors of this step."""
+        broken = (torch.stack(numbers).sum() * 0 != 0).float()  # NaN · 0 and infinity · 0 are NaN, which is not 0
+        self.found_inf = broken if self.found_inf is None else torch.maximum(self.found_inf, broken)
+
+    def load_state_dict(self, state):
+        """Also the state of an Adam that was not fused."""
+        super().load_state_dict({**state, "param_groups": [{**g, "fused": True} for g in state["param_groups"]]})
+
+
+def check_step(step, model, batch_of):
+    """InputError where a step_figures.Step's loss or gradient is not finite.  batch_of: captions' numbers -> Batch."""
+    number = step.facts["Eit"] - 1
+    if not math.isfinite(step.figures["loss"]):
+        place = first_not_finite(model, batch_of(step.ids))
+        stop_training(f"the loss is {step.figures['loss']} at step {number}, first in {place}")
+    if not math.isfinite(step.figures["grad_norm"]):
+        stop_training(f"the gradient's norm is {step.figures['grad_norm']} at step {number}")
+
+
+class CollapseWatch:
+    """Warns when the hardest-negative loss stays at 2 · margin · batch while the scores of a batch hardly differ.
+
+    The loss alone is not enough: where captions repeat, each pair's hardest negative is its twin, and the loss has the
+    same value while the scores of other pairs differ widely.
+    """
+
+    def __init__(self, opt, window=50):
+        self.margin = opt.margin
+        self.recent = deque(maxlen=window)  # of each step: did it look collapsed?
+
+    def step(self, loss, spread, flat):
+        """loss: of all pairs; spread: standard deviation of the batch's scores; flat: the loss where all are equal."""
+        self.recent.append(abs(loss - flat) < 0.01 * flat and spread < SPREAD * self.margin)
+        if len(self.recent) == self.recent.maxlen and all(self.recent):
+            logging.warning(
+                "The retrieval loss has stayed at %.1f = 2 x margin x batch for %d steps, and all similarities of a "
+                "batch are equal to within %.2g: the model has collapsed. Start with the summed loss (--warmup_sum 1) "
+                "or lower --learning_rate.",
+                loss,
+                len(self.recent),
+                spread,
+            )
+            self.recent.clear()
