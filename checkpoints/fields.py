@@ -78,6 +78,7 @@ FIELDS = {
     "saved": (is_number, "a finite number"),
     "versions": (is_table, "a table"),
     "vocab": (none_or(is_vocabulary), WORDS),
+    "data": (is_table, "a table of what identifies the training data"),
     "optimizer": (is_optimizer, "an optimiser's state and param_groups"),
     "rng": (is_table, "a table of random states"),
 }
