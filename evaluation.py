@@ -24,6 +24,7 @@ from modules import similarity
 from modules.sides import CaptionSide, ImageSide
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
+from reporting.provenance import Recorder
 from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
 from runtime import distributed, shared_arrays
 
@@ -373,7 +374,7 @@ def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra
     """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
     outputs = outputs.checked()
     pages = outputs.new_report(split, how["ties"], overrides) if distributed.is_main() else None
-    observers = [observer for observer in (extra, pages) if observer and distributed.is_main()]
+    observers = [one for one in (Recorder(outputs.command), extra, pages) if one and distributed.is_main()]
     with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
         results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)
         store.keep()

@@ -12,6 +12,7 @@ import functools
 import os
 import platform
 import random
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from checkpoints.fields import check_fields, check_optimizer, first_line
 from files import pickles
 from files.checksum import sha256
-from files.errors import InputError, warn
+from files.errors import InputError, reason, warn
 from files.writing import atomic_write, check_writable, make_folder
 from systems.options import check_options, completed
 from systems.table import SYSTEMS, titles
@@ -39,20 +40,39 @@ class CheckpointError(InputError):
 # ---- reading
 
 
+def find_checkpoint(path, resume=False, say=warn):
+    """The checkpoint file that a path means: a file, or one of a run's folder (or of the folder `checkpoint` in it).
+
+    There it is model_best.pth.tar or, without one and to resume, the newest complete file; `say` as in `newest`.
+    InputError for a folder without checkpoints, and for a checkpoint that was unpacked.
+    """
+    path = Path(path)
+    if path.name == "data.pkl" or os.path.isfile(path / "data.pkl"):
+        folder = path.parent if path.name == "data.pkl" else path
+        where, target, name = map(shlex.quote, (str(folder.parent), f"{folder.name}.pth.tar", folder.name))
+        raise InputError(f"{path}: an unpacked checkpoint; pack it again: cd {where} && zip -0 -r {target} {name}")
+    if not os.path.isdir(path):
+        return path
+    for folder in (path, path / "checkpoint"):
+        if not resume and os.path.isfile(folder / BEST):
+            return folder / BEST
+        if any(folder.glob("checkpoint_*.pth.tar")) or os.path.isfile(folder / BEST):
+            return newest(folder, say)
+    others = ", ".join(pickles.checkpoint_names(path)[:4])
+    hint = f"it holds {others}: give one of these" if others else "give a checkpoint file or a run's folder"
+    raise InputError(f"{path}: no {BEST} and no checkpoint_*.pth.tar in this folder; {hint}")
+
+
 def load_checkpoint(path):
-    """The checkpoint of a file, or model_best.pth.tar of a folder, on the CPU and ready to use.
+    """The checkpoint that a path means for an evaluation (find_checkpoint), on the CPU and ready to use.
 
     Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
     in `model` and `further` without DataParallel's 'module.', counters present (docs/method.md,
     section 5).  The older format has no checksums: a warning gives the file's sha256.
     Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
-    checkpoint_fields.FIELDS says, it asks for code, or its format is newer than this program.
+    fields.FIELDS says, it asks for code, or its format is newer than this program.
     """
-    path = Path(path)
-    if os.path.isdir(path):
-        path = path / BEST
-        if not os.path.isfile(path):
-            raise InputError(f"{path.parent}: no {BEST} in this folder; give a checkpoint file")
+    path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
     if not pickles.is_zip_file(path):
         warn(f"{path}: the older file format has no checksums; compare its sha256, {sha256(path)}")
@@ -177,7 +197,7 @@ def write_checkpoint(state, path):
     except RuntimeError as error:  # of torch's zip writer, which hides the system's error
         if not isinstance(error.__context__, OSError):
             raise
-        raise CheckpointError(f"{path}: cannot be written ({error.__context__.strerror})") from error
+        raise CheckpointError(f"{path}: cannot be written ({reason(error.__context__)})") from error
 
 
 def plain(value, name="checkpoint"):
@@ -340,7 +360,7 @@ def prune(folder, keep):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be removed ({error.strerror})") from error
+            raise CheckpointError(f"{path}: cannot be removed ({reason(error)})") from error
 
 
 def ordered(folder, patterns, say=lambda line: None):

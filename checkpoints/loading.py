@@ -100,17 +100,22 @@ def open_members(paths, split, fold5, overrides):
                 f"{opt.data_name}/{split}: {n} images do not divide into five folds; "
                 "test.py without --fold5 evaluates them all at once"
             )
-        about = describe_checkpoint(path, loaded["epoch"], opt)
+        about = describe_checkpoint(path, loaded, opt)
         members.append(Member(str(path), trained_model(loaded, opt, path), opt, loader, about))
         check_same_data(members[0], members[-1])
     return members
 
 
-def describe_checkpoint(path, epoch, opt):
-    """Facts about a checkpoint for reports: {path, kind, epoch, flags that are not train.py's defaults}."""
+def describe_checkpoint(path, loaded, opt):
+    """Facts about a checkpoint for reports: {path, kind, epoch, flags that are not train.py's defaults}.
+
+    epoch: the number, from 0, of the epoch that made it, as in the training's log and the names of its files.
+    """
     usual = defaults(opt.model)
     shown = usual.keys() - OF_THE_MACHINE
     flags = {name: value for name, value in vars(opt).items() if name in shown and value != usual[name]}
+    ended = loaded.get("step", 0) == 0  # its `epoch` is that of the next step
+    epoch = max(0, loaded["epoch"] - ended)
     return {"path": str(path), "kind": system_of(opt).kind(opt), "epoch": epoch, "flags": flags}
 
 

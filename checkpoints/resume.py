@@ -9,7 +9,7 @@ from pathlib import Path
 
 from checkpoints import checkpoint
 from checkpoints.loading import load_weights
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.identity import difference
 from files.locks import lock_folder
 from files.writing import make_folder
@@ -98,7 +98,7 @@ def lock_run(opt, goes_on):
             try:
                 lock = lock_folder(folder)
             except OSError as error:
-                raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+                raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another folder") from None
             if lock is None:
                 raise InputError(
                     f"{folder}: another training is at work in this folder; wait for its end, or give this one "
@@ -116,8 +116,7 @@ def lock_run(opt, goes_on):
 
 def load_resumed(path):
     """A file, or a folder whose newest complete checkpoint is taken -> (the file's path, its content)."""
-    if os.path.isdir(path):
-        path = checkpoint.newest(path, logging.warning)
+    path = checkpoint.find_checkpoint(path, resume=True, say=logging.warning)
     saved = checkpoint.load_checkpoint(path)
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
@@ -128,7 +127,7 @@ def load_resumed(path):
 def resume_options(opt, given, saved, path, say):
     """Flags of a resumed run: those saved in the checkpoint `path`, overridden by those of the command line.
 
-    Flags that determine the weights stay as in the checkpoint; `say` gets a message for every contradiction.
+    InputError for another flag that determines the weights; `say` gets a message for every other contradiction.
     """
     if "model" in given and opt.model != saved.model:
         raise InputError(f"{path}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
@@ -144,10 +143,10 @@ def resume_options(opt, given, saved, path, say):
         old, new = getattr(saved, name), getattr(opt, name)
         if old == new:
             continue
-        wins = "the checkpoint's" if name in fixed else "the command line's"
-        say(f"--{name}: {old} in the checkpoint, {new} on the command line; {wins} is used")
-        if name not in fixed:
-            setattr(merged, name, new)
+        if name in fixed:
+            raise InputError(f"{path}: was made with --{name} {old}, but --{name} is {new}; leave it out")
+        say(f"--{name}: {old} in the checkpoint, {new} on the command line; the command line's is used")
+        setattr(merged, name, new)
     return merged
 
 

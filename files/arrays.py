@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from files.errors import InputError, warn
+from files.errors import InputError, reason, warn
 from files.opening import open_regular
 from files.pickles import Dtype, number_of_numpy, restricted_load
 from files.text import CAPTIONS_PER_IMAGE
@@ -18,7 +18,7 @@ def open_array(path):
             warnings.simplefilter("ignore")  # numpy remarks on headers written by Python 2
             return np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except Exception as error:  # a damaged header can fail anywhere in numpy's parser
         raise InputError(f"{path}: truncated or not a plain .npy file ({error}); make or copy it again") from None
 

@@ -1,5 +1,6 @@
 """Errors of the user's input, warnings, and how a script ends."""
 
+import errno
 import importlib
 import io
 import sys
@@ -13,6 +14,11 @@ class InputError(Exception):
         own = str(message).rpartition(f"{__name__}.InputError: ")[2]
         # text from a file may hold line breaks and terminal escapes, which must not reach the terminal
         super().__init__("".join(c if c.isprintable() else " " for c in own).strip())
+
+
+def reason(error):
+    """Why a system call failed, in a few words; also for an OSError that was made from a text."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 warned = set()  # warnings of this process
@@ -56,6 +62,12 @@ def guarded(function):
         if isinstance(error, InputError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = InputError(error.filename)
+        print(f"error: {str(name)[:80]}...: {reason(error)}; give a shorter name", file=sys.stderr)
+        sys.exit(2)
 
 
 def exit_code(error):

@@ -1,23 +1,40 @@
-"""Opens files for reading: regular files only, so that a pipe or a device never makes a program wait."""
+"""Opens files for reading: regular files only, and none that a failed download left in the place of another."""
 
 import os
+import re
 import stat
 
-from files.errors import InputError
+from files.errors import InputError, reason
+
+HEAD = 512  # bytes that tell a wrong file from a right one
+WEB_PAGE = "a web page was saved in place of the file; download it again"
+NO_FILE = "a server's message, not the file; download it again"
+STRANGERS = {
+    r"<(!doctype html|html|head|body|script|!--|\?xml|error>)": WEB_PAGE,
+    r"version https://git-lfs\.": "a Git LFS pointer; fetch the file itself with 'git lfs pull'",
+    r"([45]\d\d[: ]+)?(not found|forbidden|unauthorized|bad gateway|access denied)[^\n]{0,80}\s*\Z": NO_FILE,
+    r"\{\s*\"(error|errors|message|detail)\"\s*:\s*[\"{\[][^\0]*\}\s*\Z": NO_FILE,
+}
+_STRANGERS = [(re.compile(rb"(\xef\xbb\xbf)?\s*" + x.encode(), re.IGNORECASE), what) for x, what in STRANGERS.items()]
+
+
+def stranger(head):
+    """What a failed download left in the place of a file, and the cure, or None. head: the file's first HEAD bytes."""
+    return next((what for form, what in _STRANGERS if form.match(head)), None)
 
 
 def open_regular(path, missing="no such file"):
     """A regular file, or a link to one, open for reading bytes.
 
-    missing: what the message says where there is none.  Raises InputError where the file is missing, is no regular
-    file (a folder, a pipe, a device) or cannot be read.
+    missing: what the message says where there is none. Raises InputError where the file is missing, is no regular
+    file (a folder, a pipe, a device), cannot be read, or is a web page, a Git LFS pointer or a server's message.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise InputError(f"{path}: {missing}") from None
     except OSError as error:
-        raise InputError(f"{shortened(path)}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{shortened(path)}: cannot be read ({reason(error)})") from None
     except ValueError as error:  # a zero byte in the name
         raise InputError(f"{shortened(path)}: cannot be read ({error})") from None
     mode = os.fstat(descriptor).st_mode
@@ -26,7 +43,15 @@ def open_regular(path, missing="no such file"):
         if stat.S_ISDIR(mode):
             raise InputError(f"{path}: cannot be read (Is a directory)")
         raise InputError(f"{path}: a pipe or a device, not a regular file; give a file")
-    return open(descriptor, "rb")
+    file = open(descriptor, "rb")  # noqa: SIM115, the caller closes it
+    try:
+        if what := stranger(file.peek(HEAD)[:HEAD]):
+            file.close()
+            raise InputError(f"{path}: {what}")
+    except OSError as error:
+        file.close()
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return file
 
 
 def shortened(path):

@@ -1,14 +1,14 @@
 """Reads files of torch.save and other pickles without running anything in them (docs/method.md, section 5).
 
-A pickle is a program.  torch.load(weights_only=True) runs a few harmless parts of that language only.  Before it
-runs, this module looks through every pickle of the file: it refuses unknown names by name, in every format, and it
-bounds how large a pickle may be.  Torch's own list of unsafe names reads zip files only, so it does not replace this.
+A pickle is a program.  torch.load(weights_only=True) runs a few harmless parts of that language only, and
+`restricted_load` allows the few names of its caller.  Neither bounds how long a pickle goes on: `look_through` does.
 """
 
 import argparse
 import codecs
 import functools
 import io
+import itertools
 import os
 import pickle
 import pickletools
@@ -19,7 +19,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.opening import open_regular
 
 # Every name that the pickle of a checkpoint may use.  NumPy's, pathlib's and torch.device become plain values.
@@ -29,9 +29,14 @@ ALLOWED = re.compile(
     r"|numpy\._?core\.multiarray\.scalar|numpy\.dtype|_codecs\.encode"
     r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path"
 )
-PICKLE_BYTES = 64 << 20  # the largest pickle of a checkpoint; weights are not part of it
-PICKLE_STEPS = 2_000_000  # the most operations of one; our largest checkpoints need about 30,000
+OPERATIONS = 2_000_000  # the most of a checkpoint's pickle; our largest need about 30,000
+BYTES_EACH = 32  # the most bytes of a pickle for each operation allowed, so 64 MB; weights are not part of it
 SHARED_TUPLES = 16  # the most uses of tuples made before; a key of 40 pairs, each twice the one before, takes hours
+LARGE_NUMBERS = 1000  # the most whole numbers beyond 2^60: such can share a hash, and a million such keys take hours
+DEEPEST = 50_000  # tuples that no call takes; hashing 150,000 within one another breaks Python's stack
+TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"}
+TAKERS = {"REDUCE", "NEWOBJ", "BINPERSID"}  # operations that take the tuple before them
+UNUSUAL = {"DUP", "POP", "POP_MARK", "BYTEARRAY8"}  # would hide a tuple or take memory; only odd objects need them
 
 # First bytes of files that are often taken for a checkpoint by mistake.
 STRANGERS = {
@@ -54,23 +59,17 @@ def read_torch_file(path, lazily=False):
     """
     import torch  # the commands that read no checkpoint start without it
 
+    is_zip = inspect(path, sums=not lazily)
+    load = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=is_zip and lazily)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]):
         warnings.simplefilter("ignore")  # torch remarks on its own old formats
-        is_zip = inspect(path, sums=not lazily)
         try:
-            return torch_load(path, mmap=is_zip and lazily)
+            try:
+                return load()
+            except UnicodeDecodeError:
+                return load(encoding="latin1")  # Python 2's strings are bytes, of any encoding
         except Exception as error:  # torch raises a dozen kinds on damaged files
             raise InputError(f"{path}: {DAMAGED}") from error
-
-
-def torch_load(path, mmap):
-    import torch
-
-    call = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=mmap)
-    try:
-        return call()
-    except UnicodeDecodeError:
-        return call(encoding="latin1")  # Python 2's strings are bytes, of any encoding
 
 
 def open_checkpoint(path):
@@ -83,11 +82,12 @@ def open_checkpoint(path):
 
 
 def checkpoint_names(folder):
-    """Names of the *.pth.tar in a folder, checkpoint_9 before checkpoint_10; none where it cannot be read."""
+    """Names of the *.pth.tar in a folder, without files of ranks, checkpoint_9 before checkpoint_10."""
     try:
-        return sorted((name for name in os.listdir(folder) if name.endswith(".pth.tar")), key=lambda x: (len(x), x))
+        names = [name for name in os.listdir(folder) if name.endswith(".pth.tar") and not name.startswith("ranks")]
     except (OSError, ValueError):  # no such folder; a zero byte in the name
         return []
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def is_zip_file(path):
@@ -100,26 +100,26 @@ def is_zip_file(path):
 
 
 def inspect(path, sums):
-    """True for a zip file, False for the older format; InputError for other files and for unknown names."""
+    """True for a zip file, False for the older format; InputError for other files and for what is not harmless."""
     with open_checkpoint(path) as file:
-        refuse_strangers(file, path)
-        is_zip = file.read(2) == b"PK"
-        file.seek(0)
         try:
-            if is_zip:
-                inspect_zip(file, path, sums)
-            else:
-                inspect_pickles(file, path)
+            refuse_strangers(file, path)
+            is_zip = file.read(2) == b"PK"
+            file.seek(0)
+            (inspect_zip if is_zip else inspect_pickles)(file, path, sums)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from None
         return is_zip
 
 
 def refuse_strangers(file, path):
-    start = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+    head = file.read(512)
     file.seek(0)
+    start = head[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
         raise InputError(f"{path}: empty, not a checkpoint; copy or download it again")
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path}: a tar archive; unpack it (tar xf) and give the checkpoint in it")
     for mark, what in STRANGERS.items():
         if start.startswith(mark):
             raise InputError(f"{path}: {what}")
@@ -130,10 +130,12 @@ def inspect_zip(file, path, sums):
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
-            refuse_bombs(records, path)
+            for record in records:
+                if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
+                    refuse(path, f"{record.filename} is compressed, which torch.save never does")
             pickles = [record for record in records if record.filename.endswith(".pkl")]
             for record in pickles:  # by record, since a name can stand in the archive twice
-                refuse_code(archive.open(record), path)
+                look_through(archive.open(record), path, ALLOWED)
             broken = archive.testzip() if sums else None
     except InputError:
         raise
@@ -145,21 +147,11 @@ def inspect_zip(file, path, sums):
         raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
 
 
-def refuse_bombs(records, path):
-    """InputError where a record claims to unpack to more than it takes in the file; torch.save never compresses."""
-    for record in records:
-        if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
-            raise InputError(
-                f"{path}: refused, {record.filename} is compressed ({record.compress_size} to {record.file_size} "
-                "bytes), which torch.save never does; save the checkpoint again with torch.save"
-            )
-
-
-def inspect_pickles(file, path):
+def inspect_pickles(file, path, _sums):
     """The same for the older format: five pickles (the fourth is the content), then raw numbers."""
     for number in range(5):
         try:
-            refuse_code(file, path)
+            look_through(file, path, ALLOWED)
         except (InputError, OSError):
             raise
         except Exception as error:
@@ -168,50 +160,36 @@ def inspect_pickles(file, path):
             return  # incomplete, or no checkpoint after all: torch.load notices
 
 
-def refuse_code(file, path):
-    """InputError when the next pickle of an open file is too large or uses a name that is not ALLOWED; runs nothing."""
-    for name in names_in_pickle(file, path):
-        if not ALLOWED.fullmatch(name):
-            raise InputError(
-                f"{path}: refused, nothing in it was run: it asks for {name}, which no checkpoint needs; "
-                "get the file from a source you trust"
-            )
+def look_through(file, path, allowed=None, most=OPERATIONS):
+    """Go through the next pickle of an open file; runs nothing.
 
-
-def names_in_pickle(file, path):
-    """The full names of the classes and functions that the next pickle of an open file uses."""
-    strings, memo, tuples, shared, before = ["?", "?"], {}, set(), 0, ""
+    InputError where it has more than `most` operations, can take for ever, or asks for a name that the pattern
+    `allowed` does not match.
+    """
+    memo, is_tuple, shared, kept, large = {}, False, 0, 0, 0  # memo: number of a stored object -> whether it is a tuple
     for step, (opcode, value, at) in enumerate(pickletools.genops(file)):
-        if step >= PICKLE_STEPS or (at or 0) > PICKLE_BYTES:
-            raise InputError(
-                f"{path}: refused, a pickle in it has more than {PICKLE_STEPS:,} operations or "
-                f"{PICKLE_BYTES >> 20} MB, which no checkpoint needs; get the file from a source you trust"
-            )
-        if opcode.name in ("GLOBAL", "INST"):
-            yield value.replace(" ", ".", 1)
-        elif opcode.name == "STACK_GLOBAL":  # module and name stand on the stack
-            yield ".".join(strings[-2:])
-        elif opcode.name == "MEMOIZE" or "PUT" in opcode.name:
-            place = len(memo) if value is None else value
-            memo[place] = strings[-1]
-            if before.startswith("TUPLE") or "PUT" in before or "GET" in before:  # it may be a tuple
-                tuples.add(place)
-        elif "GET" in opcode.name:
-            strings.append(memo.get(value, "?"))
-            shared += value in tuples
-            refuse_shared(shared, path)
-        elif isinstance(value, str):
-            strings.append(value)
-        before = opcode.name
+        name = opcode.name
+        if step >= most or (at or 0) > BYTES_EACH * most:
+            refuse(path, f"a pickle in it has more than {most:,} operations or {BYTES_EACH * most:,} bytes")
+        if allowed and name == "GLOBAL" and not allowed.fullmatch(value.replace(" ", ".", 1)):
+            refuse(path, f"it asks for {value.replace(' ', '.', 1)}")
+        large += type(value) is int and abs(value) >> 60 > 0
+        if name in UNUSUAL or large > LARGE_NUMBERS:
+            refuse(path, f"a pickle in it uses {name}" if name in UNUSUAL else "it holds too many large numbers")
+        if name == "MEMOIZE" or "PUT" in name:
+            memo[len(memo) if value is None else value] = is_tuple
+            continue
+        kept += (name in TUPLES) - (is_tuple and name in TAKERS)
+        is_tuple = memo.get(value, False) if "GET" in name else name in TUPLES
+        shared += is_tuple and "GET" in name
+        if shared > SHARED_TUPLES or kept > DEEPEST:  # Python goes through all of a tuple that is a key
+            refuse(path, "a pickle in it has too many tuples, or uses the same ones too often")
 
 
-def refuse_shared(count, path):
-    """InputError where a pickle uses tuples again too often: Python goes through all of a tuple that is a key."""
-    if count > SHARED_TUPLES:
-        raise InputError(
-            f"{path}: refused, a pickle in it uses tuples again more than {SHARED_TUPLES} times, which can take "
-            "for ever to read; get the file from a source you trust"
-        )
+def refuse(path, what):
+    raise InputError(
+        f"{path}: refused, nothing in it was run: {what}, which no such file needs; get it from a source you trust"
+    )
 
 
 # ---- inert stand-ins for classes of NumPy and pathlib
@@ -249,10 +227,8 @@ def stand_ins():
     """[(stand-in, the full name it takes the place of)] for torch.load."""
     pairs = [(number_of_numpy, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     pairs.append((Dtype, "numpy.dtype"))
-    for module in ("pathlib", "pathlib._local"):
-        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath"):
-            pairs.append((posix_path, f"{module}.{name}"))
-        pairs += [(windows_path, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+    for module, pure, kind in itertools.product(("pathlib", "pathlib._local"), ("", "Pure"), ("", "Posix", "Windows")):
+        pairs.append((windows_path if kind == "Windows" else posix_path, f"{module}.{pure}{kind}Path"))
     return pairs
 
 
@@ -266,29 +242,13 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def __init__(self, file, allowed, encoding, what):
         super().__init__(file, encoding=encoding)
-        self.dispatch = {code: do for code, do in self.dispatch.items() if code != pickle.BYTEARRAY8[0]}
-        self.allowed, self.what, self.shared = allowed, what, 0
-        for code in (pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.DUP):
-            self.dispatch[code[0]] = self.counted(self.dispatch[code[0]])
-
-    @staticmethod
-    def counted(operation):
-        """An operation that pushes an object once more, counted where it is a tuple."""
-
-        def push(unpickler):
-            operation(unpickler)
-            unpickler.shared += type(unpickler.stack[-1]) is tuple
-            refuse_shared(unpickler.shared, unpickler.what)
-
-        return push
+        self.allowed, self.what = allowed, what
 
     def find_class(self, module, name):
         for key in ((module, name), (ANY_MODULE, name)):
             if key in self.allowed:
                 return self.allowed[key]
-        raise InputError(
-            f"{self.what}: refused, because its pickle wants {module}.{name}; get the file from a source you trust"
-        )
+        return refuse(self.what, f"it asks for {module}.{name}")
 
 
 def restricted_load(file, allowed, encoding="latin1", what="pickle"):
@@ -298,8 +258,10 @@ def restricted_load(file, allowed, encoding="latin1", what="pickle"):
     A pickle can call whatever it can name, so `allowed` should hold inert stand-ins, made anew for each call.
     Raises InputError naming the first other name, and for any damaged pickle.
     """
+    content = file.read()
     try:
-        return RestrictedUnpickler(io.BytesIO(file.read()), allowed, encoding, what).load()
+        look_through(io.BytesIO(content), what, most=len(content))
+        return RestrictedUnpickler(io.BytesIO(content), allowed, encoding, what).load()
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way

@@ -3,6 +3,8 @@
 Crops need torchvision, which is imported where a data set of pictures asks for them.
 """
 
+import contextlib
+
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -16,6 +18,12 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+HEIF_READER = False
+with contextlib.suppress(ImportError):  # optional: pictures of telephones
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    HEIF_READER = True
 
 
 # ---- which picture has which captions ----
@@ -109,12 +117,52 @@ def first_five(pairs, folder, split):
 
 
 def read_picture(path):
-    """An RGB picture the right way up, whatever its mode and orientation; InputError where it is damaged."""
+    """An 8-bit RGB picture the right way up, as `open_picture` gives it."""
+    return open_picture(path)[0]
+
+
+def open_picture(path, side=None):
+    """(picture, change): any picture as 8-bit RGB the right way up, and what had to be changed for it, or None.
+
+    Transparent pixels are laid on white, and 16 bits are scaled to 8. side: pixels of the longer side, where a
+    smaller picture is wanted, which a JPEG gives sooner. InputError for a damaged picture, and for one whose
+    pixels have no known range: floating-point numbers, or whole ones beyond 16 bits.
+    """
     try:
-        with open_regular(path, "no such picture") as file, Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with open_regular(path, "no such picture") as file:
+            if form := _unread_form(file.peek(16)[:16]):
+                raise InputError(f"{path}: {form}; convert it to JPEG, or install pillow-heif")
+            with Image.open(file) as image:
+                if side:
+                    image.draft(None, (2 * side, 2 * side))
+                picture, change = as_rgb(ImageOps.exif_transpose(image), path)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None
+    if side:
+        picture.thumbnail((side, side))
+    return picture, change
+
+
+def as_rgb(image, path):
+    """(the PIL image as 8-bit RGB, what was changed or None); InputError for pixels without a known range."""
+    change = None
+    if image.mode[0] in "IF":  # I;16, I and F: a channel of more than 8 bits
+        pixels = np.asarray(image)
+        if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
+            raise InputError(f"{path}: pixels that are no whole numbers of 8 or 16 bits; convert it to 8 bits")
+        image, change = Image.fromarray((pixels // 257).astype(np.uint8)), "16-bit pictures, scaled to 8 bits"
+    if image.has_transparency_data:
+        image, change = image.convert("RGBA"), "transparent pictures, laid on white"
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB"), change
+
+
+def _unread_form(head):
+    """'a HEIC picture' or the like, for a form that only an optional package reads, which is not installed."""
+    form = head[8:12].decode("latin-1")
+    if head[4:8] != b"ftyp" or form == "avif" or HEIF_READER:
+        return None
+    return f"a picture of the form HEIC ({form})" if form in ("heic", "heix", "hevc", "mif1", "msf1") else None
 
 
 def make_transforms(crop_size):

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.opening import open_regular
 
 CAPTIONS_PER_IMAGE = 5
@@ -18,6 +18,8 @@ def data_folder(data_path, data_name):
     folder = Path(data_path) / data_name
     if folder.is_dir():
         return folder
+    if not Path(data_path).is_dir():
+        raise InputError(f"{data_path}: no such folder; --data_path names the folder that holds the data sets")
     there = sorted(p.name for p in Path(data_path).glob("*") if p.is_dir())
     near = difflib.get_close_matches(str(data_name), there, 1, cutoff=0.8)
     raise InputError(
@@ -31,7 +33,7 @@ def read_bytes(path):
         try:
             return file.read()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            raise InputError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _read_text(path):

@@ -1,12 +1,21 @@
 """Writes files whole or not at all."""
 
 import contextlib
+import functools
 import hashlib
+import io
 import os
 import re
+import secrets
+import shutil
+import time
 from pathlib import Path
 
-from files.errors import InputError
+from files.errors import InputError, reason
+
+# Temporary names.  The ending tells after how many seconds without a change a killed program must have left it.
+UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{16}\.(tmp|work)")
+AGES = {"tmp": 3600, "work": 86400}  # files being written; folders, and files changed through memory
 
 
 def make_folder(path):
@@ -14,18 +23,31 @@ def make_folder(path):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
+        raise InputError(f"{path}: cannot be made ({reason(error)}); choose another folder") from error
 
 
 def check_writable(path):
     """InputError where a file of this name cannot be written; called before the work starts."""
-    folder = Path(path).parent
-    if Path(path).is_dir():
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise InputError(f"{path}: cannot be written ({reason(error)}); give another name") from None
+    if os.path.isdir(path):
         raise InputError(f"{path}: cannot be written, a folder has this name; give the name of a file")
+    if is_stream(path):
+        return
+    folder = Path(os.path.realpath(path) if os.path.islink(path) else path).parent
     if not folder.is_dir():
         raise InputError(f"{path}: cannot be written, there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path}: cannot be written, the folder {folder} is read-only; choose another")
+
+
+def is_stream(path):
+    """Whether a path leads to a device, a pipe or an open file of this process: these are written into."""
+    return str(path).startswith(("/dev/fd/", "/dev/std")) or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def text_as_name(text, longest=60):
@@ -39,24 +61,53 @@ def text_as_name(text, longest=60):
 def atomic_write(path, write):
     """Write a file completely, or leave what was there.
 
-    path: the file; its folder must exist. write: called with a temporary file, open for bytes, in the same
-    folder, which then takes the place of path.
+    path: the file; its folder must exist.  A link is followed; a device or a pipe is written into.
+    write: called with a file, open for writing bytes in order.
     Raises InputError when the system refuses (full disk, read-only or missing folder).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        if is_stream(path):
+            content = io.BytesIO()
+            write(content)
+            with open(path, "ab") as stream:
+                stream.write(content.getbuffer())
+        else:
+            replace(os.path.realpath(path), write)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def replace(path, write):
+    """Write a temporary file beside `path` and give it the name `path`."""
+    temporary = temporary_name(os.path.dirname(path))
+    try:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        _remove(temporary)
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
-def _remove(path):
-    with contextlib.suppress(OSError):
-        os.remove(path)
+def temporary_name(folder, ending="tmp"):
+    """A path in a folder that nobody can guess; first removes what killed programs left there.
+
+    Make it exclusively (open's mode "x", mkdir): then no link leads elsewhere and no other program writes to it.
+    """
+    remove_leftovers(folder, time.time() // AGES["tmp"])
+    return os.path.join(folder, f".unfinished-{secrets.token_hex(8)}.{ending}")
+
+
+@functools.lru_cache(16)  # once an hour
+def remove_leftovers(folder, _hour):
+    """Remove this user's old temporary files and folders; each file may be as large as a checkpoint."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not (name := UNFINISHED.fullmatch(entry.name)):
+                continue
+            facts = entry.stat(follow_symlinks=False)
+            if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > AGES[name[1]]:
+                remove = shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove
+                remove(entry.path)

@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules.attending_decoder import Unroll, attend
-from modules.cells import GRUCell, LSTMCell
 from modules.packing import time_order
 from runtime.transfer import send
 from vocab import END, PAD, START
@@ -44,14 +42,11 @@ class Attention(nn.Module):
         """The encoder outputs' share of linear1, the same at every step: its weight is [W_enc W_hid]."""
         return F.linear(memory, self.linear1.weight[:, : memory.size(-1)], self.linear1.bias)  # (B, R, H)
 
-    def weights(self, width):
-        """W_hid (H, H), which maps the state to the query, and linear2's weight (1, H); width: columns of W_enc."""
-        return self.linear1.weight[:, width:], self.linear2.weight
-
     def forward(self, hidden, memory, keys):
         """State (B, H), the encoder's outputs and their `keys`, both (B, R, H) -> context (B, H)."""
-        query, energy = self.weights(memory.size(-1))
-        return attend(F.linear(hidden, query), memory, keys, energy)[1]
+        query = F.linear(hidden, self.linear1.weight[:, memory.size(-1) :]).unsqueeze(1)  # (B, 1, H)
+        weights = self.linear2(torch.tanh(keys + query)).softmax(1)  # (B, R, 1)
+        return (weights.transpose(1, 2) @ memory).squeeze(1)
 
 
 class Decoder(nn.Module):
@@ -61,23 +56,18 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, dim_word)
         self.attention = Attention(dim)
-        self.rnn = RNNS[rnn_type](dim_word + dim, dim)  # holds the weights; `advance` and `unroll` use them
+        self.rnn = RNNS[rnn_type](dim_word + dim, dim)  # holds the weights by their released names, for `advance`
         self.out = nn.Linear(dim, vocab_size)
         self.dropout = nn.Dropout(dropout)
-        self.cell = {"gru": GRUCell, "lstm": LSTMCell}[rnn_type]
         nn.init.xavier_normal_(self.out.weight)
 
-    def word_gates(self, words):
-        """The words' share of the cell's input, for all words in one product: (N,) -> (N, gates * H)."""
-        weight = self.rnn.weight_ih_l0[:, : self.embedding.embedding_dim]
-        return F.linear(self.dropout(self.embedding(words)), weight, self.rnn.bias_ih_l0)
-
-    def advance(self, gates, state, memory, keys):
-        """One step: `word_gates` of the words (n, gates * H), the state before -> the state after."""
-        context = self.dropout(self.attention(state[0], memory, keys))
-        gates = gates + F.linear(context, self.rnn.weight_ih_l0[:, self.embedding.embedding_dim :])
-        recurrent = F.linear(state[0], self.rnn.weight_hh_l0, self.rnn.bias_hh_l0)
-        return self.cell.forward(gates, recurrent, state)[0]
+    def advance(self, words, state, memory, keys):
+        """One step: embedded words (n, dim_word), the state before -> the state after."""
+        inputs = self.dropout(torch.cat([words, self.attention(state[0], memory, keys)], 1))
+        weights = self.rnn.all_weights[0]
+        if self.rnn.mode == "LSTM":
+            return torch.lstm_cell(inputs, state, *weights)
+        return (torch.gru_cell(inputs, state[0], *weights),)
 
     def word_log_probs(self, hidden, words):
         """log p of words (N,) after hidden states (N, H).  In parts: a CPU is slower with N x vocabulary at once."""
@@ -91,11 +81,13 @@ class Decoder(nn.Module):
 
         words (sum(sizes),): those of step 0, of step 1, and so on -> hidden states (sum(sizes), H) in this order.
         """
-        gates, width = self.word_gates(words), memory.size(-1)
-        dropout = self.dropout(memory.new_ones(len(words), width)) if self.training and self.dropout.p else None
-        context = self.rnn.weight_ih_l0[:, self.embedding.embedding_dim :]
-        weights = *self.attention.weights(width), context, self.rnn.weight_hh_l0, self.rnn.bias_hh_l0
-        return Unroll.apply(self.cell, sizes, gates, memory, self.attention.keys(memory), dropout, *weights, *state)
+        keys, hidden = self.attention.keys(memory), []
+        for embedded in self.embedding(words).split(sizes):
+            if len(embedded) < len(memory):  # captions have ended
+                memory, keys, *state = (x[: len(embedded)] for x in (memory, keys, *state))
+            state = self.advance(embedded, state, memory, keys)
+            hidden.append(state[0])
+        return torch.cat(hidden)
 
 
 class CaptionModel(nn.Module):
@@ -176,8 +168,7 @@ class CaptionModel(nn.Module):
         words = torch.full((images, beam, 1), START, device=regions.device)
         ended = torch.zeros_like(scores, dtype=torch.bool)
         for _ in range(self.max_len - 1):
-            gates = self.decoder.word_gates(words[..., -1].flatten())
-            state = self.decoder.advance(gates, state, memory, keys)
+            state = self.decoder.advance(self.decoder.embedding(words[..., -1].flatten()), state, memory, keys)
             log_probs = next_log_probs(self.decoder.out(state[0]).view(images, beam, vocab), ended)
             scores, best = (scores.unsqueeze(2) + log_probs).flatten(1).topk(beam)  # (images, beam)
             parent, word = best // vocab, best % vocab

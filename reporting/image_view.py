@@ -1,12 +1,10 @@
 """One image as pages and figures show it: its picture where there is one, its regions' boxes, its size."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from files.errors import InputError, warn
-from files.names import find_pictures, image_names
 from files.pictures import proportions_differ, read_picture
 from reporting import thumbnails
 
@@ -28,33 +26,17 @@ class ImageView(NamedTuple):
 class ImageViewer:
     """viewer(number) -> ImageView of an image of the split.
 
-    images: folder of picture files, or None.  A warning names missing pictures.  A picture whose proportions
+    images: folder of picture files, or None.  A warning counts missing pictures.  A picture whose proportions
     differ from the size in {split}_ims_size.npy is another one, or was cut: the view's note says so, since the boxes
     are then not where they belong.
     """
 
     def __init__(self, dataset, images=None):
-        self.dataset, self.names, self.files = dataset, None, None
-        self.boxes, self.sizes = thumbnails.read_regions(dataset)
-        if hasattr(dataset, "pictures"):
-            self.files = [Path(path) for path in dataset.pictures]
-            self.names = [path.name for path in self.files]
-        elif images:
-            self.find_files(images)
-
-    def find_files(self, images):
-        if not Path(images).is_dir():
-            raise InputError(f"--images {images}: no such folder")
-        self.names = image_names(self.dataset)
-        if self.names is None:
-            names = f"{self.dataset.folder / self.dataset.split}_imagename.txt"
-            warn(f"--images: there is no {names} with the images' names; drawing regions")
-        else:
-            self.files = find_pictures(images, self.names)
+        self.dataset, (self.boxes, self.sizes) = dataset, thumbnails.read_regions(dataset)
+        self.files, self.names = thumbnails.image_files(dataset, images)
 
     def __call__(self, number):
-        name = self.names[number] if self.names else ""
-        picture = self.open_picture(number, name) if self.files else None
+        name, picture = self.names[number], self.open_picture(number)
         size = (4, 3) if self.sizes is None else self.sizes[number]
         note = self.note(picture, size)
         if picture:
@@ -65,10 +47,9 @@ class ImageViewer:
         regions = 0 if hasattr(self.dataset, "pictures") else self.dataset.images.shape[1]
         return ImageView(number, name, picture, size, grid(regions), True, note)
 
-    def open_picture(self, number, name):
-        """A PIL image, or None with a warning."""
+    def open_picture(self, number):
+        """A PIL image; None where there is none, with a warning where it cannot be read."""
         if self.files[number] is None:
-            warn(f"--images: {name} is not there; drawing regions")
             return None
         try:
             return read_picture(self.files[number])

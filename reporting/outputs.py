@@ -1,6 +1,7 @@
 """The files that an evaluation writes: ranks, metrics and the report."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import torch
 
 from checkpoints.evaluation_options import RANKS
 from files.errors import InputError, warn
-from files.writing import atomic_write, check_writable
+from files.writing import atomic_write, check_writable, is_stream
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
 
@@ -30,11 +31,14 @@ class Outputs(NamedTuple):
         """These outputs; InputError where one cannot be written, a warning where that is the default file of ranks."""
         for path in filter(None, (self.sims, self.json)):
             check_writable(path)
+        if self.sims and is_stream(self.sims):
+            raise InputError(f"{self.sims}: a pipe or a device, but similarities need a file; give the name of one")
         if self.images and not self.report:
             raise InputError("--images is for --report; say with --report DIR where to write it")
         if (self.explain or self.explain_pairs) and not self.report:
             raise InputError("--explain is for --report; say with --report DIR where to write it")
-        return self if self.try_ranks(check_writable) else self._replace(ranks=None)
+        sims = self.sims and os.path.realpath(self.sims)  # a link stays one
+        return self._replace(sims=sims, ranks=self.ranks if self.try_ranks(check_writable) else None)
 
     def try_ranks(self, act):
         """act(the file of ranks), if there is one -> whether it succeeded.

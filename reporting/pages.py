@@ -8,14 +8,16 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from files.errors import InputError, optional_package
+from files.errors import InputError, optional_package, reason
+from files.writing import temporary_name
 from reporting.candidates import both_ways
 from reporting.explained_queries import page_links
+from reporting.explanation import caption_text
+from reporting.provenance import provenance
 from reporting.rendering import TEMPLATES, template
 from reporting.summary import KINDS, bin_label, bin_value, rank_bins, short_names, summary
 from reporting.thumbnails import drawings, image_files, make_thumbnails, warn_of_sizes
@@ -98,10 +100,11 @@ class Report:
             "explained": page_links(explained),
         }
         write_script(folder, "site", site)
-        write_script(folder, "texts", texts_of(self.dataset))
+        write_script(folder, "texts", [caption_text(self.dataset, c) for c in range(len(self.dataset))])
         if None in thumbs:
-            for k, part in enumerate(split_into_chunks(drawings(self.dataset))):
-                write_script(folder, f"regions-{k}", part)
+            regions = drawings(self.dataset)
+            for k, start in enumerate(range(0, len(regions), CHUNK)):
+                write_script(folder, f"regions-{k}", regions[start : start + CHUNK])
         write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in KINDS})
         jobs = [(kind, k) for kind in KINDS for k in range(-(-len(self.models[0][kind].ids) // CHUNK))]
         for kind, k in tqdm(jobs, desc="report", disable=None, leave=False):
@@ -126,8 +129,7 @@ class Report:
         }
         first_page = {
             **summary(self.models, bins),
-            "command": self.command,
-            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "provenance": provenance(self.dataset, command=self.command),
             "explained": explained,
             "folds": self.kind == "fold5",
         }
@@ -142,25 +144,12 @@ class Report:
             shutil.copyfile(TEMPLATES / name, folder / name)
 
 
-def texts_of(dataset):
-    """The captions' texts; without a file of them, the words of their ids."""
-    texts = dataset.captions
-    if texts is None:
-        words = dataset.vocab.idx2word
-        texts = [" ".join(words[i] for i in dataset.tokens[c][1:-1]) for c in range(len(dataset))]
-    return list(texts)
-
-
 # ---- files ----
 
 
 def as_lists(values):
     """An array as lists of numbers; four decimals of a score are enough to look at."""
     return values.tolist() if values.dtype.kind == "i" else [[round(x, 4) for x in row] for row in values.tolist()]
-
-
-def split_into_chunks(items):
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
 def write_script(folder, name, value):
@@ -171,16 +160,17 @@ def write_script(folder, name, value):
 
 def check_place(folder):
     """InputError unless the folder is missing, empty or an earlier report, and can be made."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--report {folder}: is a file; name a folder")
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        there = set()
+    except OSError as error:
+        what = "is a file; name a folder" if os.path.isfile(folder) else f"cannot be made ({reason(error)})"
+        raise InputError(f"--report {folder}: {what}") from None
     if there - CONTENTS or (there and not is_report(folder)):
         other = sorted(there - CONTENTS or there)[0]
         raise InputError(f"--report {folder}: holds {other}, which is no part of a report; name another folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--report {folder}: cannot be made ({error.strerror})") from None
     if not os.access(folder.parent, os.W_OK):
         raise InputError(f"--report {folder}: cannot be made (no right to write in {folder.parent})")
 
@@ -193,12 +183,11 @@ def is_report(folder):
 @contextlib.contextmanager
 def replaced(folder):
     """A folder to fill; at the end it takes the place of `folder`, or vanishes on an error."""
-    building, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    old, building = folder.with_name(f".{folder.name}.old"), Path(temporary_name(folder.parent, "work"))
     try:
         if old.exists() and not folder.exists():  # an earlier run was killed between the two renames
             os.rename(old, folder)
-        for leftover in (building, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         building.mkdir()
         yield building
         if folder.exists():
@@ -207,7 +196,7 @@ def replaced(folder):
     except OSError as error:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
-        raise InputError(f"{folder}: the report cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{folder}: the report cannot be written ({reason(error)})") from error
     finally:
         for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -8,15 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import InputError, warn
 from files.names import find_pictures, image_names
-from files.opening import open_regular
-from files.pictures import warn_proportions
+from files.pictures import open_picture, warn_proportions
 
 SIDE = 320  # pixels of a thumbnail's longer side
 
@@ -25,12 +23,14 @@ SIDE = 320  # pixels of a thumbnail's longer side
 
 
 def image_files(dataset, images):
-    """(files, names) of the images; a file is None where --images has none of that name.
+    """(files, names) of the images; a file is None where the folder `images` has none of that name.
 
     Data sets of pictures know their own files. One warning counts the missing files.
     """
     if hasattr(dataset, "pictures"):
         return [Path(p) for p in dataset.pictures], [Path(p).name for p in dataset.pictures]
+    if images and not Path(images).is_dir():
+        raise InputError(f"--images {images}: no such folder")
     names = image_names(dataset)
     if names is None:
         if images:
@@ -86,18 +86,13 @@ def thumbnail(file, folder, old):
         state = file.stat()
         key = f"{file.name} {state.st_size} {state.st_mtime_ns} {SIDE}".encode()
         name = f"{re.sub('[^A-Za-z0-9_-]', '_', file.stem)[:60]}-{hashlib.sha1(key).hexdigest()[:8]}.jpg"
-        if (old / name).is_file():
-            image = None
-        else:
-            with open_regular(file) as content, Image.open(content) as image:
-                image.thumbnail((SIDE, SIDE))
-                image = ImageOps.exif_transpose(image).convert("RGB")
-    except (InputError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = None if (old / name).is_file() else open_picture(file, SIDE)[0]
+    except (InputError, OSError):
         return None
-    if image is None:
+    if picture is None:
         shutil.copyfile(old / name, folder / name)
     else:
-        image.save(folder / name, quality=80)
+        picture.save(folder / name, quality=80)
     return name
 
 

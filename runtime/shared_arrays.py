@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from files.errors import InputError
+from files.errors import InputError, reason
+from files.writing import temporary_name
 from runtime import distributed
 
 
@@ -18,14 +19,13 @@ class ArrayStore:
     """
 
     def __init__(self, path=None):
-        self.path, self.files = path and Path(path), []
+        self.path, self.files = path and Path(os.path.realpath(path)), []
 
     def new(self, shape):
         """An array of float32, not initialised.  InputError where there is no room for it."""
         if not self.path:
             return np.empty(shape, np.float32)
-        name = f".{self.path.name}.{os.getpid()}.{len(self.files)}"
-        path = self.path.with_name(distributed.gather_objects(name)[0])
+        path = Path(distributed.gather_objects(temporary_name(self.path.parent, "work"))[0])
         self.files.append(path)
         if distributed.is_main():
             create(path, shape)
@@ -33,7 +33,7 @@ class ArrayStore:
         try:
             return np.lib.format.open_memmap(path, mode="r+")
         except OSError as error:
-            raise InputError(f"{path.parent}: every machine has to see this folder ({error.strerror})") from None
+            raise InputError(f"{path.parent}: every machine has to see this folder ({reason(error)})") from None
 
     def keep(self):
         """The first array that was made is complete: its file gets the name of the path."""
@@ -50,12 +50,13 @@ class ArrayStore:
 def create(path, shape):
     """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
     try:
+        open(path, "xb").close()
         array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
             os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise InputError(f"{path.parent}: no room for similarities of shape {shape} ({error.strerror})") from None
+        raise InputError(f"{path.parent}: no room for similarities of shape {shape} ({reason(error)})") from None
 
 
 def exchange(array):

@@ -21,6 +21,7 @@ from systems.options import completed
 from tools import check_data
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
+COLOURS["white"] = (255, 255, 255)
 WORDS = vocab.Vocabulary([*vocab.SPECIAL, "a", "picture", "of", "something", *COLOURS, *"01234567"])
 
 
@@ -193,16 +194,56 @@ def test_evaluation_transform():
     assert training(picture).shape == (3, 224, 224)
 
 
-@pytest.mark.parametrize(
-    "name, mode",
-    [("grey.jpg", "L"), ("cmyk.jpg", "CMYK"), ("palette.png", "P"), ("alpha.png", "RGBA"), ("both.png", "LA")],
-)
-def test_modes(tmp_path, name, mode):
-    colour = "grey" if mode in ("L", "LA") else "blue"
-    picture(tmp_path / name, colour, mode=mode)
-    found = pictures.read_picture(tmp_path / name)
-    assert (found.mode, found.size) == ("RGB", (60, 40))
+def disk(mode):
+    """A picture with the pixel (0, 0) of the value below, and what it is as 8-bit RGB."""
+    clear = Image.new("RGBA", (6, 6), (0, 0, 0, 0))
+    if mode == "P":
+        return clear.quantize(4), {"transparency": 0}, 255, "white"
+    if mode == "L":
+        return Image.new("L", (6, 6), 7), {"transparency": 7}, 255, "white"
+    if mode in ("RGBA", "LA"):
+        return clear.convert(mode), {}, 255, "white"
+    if mode == "half":  # half of black
+        return Image.new("RGBA", (6, 6), (0, 0, 0, 128)), {}, 127, "white"
+    return Image.fromarray(np.full((6, 6), 128 * 257, np.uint16 if mode == "I;16" else np.int32)), {}, 128, "16"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "half", "I;16", "I"])
+def test_pictures_that_are_not_8_bit_rgb(tmp_path, mode):
+    image, how, value, change = disk(mode)
+    path = tmp_path / f"x.{'tif' if mode == 'I' else 'png'}"
+    image.save(path, **how)
+    for side in (None, 3):
+        found, said = pictures.open_picture(path, side)
+        assert found.mode == "RGB" and found.getpixel((0, 0)) == (value,) * 3 and change in said
+    assert found.size == (3, 3)
+
+
+@pytest.mark.parametrize("mode, colour", [("L", "grey"), ("CMYK", "blue"), ("P", "blue"), ("1", "white")])
+def test_opaque_modes(tmp_path, mode, colour):
+    path = tmp_path / f"x.{'jpg' if mode in ('L', 'CMYK') else 'png'}"
+    picture(path, colour, mode=mode)
+    found, said = pictures.open_picture(path)
+    assert (found.mode, found.size, said) == ("RGB", (60, 40), None)
     np.testing.assert_allclose(np.array(found)[30, 40].astype(int), COLOURS[colour], atol=3)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
+
+
+@pytest.mark.parametrize(
+    "kind, word", [("float", "8 bits"), ("beyond", "8 bits"), ("heic", "HEIC"), ("svg", "web page")]
+)
+def test_pictures_that_cannot_be_read_say_why(tmp_path, monkeypatch, kind, word):
+    monkeypatch.setattr(pictures, "HEIF_READER", False)
+    path = tmp_path / "x.tif"
+    if kind in ("float", "beyond"):
+        Image.fromarray(np.full((6, 6), 70000, np.float32 if kind == "float" else np.int32)).save(path)
+    else:
+        path.write_bytes(HEIC if kind == "heic" else b"<?xml version='1.0'?><svg/>")
+    with pytest.raises(InputError, match=word) as error:
+        pictures.read_picture(path)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("orientation, corner", [(1, (2, 2)), (3, (37, 57)), (6, (2, 37)), (8, (57, 2))])
@@ -218,7 +259,7 @@ def test_exif_rotation(tmp_path, orientation, corner):
 
 def damage(path, how):
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "text": b"<html>", "empty": b""}[how])
+    path.write_bytes({"truncated": content[: len(content) // 2], "text": b"a dog", "empty": b""}[how])
 
 
 @pytest.mark.parametrize("how, workers", [("truncated", 0), ("text", 0), ("empty", 0), ("truncated", 1)])

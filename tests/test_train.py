@@ -114,21 +114,11 @@ def test_save_every_and_keep(tiny_data, tmp_path):
 
 def test_flags_that_contradict_the_checkpoint(tiny_data, tmp_path, caplog):
     folder = run(tiny_data, tmp_path / "run", epochs=1)
-    with caplog.at_level(logging.WARNING):
-        run(
-            tiny_data,
-            tmp_path / "run",
-            "--resume",
-            folder / "checkpoint_0.pth.tar",
-            "--embed_size",
-            32,
-            "--learning_rate",
-            "0.5",
-            epochs=2,
-        )
-    said = caplog.text
-    assert "--embed_size: 16 in the checkpoint, 32 on the command line; the checkpoint's is used" in said
-    assert "--learning_rate: 0.01 in the checkpoint, 0.5 on the command line; the command line's is used" in said
+    again = [tiny_data, tmp_path / "run", "--resume", folder / "checkpoint_0.pth.tar", "--learning_rate", "0.5"]
+    with pytest.raises(InputError, match=r"checkpoint_0.pth.tar.*--embed_size 16.*32"):
+        run(*again, "--embed_size", 32, epochs=2)
+    run(*again, epochs=2)
+    assert "--learning_rate: 0.01" in caplog.text
     opt = load_checkpoint(folder / "checkpoint_1.pth.tar")["opt"]
     assert (opt.embed_size, opt.learning_rate, opt.num_epochs) == (16, 0.5, 2)
 

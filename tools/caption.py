@@ -14,11 +14,11 @@ import runtime.openmp  # noqa: F401, before torch
 
 import torch
 
-import data
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from checkpoints.loading import open_checkpoint, trained_model
 from files.errors import InputError, run
 from runtime.commandline import Parser, whole
+from tools.searching.collection import open_collection
 from vocab import END
 
 
@@ -57,12 +57,17 @@ def caption_tool_options(arguments=None):
 def main(arguments=None):
     flags = caption_tool_options(arguments)
     model, opt, vocab = captioner(flags.model_path, **overrides_of(flags))
-    dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
+    dataset = open_collection(flags.split, opt, vocab)
     written = write_captions(model, dataset, vocab, flags.image, flags.beam)
     for g, (caption, score) in zip(flags.image, written):
         print(f"image {g}: {caption}   (log-probability {score:.2f})")
-        for i in range(data.CAPTIONS_PER_IMAGE * g, data.CAPTIONS_PER_IMAGE * (g + 1)):
-            print(f"    people wrote: {dataset.captions[i]}")
+        for text in captions_of(dataset, g):
+            print(f"    people wrote: {text}")
+
+
+def captions_of(dataset, g):
+    """The texts of an image's captions, as far as the split has any."""
+    return [text for i, text in enumerate(dataset.captions or ()) if dataset.image_of(i) == g]
 
 
 if __name__ == "__main__":

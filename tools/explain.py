@@ -29,7 +29,7 @@ from runtime.commandline import Parser, whole
 from tools.explaining.explainer import Explainer
 from tools.explaining.figures import explanation_figures
 from tools.explaining.sentences import add_spacy_flag
-from tools.searching.collection import add_cache_flags, add_images_flag
+from tools.searching.collection import add_images_flag
 
 
 def explain_options(arguments=None):
@@ -60,7 +60,6 @@ def explain_options(arguments=None):
         action="store_false",
         help="leave out the image's rank for the sentence, for which all images of the split are encoded",
     )
-    add_cache_flags(parser)
     add_spacy_flag(parser)
     flags = parser.parse_args(arguments)
     flags.caption = flags.caption or [str(CAPTIONS_PER_IMAGE * flags.image[0])]

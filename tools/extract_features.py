@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runtime.openmp  # noqa: F401, before torch
 
 from files.arrays import open_array
-from files.errors import InputError, run
+from files.errors import InputError, reason, run
 from files.text import data_folder, read_json, read_lines
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, number, whole
@@ -284,7 +284,7 @@ def main(argv=None):
                 print(extract_split(folder, split, source, opt, notes))
         except OSError as error:
             raise InputError(
-                f"{folder}: cannot be written ({error.strerror or error}); free some room, and the same command goes on"
+                f"{folder}: cannot be written ({reason(error)}); free some room, and the same command goes on"
             ) from error
 
 

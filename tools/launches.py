@@ -26,7 +26,7 @@ import torch
 
 import graph
 import model
-from files.errors import InputError, run
+from files.errors import InputError, reason, run
 from modules import similarity
 from runtime.commandline import Parser
 from systems.options import defaults
@@ -62,7 +62,7 @@ def caption_lengths(opt, count):
     try:
         lengths = [line.count(",") + 1 for line in path.read_text().splitlines() if line]
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; --data_path names the folder that holds data sets") from None
+        raise InputError(f"{path}: {reason(error)}; --data_path names the folder that holds data sets") from None
     return np.random.default_rng(0).choice(lengths, count).tolist()
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from files.errors import InputError, run
+from files.errors import InputError, reason, run
 from runtime.commandline import Parser, number, whole
 from tools.demo_data.captions import Caption, describe, fact_holds
 from tools.demo_data.files import write_items, write_lines, write_split
@@ -140,7 +140,7 @@ def main(argv=None) -> None:
     try:
         make_demo(opt.out, opt)
     except OSError as error:
-        raise InputError(f"{error.filename or opt.out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{error.filename or opt.out}: cannot be written ({reason(error)})") from error
     print(f"made {opt.out}: {opt.n_train} + {opt.n_dev} + {opt.n_testall} scenes (train, dev, testall)")
 
 

@@ -1,13 +1,16 @@
 """Find the images of a split that fit a sentence of your own.
 
     python tools/search.py --model_path MODEL.pth.tar --query "two dogs run on grass" --images PICTURES
+    python tools/search.py --model_path VSRN.pth.tar --split test --save_index test.index
     python tools/search.py --index test.index --query "two dogs run on grass" --rerank GSMN.pth.tar --shortlist 100
 
-Without --query it asks for one sentence after another, until an empty line.  With --model_path alone, the model
-scores every image: the images are encoded once, and their embeddings are kept in --cache, which --cache_size
-bounds.  An --index of tools/index.py is much faster in a large collection; with --rerank GSMN re-orders the nearest K
-images of the index, at a cost that grows with K alone.  A sparse GSMN parses the sentence with spaCy.
-With --images, or --out FILE.html, a page shows the images found.
+Without --query it asks for one sentence after another, until an empty line. The split needs no captions. With
+--model_path the model scores every image. A model of one vector an image, such as VSRN, can also put the vectors into
+a FAISS index (--save_index; needs faiss: pip install faiss-cpu), and --index asks that: 'exact' compares the sentence
+with every vector, 'ivf' looks into the nearest groups of them, 'hnsw' walks a graph of neighbours; both are faster in
+large collections and may miss some images. With --rerank another model re-orders the nearest K images of the index, at
+a cost that grows with K alone. A sparse GSMN parses the sentence with spaCy. With --images or --out a page shows the
+images found.
 """
 
 import sys
@@ -20,43 +23,40 @@ import runtime.openmp  # noqa: F401, before torch
 from checkpoints.evaluation_options import add_override_flags
 from files.errors import InputError, run, warn
 from files.writing import atomic_write, check_writable, text_as_name
-from reporting.figures import need_matplotlib, save_figure
 from reporting.image_view import ImageViewer
 from runtime.commandline import Parser, whole
 from tools.explaining.sentences import add_spacy_flag
-from tools.searching.collection import add_cache_flags, add_images_flag
-from tools.searching.faiss_index import EFFORT, PROBES
-from tools.searching.figure import draw_found
-from tools.searching.finders import EveryImage, IndexedImages
+from tools.searching.collection import add_images_flag
+from tools.searching.faiss_index import EFFORT, INDEX_KINDS, PROBES, facts_file, need_faiss
+from tools.searching.finders import IndexedImages, Scorer, save_index
 from tools.searching.page import search_page
-
-
-def print_found(finder, best, scores):
-    """A line for each image found: its place, score, number, name and first caption."""
-    for place, (g, score) in enumerate(zip(best, scores), start=1):
-        print(f"{place:4}  {score:8.4f}  image {g}  {finder.names[g]}  {finder.captions[g]}")
-
-
-# ---- command line
 
 
 def search_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", help="checkpoint of GSMN or VSRN (default with --index: the one that made it)")
+    add("--model_path", help="checkpoint of the model that searches (default with --index: the one that made it)")
+    add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
+    add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
+    add_images_flag(parser)
     add(
-        "--index",
-        metavar="FILE",
-        help="index of tools/index.py to search, with its own split; without it the model scores every image of "
-        "--split, by default test",
+        "--out",
+        metavar="FILE.html",
+        help="page to write; several sentences get FILE, FILE-2, ... (default with --images: search-SENTENCE.html)",
     )
-    add("--rerank", metavar="PATH", help="with --index: checkpoint of GSMN that re-orders the nearest images")
+    add_override_flags(parser, split=None, boxes=True)
+    add_spacy_flag(parser)
+    add = parser.add_argument_group("index").add_argument
+    add("--save_index", metavar="FILE", help="write an index of the split's images, and FILE.json beside it, and end")
+    add("--kind", default="exact", choices=INDEX_KINDS, help="with --save_index: kind of index (default: exact)")
+    add("--index", metavar="FILE", help="search this index, which knows its data and split")
+    add("--rerank", metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
     add(
         "--shortlist",
         default=100,
         type=whole(),
         metavar="K",
-        help="with --rerank: images of the index that GSMN looks at (default: 100)",
+        help="with --rerank: images of the index to re-order (default: 100)",
     )
     add(
         "--breadth",
@@ -65,19 +65,24 @@ def search_options(arguments=None):
         help=f"with --index: groups that an ivf looks into (default: {PROBES}), or candidates that an hnsw keeps "
         f"(default: {EFFORT}); more find more and take longer",
     )
-    add_override_flags(parser, split=None, boxes=True)
-    add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
-    add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
-    add_images_flag(parser)
-    add(
-        "--out",
-        metavar="FILE",
-        help="what to write: a page (html), or a figure (png, pdf, svg; needs matplotlib); several sentences get FILE, "
-        "FILE-2, ... (default with --images: search-SENTENCE.html)",
-    )
-    add_cache_flags(parser)
-    add_spacy_flag(parser)
     return parser.parse_args(arguments)
+
+
+def check_flags(flags):
+    """InputError, before anything is read, for flags that do not go together or cannot be followed."""
+    if not flags.model_path and (flags.save_index or not flags.index):
+        raise InputError("need --model_path, a checkpoint, or --index, a file that --save_index wrote")
+    if flags.rerank and not flags.index:
+        raise InputError("--rerank: goes with --index, which gives the images to re-order")
+    if flags.rerank and flags.shortlist < flags.top:
+        raise InputError(f"--shortlist {flags.shortlist}: less than the --top {flags.top} images to show")
+    if flags.images and not Path(flags.images).is_dir():
+        raise InputError(f"--images {flags.images}: no such folder")
+    if flags.save_index:
+        need_faiss()
+        check_writable(facts_file(flags.save_index))
+    for path in filter(None, (flags.out, flags.save_index)):
+        check_writable(path)
 
 
 def queries():
@@ -95,26 +100,6 @@ def queries():
         yield text
 
 
-def check_flags(flags):
-    """InputError, before anything is read, for flags that do not go together or cannot be followed."""
-    if not flags.index and not flags.model_path:
-        raise InputError("need --model_path, a checkpoint, or --index, a file of tools/index.py")
-    if flags.rerank and not flags.index:
-        raise InputError("--rerank: goes with --index, which gives the images to re-order")
-    if flags.rerank and flags.shortlist < flags.top:
-        raise InputError(f"--shortlist {flags.shortlist}: less than the --top {flags.top} images to show")
-    if is_figure(flags.out):
-        need_matplotlib()
-    if flags.images and not Path(flags.images).is_dir():
-        raise InputError(f"--images {flags.images}: no such folder")
-    if flags.out:
-        check_writable(flags.out)
-
-
-def is_figure(out):
-    return bool(out) and not out.lower().endswith((".html", ".htm"))
-
-
 def output_name(out, text, number):
     """The file for the sentence `number`, from 1: --out, numbered from the second on, or a name from the sentence."""
     if not out:
@@ -123,33 +108,37 @@ def output_name(out, text, number):
     return out if number == 1 else str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
 
-def write_found(path, text, finder, viewer, best, scores):
-    if is_figure(path):
-        save_figure(draw_found(text, viewer, best, scores), path)
-        print(path)
-        return
-    content = search_page(text, finder, viewer, best, scores).encode()
-    atomic_write(path, lambda file: file.write(content))
-    print(f"{path}: {len(content) / 1000:.0f} kB")
+def answer(finder, text, flags, viewer, number):
+    """Print the images found for a sentence, and write its page if there is a viewer."""
+    best, scores = finder(text, flags.top)
+    for place, (g, score) in enumerate(zip(best, scores), start=1):
+        print(f"{place:4}  {score:8.4f}  image {g}  {finder.names[g]}  {finder.captions[g]}")
+    if viewer:
+        path, content = output_name(flags.out, text, number), search_page(text, finder, viewer, best, scores).encode()
+        atomic_write(path, lambda file: file.write(content))
+        print(f"{path}: {len(content) / 1000:.0f} kB")
 
 
 def main(arguments=None):
     flags = search_options(arguments)
     check_flags(flags)
-    finder, written = IndexedImages(flags) if flags.index else EveryImage(flags), 0
+    if flags.save_index:
+        print(save_index(flags))
+    else:
+        search(flags)
+
+
+def search(flags):
+    finder, number = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags), 1
     viewer = ImageViewer(finder.dataset, flags.images) if flags.images or flags.out else None
     for text in [flags.query] if flags.query is not None else queries():
         try:
-            best, scores = finder(text)
+            answer(finder, text, flags, viewer, number)
+            number += 1
         except InputError as error:
             if flags.query is not None:
                 raise
             warn(error)
-            continue
-        print_found(finder, best, scores)
-        if viewer:
-            written += 1
-            write_found(output_name(flags.out, text, written), text, finder, viewer, best, scores)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.text import read_json
 from files.writing import atomic_write, make_folder
 
@@ -64,7 +64,7 @@ class RunLog:
                 self.set_aside()
             self.open_board()
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+            raise InputError(f"{self.folder}: cannot be written ({reason(error)})") from None
 
     def set_aside(self):
         """Move an earlier run's files to before-1, before-2, …, so that the curves of two runs do not mix."""

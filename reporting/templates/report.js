@@ -301,8 +301,10 @@ function asMarkdown(table) {
   return [line(flatNames(table)), line(rule), ...table.rows.map(row => line(row.map(cell)))].join("\n") + "\n";
 }
 
+// A cell that begins like a formula gets an apostrophe, or a spreadsheet would compute it.
 function asCsv(table) {
-  const field = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const plain = text => /^[=+\-@\t\r]/.test(text) ? "'" + text : text;
+  const field = text => /[",\n]/.test(text) ? `"${plain(text).replaceAll('"', '""')}"` : plain(text);
   const lines = [flatNames(table), ...table.rows.map(row => row.map(({ text }) => text))];
   return lines.map(cells => cells.map(field).join(",")).join("\n") + "\n";
 }

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from files.errors import run
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")) if '__name__ == "__main__"' in p.read_text()]
 PRINTS = """
@@ -31,6 +33,12 @@ def test_a_terminal_that_lacks_characters_gets_escapes():
     assert done.returncode == 2
     assert done.stdout == "na\\xefve \\u2039word\\u203a\n"
     assert done.stderr == "warning: na\\xefve\nerror: no such word: \\u2039\\u2026\\u203a\n"
+
+
+def test_a_name_longer_than_the_system_allows_is_one_line(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run(lambda: os.stat(tmp_path / ("n" * 300)))
+    assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -32,7 +32,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modules.cells import GRUCell, LSTMCell
 from tools.measuring.counting import FREE, WAITS
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -148,7 +147,7 @@ class Operators(TorchDispatchMode):
         if not function.is_view:
             gpu.launch(name)
         with gpu.one_operator("aten::empty"):
-            result = CELLS[name](*args) if name in CELLS else function(*args, **kwargs)
+            result = function(*args, **kwargs)
         on_device = result[:1] if name == "aten::_pack_padded_sequence" else result  # sizes of batches stay on the host
         for x in tree_leaves(on_device):
             if isinstance(x, torch.Tensor):
@@ -180,39 +179,6 @@ class Operators(TorchDispatchMode):
         hosts = [x for x in tensors if x not in gpu.cuda and (x.dim() or not scalars_too)]
         if hosts and name not in HOST_ARGUMENTS and name not in INDEXING[1:4]:
             gpu.mixes.append(f"{name} {[tuple(x.shape) for x in hosts]} on the host, {place()}")
-
-
-def fused_gru(inputs, recurrent, hidden):
-    with torch._C.DisableTorchFunction():
-        state, saved = GRUCell.forward(inputs, recurrent, (hidden,))
-    return state[0], torch.cat(saved, 1)
-
-
-def fused_gru_backward(grad, workspace, has_bias):
-    with torch._C.DisableTorchFunction():
-        inputs, recurrent, before = GRUCell.backward(workspace.chunk(5, 1), (grad,))
-    return inputs, recurrent, before[0], None, None
-
-
-def fused_lstm(inputs, recurrent, cell):
-    with torch._C.DisableTorchFunction():
-        state, saved = LSTMCell.forward(inputs, recurrent, (None, cell))
-    return *state, torch.cat(saved[:4], 1)
-
-
-def fused_lstm_backward(grad, grad_cell, before, after, workspace, has_bias):
-    with torch._C.DisableTorchFunction():
-        saved = *workspace.chunk(4, 1), after.tanh(), before
-        gates, _, states = LSTMCell.backward(saved, (grad, grad_cell))
-    return gates, states[1], None
-
-
-CELLS = {  # kernels that only CUDA has
-    "aten::_thnn_fused_gru_cell": fused_gru,
-    "aten::_thnn_fused_gru_cell_backward": fused_gru_backward,
-    "aten::_thnn_fused_lstm_cell": fused_lstm,
-    "aten::_thnn_fused_lstm_cell_backward_impl": fused_lstm_backward,
-}
 
 
 class Functions(TorchFunctionMode):

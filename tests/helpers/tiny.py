@@ -300,7 +300,7 @@ def random_sims(n, seed=0, per=5):
     return sims
 
 
-def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None):
+def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None, names="abc"):
     """A report of made-up models -> their similarities."""
     made = dataset_of(tiny, split)
     site = pages.Report(folder, images, split)
@@ -308,7 +308,7 @@ def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None)
     if len(sims) > 1:
         sims.append(sum(sims) / len(sims))
     for k, one in enumerate(sims):
-        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{'abc'[k]}/model_best.pth.tar"
+        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{names[k]}/model_best.pth.tar"
         site.add({"model": path, "full": evaluation.metrics(one)}, {"full": [one]}, made, tiny.data_name)
     site.write()
     return sims

@@ -94,14 +94,9 @@ def test_from_the_command_line(answers, tmp_path, capsys):
     scores.check(split(tiny.folder))
     scores.add(again := {}, {"full": [np.load(tmp_path / "sims.npy")]})
     assert result["eccv"] == again["eccv"] and "pmrp" not in again["eccv"]
-    assert "pm_image_to_caption.json: no such file; PMRP is left out" in said.err
-    assert "ECCV Caption mAP@R" in said.out and "Mean metrics" in said.out and "full" in result
-
+    assert eccv.PLAUSIBLE[0] in said.err and "ECCV" in said.out and "full" in result
     (tiny.folder / "testall_cocoids.txt").unlink()
-    assert "testall has 50 captions; the scores need all 25000 of COCO's 5,000 test images" in message(
-        testall.main, flags
-    )
-    assert "Computing" not in capsys.readouterr().out  # said before the work
+    assert "50 captions" in message(testall.main, flags) and "Computing" not in capsys.readouterr().out
 
 
 def test_numbers_that_do_not_fit_are_told(answers):
@@ -109,39 +104,33 @@ def test_numbers_that_do_not_fit_are_told(answers):
         write_ids(answers, numbers)
         return message(eccv.Eccv().check, split(answers))
 
-    assert "testall_cocoids.txt: 49 lines; need one for each of 50 captions" in told(CAPTIONS[:-1])
-    assert "line 3: 'x' is not one of COCO's numbers" in told([*CAPTIONS[:2], "x", *CAPTIONS[3:]])
-    assert "caption 4 is COCO's 12, which is not among its test captions" in told([*CAPTIONS[:4], 12, *CAPTIONS[5:]])
     swapped = [*CAPTIONS[:4], CAPTIONS[5], CAPTIONS[4], *CAPTIONS[6:]]
-    assert "of image 3, after one of image 7; five in a row must be of one image" in told(swapped)
-    twice = f"testall_cocoids.txt, line 46: {CAPTIONS[0]} is already in line 1; name a caption once"
-    assert twice in told([*CAPTIONS[:45], *CAPTIONS[:5]])
+    for numbers, words in (
+        (CAPTIONS[:-1], "49 lines"),
+        ([*CAPTIONS[:2], "x", *CAPTIONS[3:]], "line 3"),
+        ([*CAPTIONS[:4], 12, *CAPTIONS[5:]], "caption 4 "),
+        (swapped, "caption 4 "),
+        ([*CAPTIONS[:45], *CAPTIONS[:5]], "line 46"),
+    ):
+        assert "testall_cocoids.txt" in (said := told(numbers)) and words in said
     write_ids(answers, CAPTIONS)
     for text in ("{", "[]", '{"12": [3]}'):
         (answers / eccv.PLAUSIBLE[1]).write_text(text)
-        assert "and pm_caption_to_image.json: not the package's files" in message(eccv.Eccv().check, split(answers))
+        assert eccv.PLAUSIBLE[1] in message(eccv.Eccv().check, split(answers))
 
 
-def test_a_part_of_the_images_is_refused_at_once(answers):
+@pytest.mark.parametrize("more", [{}, {"pictures": []}], ids=["features", "pictures"])
+def test_other_splits_are_refused_at_once(answers, more):
     """Not after COCO's numbers have been asked for, which would lead nowhere."""
-    for more in ({}, {"pictures": []}):
-        part = split(answers, "test", n=10)
-        vars(part).update(more)
-        assert message(eccv.Eccv().check, part) == (
-            "--eccv: test has 10 captions, but the scores need all 50 of COCO's 5,000 test images at once; "
-            "give --split testall"
-        )
+    part = split(answers, "test", n=10)
+    vars(part).update(more)
+    assert "--split testall" in message(eccv.Eccv().check, part)
+    assert "--split" in message(testall.main, ["--eccv", "--split", "dev", "--model_path", "nowhere"])
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
-    assert message(testall.main, ["--eccv"]) == "--eccv needs the package eccv_caption: pip install eccv_caption"
-
-
-def test_other_splits_are_refused_at_once():
-    assert message(testall.main, ["--eccv", "--split", "dev", "--model_path", "nowhere"]) == (
-        "--eccv scores COCO's 5,000 test images; --split dev has others, give --split testall"
-    )
+    assert "pip install eccv_caption" in message(testall.main, ["--eccv"])
 
 
 def test_published_order(tmp_path, capsys):
@@ -157,9 +146,9 @@ def test_published_order(tmp_path, capsys):
     for number, text in known.items():
         assert eccv.letters(text) == eccv.letters(texts[scores.captions.index(number)])
     moved = split(tmp_path, captions=texts[5:] + texts[:5], n=25000)
-    assert "not those of SCAN's testall; need" in message(scores.check, moved)
+    assert "testall_cocoids.txt" in message(scores.check, moved)
     scores.check(split(tmp_path, n=25000))
-    assert "their order is taken to be SCAN's testall" in capsys.readouterr().err
+    assert "order" in capsys.readouterr().err
 
 
 def test_pictures_know_their_numbers(answers):
@@ -210,7 +199,6 @@ def test_captions_without_numbers_are_told(annotated):
     source = annotated / "testall_caps.txt"
     lines = source.read_text().splitlines()
     source.write_text("\n".join([*lines[:7], "something else", *lines[8:]]) + "\n")
-    assert "testall_caps.txt, lines 6 to 10: not the captions of one image in captions.json" in told()
+    assert "testall_caps.txt, lines 6 to 10" in told()
     annotated.parents[1].joinpath("captions.json").write_text('{"images": [], "annotations": []}')
-    assert "captions.json: none of its 0 annotations has a caption" in told()
-    assert not (annotated / "testall_cocoids.txt").exists()
+    assert "captions.json" in told() and not (annotated / "testall_cocoids.txt").exists()

@@ -106,8 +106,10 @@ def test_the_variant_is_said_and_carried(tiny_data, tmp_path, caplog):
     assert "VSRN, --vsrn_variant f30k" in text
     result = evaluation.evalrank(folder / "model_best.pth.tar", split="dev", ranks=None, device="cpu")
     assert result["r1r5"] == load_checkpoint(folder / "model_best.pth.tar")["best_rsum"]
-    _, text = said(caplog, tiny_data, tmp_path / "run", *vsrn, "--resume", folder, "--vsrn_variant", "coco", epochs=2)
-    assert "--vsrn_variant: f30k in the checkpoint, coco on the command line" in text
+    again = [tiny_data, tmp_path / "run", *vsrn, "--resume", folder]
+    with pytest.raises(InputError, match="--vsrn_variant f30k"):
+        run(*again, "--vsrn_variant", "coco", epochs=2)
+    run(*again, epochs=2)
     assert "bn.weight" in load_checkpoint(folder / "checkpoint_1.pth.tar")["model"][0]
 
 
@@ -132,6 +134,15 @@ def test_sizes_in_words():
     sizes = [999, 1000, 123_456, 1_500_000_000, 47e9, 2e12]
     assert list(map(announce.in_bytes, sizes)) == ["999 bytes", "1.0 kB", "123 kB", "1.5 GB", "47 GB", "2.0 TB"]
     assert announce.checkpoint_bytes(torch.nn.Linear(9, 1)) == 120
+
+
+def test_a_warning_says_that_it_is_one(capsys, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    announce.start_logging()
+    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+        logging.log(level, "%s", "text")
+    said = [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["text", "warning: text", "error: text"]
 
 
 def test_log_lines_do_not_stick_to_the_bar(capsys):

@@ -3,6 +3,9 @@
 import argparse
 import json
 import random
+import shutil
+import subprocess
+import tarfile
 import zipfile
 from collections import Counter, OrderedDict
 
@@ -13,7 +16,7 @@ import torch
 from tiny import gsmn, message, same, shared, state, vsrn
 
 from checkpoints import checkpoint
-from checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from checkpoints.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from files import pickles
 from files.errors import InputError
 
@@ -149,8 +152,8 @@ def write_bytes(data):
     return lambda path: path.write_bytes(data)
 
 
-def write_state(**changes):
-    return lambda path: torch.save(state(**changes), path)
+def saved(content):
+    return lambda path: torch.save(content, path)
 
 
 def cut(part, legacy):
@@ -179,36 +182,39 @@ def zip_of(name):
     return write
 
 
+def tar(path):
+    torch.save(state(), path.with_name("inside"))
+    with tarfile.open(path, "w") as archive:
+        archive.add(path.with_name("inside"), "inside")
+
+
 BAD = {
-    "missing": (lambda path: None, "no such checkpoint"),
+    "missing": (lambda path: None, "no such"),
     "empty": (write_bytes(b""), "empty"),
     "blank": (write_bytes(b"\n \n"), "empty"),
-    "HTML": (write_bytes(b"\n<!DOCTYPE html><html>Quota exceeded"), "a web page was saved"),
-    "HTML with BOM": (write_bytes(b"\xef\xbb\xbf<html>"), "a web page was saved in place of the file"),
+    "HTML": (write_bytes(b"\n<!DOCTYPE html><html>Quota exceeded"), "web page"),
+    "HTML with BOM": (write_bytes(b"\xef\xbb\xbf<html>"), "web page"),
     "LFS": (write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "gzip": (write_bytes(b"\x1f\x8b\x08\x00"), "unpack it first"),
-    "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "a NumPy array"),
-    "JSON": (lambda path: path.write_text(json.dumps({"a": 1})), "JSON, not a checkpoint"),
-    "text": (write_bytes(b"hello world"), "not a checkpoint; give a .pth.tar file"),
-    "zip": (zip_of("model/checkpoint.pth.tar"), "unpack it first"),
-    "zip head": (write_bytes(b"PK\x03\x04"), "incomplete or damaged"),
-    "zip cut at 20%": (cut(0.2, legacy=False), "incomplete or damaged"),
-    "zip cut at 99%": (cut(0.99, legacy=False), "incomplete or damaged"),
-    "old cut at 2%": (cut(0.02, legacy=True), "incomplete or damaged"),
-    "old cut at 50%": (cut(0.5, legacy=True), "incomplete or damaged"),
-    "old cut at 99%": (cut(0.99, legacy=True), "incomplete or damaged"),
-    "old magic only": (write_bytes(b"\x80\x02K\x01."), "incomplete or damaged"),
-    "flipped bit": (flip, "differs from its checksum"),
-    "a list": (lambda path: torch.save(gsmn(), path), "holds a list"),
-    "no opt": (write_state(opt=None), "'opt' is not the flags of a run"),
-    "no model": (write_state(model={"a": torch.ones(1)}), "'model' is not a list of state dicts"),
-    "not state dicts": (write_state(model=[1, 2]), "'model' is not a list of state dicts, names to tensors"),
-    "numbers as weights": (write_state(model=[{"a": 1}] * 4), "'model' is not a list of state dicts, names to tensors"),
-    "caption model": (write_state(caption_model={"a": 1}), "'caption_model' is not a state dict"),
-    "epoch is text": (write_state(epoch="last"), "'epoch' is not a whole number from 0 on"),
-    "newer": (write_state(format=checkpoint.FORMAT + 1), "format 2, this program reads up to 1; update"),
-    "SCAN": (write_state(model=gsmn()[:2]), "2 state dicts"),
-    "three": (write_state(model=gsmn()[:3]), "3 state dicts"),
+    "gzip": (write_bytes(b"\x1f\x8b\x08\x00"), "unpack"),
+    "tar": (tar, "unpack"),
+    "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "NumPy"),
+    "JSON": (lambda path: path.write_text(json.dumps({"a": 1})), "JSON"),
+    "text": (write_bytes(b"hello world"), "not a checkpoint"),
+    "zip": (zip_of("model/checkpoint.pth.tar"), "unpack"),
+    "zip head": (write_bytes(b"PK\x03\x04"), "damaged"),
+    "zip cut at 20%": (cut(0.2, legacy=False), "damaged"),
+    "zip cut at 99%": (cut(0.99, legacy=False), "damaged"),
+    "old cut at 2%": (cut(0.02, legacy=True), "damaged"),
+    "old cut at 50%": (cut(0.5, legacy=True), "damaged"),
+    "old cut at 99%": (cut(0.99, legacy=True), "damaged"),
+    "old magic only": (write_bytes(b"\x80\x02K\x01."), "damaged"),
+    "flipped bit": (flip, "checksum"),
+    "a list": (saved(gsmn()), "list"),
+    "no model": (saved({"opt": argparse.Namespace()}), "'model'"),
+    "ranks": (saved({"rt": (torch.ones(3),), "rti": (torch.ones(3),)}), "'opt'"),
+    "newer": (saved(state(format=checkpoint.FORMAT + 1)), "update"),
+    "SCAN": (saved(state(gsmn()[:2])), "2 state dicts"),
+    "three": (saved(state(gsmn()[:3])), "3 state dicts"),
 }
 
 
@@ -221,20 +227,43 @@ def test_bad_file(case, tmp_path):
     assert expected in found and found.startswith(f"{path}: ")
 
 
+# ---- which file is meant
+
+
 def test_a_missing_file_among_others(tmp_path):
-    for epoch in (10, 2, 0, 11, 9):
-        (tmp_path / f"checkpoint_{epoch}.pth.tar").write_bytes(b"")
-    assert message(load_checkpoint, tmp_path / "checkpoint.pth.tar") == (
-        f"{tmp_path}/checkpoint.pth.tar: no such checkpoint; its folder holds checkpoint_0.pth.tar, "
-        "checkpoint_2.pth.tar, checkpoint_9.pth.tar, checkpoint_10.pth.tar and 1 more"
-    )
+    for name in ("checkpoint_10", "checkpoint_2", "checkpoint_9", "ranks", "ranks_a"):
+        (tmp_path / f"{name}.pth.tar").touch()
+    found = message(load_checkpoint, tmp_path / "checkpoint.pth.tar")
+    names = ["checkpoint.pth", "checkpoint_2", "checkpoint_9", "checkpoint_10"]
+    assert sorted(names, key=found.index) == names and "ranks" not in found
 
 
-def test_folder(tmp_path):
-    assert f"{tmp_path}: no model_best.pth.tar" in message(load_checkpoint, tmp_path)
-    save_checkpoint(state(best_rsum=7), tmp_path / "model_best.pth.tar")
-    assert load_checkpoint(tmp_path)["best_rsum"] == 7
-    assert load_checkpoint(str(tmp_path))["best_rsum"] == 7
+@pytest.mark.parametrize("place", [".", "checkpoint"])
+def test_a_folder_of_a_run(place, tmp_path):
+    """The best one to evaluate, the newest to resume; in the run's folder, or in the folder checkpoint in it."""
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+    save_checkpoint(state(), folder / "ranks.pth.tar")
+    for resume in (False, True):
+        assert f"{tmp_path}: no model_best.pth.tar" in message(find_checkpoint, tmp_path, resume)
+    save_checkpoint(state(epoch=1), folder / "checkpoint_0.pth.tar")
+    assert find_checkpoint(str(tmp_path)) == find_checkpoint(tmp_path, resume=True) == folder / "checkpoint_0.pth.tar"
+    save_checkpoint(state(epoch=5), folder / "model_best.pth.tar")
+    save_checkpoint(state(epoch=2), folder / "checkpoint_1.pth.tar")
+    assert find_checkpoint(tmp_path) == folder / "model_best.pth.tar" and load_checkpoint(tmp_path)["epoch"] == 5
+    assert find_checkpoint(tmp_path, resume=True) == folder / "checkpoint_1.pth.tar"
+
+
+def test_an_unpacked_checkpoint_is_packed_as_the_message_says(tmp_path):
+    save_checkpoint(state(epoch=4), tmp_path / "x.pth.tar")
+    zipfile.ZipFile(tmp_path / "x.pth.tar").extractall(tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for path in (folder, folder / "data.pkl"):
+        command = message(load_checkpoint, path).split("pack it again: ")[1]
+    if shutil.which("zip") is None:
+        pytest.skip("needs the program zip")
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    assert load_checkpoint(f"{folder}.pth.tar")["epoch"] == 4
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

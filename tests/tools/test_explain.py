@@ -70,7 +70,7 @@ def test_attention_is_the_one_that_matched(tiny, tmp_path):
 
 
 def call(tiny, path, out, *more, form="html"):
-    flags = ["--model_path", path, "--out", out, "--format", *form.split(), "--device", "cpu", "--cache", "", *more]
+    flags = ["--model_path", path, "--out", out, "--format", *form.split(), "--device", "cpu", *more]
     tool.main([*map(str, flags)])
 
 

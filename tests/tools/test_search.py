@@ -1,6 +1,7 @@
-"""tools/search.py: finds what the evaluation's similarities say, keeps embeddings, says what is missing."""
+"""tools/search.py: finds what the evaluation's similarities say, with and without captions, and writes pages."""
 
 import io
+import json
 import re
 import sys
 
@@ -12,154 +13,278 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 import data
 import evaluation
 from reporting import rendering
-from tools.searching import collection
+from tools.searching.collection import best_images
 from tools.searching.finders import Reader
-from tools.searching.ranking import best_images
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("search"), regions=5, splits={"test": 6})
+@pytest.fixture
+def tiny(tmp_path):
+    made = make_tiny(tmp_path, regions=5, splits={"test": 6})
+    made.model = tmp_path / "m.pth.tar"
+    write_model(made, made.model)
+    return made
 
 
+def similarities(tiny, net, opt, words, caption=8):
+    """A caption's text, and its similarities with all images by an evaluation."""
+    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
+    sims = evaluation.score_all(net, *evaluation.encode_split(net, loader))
+    return loader.dataset, sims[:, caption]
+
+
+@pytest.mark.parametrize("rows", [1, 5], ids=["row-an-image", "row-a-caption"])
 @pytest.mark.parametrize("changes", [{}, {"propagation": "neighbors"}, VSRN], ids=["gsmn", "neighbors", "vsrn"])
-def test_a_caption_as_query_finds_what_its_similarities_say(tiny, tmp_path, capsys, changes):
-    net, opt, words = write_model(tiny, tmp_path / "m.pth.tar", **changes)
-    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
-    sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))[:, 8]
-    asked = ["--query", loader.dataset.captions[8].upper(), "--top", 4, "--cache", tmp_path / "cache"]
-    best, scores, _ = find(tmp_path / "m.pth.tar", capsys, *asked)
-    assert best == np.argsort(-sims)[:4].tolist()
+def test_finds_what_the_similarities_say_even_without_captions(tiny, capsys, changes, rows):
+    for path in tiny.folder.glob("test_ims*.npy"):
+        np.save(path, np.repeat(np.load(path), rows, axis=0))
+    dataset, sims = similarities(tiny, *write_model(tiny, tiny.model, **changes))
+    asked = ["--query", dataset.captions[8].upper(), "--top", 4]
+    best, scores, said = find(tiny.model, capsys, *asked)
+    assert best == np.argsort(-sims)[:4].tolist() and "dog" in said.out
     np.testing.assert_allclose(scores, sims[best], atol=1e-4)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for ending in ("caps.txt", "precaps_stan.txt", "caps.json"):
+        (tiny.folder / f"test_{ending}").unlink()
+    assert find(tiny.model, capsys, *asked)[:2] == (best, scores)
 
 
-def test_cache_belongs_to_checkpoint_and_features(tiny, tmp_path, capsys, monkeypatch):
-    cache, asked = tmp_path / "cache", ["--query", "a red dog", "--cache", tmp_path / "cache"]
-    write_model(tiny, tmp_path / "a.pth.tar")
-    first = find(tmp_path / "a.pth.tar", capsys, *asked)[:2]
-    embed = collection.embed_images
-    monkeypatch.setattr(collection, "embed_images", lambda *_: pytest.fail("encoded again"))
-    assert find(tmp_path / "a.pth.tar", capsys, *asked)[:2] == first
-    monkeypatch.setattr(collection, "embed_images", embed)
-    write_model(tiny, tmp_path / "b.pth.tar", lambda_softmax=3.0)
-    find(tmp_path / "b.pth.tar", capsys, *asked)
-    assert len(list(cache.iterdir())) == 2
-    features = tiny.folder / "test_ims.npy"
-    np.save(features, -np.load(features))
-    changed = find(tmp_path / "a.pth.tar", capsys, *asked)[:2]
-    assert changed[1] != first[1] and len(list(cache.iterdir())) == 3
-    for file in cache.iterdir():
-        file.write_bytes(file.read_bytes()[:200])
-    best, scores, said = find(tmp_path / "a.pth.tar", capsys, *asked)
-    assert (best, scores) == changed and "encoded anew" in said.err
+def test_pictures_without_annotations(tiny, tmp_path, capsys):
+    pytest.importorskip("torchvision")
+    images = tmp_path / "data" / "f8k" / "images"
+    images.parent.mkdir()
+    picture_folder(tiny, images)
+    write_model(tiny, tiny.model, **VSRN, crop_size=32, cnn_type="resnet18", no_pretrained=True, data_name="f8k")
+    best, scores, said = find(tiny.model, capsys, "--query", "a red dog", "--top", 6)
+    assert sorted(best) == list(range(6)) and scores == sorted(scores, reverse=True) and "5.png" in said.out
+    (tmp_path / "data" / "f8k" / "dataset_flickr8k.json").write_text("{}")  # annotations, but none to use
+    assert "dataset_flickr8k" in message(lambda: find(tiny.model, capsys, "--query", "a red dog"))
 
 
-def test_the_cache_is_bounded(tiny, tmp_path, capsys):
-    """A file of 6 images, 5 regions, 32 numbers takes 3,840 bytes and its header; the one unused for longest goes."""
-    asked = ["--query", "a red dog", "--cache", tmp_path / "cache", "--cache_size", 9e-6]
-    for name, sharpness in (("a", 3.0), ("b", 5.0), ("a", 3.0), ("c", 7.0)):
-        write_model(tiny, tmp_path / name, lambda_softmax=sharpness)
-        said = find(tmp_path / name, capsys, *asked)[2].out
-    kept = sorted((tmp_path / "cache").iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    assert len(kept) == 2 and all(file.name.startswith("tiny_precomp-test-6-gsmn-") for file in kept)
-    removed = re.search(r"^(\S+): removed, --cache_size is 9e-06 GB$", said, re.M)[1]
-    assert f"{kept[1]}: 0.00384 MB of embeddings kept" in said and not (tmp_path / "cache" / removed).exists()
-    assert "embeddings kept" not in find(tmp_path / "a", capsys, *asked)[2].out  # a was used after b
-    said = find(tmp_path / "b", capsys, *asked[:-1], 1e-6)[2]
-    assert "more than --cache_size 1e-06; they are not kept" in said.err
-
-
-def test_asks_until_an_empty_line(tiny, tmp_path, capsys, monkeypatch):
-    write_model(tiny, tmp_path / "m.pth.tar")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a red dog\nthe unicorn\n\na blue car\n"))
-    best, _, said = find(tmp_path / "m.pth.tar", capsys, "--top", 2, "--cache", "")
-    assert len(best) == 4 and "not in the vocabulary: unicorn" in said.err
-
-
-def test_complaints(tiny, tmp_path, capsys, monkeypatch):
-    path = tmp_path / "m.pth.tar"
-    write_model(tiny, path, is_sparse=True)
-    monkeypatch.setitem(sys.modules, "spacy", None)
-    assert "pip install spacy" in message(lambda: find(path, capsys, "--query", "a dog", "--cache", ""))
-    write_model(tiny, path)
-    assert "no words" in message(lambda: find(path, capsys, "--query", " ", "--cache", ""))
-    no_folder = ["--query", "a dog", "--images", tmp_path / "none", "--cache", ""]
-    assert "no such folder" in message(lambda: find(path, capsys, *no_folder))
-
-
-def test_a_sparse_model_reads_the_parsed_sentence(tiny, tmp_path):
+def test_a_sparse_model_reads_the_parsed_sentence(tiny):
     """A parse like the file's gives the file's similarity."""
-    net, opt, words = write_model(tiny, tmp_path / "m.pth.tar", is_sparse=True, propagation="neighbors")
-    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
-    sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))[:, 8]
+    net, opt, words = write_model(tiny, tiny.model, is_sparse=True, propagation="neighbors")
+    dataset, sims = similarities(tiny, net, opt, words)
     reader = Reader(words)
     reader.parser = lambda captions: iter([[*range(sum(map(len, sentences)))] for sentences in captions])  # a chain
-    sentence = reader(loader.dataset.captions[8])
-    assert sentence.pairs == loader.dataset.depends[8]
-    best, scores = best_images(net, collection.embed_images(net, loader.dataset), loader.dataset.boxes, sentence, 6)
+    sentence = reader(dataset.captions[8])
+    assert sentence.pairs == dataset.depends[8]
+    best, scores = best_images(net, dataset, sentence)
     np.testing.assert_allclose(scores, np.sort(sims)[::-1], atol=1e-6)
     assert best.tolist() == np.argsort(-sims).tolist()
 
 
-def test_figure(tiny, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    write_model(tiny, tmp_path / "m.pth.tar")
-    folder = picture_folder(tiny, tmp_path / "images")
-    (tmp_path / "images" / "3.png").unlink()  # its regions are drawn
-    out = tmp_path / "found.png"
-    find(tmp_path / "m.pth.tar", capsys, "--query", "a dog", "--images", folder, "--out", out, "--cache", "")
-    with Image.open(out) as picture:
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+def test_asks_until_an_empty_line(tiny, tmp_path, capsys, monkeypatch):
+    """A page for each sentence; unknown words are told."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a red dog\nthe unicorn\n\na blue car\n"))
+    best, _, said = find(tiny.model, capsys, "--top", 2, "--out", tmp_path / "found.html")
+    assert len(best) == 4 and "unicorn" in said.err
+    assert "a red dog" in (tmp_path / "found.html").read_text() and "unicorn" in (tmp_path / "found-2.html").read_text()
+    assert not (tmp_path / "found-3.html").exists()
 
 
-def test_a_page_without_matplotlib(tiny, tmp_path, capsys, monkeypatch):
-    """One page for each sentence, with pictures where they are there, and a warning about the one that does not fit."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+def test_a_page_names_what_was_searched_and_escapes_it(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a dog\nA dog!\nein Hund – größer\n"))
-    write_model(tiny, tmp_path / "m.pth.tar")
+    captions = (tiny.folder / "test_caps.txt").read_text().splitlines()
+    captions[10] = "<script>boom()</script>"
+    (tiny.folder / "test_caps.txt").write_text("\n".join(captions) + "\n")
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 2 else 100 + i))
     (tmp_path / "images" / "3.png").unlink()
-    said = find(tmp_path / "m.pth.tar", capsys, "--images", folder, "--cache", "", "--top", 6)[2]
-    names = sorted(path.name for path in tmp_path.glob("*.html"))
-    assert len(names) == 3 and "search-a-dog.html" in names and names[2].startswith("search-ein-hund-größer-")
-    page = (tmp_path / "search-a-dog.html").read_text()
-    assert page.count("<img src=") == 5 and page.count("<path d=") == 1 and "The best 6 of 6 images" in page
-    note = "The picture is 202 × 150, but the data's size is 202 × 102: the boxes may not fit it."
-    assert f"warning: image 2, 2.png: {note}" in said.err and "3.png is not there" in said.err
-    assert f"search-a-dog.html: {len(page.encode()) / 1000:.0f} kB" in said.out
-    assert "needs the package matplotlib" in message(
-        lambda: find(tmp_path / "m.pth.tar", capsys, "--query", "a dog", "--out", "x.png", "--cache", "")
-    )
-
-
-def test_sentences_do_not_overwrite_one_another(tiny, tmp_path, capsys, monkeypatch):
-    write_model(tiny, tmp_path / "m.pth.tar")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a dog\na car\n"))
-    find(tmp_path / "m.pth.tar", capsys, "--out", tmp_path / "found.html", "--cache", "")
-    assert "“a dog”" in (tmp_path / "found.html").read_text() and "“a car”" in (tmp_path / "found-2.html").read_text()
+    said = find(tiny.model, capsys, "--query", "<b> dog", "--images", folder, "--top", 6)[2]
+    (path,) = tmp_path.glob("search-*.html")
+    page = path.read_text()
+    assert page.count("<img src=") == 5 and page.count("<path d=") == 1  # the missing one's regions
+    assert "image 2" in said.err and "3.png" in said.err  # other proportions; not there
+    assert "<script>boom" not in page and "&lt;script&gt;boom" in page and "<b> dog" not in page
+    for fact in (str(tiny.model), str(tiny.folder), "split test", "epoch 0", "torch"):
+        assert fact in page, fact
 
 
 def test_a_page_has_a_largest_size(tiny, tmp_path, capsys, monkeypatch):
-    write_model(tiny, tmp_path / "m.pth.tar")
-    folder = picture_folder(tiny, tmp_path / "images")
     out = tmp_path / "found.html"
-    asked = ["--query", "a dog", "--images", folder, "--out", out, "--cache", ""]
-    find(tmp_path / "m.pth.tar", capsys, *asked)
+    asked = ["--query", "a dog", "--images", picture_folder(tiny, tmp_path / "images"), "--out", out]
+    find(tiny.model, capsys, *asked)
     whole = out.stat().st_size
     monkeypatch.setattr(rendering, "PAGE_BYTES", whole - 1)
-    find(tmp_path / "m.pth.tar", capsys, *asked)
+    find(tiny.model, capsys, *asked)
     assert out.stat().st_size < whole and out.read_text().count("<img src=") == 6
     monkeypatch.setattr(rendering, "PAGE_BYTES", 1000)
-    said = message(lambda: find(tmp_path / "m.pth.tar", capsys, *asked))
-    assert said == "the page of 6 images would take more than 1 kB; show less"
+    assert "1 kB" in message(lambda: find(tiny.model, capsys, *asked))
 
 
-def test_a_sentence_in_another_encoding(tiny, tmp_path, capsys, monkeypatch):
-    write_model(tiny, tmp_path / "m.pth.tar")
+def test_complaints(tiny, tmp_path, capsys, monkeypatch):
+    def told(*flags):
+        return message(lambda: find(tiny.model, capsys, *flags))
+
+    assert "no words" in told("--query", " ")
+    assert "no such folder" in told("--query", "a dog", "--images", tmp_path / "none")
+    assert "no folder" in told("--query", "a dog", "--out", tmp_path / "none" / "x.html")
+    assert "none_ims.npy" in told("--query", "a dog", "--split", "none")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("größer".encode()), encoding="ascii"))
-    said = message(lambda: find(tmp_path / "m.pth.tar", capsys, "--cache", ""))
-    assert said == "the sentence is not ascii; PYTHONIOENCODING=utf-8 reads UTF-8"
+    assert "ascii" in told()
+    (tiny.folder / "test_caps.txt").write_text("one\n")
+    assert "test_caps.txt" in find(tiny.model, capsys, "--query", "a dog")[2].err
+    write_model(tiny, tiny.model, is_sparse=True)
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    assert "pip install spacy" in told("--query", "a dog")
+
+
+# ---- an index
+
+
+IMAGES, PRINTED = 12, 1.1e-4  # scores are printed to 1e-4; two ways to compute one may differ by a digit
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """A split of twelve images, checkpoints of both models, and VSRN's index."""
+    pytest.importorskip("faiss")
+    root = tmp_path_factory.mktemp("index")
+    made = make_tiny(root, regions=5, splits={"test": IMAGES, "dev": IMAGES})
+    for name, changes in (("vsrn", VSRN), ("gsmn", {}), ("other", {**VSRN, "embed_size": 24})):
+        write_model(made, root / name, **changes)
+    make_index(root / "vsrn", root / "test.index")
+    made.root = root
+    return made
+
+
+def make_index(model, out, *flags):
+    find(model, None, "--save_index", out, *flags)
+
+
+def ask(tiny, capsys, *flags, name="test.index", top=IMAGES):
+    """What search.py finds by an index."""
+    return find(None, capsys, "--index", tiny.root / name, "--top", top, "--query", "a red dog", *flags)
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
+def test_an_index_answers_as_a_search_through_all(indexed, tmp_path, capsys, kind):
+    make_index(indexed.root / "vsrn", tmp_path / "an.index", "--kind", kind)
+    numbers, scores, said = ask(indexed, capsys, name=tmp_path / "an.index")
+    best, all_scores, plain = find(indexed.root / "vsrn", capsys, "--query", "a red dog", "--top", 12)
+    assert dict(zip(numbers, scores)) == pytest.approx(dict(zip(best, all_scores)), abs=PRINTED)
+    texts = [sorted(line[14:] for line in one.out.splitlines()) for one in (said, plain)]  # name and caption
+    assert set(texts[1]) <= set(texts[0]) and "dog" in said.out
+
+
+def test_an_index_answers_without_the_data(indexed, tmp_path, capsys):
+    """Names and captions are in the index, the vocabulary in the checkpoint, which may be a copy."""
+    there = ask(indexed, capsys)[:2]
+    (tmp_path / "copy").write_bytes((indexed.root / "vsrn").read_bytes())
+    assert ask(indexed, capsys, "--data_path", tmp_path, "--model_path", tmp_path / "copy")[:2] == there
+
+
+def test_another_model_orders_the_shortlist(indexed, capsys):
+    rerank = ["--rerank", indexed.root / "gsmn", "--shortlist"]
+    best, scores, _ = find(indexed.root / "gsmn", capsys, "--query", "a red dog", "--top", 12)
+    numbers, again, _ = ask(indexed, capsys, *rerank, IMAGES)
+    assert numbers == best and again == pytest.approx(scores, abs=PRINTED)
+    near = ask(indexed, capsys, top=4)[0]
+    numbers, again, _ = ask(indexed, capsys, *rerank, 4, top=3)
+    assert numbers == [g for g in best if g in near][:3]
+    assert again == pytest.approx([scores[best.index(g)] for g in numbers], abs=PRINTED)
+
+
+def test_wrong_models_and_flags(indexed, tmp_path, capsys, monkeypatch):
+    def told(*flags, **how):
+        return message(lambda: ask(indexed, capsys, *flags, **how))
+
+    write_model(indexed, indexed.root / "order", **{**VSRN, "measure": "order"})
+    for name in ("gsmn", "order"):
+        assert "one vector" in message(make_index, indexed.root / name, tmp_path / "x.index")
+    assert "weights" in told("--model_path", indexed.root / "other")
+    assert "test" in told("--split", "dev")
+    assert "--shortlist 5" in told("--rerank", indexed.root / "gsmn", "--shortlist", 5, top=6)
+    assert "--index" in message(find, "x", capsys, "--rerank", "y", "--query", "z")
+    assert "--model_path" in message(find, None, capsys, "--query", "x")
+    assert "no folder" in message(make_index, "x", tmp_path / "none" / "x.index")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert "pip install faiss-cpu" in told()
+    assert "pip install faiss-cpu" in message(make_index, indexed.root / "vsrn", tmp_path / "x.index")
+
+
+def test_damaged_indexes_are_told(indexed, tmp_path, capsys):
+    whole, facts = (path.read_bytes() for path in (indexed.root / "test.index", indexed.root / "test.index.json"))
+    path, beside = tmp_path / "an.index", tmp_path / "an.index.json"
+    fewer = json.loads(facts)
+    fewer["names"].pop()
+    for index, text in ((None, facts), (whole, None), (whole[:-1], facts), (b"text", facts), (whole, b"text"),
+                        (whole, b"[]"), (whole, json.dumps(fewer).encode())):  # fmt: skip
+        for file, content in ((path, index), (beside, text)):
+            file.unlink(missing_ok=True)
+            if content is not None:
+                file.write_bytes(content)
+        assert re.search(r"an\.index(\.json)?\b", message(lambda: ask(indexed, capsys, name=path)))
+
+
+@pytest.mark.parametrize("ending", ["ims.npy", "imagename.txt"])
+def test_an_index_of_other_data_is_refused(indexed, tmp_path, capsys, ending):
+    """Changed features, or other names, are told where they are there, asked for or not."""
+    made = make_tiny(tmp_path, regions=5, splits={"test": IMAGES})
+    (made.folder / "test_imagename.txt").write_text("".join(f"{i}.png\n" for i in range(IMAGES)))
+    make_index(indexed.root / "vsrn", tmp_path / "x.index", "--data_path", made.data_path)
+    asked = {"name": tmp_path / "x.index"}
+    ask(indexed, capsys, **asked)
+    path = made.folder / f"test_{ending}"
+    if ending == "ims.npy":
+        np.save(path, -np.load(path))
+    else:
+        path.write_text("".join(f"{i}.png\n" for i in reversed(range(IMAGES))))
+    for flags in ([], ["--rerank", indexed.root / "gsmn", "--shortlist", IMAGES]):
+        assert "x.index" in message(lambda: ask(indexed, capsys, *flags, **asked))  # noqa: B023
+
+
+def test_an_interruption_leaves_no_wrong_pair(indexed, tmp_path, capsys, monkeypatch):
+    """While the index is written, the old pair stays; between the two files, the old JSON is gone."""
+    from tools.searching import faiss_index
+
+    path, write = tmp_path / "an.index", faiss_index.atomic_write
+    make_index(indexed.root / "vsrn", path)
+    before = path.read_bytes(), faiss_index.facts_file(path).read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss_index.need_faiss(), "write_index", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_index(indexed.root / "vsrn", path)
+    assert (path.read_bytes(), faiss_index.facts_file(path).read_bytes()) == before
+    monkeypatch.setattr(
+        faiss_index, "atomic_write", lambda file, put: (interrupted if ".json" in str(file) else write)(file, put)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        make_index(indexed.root / "vsrn", path, "--split", "dev")
+    assert "an.index.json" in message(lambda: ask(indexed, capsys, name=path))
+
+
+# ---- FAISS
+
+
+def groups(n=2000, width=16):
+    """Vectors that lie in groups, as embeddings do, and questions near some of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, width))[rng.integers(0, 50, n)] + 0.3 * rng.normal(size=(n, width))
+    q = x[:200] + 0.1 * rng.normal(size=(200, width))
+    return x.astype(np.float32), q.astype(np.float32)
+
+
+def test_kinds_of_index():
+    """exact is the products sorted; the faster kinds miss little; with all its groups an ivf misses nothing."""
+    pytest.importorskip("faiss")
+    from tools.searching.faiss_index import build_index, nearest, set_breadth, shortlist
+
+    x, q = groups()
+    numbers, scores = nearest(build_index(x), q, 10)
+    assert np.array_equal(numbers, np.argsort(-(q @ x.T), kind="stable")[:, :10])
+    np.testing.assert_allclose(scores, np.sort(q @ x.T)[:, ::-1][:, :10], rtol=1e-5)
+    ivf, hnsw = build_index(x, "ivf"), build_index(x, "hnsw")
+    set_breadth(ivf, 8)
+    for index in (ivf, hnsw):
+        found = nearest(index, q, 10)[0]
+        assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(numbers, found)]) > 0.9
+        assert np.array_equal(np.sort(nearest(build_index(x[:7]), x[:2], 50)[0]), [range(7)] * 2)  # fewer than asked
+    set_breadth(ivf, ivf.nlist)
+    assert np.array_equal(nearest(ivf, q, 10)[0], numbers)
+    set_breadth(ivf, 1)
+    short, scores = shortlist(ivf, q[:1], 1000)
+    assert 1 < len(short) < 1000 and (short >= 0).all()
+    np.testing.assert_allclose(scores, x[short] @ q[0], rtol=1e-5)

@@ -10,8 +10,7 @@ from reporting.explain_page import ExplainedPair
 from reporting.explanation import caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer
 from tools.explaining.sentences import Reader
-from tools.searching.collection import cache_of, cached_embeddings
-from tools.searching.ranking import rank_of_image
+from tools.searching.collection import embed_images, rank_of_image
 
 
 class Explainer:
@@ -88,7 +87,5 @@ class Explainer:
 
     def all_embeddings(self):
         if self.embeddings is None:
-            cache = cache_of(self.flags)
-            path = cache and cache.path(self.flags.model_path, self.opt, self.dataset)
-            self.embeddings = cached_embeddings(self.model, self.dataset, cache, path)
+            self.embeddings = embed_images(self.model, self.dataset)
         return self.embeddings

@@ -10,12 +10,11 @@ from vocab import UNK, encode, tokenize
 class Reader:
     """reader(text) -> Sentence.
 
-    is_sparse: spaCy parses the sentences; InputError at once where it is not installed.  quiet: no warning about words
-    that the vocabulary lacks.
+    is_sparse: spaCy parses the sentences; InputError at once where it is not installed.
     """
 
     def __init__(self, vocab, is_sparse=False, spacy_model=None):
-        self.vocab, self.parser, self.quiet = vocab, None, False
+        self.vocab, self.parser = vocab, None
         if is_sparse:
             try:
                 self.parser = Spacy(spacy_model)
@@ -27,7 +26,7 @@ class Reader:
         if not words:
             raise InputError("the sentence has no words")
         unknown = [word for word, id_ in zip(words, ids[1:]) if id_ == UNK]
-        if unknown and not self.quiet:
+        if unknown:
             warn(f"not in the vocabulary: {', '.join(unknown)}")
         shown = [f"‹{word}›" if id_ == UNK else word for word, id_ in zip(words, ids[1:])]
         return Sentence(["<start>", *shown, "<end>"], ids, self.parse(text, len(words)) if self.parser else None)

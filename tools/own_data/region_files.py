@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files.errors import InputError
+from files.errors import InputError, reason
 from files.names import find_by_key, name_keys
 from files.opening import open_regular
 from tools.own_data.region_sources import Regions
@@ -153,7 +153,7 @@ def lines_of(path):
         with open_regular(path) as file:
             yield from (line.rstrip(b"\r\n") for line in file)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def named(columns, fields, where):

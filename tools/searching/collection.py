@@ -1,218 +1,134 @@
-"""The images that a search looks through: names, captions, the files they come from, embeddings and their cache."""
+"""The images of a search, opened without the captions that a model would read, and their scores for a sentence."""
 
-import hashlib
-import os
-from pathlib import Path
-from types import SimpleNamespace
+import contextlib
+from functools import cached_property
 
 import numpy as np
 import torch
 
 import data
 import evaluation
-from checkpoints.checkpoint import BEST
-from files.arrays import open_array
-from files.checksum import sha256
+from files.arrays import check_five_rows
 from files.errors import InputError, warn
-from files.names import image_names
-from files.writing import atomic_write, make_folder
-from runtime.commandline import positive
+from files.names import image_names, pictures_in
+from files.pictures import KARPATHY, make_transforms, read_picture
+from files.ragged import Ragged
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions
+from modules.sides import CaptionSide, ImageSide
 
-CACHE_SUFFIX = ".embeddings.npy"
-
-
-def open_collection(flags, opt, vocab):
-    """The split whose images are searched.  Its captions' dependencies are not read."""
-    opt = SimpleNamespace(**{**vars(opt), "is_sparse": False})
-    return data.open_split(flags.split or "test", opt.data_name, vocab, opt)
+COMPARED = 8  # images whose rows of features are compared, to learn whether each stands there five times
 
 
-def image_labels(dataset):
-    """The file name of each image, or empty texts where no file lists them."""
-    return image_names(dataset) or [""] * dataset.n_images
+class FeatureCollection(data.PrecompDataset):
+    """The images of a split of region features; its captions, where there are any, are texts for the reader."""
 
+    def _read_depends(self):
+        """None are needed."""
 
-def first_captions(dataset):
-    """The first caption of each image, or empty texts for a split without captions."""
-    first = [""] * dataset.n_images
-    for i in reversed(range(len(dataset.captions or ()))):
-        first[dataset.image_of(i)] = dataset.captions[i]
-    return first
+    def _read_tokens(self):
+        """Captions without words, five for each image."""
+        rows, path = self.images, self._path("ims.npy")
+        images = len(rows) // CAPTIONS_PER_IMAGE
+        captions = CAPTIONS_PER_IMAGE * len(rows)
+        if len(rows) % CAPTIONS_PER_IMAGE == 0:
+            with contextlib.suppress(InputError):  # a row for each caption, if rows come in fives
+                check_five_rows(rows, path, range(0, images, max(1, images // COMPARED)))
+                captions = len(rows)
+        return Ragged([[]] * captions)
 
-
-# ---- the files
-
-
-def checkpoint_file(path):
-    """The file that a --model_path means: a checkpoint, or the best one in a folder."""
-    return Path(path) / BEST if Path(path).is_dir() else Path(path)
-
-
-def feature_files(dataset):
-    """The features' file; for a data set of pictures, the files that list them."""
-    return [file for file in dataset.files if file.name.endswith("_ims.npy") or hasattr(dataset, "pictures")]
-
-
-def facts_of(model_path, opt, dataset):
-    """What an index records of its images (faiss_index.FACTS, but for the index file's own checksum)."""
-    return {
-        "model": str(Path(model_path).resolve()),
-        "checkpoint": sha256(checkpoint_file(model_path)),
-        "data_path": str(Path(opt.data_path).resolve()),
-        "data_name": opt.data_name,
-        "split": dataset.split,
-        "features": [file_facts(path, dataset.folder) for path in feature_files(dataset)],
-        "names": image_labels(dataset),
-        "captions": first_captions(dataset),
-    }
-
-
-def file_facts(path, folder):
-    state = path.stat()
-    return {
-        "name": str(path.relative_to(folder)),
-        "bytes": state.st_size,
-        "time": state.st_mtime_ns,
-        "sha256": sha256(path),
-    }
-
-
-def check_model(index, opt, model_path):
-    """InputError unless the ImageIndex was made with this checkpoint, whose flags are opt."""
-    need_vectors(opt, model_path)
-    if sha256(checkpoint_file(model_path)) != index.facts["checkpoint"]:
-        raise InputError(
-            f"{index.path}: made with another checkpoint, {index.facts['model']} as it was then; "
-            f"for {model_path} build another index with tools/index.py"
-        )
-
-
-def check_features(index, folder):
-    """InputError where a features' file in `folder` differs from the one that the index was made from.
-
-    A file of the same size and another time, as a copy has it, is compared by its checksum.  Missing files are left
-    to whoever opens them.
-    """
-    for saved in index.facts["features"]:
-        path = Path(folder) / saved["name"]
+    @cached_property
+    def captions(self):
+        """The texts, or None where no file has them or it does not fit the features."""
+        path = self._path("caps.txt")
         if not path.exists():
-            continue
-        now = path.stat()
-        same = now.st_size == saved["bytes"]
-        if not same or (now.st_mtime_ns != saved["time"] and sha256(path) != saved["sha256"]):
-            raise InputError(f"{path}: is not what {index.path} was made from; build that again with tools/index.py")
+            return None
+        captions = read_captions(path)
+        if len(captions) != len(self.tokens):
+            warn(f"{path}: {len(captions)} captions for {self.n_images} images; they are not shown")
+            return None
+        return captions[: self.length]
 
 
-def need_vectors(opt, path):
-    """InputError unless a checkpoint's model gives one vector an image, compared by inner product."""
-    if opt.model != "vsrn":
-        raise InputError(
-            f"{path}: holds {opt.model}, which scores pairs; an index needs VSRN's one vector an image, "
-            f"and {opt.model} re-orders what it finds (tools/search.py --rerank)"
-        )
-    if opt.measure != "cosine":
-        raise InputError(f"{path}: compares by --measure {opt.measure}; an index compares by inner product (cosine)")
+class PictureCollection:
+    """All pictures of a folder without annotations; attributes and methods as of data.PictureDataset."""
+
+    boxes = depends = sizes = captions = None
+    tokens = Ragged([])
+
+    def __init__(self, split, folder, crop_size):
+        self.folder, self.split, images = folder, split, folder / "images"
+        self.pictures = sorted(pictures_in(images)) if images.is_dir() else []
+        if not self.pictures:
+            raise InputError(f"{images}: no pictures; this data set is searched in the folder images")
+        self.n_images, self.files = len(self.pictures), self.pictures
+        self.transform, _ = make_transforms(crop_size)
+
+    def __len__(self):
+        return 0
+
+    def image(self, g):
+        return self.transform(read_picture(self.pictures[g]))
 
 
-def need_gsmn(opt, path):
-    """InputError unless a checkpoint holds GSMN."""
-    if opt.model != "gsmn":
-        raise InputError(f"{path}: holds {opt.model}; --rerank takes a checkpoint of GSMN")
+def open_collection(split, opt, vocab):
+    """The images of a split, with or without captions."""
+    if opt.data_name not in PICTURES:
+        return FeatureCollection(split, opt.data_name, vocab, opt)
+    folder = data_folder(opt.data_path, opt.data_name)
+    if (folder / KARPATHY.get(opt.data_name, "annotations")).exists():
+        return data.open_split(split, opt.data_name, vocab, opt)
+    return PictureCollection(split, folder, opt.crop_size)
 
 
-# ---- embeddings
+def labels(dataset):
+    """For each image its file's name and its first caption, or empty texts: two lists."""
+    captions = [""] * dataset.n_images
+    for i in reversed(range(len(dataset.captions or ()))):
+        captions[dataset.image_of(i)] = dataset.captions[i]
+    return image_names(dataset) or [""] * dataset.n_images, captions
+
+
+# ---- embeddings and scores
 
 
 @torch.no_grad()
 def embed_images(model, dataset, only=None):
-    """Embeddings of a split's images, or of the numbers in `only`: (N, R, D) of GSMN or (N, D) of VSRN."""
-    numbers, embeddings, done = range(dataset.n_images) if only is None else only, None, 0
-    for batch, _ in evaluation.progress(data.image_loader(dataset, only=only), "images"):
-        rows = slice(done, done + len(batch))
-        part = evaluation.finite(model.encode_images(batch), "image", numbers[rows])
-        if embeddings is None:
-            embeddings = torch.empty(len(numbers), *part.shape[1:])
-        embeddings[rows] = part
-        done = rows.stop
-    return embeddings
+    """Embeddings of a split's images, or of the numbers in `only`: (N, R, D), or (N, D) of a model of one vector."""
+    if only is None:
+        return evaluation.encode_all_images(model, dataset, workers=0)
+    parts = [model.encode_images(batch).cpu() for batch, _ in data.image_loader(dataset, only=only)]
+    return evaluation.finite(torch.cat(parts), "image", only)
 
 
-class EmbeddingCache:
-    """A folder of image embeddings, a file for each checkpoint and split.
+@torch.no_grad()
+def score_images(model, images, boxes, sentence):
+    """Embeddings and normalised boxes (or None) of N images, a Sentence -> scores (N,)."""
+    length = len(sentence.ids)
+    words = model.encode_captions(torch.tensor([sentence.ids]), [length]).cpu()
+    words = words if model.one_vector else list(words)
+    captions = CaptionSide(words, [length], None if sentence.pairs is None else [sentence.pairs])
+    boxes = None if boxes is None else torch.from_numpy(boxes)
+    return evaluation.score_all(model, ImageSide(images, boxes), captions)[:, 0]
 
-    A file's name changes with the checkpoint's bytes and with the features' file (path, size, time).  The folder holds
-    at most `limit` bytes of such files: those unused for longest go first.
+
+def best_images(model, dataset, sentence, numbers=None, images=None):
+    """The images `numbers` (default: all) by their scores for a Sentence -> (numbers, scores), best first.
+
+    images: their embeddings; without them these images are encoded. Equal scores keep the order of the split.
     """
-
-    def __init__(self, folder, limit):
-        self.folder, self.limit = Path(folder), limit
-
-    def path(self, model_path, opt, dataset):
-        key = hashlib.sha256(sha256(checkpoint_file(model_path)).encode())
-        for file in feature_files(dataset):
-            state = file.stat()
-            key.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
-        name = f"{opt.data_name}-{dataset.split}-{dataset.n_images}-{opt.model}-{key.hexdigest()[:16]}"
-        return self.folder / f"{name}{CACHE_SUFFIX}"
-
-    def open(self, path):
-        """A memory map of a file of the cache, or None where there is none or it is damaged."""
-        if not path.exists():
-            return None
-        try:
-            array = open_array(path)
-            os.utime(path)  # used now
-        except (InputError, OSError) as error:
-            warn(f"{error}; the images are encoded anew")
-            return None
-        return array
-
-    def keep(self, path, embeddings):
-        """Write embeddings and make room for them; a warning where that fails."""
-        size = embeddings.numel() * embeddings.element_size()
-        if size > self.limit:
-            warn(
-                f"the images' embeddings take {size / 1e9:.3g} GB, more than --cache_size {self.limit / 1e9:g}; "
-                "they are not kept"
-            )
-            return
-        try:
-            make_folder(self.folder)
-            self.make_room(self.limit - size)
-            atomic_write(path, lambda file: np.save(file, embeddings.numpy()))
-        except (InputError, OSError) as error:
-            warn(f"{error}; the images will be encoded again next time")
-            return
-        print(f"{path}: {size / 1e6:.3g} MB of embeddings kept for the next search")
-
-    def make_room(self, limit):
-        """Remove the files unused for longest until the rest takes at most `limit` bytes."""
-        files = sorted(self.folder.glob(f"*{CACHE_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        total = 0
-        for file in files:
-            total += file.stat().st_size
-            if total > limit:
-                file.unlink()
-                print(f"{file}: removed, --cache_size is {self.limit / 1e9:g} GB")
+    numbers = None if numbers is None else np.sort(numbers)
+    images = embed_images(model, dataset, numbers) if images is None else images
+    numbers = np.arange(dataset.n_images) if numbers is None else numbers
+    boxes = None if dataset.boxes is None else dataset.boxes[numbers]
+    scores = score_images(model, images, boxes, sentence)
+    best = np.argsort(-scores, kind="stable")
+    return numbers[best], scores[best]
 
 
-def cache_of(flags):
-    """The EmbeddingCache of --cache and --cache_size, or None."""
-    return EmbeddingCache(flags.cache, flags.cache_size * 1e9) if flags.cache else None
-
-
-def cached_embeddings(model, dataset, cache=None, path=None):
-    """Embeddings of all images of a split, from the EmbeddingCache where it has them."""
-    stored = cache.open(path) if cache else None
-    if stored is not None:
-        return torch.from_numpy(np.array(stored))
-    embeddings = embed_images(model, dataset)
-    if cache:
-        cache.keep(path, embeddings)
-    return embeddings
-
-
-# ---- flags
+def rank_of_image(model, images, boxes, sentence, number):
+    """The rank, from 1, of image `number` among all; equal scores stand before it, as in evaluation."""
+    scores = score_images(model, images, boxes, sentence)
+    return int(np.count_nonzero(scores >= scores[number]))
 
 
 def add_images_flag(parser):
@@ -221,21 +137,4 @@ def add_images_flag(parser):
         metavar="DIR",
         help="folder of the picture files, named in {split}_imagename.txt beside the data; the regions of an image "
         "without a picture are drawn",
-    )
-
-
-def add_cache_flags(parser):
-    add = parser.add_argument
-    add(
-        "--cache",
-        default="search_cache",
-        metavar="DIR",
-        help="folder that keeps the images' embeddings; '' for none (default: search_cache)",
-    )
-    add(
-        "--cache_size",
-        default=4.0,
-        type=positive,
-        metavar="GB",
-        help="what --cache may hold; the embeddings unused for longest are removed (default: 4)",
     )

@@ -1,20 +1,19 @@
 """FAISS indexes of image vectors: build, ask, write and read.
 
 An index is two files: FAISS's own, and a JSON of the same name with `.json` behind it, which says what the vectors
-are: model, data set, split, names and first captions of the images, and the index file's SHA-256.
+are: checkpoint, data set, split, names and first captions of the images, and what identifies weights and images.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from files.checksum import sha256
 from files.errors import InputError, optional_package
+from files.identity import SAMPLED, digest
+from files.opening import open_regular
 from files.text import read_json
 from files.writing import atomic_write
 
@@ -22,18 +21,16 @@ INDEX_KINDS = ("exact", "ivf", "hnsw")
 PROBES = 64  # ivf: groups that a search looks into
 LINKS, EFFORT = 32, 64  # hnsw: neighbours of a vector; candidates kept while building and searching
 LEAST, TRAINING = 39, 64  # ivf: vectors in a group at least; vectors per group that k-means is trained on
-VECTORS_ADDED = 1 << 14  # vectors added at once
 BYTES_WRITTEN = 1 << 24  # bytes that FAISS writes at once
+BUILD_AGAIN = "build it again with tools/search.py --save_index"
 FACTS = {  # what the JSON holds, and each entry's type
-    "model": str,
-    "checkpoint": str,
-    "data_path": str,
-    "data_name": str,
+    "checkpoint": dict,
+    "weights": str,
+    "data": str,
     "split": str,
-    "features": list,
+    "identity": dict,
     "names": list,
     "captions": list,
-    "sha256": str,
 }
 
 
@@ -53,30 +50,21 @@ def need_faiss():
     return optional_package("faiss", "an index", "faiss-cpu")
 
 
-def empty_index(kind, width, n):
-    """An index for about n vectors of `width` numbers; an ivf has to be trained before vectors are added."""
-    faiss = need_faiss()
-    if kind == "exact":
-        return faiss.IndexFlatIP(width)
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = index.hnsw.efSearch = EFFORT
-        return index
-    groups = max(1, min(round(4 * math.sqrt(n)), n // LEAST))
-    index = faiss.index_factory(width, f"IVF{groups},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINING
-    index.nprobe = min(PROBES, groups)
-    return index
-
-
 def build_index(vectors, kind="exact"):
     """float32 (N, D) -> a FAISS index of inner products that numbers the vectors from 0."""
-    index = empty_index(kind, vectors.shape[1], len(vectors))
-    if not index.is_trained:
-        sample = np.random.default_rng(0).permutation(len(vectors))[: index.nlist * TRAINING]
-        index.train(vectors[np.sort(sample)])
-    for i in tqdm(range(0, len(vectors), VECTORS_ADDED), desc="index", disable=None, leave=False):
-        index.add(vectors[i : i + VECTORS_ADDED])
+    faiss, (n, width) = need_faiss(), vectors.shape
+    if kind == "exact":
+        index = faiss.IndexFlatIP(width)
+    elif kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = index.hnsw.efSearch = EFFORT
+    else:
+        groups = max(1, min(round(4 * math.sqrt(n)), n // LEAST))
+        index = faiss.index_factory(width, f"IVF{groups},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINING
+        index.nprobe = min(PROBES, groups)
+        index.train(vectors)
+    index.add(vectors)
     return index
 
 
@@ -91,7 +79,7 @@ def set_breadth(index, breadth):
 def nearest(index, vectors, k):
     """The k nearest of each vector (Q, D) -> numbers (Q, k), scores (Q, k), best first.
 
-    k is cut to the size of the index.  Where an approximate index finds fewer than k, the rest is -1.
+    k is cut to the size of the index. Where an approximate index finds fewer than k, the rest is -1.
     """
     scores, numbers = index.search(np.ascontiguousarray(vectors, np.float32), min(k, index.ntotal))
     return numbers, scores
@@ -103,6 +91,24 @@ def shortlist(index, vector, k):
     return numbers[numbers >= 0], scores[numbers >= 0]
 
 
+# ---- what the vectors are of
+
+
+def need_vectors(model, path):
+    """InputError unless a checkpoint's model gives one vector an image, compared by inner product."""
+    if not model.inner_product:
+        raise InputError(
+            f"{path}: does not compare one vector of each image by inner product, as an index needs; this model can "
+            "order what an index of another model finds (tools/search.py --rerank)"
+        )
+
+
+def weights_identity(model):
+    """A digest of some numbers of each weight."""
+    weights = (value for part in model.state_list() for value in part.values())
+    return digest(value.flatten()[:SAMPLED].float().cpu().numpy().tobytes() for value in weights)
+
+
 # ---- the two files
 
 
@@ -112,55 +118,33 @@ def facts_file(path):
 
 
 def write_index(path, index, facts):
-    """Write an index and its facts, a dict for JSON, each file whole or not at all.
+    """Write an index and its facts, a dict for JSON.
 
-    The JSON names the SHA-256 of the index file, so that after an interruption between the two the old JSON does
-    not pass for the new index's.
+    The old JSON goes before the new index stands in its place: after an interruption no JSON describes another index.
     """
-    faiss, digest = need_faiss(), hashlib.sha256()
-    text = json.dumps(facts)  # before anything is written: what cannot be described is not replaced
+    faiss, text = need_faiss(), json.dumps(facts, indent=1)
 
     def put(file):
-        def part(content):
-            digest.update(content)
-            return file.write(content)
-
-        faiss.write_index(index, faiss.PyCallbackIOWriter(part, BYTES_WRITTEN))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, BYTES_WRITTEN))
+        facts_file(path).unlink(missing_ok=True)
 
     atomic_write(path, put)
-    text = json.dumps({**json.loads(text), "sha256": digest.hexdigest()}, indent=1)
     atomic_write(facts_file(path), lambda file: file.write(text.encode()))
 
 
 def read_index(path):
     """An index file and its JSON -> ImageIndex; InputError where one is missing or damaged, or they are no pair."""
     faiss = need_faiss()
-    if not Path(path).exists():
-        raise InputError(f"{path}: no such file; tools/index.py builds an index")
-    facts = read_facts(facts_file(path))
-    if file_sha256(path) != facts["sha256"]:
-        raise InputError(
-            f"{path}: not the index that {facts_file(path)} describes, or damaged; build it again with tools/index.py"
-        )
-    try:
-        return ImageIndex(str(path), faiss.read_index(str(path)), facts)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
-        raise InputError(f"{path}: FAISS cannot read it ({reason}); build it again with tools/index.py") from None
-
-
-def read_facts(path):
-    if not path.exists():
-        raise InputError(f"{path}: no such file; tools/index.py writes it beside the index: build that again")
-    facts = read_json(path)
+    for file in (path, facts_file(path)):
+        open_regular(file, f"no such file, and an index is two; {BUILD_AGAIN}").close()
+    facts = read_json(facts_file(path))
     wrong = [name for name, kind in FACTS.items() if not isinstance(facts, dict) or type(facts.get(name)) is not kind]
     if wrong:
-        raise InputError(f"{path}: does not describe an index ({wrong[0]} is missing); build it again")
-    return facts
-
-
-def file_sha256(path):
+        raise InputError(f"{facts_file(path)}: does not describe an index ({wrong[0]} is missing); {BUILD_AGAIN}")
     try:
-        return sha256(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: FAISS cannot read it ({str(error).splitlines()[-1]}); {BUILD_AGAIN}") from None
+    if not index.ntotal == len(facts["names"]) == len(facts["captions"]):
+        raise InputError(f"{path}: {index.ntotal} vectors for {len(facts['names'])} names in its JSON; {BUILD_AGAIN}")
+    return ImageIndex(str(path), index, facts)

@@ -1,94 +1,105 @@
-"""Finders of images for a sentence: a model that scores every image, or an index whose shortlist GSMN re-orders.
+"""What finds images for a sentence: a model that scores images, or an index whose shortlist a model may re-order.
 
-A finder is called with a text and returns (numbers, scores) of the best images.  It has `dataset` (None where the
-pictures are not needed), `names` and `captions` of the images.
+A finder is called with a text and a number -> (numbers, scores) of so many images, best first. It has `names` and
+`captions` of all images, `dataset` (None where it is not needed) and `provenance`, the record for the page.
 """
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import evaluation
 from checkpoints.evaluation_options import overrides_of
+from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
 from files.errors import InputError
+from files.identity import data_identity, difference
+from reporting.provenance import provenance
+from systems.table import inputs_of
 from tools.explaining.sentences import Reader
-from tools.searching import collection, faiss_index
-from tools.searching.ranking import best_images, rerank
+from tools.searching import faiss_index
+from tools.searching.collection import best_images, embed_images, labels, open_collection
 
 
-class EveryImage:
-    """A finder whose model scores every image of the split."""
+class Scorer:
+    """A finder whose model scores all images of the split, or those in `numbers`, which alone are then encoded."""
 
-    def __init__(self, flags):
-        self.model, opt, vocab = evaluation.load_model(flags.model_path, **overrides_of(flags))
-        self.reader = reader_of(opt, vocab, flags)
-        self.dataset, self.top = collection.open_collection(flags, opt, vocab), flags.top
-        cache = collection.cache_of(flags)
-        path = cache and cache.path(flags.model_path, opt, self.dataset)
-        self.images = collection.cached_embeddings(self.model, self.dataset, cache, path)
-        self.names, self.captions = collection.image_labels(self.dataset), collection.first_captions(self.dataset)
+    def __init__(self, path, flags):
+        loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
+        self.model = trained_model(loaded, opt, path)
+        self.dataset = open_collection(flags.split or "test", opt, vocab)
+        self.names, self.captions = labels(self.dataset)
+        self.provenance = provenance(self.dataset, describe_checkpoint(path, loaded, opt))
+        self.reader = Reader(vocab, inputs_of(opt).dependencies, flags.spacy_model)
+        self.embeddings = None
 
-    def __call__(self, text):
-        return best_images(self.model, self.images, self.dataset.boxes, self.reader(text), self.top)
+    def __call__(self, text, top, numbers=None):
+        sentence = self.reader(text)
+        if numbers is None and self.embeddings is None:
+            self.embeddings = embed_images(self.model, self.dataset)
+        images = self.embeddings if numbers is None else None
+        return tuple(part[:top] for part in best_images(self.model, self.dataset, sentence, numbers, images))
 
 
 class IndexedImages:
-    """A finder with a FAISS index of VSRN's vectors; with --rerank, GSMN re-orders the index's results."""
+    """A finder with a FAISS index of vectors; with --rerank another model orders the index's shortlist."""
 
     def __init__(self, flags):
-        self.index, self.top, self.reranker = faiss_index.read_index(flags.index), flags.top, None
+        self.index, self.flags = faiss_index.read_index(flags.index), flags
+        self.adopt_data()
+        facts, path = self.index.facts, flags.model_path or self.index.facts["checkpoint"]["path"]
+        loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
+        self.model, self.reader = trained_model(loaded, opt, path), Reader(vocab)
+        faiss_index.need_vectors(self.model, path)
+        if faiss_index.weights_identity(self.model) != facts["weights"]:
+            raise InputError(f"{flags.index}: made with other weights than those of {path}; {faiss_index.BUILD_AGAIN}")
+        self.names, self.captions = facts["names"], facts["captions"]
+        self.provenance = {name: value for name, value in facts.items() if name not in ("names", "captions")}
+        self.dataset = self.open_data(opt, vocab)
+        self.scorer = Scorer(flags.rerank, flags) if flags.rerank else None
         if flags.breadth:
             faiss_index.set_breadth(self.index.faiss, flags.breadth)
-        facts = self.index.facts
+
+    def adopt_data(self):
+        """Flags of the data that are not given are those of the index."""
+        flags, facts = self.flags, self.index.facts
         if flags.split not in (None, facts["split"]):
             raise InputError(f"--split {flags.split}: {flags.index} holds the split {facts['split']}")
-        for name in ("data_path", "data_name", "split"):
-            setattr(flags, name, getattr(flags, name) or facts[name])
-        path = flags.model_path or facts["model"]
-        self.model, opt, vocab = evaluation.load_model(path, **overrides_of(flags))
-        collection.check_model(self.index, opt, path)
-        collection.check_features(self.index, Path(flags.data_path) / flags.data_name)
-        self.names, self.captions = facts["names"], facts["captions"]
-        self.reader, self.dataset = Reader(vocab), None
-        if flags.rerank:
-            self.reranker = Reranker(flags, vocab)
-            self.dataset = self.reranker.dataset
-        elif flags.images or flags.out:
-            self.dataset = collection.open_collection(flags, opt, vocab)
+        place = Path(facts["data"])
+        flags.split, flags.data_name = facts["split"], flags.data_name or place.name
+        flags.data_path = flags.data_path or str(place.parent)
 
-    def __call__(self, text):
-        sentence = self.reader(text)
-        ids = torch.tensor([sentence.ids])
+    def open_data(self, opt, vocab):
+        """The images behind the index, which are not needed for a list of names; InputError where they are others."""
+        flags = self.flags
+        if not (flags.rerank or flags.images or flags.out or (Path(flags.data_path) / flags.data_name).is_dir()):
+            return None
+        dataset = open_collection(flags.split, opt, vocab)
+        if other := difference(self.index.facts["identity"], data_identity(dataset), features=True):
+            raise InputError(f"{dataset.folder}: not what {flags.index} was made from ({other}); "
+                             f"{faiss_index.BUILD_AGAIN}")  # fmt: skip
+        return dataset
+
+    def __call__(self, text, top):
+        ids = torch.tensor([self.reader(text).ids])
         with torch.no_grad():
             vector = self.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
-        k = self.reranker.k if self.reranker else self.top
+        k = self.flags.shortlist if self.scorer else top
         numbers, scores = faiss_index.shortlist(self.index.faiss, vector, k)
-        return self.reranker(text, numbers, self.top) if self.reranker else (numbers, scores)
+        return self.scorer(text, top, numbers) if self.scorer else (numbers, scores)
 
 
-class Reranker:
-    """reranker(text, numbers, top) -> (numbers, scores) of the `top` best of the images `numbers` by GSMN.
-
-    Only these images are encoded, or read from --cache where GSMN's embeddings are there.  known: the vocabulary whose
-    missing words have been warned of already.
-    """
-
-    def __init__(self, flags, known):
-        self.k = flags.shortlist
-        self.model, opt, vocab = evaluation.load_model(flags.rerank, **overrides_of(flags))
-        collection.need_gsmn(opt, flags.rerank)
-        self.reader = reader_of(opt, vocab, flags)
-        self.reader.quiet = vocab.word2idx == known.word2idx
-        self.dataset = collection.open_collection(flags, opt, vocab)
-        cache = collection.cache_of(flags)
-        self.stored = cache and cache.open(cache.path(flags.rerank, opt, self.dataset))
-
-    def __call__(self, text, numbers, top):
-        n = self.dataset.n_images
-        numbers = np.arange(n) if self.k >= n else numbers  # an approximate index may miss some of all
-        return rerank(self.model, self.dataset, self.reader(text), numbers, top, self.stored)
-
-
-def reader_of(opt, vocab, flags):
-    return Reader(vocab, opt.model == "gsmn" and opt.is_sparse, flags.spacy_model)
+def save_index(flags):
+    """Write the index of a split's images (--save_index) -> a line that says what it holds."""
+    scorer = Scorer(flags.model_path, flags)
+    faiss_index.need_vectors(scorer.model, flags.model_path)
+    vectors = embed_images(scorer.model, scorer.dataset).numpy()
+    facts = {
+        **scorer.provenance,
+        "checkpoint": {**scorer.provenance["checkpoint"], "path": str(Path(flags.model_path).resolve())},
+        "weights": faiss_index.weights_identity(scorer.model),
+        "identity": data_identity(scorer.dataset),
+        "names": scorer.names,
+        "captions": scorer.captions,
+    }
+    faiss_index.write_index(flags.save_index, faiss_index.build_index(vectors, flags.kind), facts)
+    size = Path(flags.save_index).stat().st_size / 1e6
+    return f"{flags.save_index}: {len(vectors)} images, {vectors.shape[1]} numbers each, {flags.kind}, {size:.3g} MB"

@@ -27,6 +27,7 @@ def search_page(text, finder, viewer, best, scores):
 
     def render(side):
         pictures = [picture_address(view.picture, side) for view in views]
-        return form.render(text=text, found=found, pictures=pictures, style=style, count=len(finder.names))
+        shown = {"text": text, "found": found, "pictures": pictures, "count": len(finder.names)}
+        return form.render(shown, style=style, provenance=finder.provenance)
 
     return fitted_page(render, THUMBNAIL_SIDES, f"the page of {len(found)} images")

@@ -1,0 +1,85 @@
+"""files/identity.py: the same items are told from other ones and from another order, whatever file they come from."""
+
+import shutil
+
+import numpy as np
+import pytest
+from tiny import VSRN, make_tiny, small_opt
+
+import data
+from files.identity import data_identity, difference
+from files.text import CAPTIONS_PER_IMAGE
+from vocab import load_vocab
+
+IMAGES = 50
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    made = make_tiny(tmp_path, splits={"test": IMAGES})
+    (made.folder / "test_imagename.txt").write_text("".join(f"COCO_val2014_{i:012}.jpg\n" for i in range(IMAGES)))
+    return made
+
+
+def identity(tiny, folder="tiny_precomp", **changes):
+    words = load_vocab(tiny.vocab_path, tiny.data_name)
+    opt = small_opt(data_path=tiny.data_path, **changes)
+    return data_identity(data.open_split("test", folder, words, opt))
+
+
+def copied(tiny, order=None, leave_out=()):
+    """A copy of the data, its images in another order, some files left out -> the name of its folder."""
+    other = tiny.folder.with_name("other_precomp")
+    shutil.copytree(tiny.folder, other)
+    if order is not None:
+        captions = (np.array(order)[:, None] * CAPTIONS_PER_IMAGE + range(CAPTIONS_PER_IMAGE)).ravel()
+        for path in other.glob("*.npy"):
+            np.save(path, np.load(path)[order])
+        for path in other.glob("*.txt"):
+            lines = path.read_text().splitlines()
+            rows = captions if len(lines) == len(captions) else order
+            path.write_text("".join(lines[i] + "\n" for i in rows))
+    for path in [path for ending in leave_out for path in other.glob(f"*{ending}")]:
+        path.unlink()
+    return other.name
+
+
+@pytest.mark.parametrize("leave_out", [(), ("_caps.txt",), ("_imagename.txt",), ("_caps.txt", "_imagename.txt")])
+def test_another_order_is_told(tiny, leave_out):
+    order = np.random.default_rng(0).permutation(IMAGES)
+    other = identity(tiny, copied(tiny, order, leave_out))
+    assert "another order" in difference(identity(tiny), other)
+    assert difference(other, other) == ""
+
+
+def test_the_same_items_from_other_files(tiny):
+    """Word ids of another vocabulary, no texts, other spellings of texts and names, features of another extractor."""
+    first = identity(tiny)
+    name = copied(tiny)
+    folder = tiny.folder.with_name(name)
+    texts = (folder / "test_caps.txt").read_text()
+    (folder / "test_caps.txt").write_text(texts.upper().replace(" .", "."))
+    (folder / "test_imagename.txt").write_text("".join(f"photos/{i:012}.png\n" for i in range(IMAGES)))
+    np.save(folder / "test_ims.npy", np.load(folder / "test_ims.npy") * 2)
+    assert difference(first, identity(tiny, name)) == difference(first, identity(tiny, name, **VSRN)) == ""
+    assert "features" in difference(first, identity(tiny, name), features=True)
+    (folder / "test_caps.txt").unlink()
+    (folder / "test_imagename.txt").unlink()
+    assert difference(first, {**identity(tiny, name), "vocabulary": "other", "ids": "other"}) == ""
+
+
+def test_other_items_of_the_same_number(tiny):
+    first, name = identity(tiny), copied(tiny)
+    captions = tiny.folder.with_name(name) / "test_caps.txt"
+    lines = captions.read_text().splitlines()
+    captions.write_text("\n".join([*lines[:-1], "a red dog"]) + "\n")
+    assert "captions" in difference(first, identity(tiny, name))
+    names = tiny.folder.with_name(name) / "test_imagename.txt"
+    captions.write_text("\n".join(lines) + "\n")
+    names.write_text(names.read_text().replace("0007", "0077"))
+    assert "images" in difference(first, identity(tiny, name))
+
+
+def test_another_number_of_items(tiny, tmp_path):
+    fewer = make_tiny(tmp_path / "fewer", splits={"test": 10})
+    assert "10 images" in difference(identity(fewer), identity(tiny))

@@ -1,0 +1,68 @@
+"""A system is one file and one entry in the table: a toy goes through every command, and nothing names a system."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+import with_toy
+from forked import Forked, all_ended
+from tiny import SIZES, write_model
+
+from checkpoints.checkpoint import load_checkpoint
+from systems.table import SYSTEMS
+
+SYSTEMS.pop("toy")  # importing toy.py adds it; only the processes of these tests shall know it
+with_toy.LOSSES.pop("infonce")
+
+
+def ended(tmp_path, function, *arguments, processes=1):
+    """What a function of with_toy.py prints, after it has ended with exit code 0 in every process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+    made = [
+        Forked(tmp_path / f"said-{rank}", {**shared, "RANK": str(rank)} if processes > 1 else {}, function, *arguments)
+        for rank in range(processes)
+    ]
+    for code, said in all_ended(made):
+        assert code == 0, said
+    return said
+
+
+def test_the_file_of_a_system_is_short():
+    assert len(Path(toy.__file__).read_text().splitlines()) <= 40
+
+
+def test_a_toy_trains_resumes_and_is_evaluated(tiny_data, tmp_path):
+    for name, epochs in (("whole", 2), ("parts", 1)):
+        ended(tmp_path, with_toy.train_with, *with_toy.flags(tiny_data, tmp_path / name), "--num_epochs", epochs)
+    ended(tmp_path, with_toy.train_with, "--resume", tmp_path / "parts/ck", "--num_epochs", 2)
+    whole, parts = (tmp_path / name / "ck/checkpoint_1.pth.tar" for name in ("whole", "parts"))
+    ended(tmp_path, with_toy.compare, whole, parts)
+    write_model(tiny_data, tmp_path / "gsmn.pth.tar")
+    said = ended(tmp_path, with_toy.evaluate_all, tiny_data, str(whole), str(tmp_path / "gsmn.pth.tar"), tmp_path)
+    assert said.count("rsum: ") == 4 and "image 3 " in said
+    assert '"ensemble"' in (tmp_path / "both.json").read_text()
+    assert (tmp_path / "report/index.html").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--accumulate", "3")], ids=["whole", "accumulated"])
+def test_gradients_of_a_loss_are_those_of_one_process(tiny_data, tmp_path, more):
+    for processes in (1, 2):
+        ended(tmp_path, with_toy.first_gradients, tiny_data, tmp_path / str(processes), *more, processes=processes)
+    one, two = (torch.tensor(torch.load(tmp_path / f"{n}.norms")).double() for n in (1, 2))
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=0)
+    assert one[-1] != 0.3  # the temperature is trained
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_every_weight_is_in_a_checkpoint(tiny_data, tmp_path, model):
+    net, _, _ = write_model(tiny_data, tmp_path / "x.pth.tar", model=model)
+    found = load_checkpoint(tmp_path / "x.pth.tar")
+    assert len(found["model"]) == len(net.parts)
+    net.lost = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="lost"):
+        net.further_parts()
