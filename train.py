@@ -57,7 +57,7 @@ from training.announce import announce_end, announce_nothing_to_do, announce_sta
 from training.health import CollapseWatch, GuardedAdam, check_step
 from training.interrupts import Interrupted, Stop
 from training.logger import RunLog
-from training.step_figures import StepFigures
+from training.step_figures import StepFigures, losses_of
 from vocab import Vocabulary, load_vocab
 
 
@@ -290,6 +290,7 @@ def report_steps(training, bar=None):
             training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], flat)
         if facts["Eit"] % training.opt.log_step == 0:
             log_line(training, step)
+            training.log.step(facts, losses_of(figures))
         if bar is not None:
             bar.set_postfix(loss=f"{step.figures['loss']:.4g}", step=f"{facts['batch_time']:.2g}s")
 

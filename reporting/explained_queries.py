@@ -4,6 +4,7 @@
 and for pairs that the user names; `Explanations` does so for the models of a Report.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,11 @@ import data
 from checkpoints.loading import load_model
 from files.errors import InputError, warn
 from files.writing import atomic_write, make_folder, text_as_name
-from reporting.explain_page import ExplainedPair, explain_page
-from reporting.explanation import boxes_note, caption_sentence, caption_text, explain_pair
+from reporting.explain_page import ExplainedPair, about_model, explain_page
+from reporting.explanation import can_explain, caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
 from reporting.rendering import template, text_of_template
+from systems.table import inputs_of
 
 LOOKS = {"images": " looks for captions", "captions": " looks for its image"}
 
@@ -31,6 +33,10 @@ class Comparison(NamedTuple):
     other: int  # the candidate beside it
     rank: int  # of the first own candidate, from 1
     other_is_first: bool = True  # the other is the best of all candidates that are not the query's own
+
+    @property
+    def file(self):
+        return f"{self.kind}-{self.query}-{self.other}.html"
 
 
 class WrittenPage(NamedTuple):
@@ -120,56 +126,64 @@ def named_comparison(text, dataset, found):
 # ---- their pages
 
 
-def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1, note=""):
+def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1, about="", note=""):
     """Write the pages of the `count` worst queries each way and of the pairs named, and index.html, into a folder.
 
-    model: a GSMN; dataset: its split; found: {'images': Found, 'captions': Found} of its evaluation;
-    named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that were
-    evaluated apart; note: a restriction that each page states, or "".  Returns the WrittenPages.
+    folder: two below the report's; model, dataset: what was evaluated; found: {'images': Found, 'captions': Found} of
+    its evaluation; named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that
+    were evaluated apart; title, about: the model's name; model, data and split; note: a restriction that each page
+    states, or "".  Returns the WrittenPages.
     """
     comparisons = [named_comparison(text, dataset, found) for text in named]
     for kind in ("captions", "images"):
         comparisons += worst_queries(found[kind], kind, count, len(dataset) // dataset.n_images)
+    comparisons = list(dict.fromkeys(comparisons))
     folder, viewer, pages, noted = Path(folder), ImageViewer(dataset, images), [], {}
     make_folder(folder)
-    for comparison in tqdm(list(dict.fromkeys(comparisons)), desc="explanations", disable=None, leave=False):
-        heading, lead, pairs = compared_pairs(model, dataset, viewer, comparison, folds)
+    for k, comparison in enumerate(tqdm(comparisons, desc="explanations", disable=None, leave=False)):
+        query, lead, pairs = compared_pairs(model, dataset, viewer, comparison, folds)
         noted.update({pair.view.number: pair.view._replace(picture=None) for pair in pairs})
-        name = f"{comparison.kind}-{comparison.query}-{comparison.other}.html"
-        content = explain_page(heading, lead, pairs, note).encode()
-        atomic_write(folder / name, lambda file, content=content: file.write(content))
-        query = heading.removesuffix(LOOKS[comparison.kind])
-        beside, (kind, number, *_) = pairs[1].heading, comparison
-        pages.append(WrittenPage(name, query, beside, kind, number, comparison.rank, len(content)))
+        links = links_of(comparisons, k)
+        content = explain_page(query + LOOKS[comparison.kind], lead, pairs, about, note, links).encode()
+        atomic_write(folder / comparison.file, lambda file, content=content: file.write(content))
+        kind, number, rank = comparison.kind, comparison.query, comparison.rank
+        pages.append(WrittenPage(comparison.file, query, pairs[1].heading, kind, number, rank, len(content)))
     warn_of_notes(noted.values())
     style = text_of_template("report.css")
-    text = template("explanations.html").render(title=title, pages=pages, style=style)
+    text = template("explanations.html").render(title=title, about=about, pages=pages, style=style)
     atomic_write(folder / "index.html", lambda file: file.write(text.encode()))
     return pages
 
 
+def links_of(comparisons, k):
+    """(text, address) from page k to the report, to its query there, and to the other explanations."""
+    one, beside = comparisons[k], {"Previous": k - 1, "Next": k + 1}
+    return [
+        ("Report", "../../index.html"),
+        ("This query in the report", f"../../{one.kind}.html#query={one.query}"),
+        ("All explanations", "index.html"),
+        *((text, comparisons[n].file) for text, n in beside.items() if 0 <= n < len(comparisons)),
+    ]
+
+
 def compared_pairs(model, dataset, viewer, comparison, folds=1):
-    """A Comparison -> (title, line under it, [ExplainedPair of the true candidate, of the other])."""
+    """A Comparison -> (the query, a line about it, [ExplainedPair of the true candidate, of the other])."""
     by_image = comparison.kind == "images"
     roles = {comparison.true: "True", comparison.other: role_of(comparison)}
-    sentences, views, pairs = {}, {}, []
+    view, pairs = cache(viewer), []  # one view for both pairs of an image
     for candidate, role in roles.items():
         image, caption = (comparison.query, candidate) if by_image else (candidate, comparison.query)
-        if image not in views:
-            views[image] = viewer(image)
-        if caption not in sentences:
-            sentences[caption] = caption_sentence(dataset, caption)
         heading = f"{role}: {candidate_name(dataset, by_image, image, caption)}"
-        explanation = explain_pair(model, dataset, image, sentences[caption])
-        pairs.append(ExplainedPair(heading, "", views[image], sentences[caption], explanation))
-    rank = comparison.rank
+        sentence = caption_sentence(dataset, caption)
+        explanation = explain_pair(model, dataset, image, sentence)
+        pairs.append(ExplainedPair(role, heading, "", view(image), sentence, explanation))
     if by_image:
         query, lead = f"Image {comparison.query}", "The first of its own captions"
     else:
         query = f"“{caption_text(dataset, comparison.query)}”"
         lead = f"Caption {comparison.query}. Its image"
     count = (len(dataset) if by_image else dataset.n_images) // folds
-    return query + LOOKS[comparison.kind], f"{lead} has rank {rank:,} of {count:,}.", pairs
+    return query, f"{lead} has rank {comparison.rank:,} of {count:,}.", pairs
 
 
 def role_of(comparison):
@@ -188,7 +202,7 @@ def candidate_name(dataset, by_image, image, caption):
 
 
 class Explanations:
-    """The part of a Report that explains queries: for each GSMN of an evaluation a folder of pages.
+    """The part of a Report that explains queries: for each model that can be explained a folder of pages.
 
     count: worst queries each way; named: IMAGE:CAPTION texts; split; overrides: the evaluation's, to load its models
     again.
@@ -205,23 +219,34 @@ class Explanations:
     def write(self, folder, models, images, folds=1):
         """models: [{'path', 'name', 'result', 'images': Found, 'captions': Found}] -> [ExplainedModel].
 
-        The pages of a model stand in folder/name.  A VSRN and an ensemble have none: neither matches words with
-        regions.
+        The pages of a model stand in folder/name.  Ensembles have none, nor models that do not match words and regions.
         """
         explained = []
         for found in models:
-            if not found["result"].get("checkpoint", {}).get("kind", "").startswith("GSMN"):
+            if "checkpoint" not in found["result"]:
                 continue
             model, opt, vocab = load_model(found["path"], **self.overrides)
+            if not can_explain(model):
+                continue
             dataset = data.open_split(self.split, opt.data_name, vocab, opt)
-            place = Path(folder) / text_as_name(found["name"])
-            more = found["name"], folds, boxes_note(opt)
+            place, about = Path(folder) / text_as_name(found["name"]), about_model(found["path"], opt, dataset)
+            more = found["name"], folds, about, boxes_note(opt)
             pages = explain_queries(place, model, dataset, found, self.count, self.named, images, *more)
             explained.append(ExplainedModel(place.name, found["name"], pages))
             print(f"Explanations of {found['name']}: {len(pages)} pages, {explained[-1].bytes / 1e6:.1f} MB")
         if not explained:
-            warn("--explain: no checkpoint here holds GSMN, which alone matches words and regions; nothing to explain")
+            warn("--explain: no checkpoint here matches words and regions; nothing to explain")
         return explained
+
+
+def boxes_note(opt):
+    """A sentence where the evaluation has used other boxes than an explanation does, else ''."""
+    if inputs_of(opt).boxes != "released":
+        return ""
+    return (
+        "The explanation uses the boxes divided once by the image's size. --boxes released gives the evaluation other "
+        "boxes, so its scores may differ from these."
+    )
 
 
 def page_links(explained):

@@ -1,6 +1,6 @@
-"""GSMN's score of one image and one sentence, part by part.
+"""The score of one image and one sentence, part by part, for systems that match words and regions.
 
-Letters for shapes: R regions, n words, K blocks, 8 kernels, as in graph.py.
+Letters for shapes: R regions, n words, as in graph.py.
 """
 
 from typing import NamedTuple
@@ -21,19 +21,22 @@ class Sentence(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The parts of one pair's score, in numpy arrays."""
+    """The parts of one pair's score, in numpy arrays; None for what a system does not have.
 
-    score: float  # the sum of the next two
-    regions: np.ndarray  # (R,) what each region adds to the score
-    words: np.ndarray  # (n,) what each word adds
-    alpha: np.ndarray  # (R, n) attention of each region to the words; rows add up to 1
-    beta: np.ndarray  # (n, R) attention of each word to the regions; rows add up to 1
-    region_match: np.ndarray  # (R, K) matching vectors of the visual graph
-    word_match: np.ndarray  # (n, K) of the textual graph
-    kernels: np.ndarray  # (8, R, R) weight of neighbour j (last) for region i
-    word_edges: np.ndarray  # (n, n) weight of neighbour j (last) for word i
-    pairs: list  # dependencies (i, j), i < j, of a sparse model, else empty
-    propagation: str  # 'self': a node's neighbours count by their weights' sum alone; 'neighbors'
+    `alpha` or `beta` has to be there, and `regions` or `words`.
+    """
+
+    score: float
+    regions: np.ndarray | None  # (R,) what each region adds to the score
+    words: np.ndarray | None  # (n,) what each word adds
+    alpha: np.ndarray | None  # (R, n) attention of each region to the words
+    beta: np.ndarray | None  # (n, R) attention of each word to the regions
+    edges: np.ndarray | None = None  # (n, n) weight of neighbour j (last) for word i, in a graph of the words
+
+
+def can_explain(model):
+    """Whether a model matches words and regions; one that compares a vector of each has nothing to show."""
+    return hasattr(model, "i2t_match_G")
 
 
 @torch.no_grad()
@@ -55,22 +58,24 @@ def explain(model, regions, words, boxes=None, depends=None):
     )
     in_regions = visual.node_scores(region_match, visual.edges(boxes)).flatten()
     in_words = textual.node_scores(word_match, textual.edges(words, adjacency, model.smooth)).flatten()
-    in_regions, in_words = in_regions / len(in_regions), in_words / len(in_words)  # a score is the mean of its nodes
     parts = {
-        "regions": in_regions,
-        "words": in_words,
+        "regions": in_regions / len(in_regions),  # a score is the mean of its nodes
+        "words": in_words / len(in_words),
         "alpha": graph.attention(affinity, 1, 2, model.smooth)[0],
         "beta": graph.attention(affinity, 2, 1, model.smooth)[0].t(),
-        "region_match": region_match[0, 0],
-        "word_match": word_match[0, 0],
-        "kernels": visual.graph_convolution_1.edge_weights(boxes)[0],
-        "word_edges": textual.graph_convolution_3.edge_weights(words, adjacency, model.smooth)[0],
+        "edges": textual.graph_convolution_3.edge_weights(words, adjacency, model.smooth)[0],
     }
-    pairs = [] if adjacency is None else adjacency[0].triu(1).nonzero().tolist()
-    return Explanation(
-        (in_regions.sum() + in_words.sum()).item(), **{name: part.cpu().numpy() for name, part in parts.items()},
-        pairs=pairs, propagation=visual.propagation,
-    )  # fmt: skip
+    score = (parts["regions"].sum() + parts["words"].sum()).item()
+    return Explanation(score, **{name: part.cpu().numpy() for name, part in parts.items()})
+
+
+@torch.no_grad()
+def explain_pair(model, dataset, number, sentence):
+    """Image `number` of the split and a Sentence -> Explanation."""
+    regions = model.encode_images(dataset.image(number).unsqueeze(0))[0]
+    words = model.encode_captions(torch.tensor([sentence.ids]), [len(sentence.ids)])[0]
+    boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes[number])
+    return explain(model, regions, words, boxes, sentence.pairs)
 
 
 def caption_text(dataset, number):
@@ -85,22 +90,3 @@ def caption_sentence(dataset, number):
     ids = dataset.tokens[number]
     pairs = None if dataset.depends is None else dataset.depends[number]
     return Sentence([dataset.vocab.idx2word[i] for i in ids], ids, pairs)
-
-
-def boxes_note(opt):
-    """A sentence where the evaluation has used other boxes than an explanation does, else ''."""
-    if opt.boxes != "released":
-        return ""
-    return (
-        "The explanation uses the boxes divided once by the image's size. --boxes released gives the evaluation other "
-        "boxes, so its scores may differ from these."
-    )
-
-
-@torch.no_grad()
-def explain_pair(model, dataset, number, sentence):
-    """Image `number` of the split and a Sentence -> Explanation."""
-    regions = model.encode_images(dataset.image(number).unsqueeze(0))[0]
-    words = model.encode_captions(torch.tensor([sentence.ids]), [len(sentence.ids)])[0]
-    boxes = None if dataset.boxes is None else torch.from_numpy(dataset.boxes[number])
-    return explain(model, regions, words, boxes, sentence.pairs)

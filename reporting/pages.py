@@ -74,6 +74,9 @@ class Report:
         """Write the site beside its place and put it there whole; prints where."""
         for model, name in zip(self.models, short_names([model["path"] for model in self.models])):
             model["name"] = name
+        if is_report(self.folder):
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime((self.folder / "index.html").stat().st_mtime))
+            print(f"{self.folder}: replacing the report of {made}")
         with replaced(self.folder) as folder:
             (folder / "thumbs").mkdir()
             (folder / "data").mkdir()

@@ -1,26 +1,30 @@
-"""The page of a finished training, summary.html in --logger_name: what was trained, its curves, the best model.
+"""The page of a training, summary.html in --logger_name, or of several beside each other: curves and validations.
 
-The page holds its style and charts itself.  It is made from log.jsonl and config.json alone.
+A page is made from log.jsonl and config.json alone, and loads nothing else.
 """
 
-import json
+import math
+import re
 import shlex
 import time
+from datetime import datetime
 from pathlib import Path
 
 from files.errors import InputError
-from files.text import read_json, read_lines
 from files.writing import atomic_write
 from reporting.ranks import RECALLS
 from reporting.rendering import template, text_of_template
+from reporting.run_log import CONFIG, LOG, read_config, read_log
 
 PAGE = "summary.html"
-CHARTS = {
+DATE = "%Y-%m-%dT%H:%M:%S%z"  # in config.json
+VALIDATED = {
     "Image to text, R@K in percent": {"r1": "R@1", "r5": "R@5", "r10": "R@10"},
     "Text to image, R@K in percent": {"r1i": "R@1", "r5i": "R@5", "r10i": "R@10"},
     "Sum of the six recalls": {"rsum": "rsum"},
 }
-LEFT, TOP, WIDTH, HEIGHT = 44, 14, 330, 190  # of a chart's axes within 400 x 250
+LEFT, TOP, WIDTH, HEIGHT = 54, 14, 330, 190  # of a chart's axes within 400 x 250
+POINTS = 300  # of a line; more are averaged, step after step
 
 
 def write_run_page(folder, kind, best, select, usual):
@@ -30,55 +34,134 @@ def write_run_page(folder, kind, best, select, usual):
     flags.  InputError where the log cannot be read or the page cannot be written.
     """
     folder = Path(folder)
-    rows = validations(folder / "log.jsonl")
-    config = read_json(folder / "config.json")
+    config = read_config(folder / CONFIG)
+    if config is None:
+        raise InputError(f"{folder / CONFIG}: missing or damaged")
     opt = config["opt"]
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt["data_path"]]
-    text = template("run.html").render(
-        title=f"{kind}, {opt['data_name']}",
-        style=text_of_template("report.css"),
-        best=best,
-        best_row=max(rows, key=lambda row: row[select]),
-        rows=rows,
-        columns=RECALLS,
-        charts=[chart(title, lines, rows) for title, lines in CHARTS.items()],
-        flags={name: value for name, value in opt.items() if name in usual and value != usual[name]},
-        commands=[config["command"], *(again["command"] for again in config.get("resumed", []))],
-        versions=config["versions"],
-        data=config["data"],
-        test=shlex.join([*test, "--vocab_path", opt["vocab_path"]]),
-        started=config["time"],
-        ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )
+    about = {
+        "best": best,
+        "test": shlex.join([*test, "--vocab_path", opt["vocab_path"]]),
+        "flags": " ".join(flag(name, opt[name]) for name in sorted(usual) if name in opt and opt[name] != usual[name]),
+        "commands": [config["command"], *(again["command"] for again in config.get("resumed", []))],
+        "versions": {name: short(value) for name, value in config["versions"].items()},
+        "data": config["data"],
+        "started": readable(config["time"]),
+        "ended": readable(time.strftime(DATE)),
+    }
+    title = f"Training: {kind}, {opt['data_name']}"
+    text = runs_page({"": read_log(folder / LOG)}, title, select, about)
     atomic_write(folder / PAGE, lambda file: file.write(text.encode()))
     return folder / PAGE
 
 
-def validations(path):
-    """The lines of log.jsonl as dicts; InputError where there is none."""
-    try:
-        rows = [json.loads(line) for line in read_lines(path)]
-    except ValueError as error:
-        raise InputError(f"{path}: a line is not JSON ({error})") from None
-    if not rows:
-        raise InputError(f"{path}: no validation")
-    return rows
+def runs_page(logs, title, select="rsum", about=None):
+    """{name: (steps, validations) of read_log} -> the page's HTML, one run's own with what it says `about` it."""
+    validations = {name: list(filter(is_whole, log[1])) for name, log in logs.items()}
+    drawn = {name: curves(log[0], validations[name]) for name, log in logs.items()}
+    if len(logs) == 1:
+        (charts,), (rows,) = drawn.values(), validations.values()
+    else:
+        charts = beside_each_other(drawn)
+        rows = [{"run": name, **best_of(found, select)} for name, found in validations.items() if found]
+    return template("run.html").render(
+        title=title, style=text_of_template("report.css"), about=about, rows=rows, several=len(logs) > 1,
+        best=best_of(rows, select), charts=[chart(heading, lines) for heading, lines in charts.items()],
+        columns=[name + end for end in ("", "i") for name in RECALLS] + ["rsum"],
+    )  # fmt: skip
 
 
-def chart(title, lines, rows):
-    """The numbers of a chart as the template draws them: its ticks, and for each line a name and its points."""
-    top = 100 if len(lines) > 1 else 100 * max(1, -(-max(row[key] for row in rows for key in lines) // 100))
-    last = max(row["Eiters"] for row in rows)
+def is_whole(row):
+    """Whether a validation has all the figures that the page shows."""
+    shown = ("epoch", "rsum", "r1r5", *RECALLS, *(f"{name}i" for name in RECALLS))
+    return all(isinstance(row.get(name), (int, float)) for name in shown)
+
+
+def best_of(rows, select):
+    return max(rows, key=lambda row: row[select], default=None)
+
+
+# ---- curves
+
+
+def curves(steps, validations):
+    """The rows of a log -> {heading: {name of a line: [(step, value)]}}, those that have points."""
+    losses = dict.fromkeys(name for row in steps for name in row["losses"])
+    if len(losses) == 2:  # one loss alone is the sum
+        losses.pop("loss", None)
+    found = {
+        "Loss": {name: points((row["Eiters"], row["losses"].get(name)) for row in steps) for name in losses},
+        "Learning rate": {"learning rate": points((row["Eiters"], row.get("lr")) for row in steps)},
+        "Pairs a second": {"pairs a second": points((row["Eiters"], row.get("pairs_per_second")) for row in steps)},
+    }
+    for heading, lines in VALIDATED.items():
+        found[heading] = {name: points((row["Eiters"], row[key]) for row in validations) for key, name in lines.items()}
+    found = {heading: {name: line for name, line in lines.items() if line} for heading, lines in found.items()}
+    return {heading: lines for heading, lines in found.items() if lines}
+
+
+def points(pairs):
+    """(step, value) of those that are finite numbers; of more than POINTS, the means of parts of equal length."""
+    pairs = [pair for pair in pairs if isinstance(pair[1], (int, float)) and math.isfinite(pair[1])]
+    part = math.ceil(len(pairs) / POINTS) or 1
+    parts = [pairs[start : start + part] for start in range(0, len(pairs), part)]
+    return [tuple(sum(column) / len(column) for column in zip(*part)) for part in parts]
+
+
+def beside_each_other(drawn):
+    """{run: its curves} -> a chart for each line, with a line for each run."""
+    charts = {}
+    for run, found in drawn.items():
+        for heading, lines in found.items():
+            for name, line in lines.items():
+                charts.setdefault(heading if len(lines) == 1 else f"{heading}: {name}", {})[run] = line
+    return charts
+
+
+def chart(title, lines):
+    """{name: [(step, value)]} -> what the template draws: ticks, and for each line its name, points and last value."""
+    top = 100 if "percent" in title else round_up(max(value for line in lines.values() for _, value in line))
+    last = max(step for line in lines.values() for step, _ in line)
 
     def place(step, value):
-        return f"{LEFT + WIDTH * step / last:.1f},{TOP + HEIGHT * (1 - value / top):.1f}"
+        return f"{LEFT + WIDTH * step / last:.1f},{TOP + HEIGHT * (1 - max(value, 0) / top):.1f}"
 
     return {
         "title": title,
-        "ticks": [(round(top * part), f"{TOP + HEIGHT * (1 - part):.1f}") for part in (0, 0.25, 0.5, 0.75, 1)],
-        "last": f"{last:,}",
+        "ticks": [(f"{top * part:.4g}", f"{TOP + HEIGHT * (1 - part):.1f}") for part in (0, 0.25, 0.5, 0.75, 1)],
+        "last": f"{last:,.0f}",
         "lines": [
-            (name, " ".join(place(row["Eiters"], row[key]) for row in rows), f"{rows[-1][key]:.1f}")
-            for key, name in lines.items()
+            (name, " ".join(place(*point) for point in line), f"{line[-1][1]:.4g}") for name, line in lines.items()
         ],
     }
+
+
+def round_up(value):
+    """The next number with one digit (or 1.5, 2.5) and zeros: the end of an axis."""
+    unit = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(end * unit for end in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if value <= end * unit * (1 + 1e-9))
+
+
+# ---- words
+
+
+def flag(name, value):
+    """A flag as on the command line."""
+    if value is True:
+        return f"--{name}"
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return shlex.join([f"--{name}", *map(str, values)])
+
+
+def short(version):
+    """A version, with git's long hashes cut."""
+    return re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", str(version))
+
+
+def readable(date):
+    """A date of config.json -> '30 November 2026, 20:02'; other texts stay."""
+    try:
+        moment = datetime.strptime(date, DATE)
+    except (TypeError, ValueError):
+        return date
+    return f"{moment.day} {moment:%B %Y, %H:%M}"

@@ -3,13 +3,12 @@
     python tools/study.py docs/study/f30k.ini                 # everything in the table, seeds 0, 1, 2
     python tools/study.py docs/study/f30k.ini --rows self-none neighbors-sparse-boxes --seeds 0 1 2 3 4
     python tools/study.py docs/study/f30k.ini --summary       # tables and figures of what is finished so far
-    python tools/study.py --results docs/study/flickr8k.json --out /tmp/tables    # the same from a results file
 
-The table is a text file; docs/study.md says what it may hold.  Each row and seed is a run with a folder of its own
+The table is an ini file; docs/study.md says what it may hold.  Each row and seed is a run with a folder of its own
 under --out.  The same command goes on after Ctrl-C, a crash or a reboot: finished runs are left alone, interrupted
 ones resume from their newest checkpoint.  Two studies may share one --out; each takes the runs the other has not
-begun.  The tables (results.json, results.md) and, with matplotlib, the figures (recalls.svg, ensembles.svg) are
-written at the end.  Exit code 1 when a run failed; the others go on.
+begun.  results.md (the tables), results.json and results.svg (figures) are written at the end.  Exit code 1 when a run
+failed; the others go on.
 """
 
 import json
@@ -22,11 +21,10 @@ import runtime.openmp  # noqa: F401, before torch
 
 from files.errors import InputError, run
 from files.text import read_json
-from files.writing import atomic_write, make_folder
-from reporting.figures import need_matplotlib
+from files.writing import atomic_write
 from runtime.commandline import Parser, whole
-from tools.studying.charts import save_charts
-from tools.studying.results import collect, markdown
+from tools.studying.charts import dot_charts
+from tools.studying.results import TITLES, collect, column, markdown
 from tools.studying.runs import Run, work
 from tools.studying.table import read_table
 
@@ -34,19 +32,16 @@ from tools.studying.table import read_table
 def parse(arguments):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("table", nargs="?", metavar="TABLE", help="text file of the rows, ensembles and differences")
+    add("table", metavar="TABLE", help="ini file of the rows, ensembles and differences")
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table (default: all)")
     add("--seeds", nargs="+", type=whole(0), default=[0, 1, 2], metavar="N", help="seeds of each row")
     add("--jobs", type=whole(), default=2, metavar="N", help="runs at a time")
     add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each run")
     add("--out", metavar="DIR", help="folder for runs and results (default: runs/study/ and the table's name)")
     add("--summary", action="store_true", help="run nothing: tables and figures of the finished runs")
-    add("--plan", action="store_true", help="run nothing: list the runs in their order and how far each one is")
-    add("--results", metavar="FILE", help="run nothing: tables and figures from a results.json, no TABLE needed")
+    add("--plan", action="store_true", help="run nothing: list the runs in their order, and how far each one is")
     opt = parser.parse_args(arguments)
-    if (opt.table is None) == (opt.results is None):
-        parser.error("TABLE: give either a table or --results FILE")
-    opt.out = Path(opt.out or Path("runs/study") / Path(opt.table or opt.results).stem)
+    opt.out = Path(opt.out or Path("runs/study") / Path(opt.table).stem)
     return opt
 
 
@@ -55,47 +50,32 @@ def runs_of(study, opt):
     for name in opt.rows or ():
         if name not in study.rows:
             raise InputError(f"--rows {name}: not in {opt.table}, which has {', '.join(study.rows)}")
-    names = [name for name in study.rows if name in (opt.rows or study.rows)]
-    seeds = list(dict.fromkeys(opt.seeds))
-    return [Run(opt.out, name, study.rows[name], seed, study.test) for seed in seeds for name in names]
-
-
-def read_results(path):
-    """A results.json; InputError where the file is something else."""
-    results = read_json(path)
-    try:
-        markdown(results)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: no results.json that tools/study.py wrote") from None
-    return results
+    rows = {name: flags for name, flags in study.rows.items() if name in (opt.rows or study.rows)}
+    seeds = dict.fromkeys(opt.seeds)
+    return [Run(opt.out, name, seed, flags, study.test) for seed in seeds for name, flags in rows.items()]
 
 
 def write_results(results, out):
-    """results.json, results.md and, where matplotlib is installed, the figures; prints the tables."""
+    """results.json, results.md and results.svg; prints the tables."""
     text = markdown(results)
-    make_folder(out)
-    atomic_write(out / "results.json", lambda file: file.write((json.dumps(results, indent=1) + "\n").encode()))
-    atomic_write(out / "results.md", lambda file: file.write(text.encode()))
+    charts = {
+        TITLES[key]: {name: column(found, key) for name, found in results["rows"].items()}
+        for key in ("r1", "r1i", "rsum", "twins")
+    }
+    gains = {title: column(found, "gain") for title, found in results["ensembles"].items()}
+    svg = dot_charts({**charts, "rsum gained by an ensemble over the mean of its members": gains})
     print(text)
-    try:
-        need_matplotlib()
-        figures = save_charts(results, out)
-    except InputError as error:
-        figures = []
-        print(f"no figures: {error}", file=sys.stderr)
-    print(" ".join(map(str, [out / "results.json", out / "results.md", *figures])))
+    for name, content in (("md", text), ("json", json.dumps(results, indent=1) + "\n"), ("svg", svg)):
+        atomic_write(out / f"results.{name}", lambda file, content=content: file.write(content.encode()))
+        print(out / f"results.{name}")
 
 
 def main(arguments=None):
     opt = parse(arguments)
-    if opt.results:
-        write_results(read_results(opt.results), opt.out)
-        return 0
     study = read_table(opt.table)
     runs = runs_of(study, opt)
     if opt.plan:
-        for one in runs:
-            print(f"{one.name:40} {one.done()} of {one.epochs + 1} steps (epochs and the test)")
+        print("\n".join(f"{one.name:40} {one.state}" for one in runs))
         return 0
     if study.twins:
         read_json(study.twins)  # a missing file is an error before the work starts

@@ -15,6 +15,7 @@ from reporting.run_page import write_run_page
 from runtime import distributed
 from systems.options import defaults
 from systems.table import system_of
+from training.step_figures import losses_of
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
@@ -106,9 +107,9 @@ def in_bytes(number):
 
 def log_line(training, step):
     """A step_figures.Step in the log: the sum of its losses, those beside the retrieval loss, norm, and times."""
-    facts, losses = step.facts, {name: x for name, x in step.figures.items() if name in training.model.extra_losses}
-    parts = [f"loss {step.figures['loss']:.4g}"]
-    parts += [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
+    facts, losses = step.facts, losses_of(step.figures)
+    del losses[training.model.retrieval_loss]
+    parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
     parts += [f"grad {step.figures['grad_norm']:.3g}", f"{facts['batch_time']:.2g}s", f"{time_left(training)} left"]
     place = f"Epoch {facts['epoch']} {facts['step'] + 1}/{len(training.loader)}"
     logging.info("%s %s", place, " ".join(parts))

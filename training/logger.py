@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 
 from files.errors import InputError, reason
-from files.text import read_json
 from files.writing import atomic_write, make_folder
+from reporting.run_log import CONFIG, LOG, read_config, row_of
 
 
 def tensorboard():
@@ -45,8 +45,9 @@ def curve_writer():
 
 
 class RunLog:
-    """Scalars to TensorBoard and a JSON line for each validation, under the run's --logger_name.
+    """Scalars to TensorBoard, a JSON line for each logged step and each validation, under the run's --logger_name.
 
+    A validation's line has rsum, a step's has losses; both have their step of the run as Eiters.
     resume_at: the step a resumed run goes on from.  Points that the interrupted run wrote after it are removed, so
     that none occurs twice.  A new run moves the files of an earlier one to a folder before-N.
     Without a working tensorboard_logger there are no curves, and event files stay as they are.
@@ -54,7 +55,7 @@ class RunLog:
     """
 
     def __init__(self, folder, resume_at=None):
-        self.folder, self.resume_at, self.board = Path(folder), resume_at, None
+        self.folder, self.resume_at, self.board, self.has_gap = Path(folder), resume_at, None, False
         make_folder(self.folder)
         self.writer = curve_writer()
         try:
@@ -68,7 +69,7 @@ class RunLog:
 
     def set_aside(self):
         """Move an earlier run's files to before-1, before-2, …, so that the curves of two runs do not mix."""
-        files = ("log.jsonl", "config.json", "summary.html", "events.out.tfevents.*")
+        files = (LOG, CONFIG, "summary.html", "events.out.tfevents.*")
         earlier = [path for name in files for path in self.folder.glob(name)]
         if earlier:
             aside = next(path for n in itertools.count(1) if not (path := self.folder / f"before-{n}").exists())
@@ -96,6 +97,7 @@ class RunLog:
                 with contextlib.suppress(OSError):
                     self.board._writer.close()  # or the destructor would complain
             self.board = None  # its file may end in half a record: the next validation begins another
+            self.has_gap = True
 
     def scalars(self, values, step):
         """{tag: number} to TensorBoard."""
@@ -104,24 +106,41 @@ class RunLog:
                 for tag, value in values.items():
                     self.board.log_value(tag, value, step)
 
+    def step(self, facts, losses):
+        """A line of log.jsonl for a training step: {name: number} of what the host knows, and of its losses."""
+        if not self.has_gap:  # a full disk is tried again at the next validation
+            kept = {name: facts[name] for name in ("epoch", "step", "lr", "pairs_per_second")}
+            self.line({"Eiters": facts["Eit"], **kept, "losses": losses})
+
     def validation(self, metrics, step, epoch):
         """One validation: every metric to TensorBoard under its released tag, all of them to log.jsonl."""
-        line = json.dumps({"time": time.time(), "epoch": epoch, "Eiters": step, **metrics})
+        self.has_gap = False
+        self.line({"epoch": epoch, "Eiters": step, **metrics})
         with self.goes_on():
-            vanished, log = not self.folder.exists(), self.folder / "log.jsonl"
-            make_folder(self.folder)
-            lines = (log.read_bytes() if log.exists() else b"") + line.encode() + b"\n"
-            atomic_write(log, lambda f: f.write(lines))
-            if vanished or not self.board:
+            if not self.board:
                 self.open_board()
         self.scalars(metrics, step)
+
+    def line(self, row):
+        """Append a line to log.jsonl, in a folder that may have vanished; never to a line that was cut off."""
+        line = json.dumps({"time": time.time(), **row}).encode() + b"\n"
+        with self.goes_on():
+            vanished = not self.folder.exists()
+            make_folder(self.folder)
+            with open(self.folder / LOG, "ab+") as log:
+                if log.tell():
+                    log.seek(-1, os.SEEK_END)
+                    line = line if log.read() == b"\n" else b"\n" + line
+                log.write(line)
+            if vanished:
+                self.open_board()
 
     def config(self, opt, versions, datasets):
         """config.json: every flag, the command line, versions (commit included), data files and their bytes.
 
         A resumed run adds its own under 'resumed' and leaves the first one's as they were.
         """
-        path = self.folder / "config.json"
+        path = self.folder / CONFIG
         data_files = [file for d in datasets for file in d.files]
         content = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -131,16 +150,22 @@ class RunLog:
             "data": {str(f): os.path.getsize(f) for f in data_files},
         }
         if self.resume_at is not None and path.exists():
-            first = read_json(path)
-            first = first if isinstance(first, dict) else {}
-            content = {**first, "resumed": [*first.get("resumed", []), {"Eiters": self.resume_at, **content}]}
+            first = read_config(path)
+            if first is None:
+                set_damaged_aside(path)
+            else:
+                content = {**first, "resumed": [*first.get("resumed", []), {"Eiters": self.resume_at, **content}]}
         text = json.dumps(content, indent=1, default=str)
         atomic_write(path, lambda f: f.write(text.encode()))
 
     def forget_after(self, step):
-        log = self.folder / "log.jsonl"
+        log = self.folder / LOG
         if log.exists():
-            kept = [line for line in log.read_bytes().splitlines(True) if step_of(line) <= step]
+            lines = log.read_bytes().splitlines(True)
+            rows = [row_of(line) for line in lines]
+            if None in rows[:-1] or (lines and rows[-1] is None and lines[-1].endswith(b"\n")):
+                set_damaged_aside(log)
+            kept = [line for line, row in zip(lines, rows) if row and row["Eiters"] <= step]
             atomic_write(log, lambda f: f.write(b"".join(kept)))
         for path in self.folder.glob("events.out.tfevents.*") if self.writer else ():
             records = list(event_records(path))  # steps only rise: a search spares millions of slow decodings
@@ -148,12 +173,10 @@ class RunLog:
             atomic_write(path, lambda f, kept=kept: f.write(b"".join(kept)))
 
 
-def step_of(line):
-    """The step of a line of log.jsonl; infinity for one that was cut off."""
-    try:
-        return json.loads(line)["Eiters"]
-    except (ValueError, LookupError, TypeError):
-        return float("inf")
+def set_damaged_aside(path):
+    aside = path.with_name(f"{path.name}.damaged")
+    path.rename(aside)
+    logging.warning("%s: damaged; it is now %s, and the run goes on without it", path, aside.name)
 
 
 def step_of_event(record):

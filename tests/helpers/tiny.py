@@ -1,5 +1,6 @@
 """What the tests share: reference data, a tiny data set, small models, checkpoints and runs of train.py."""
 
+import json
 import os
 import signal
 from argparse import Namespace
@@ -167,7 +168,7 @@ def write_model(tiny, path, **changes):
     changes: values of opt other than small_opt's, `model` among them.
     """
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    own = {"data_path": tiny.data_path, "vocab_path": tiny.vocab_path, "vocab_size": len(words)}
+    own = {"data_path": tiny.data_path, "vocab_path": tiny.vocab_path, "vocab_size": len(words), "embed_size": 32}
     opt = small_opt(**{**own, **changes})
     torch.manual_seed(0)
     net = build_model(opt).eval()
@@ -275,6 +276,11 @@ def stop_after(monkeypatch, steps):
         return step(*arguments)
 
     monkeypatch.setattr(train, "train_step", counted)
+
+
+def validations(folder):
+    """The lines of log.jsonl that are validations."""
+    return [row for row in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if "rsum" in row]
 
 
 def points(folder):

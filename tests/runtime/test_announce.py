@@ -46,7 +46,7 @@ def test_a_line_of_log_fits(caplog):
     facts = {"epoch": 29, "step": 4425, "batch_time": 10.812}
     figures = {"loss": 234.5678, "Le_retrieval": 200.1234, "Le_caption": 34.44444, "grad_norm": 12.3456}
     training = Namespace(
-        model=Namespace(extra_losses=["Le_caption"]), loader=range(4426), opt=Namespace(num_epochs=30),
+        model=Namespace(retrieval_loss="Le_retrieval"), loader=range(4426), opt=Namespace(num_epochs=30),
         progress=Progress(epoch=28, step=4326, Eiters=1000), began=(time.time() - 3600, 0),
     )  # fmt: skip
     with caplog.at_level(logging.INFO):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
-from tiny import flags, names, points, run, same_state, stop_after
+from tiny import flags, names, points, run, same_state, stop_after, validations
 
 import train
 from checkpoints import checkpoint
@@ -102,7 +102,7 @@ def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
 
 
 def validated_epochs(folder):
-    return [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["epoch"] for row in validations(folder)]
 
 
 def failing_saves(monkeypatch, *bad):

@@ -1,4 +1,4 @@
-"""tools/explain.py: parts add up to the score, attention is the one that matched, pages and figures show them."""
+"""tools/explain.py: parts add up to the score, attention is the one that matched, pages show them."""
 
 import json
 import re
@@ -13,8 +13,9 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation
-import graph
-from reporting.explanation import explain
+from reporting.explain_page import ExplainedPair, explain_page
+from reporting.explanation import Explanation, Sentence, explain
+from reporting.image_view import ImageView, grid
 from tools import explain as tool
 from tools.explaining import sentences
 from vocab import load_vocab
@@ -46,32 +47,39 @@ def test_parts_add_up_to_the_score(tiny, tmp_path, propagation, is_sparse, boxes
         assert np.ptp(parts.words) > 1e-5
         same = (propagation, boxes) == ("neighbors", "none")  # all regions then have all as equal neighbours
         assert same or np.ptp(parts.regions) > 1e-5
-        assert len(parts.words) == lengths[c] and len(parts.regions) == 5
-        assert (len(parts.pairs) > 0) == is_sparse
+        assert parts.beta.shape == parts.alpha.T.shape == (lengths[c], 5)
+        np.testing.assert_allclose(parts.edges.sum(1), 1, atol=1e-6)
+        assert (np.count_nonzero(parts.edges) < parts.edges.size) == is_sparse
 
 
 def test_attention_is_the_one_that_matched(tiny, tmp_path):
-    """The matching vectors are the block cosines of the contexts that alpha and beta attend to."""
+    """Each side's scores are those of block cosines with the contexts that alpha and beta attend to."""
     net = write_model(tiny, tmp_path / "m.pth.tar")[0]
     regions, sentence = (torch.nn.functional.normalize(torch.randn(n, 32), dim=1) for n in (5, 7))
-    parts = explain(net, regions, sentence, torch.rand(5, 4).sort(1).values)
-    for rows in (parts.alpha, parts.beta):
-        np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
-    for own, other, attention, match in (
-        (regions, sentence, parts.alpha, parts.region_match),
-        (sentence, regions, parts.beta, parts.word_match),
+    boxes = torch.rand(5, 4).sort(1).values
+    parts = explain(net, regions, sentence, boxes)
+    visual, textual = net.i2t_match_G, net.t2i_match_G
+    edges = visual.edges(boxes[None]), textual.edges(sentence[None], None, net.smooth)
+    for own, other, attention, added, scores, weights in (
+        (regions, sentence, parts.alpha, parts.regions, visual.node_scores, edges[0]),
+        (
+            sentence,
+            regions,
+            parts.beta,
+            parts.words,
+            textual.node_scores,
+            textual.edges(sentence[None], None, net.smooth),
+        ),
     ):
+        np.testing.assert_allclose(attention.sum(1), 1, atol=1e-6)
         context = torch.from_numpy(attention) @ other
-        expected = torch.cosine_similarity(own.view(-1, 4, 8), context.view(-1, 4, 8), dim=2)
-        np.testing.assert_allclose(match, expected, atol=1e-5)
-    np.testing.assert_allclose(parts.kernels.sum(0), 1, atol=1e-6)
-    assert parts.kernels.shape == (graph.KERNELS, 5, 5)
-    np.testing.assert_allclose(parts.word_edges.sum(1), 1, atol=1e-6)
+        match = torch.cosine_similarity(own.view(-1, 4, 8), context.view(-1, 4, 8), dim=2)
+        with torch.no_grad():
+            np.testing.assert_allclose(added, scores(match[None, None], weights).flatten() / len(own), atol=1e-5)
 
 
-def call(tiny, path, out, *more, form="html"):
-    flags = ["--model_path", path, "--out", out, "--format", *form.split(), "--device", "cpu", *more]
-    tool.main([*map(str, flags)])
+def call(path, out, *more):
+    tool.main([*map(str, ["--model_path", path, "--out", out, "--device", "cpu", *more])])
 
 
 def data_of(page):
@@ -83,14 +91,14 @@ def test_caption_by_number_and_by_words_are_the_same(tiny, tmp_path, capsys):
     path = tmp_path / "m.pth.tar"
     net, opt, words = write_model(tiny, path)
     text = (tiny.folder / "test_caps.txt").read_text().splitlines()[7]
-    call(tiny, path, tmp_path / "a", "--image", "2", "--caption", "7")
-    call(tiny, path, tmp_path / "b", "--image", "2", "--caption", text)
+    call(path, tmp_path / "a", "--image", "2", "--caption", "7")
+    call(path, tmp_path / "b", "--image", "2", "--caption", text)
     said = capsys.readouterr().out
     scores = re.findall(r"score (\S+) = regions (\S+) \+ words (\S+)", said)
     assert len(scores) == 2 and scores[0] == scores[1]
     found = data_of(tmp_path / "a.html")["pairs"][0]
     assert found["score"] == pytest.approx(float(scores[0][0]), abs=1e-6)
-    assert sum(found["regions"]) + sum(found["words"]) == pytest.approx(found["score"], abs=1e-4)
+    assert sum(found["adds"]["regions"]) + sum(found["adds"]["words"]) == pytest.approx(found["score"], abs=1e-4)
     dataset = data.open_split("test", "tiny_precomp", words, opt)
     with torch.no_grad():
         ids = dataset.tokens[7]
@@ -100,21 +108,17 @@ def test_caption_by_number_and_by_words_are_the_same(tiny, tmp_path, capsys):
 
 
 def test_complaints(tiny, tmp_path, monkeypatch):
-    path = tmp_path / "m.pth.tar"
+    path, out = tmp_path / "m.pth.tar", tmp_path / "x"
     write_model(tiny, path, is_sparse=True)
-    said = message(lambda: call(tiny, path, tmp_path / "x", "--image", "6"))
-    assert "--image 6: the split test has images 0 to 5" in said
-    wrong = ["--image", "0", "--caption", "30"]
-    assert "captions 0 to 29" in message(lambda: call(tiny, path, tmp_path / "x", *wrong))
+    assert "images 0 to 5" in message(call, path, out, "--image", "6")
+    assert "captions 0 to 29" in message(call, path, out, "--image", "0", "--caption", "30")
+    for wrong in (["2", "4", "--caption", "11", "12"], ["1", "2", "3"]):
+        assert "two" in message(call, path, out, "--image", *wrong)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    sentence = ["--image", "0", "--caption", "a red dog"]
-    assert "pip install spacy" in message(lambda: call(tiny, path, tmp_path / "x", *sentence))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install matplotlib" in message(lambda: call(tiny, path, tmp_path / "x", "--image", "0", form="png"))
+    assert "pip install spacy" in message(call, path, out, "--image", "0", "--caption", "a red dog")
     write_model(tiny, path, **VSRN)
-    said = message(lambda: call(tiny, path, tmp_path / "x", "--image", "0"))
-    assert said == f"{path}: holds vsrn, which compares whole vectors; only GSMN matches words and regions"
-    assert not list(tmp_path.glob("x*"))
+    said = message(call, path, out, "--image", "0")
+    assert str(path) in said and "vsrn" in said and not list(tmp_path.glob("x*"))
 
 
 def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
@@ -129,83 +133,91 @@ def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
     assert "no words" in message(reader, "  ")
 
 
+SHOWN = (  # strength of each region, the readout
+    "[[...document.querySelectorAll('section[data-pair=\"0\"] .region')]"
+    ".sort((a, b) => a.dataset.index - b.dataset.index)"
+    ".map(r => Number(r.style.fillOpacity)), document.querySelector('.explained .readout').textContent]"
+)
+
+
 def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
     path = tmp_path / "m.pth.tar"
     write_model(tiny, path, is_sparse=True)
-    call(tiny, path, tmp_path / "blank", "--image", "1")
-    call(tiny, path, tmp_path / "picture", "--image", "1", "--images", picture_folder(tiny, tmp_path / "images"))
-    from PIL import Image
-
-    pages = [tmp_path / "blank.html", tmp_path / "picture.html"]
+    call(path, tmp_path / "blank", "--image", "1")
+    call(path, tmp_path / "picture", "--image", "1", "--images", picture_folder(tiny, tmp_path / "images"))
     with open_browser() as browser:
-        browser.screen()
-        for page in pages:
-            browser.open(page, "document.body.dataset.ready")
+        for page, pictures in (("blank", 0), ("picture", 1)):
+            browser.screen()
+            browser.open(tmp_path / f"{page}.html", "document.body.dataset.ready")
             point_and_look(browser)
-            assert browser.run("document.querySelectorAll('.view-svg image').length") == (page == pages[1])
+            assert browser.run("document.querySelectorAll('.view-svg image').length") == pictures
             assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        browser.screen(400, 800, phone=True)
-        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        browser.screenshot(tmp_path / "page.png")
+            browser.screen(400, 800, phone=True)
+            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []
-    with Image.open(tmp_path / "page.png") as shot:
-        assert len(shot.convert("RGB").getcolors(1 << 24)) > 100
 
 
 def point_and_look(browser):
-    opacities = (
-        "[...document.querySelectorAll('.region')].sort((a, b) => a.dataset.index - b.dataset.index)"
-        ".map(r => Number(r.style.fillOpacity))"
-    )
-    drawn = browser.run("JSON.parse(document.getElementById('data').textContent)")
-    pair, tokens = drawn["pairs"][0], drawn["captions"][0]["tokens"]
-    assert set(browser.run(opacities)) == {0}
+    drawn = browser.run("JSON.parse(document.getElementById('data').textContent)")["pairs"][0]
+    tokens, beta, alpha = drawn["tokens"], *(np.array(drawn["attention"][side]) for side in ("words", "regions"))
+    most = 1 + int(np.argmax(drawn["adds"]["words"][1:-1]))  # shown before one points
+    shown, said = browser.run(SHOWN)
+    np.testing.assert_allclose(shown, 0.38 * beta[most] / beta[most].max(), atol=1e-4)
+    assert said.startswith(tokens[most])
     middle = "(() => {{ const b = {}.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] }})()"
+    word = 2 if most != 2 else 3
     for _ in range(50):  # a page that is not painted yet takes no notice of the mouse
         browser.point(1, 1)
-        browser.point(*browser.run(middle.format("document.querySelectorAll('.words button')[2]")))
-        if browser.run("document.querySelectorAll('.words .chosen').length"):
+        browser.point(*browser.run(middle.format(f"document.querySelectorAll('.words button')[{word}]")))
+        if browser.run("document.querySelector('.words .chosen').dataset.index") == str(word):
             break
         time.sleep(0.1)
-    beta = np.array(pair["beta"][2])
-    np.testing.assert_allclose(browser.run(opacities), 0.38 * beta / beta.max(), atol=1e-4)
-    assert browser.run("document.querySelector('.explained .readout').textContent").startswith(
-        f"{tokens[2]} attends to region {beta.argmax()} ({beta.max():.2f})"
-    )
+    shown, said = browser.run(SHOWN)
+    np.testing.assert_allclose(shown, 0.38 * beta[word] / beta[word].max(), atol=1e-4)
+    assert said.startswith(f"{tokens[word]} attends to region {beta[word].argmax()} ({beta[word].max():.2f})")
+    assert "neighbours" in said
     browser.run("document.querySelector('input[value=regions]').click()")
-    alpha = np.array(pair["alpha"])
-    np.testing.assert_allclose(browser.run(opacities), 0.38 * alpha[:, 2] / alpha[:, 2].max(), atol=1e-4)
+    np.testing.assert_allclose(browser.run(SHOWN)[0], 0.38 * alpha[:, word] / alpha[:, word].max(), atol=1e-4)
     browser.run("document.querySelector('input[value=pointed]').click()")
     browser.run("document.querySelector('.region[data-index=\"3\"]').focus()")  # a region lights its words
     buttons = "[...document.querySelectorAll('.words button')]"
     weights = browser.run(f"{buttons}.map(button => Number(button.style.getPropertyValue('--weight')))")
     np.testing.assert_allclose(weights, 0.65 * alpha[3] / alpha[3].max(), atol=1e-3)
-    assert browser.run("document.querySelector('.centre-number').textContent") == "3"
 
 
-def test_figures(tiny, tmp_path):
-    pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    path = tmp_path / "m.pth.tar"
-    write_model(tiny, path, is_sparse=True)
-    call(tiny, path, tmp_path / "x", "--image", "1", "--region", "4", form="png")
-    written = sorted(p.name for p in tmp_path.glob("x*"))
-    assert written == [f"x-{name}.png" for name in ("attention", "kernels", "nodes", "word-edges", "words")]
-    for name in written:
-        with Image.open(tmp_path / name) as picture:
-            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+@pytest.mark.parametrize("side", ["words", "regions"])
+def test_a_page_of_a_system_with_one_attention(tmp_path, side):
+    """Words attend to regions, or the reverse, and one side alone adds to the score: SCAN's two kinds."""
+    view = ImageView(0, "</script><script>document.title = 'run'</script>", None, (4, 3), grid(5), True)
+    sentence = Sentence(["<start>", "<img src=x onerror=alert(1)>", "dog", "<end>"], [], None)
+    beta = np.random.default_rng(0).dirichlet(np.ones(5), 4)
+    parts = {"words": np.array([0.0, 0.1, -0.2, 0.0]), "beta": beta, "regions": None, "alpha": None}
+    if side == "regions":
+        parts = {"regions": np.array([0.1, 0.2, 0.3, -0.1, 0.0]), "alpha": beta.T, "words": None, "beta": None}
+    pairs = [ExplainedPair(name, name, "", view, sentence, Explanation(0.5, **parts)) for name in ("left", "right")]
+    for count in (1, 2):
+        (tmp_path / f"{count}.html").write_text(explain_page("title", "", pairs[:count]))
+    with open_browser() as browser:
+        for count in (1, 2):
+            browser.open(tmp_path / f"{count}.html", "document.body.dataset.ready")
+            browser.run("document.querySelectorAll('.words button')[2].focus()")
+            shown, said = browser.run(SHOWN)
+            np.testing.assert_allclose(shown, 0.38 * beta[2] / beta[2].max(), atol=1e-4)
+            assert ("is attended by" in said, "−0.2000" in said) == (side == "regions", side == "words")
+            assert browser.run("document.querySelectorAll('svg[data-bars]').length") == count
+            assert browser.run("document.title") == "title"
+        assert browser.errors == []
 
 
 def test_two_pairs_on_one_page(tiny, tmp_path, capsys):
-    """Two captions share the image and its kernels, two images the caption; what is said fits the data."""
+    """Two captions share the image, two images the caption; what is said fits the data."""
     path = tmp_path / "m.pth.tar"
     net, opt, words = write_model(tiny, path)
-    call(tiny, path, tmp_path / "captions", "--image", "2", "--caption", "11", "a red dog")
-    call(tiny, path, tmp_path / "images", "--image", "2", "4", "--caption", "11")
+    call(path, tmp_path / "captions", "--image", "2", "--caption", "11", "a red dog")
+    call(path, tmp_path / "images", "--image", "2", "4", "--caption", "11")
     said = capsys.readouterr().out
     pages = [data_of(tmp_path / f"{name}.html") for name in ("captions", "images")]
-    assert [(len(page["images"]), len(page["captions"])) for page in pages] == [(1, 2), (2, 1)]
+    assert [len(page["images"]) for page in pages] == [1, 2]
     assert pages[0]["pairs"][0] == pages[1]["pairs"][0]
     dataset = data.open_split("test", "tiny_precomp", words, opt)
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
@@ -213,13 +225,11 @@ def test_two_pairs_on_one_page(tiny, tmp_path, capsys):
     ranks = [int(np.sum(sims >= sims[g])) for g in (2, 4)]
     assert f"Caption 11 is the image's own. The image has rank {ranks[0]} of 6 for it." in said
     assert f"Caption 11 is not the image's own, but of image 2. The image has rank {ranks[1]} of 6 for it." in said
-    assert "The sentence is not from the data." in said
-    title = (tmp_path / "images.html").read_text().split("<title>")[1].split("</title>")[0]
-    assert title == f"“{dataset.captions[11]}”: image 2 beside image 4".replace("'", "&#39;")
-    size = (tmp_path / "images.html").stat().st_size
-    assert f"images.html: {size / 1000:.0f} kB" in said
-    for wrong in (["--image", "2", "4", "--caption", "11", "12"], ["--image", "1", "2", "3"]):
-        assert "a page shows two pairs at most" in message(lambda: call(tiny, path, tmp_path / "x", *wrong))  # noqa: B023
+    text = (tmp_path / "images.html").read_text()
+    title = text.split("<title>")[1].split("</title>")[0]
+    assert dataset.captions[11].replace("'", "&#39;") in title and "image 2" in title and "image 4" in title
+    assert str(path) in text and "tiny_precomp, split test" in text  # what made it
+    assert ">Image 2: adds<" in text and ">Image 4: adds<" in text
 
 
 def test_names_of_files_come_from_the_pair(tiny, tmp_path, capsys, monkeypatch):
@@ -239,9 +249,8 @@ def test_pictures_of_other_proportions(tiny, tmp_path, capsys):
     folder = picture_folder(
         tiny, tmp_path / "images", lambda i: (150, 201) if i == 1 else (2 * (200 + i), 2 * (100 + i))
     )
-    call(tiny, path, tmp_path / "right", "--image", "0", "--images", folder)
+    call(path, tmp_path / "right", "--image", "0", "--images", folder)
     assert "The picture is" not in capsys.readouterr().err
-    call(tiny, path, tmp_path / "wrong", "--image", "1", "--images", folder)
-    note = "The picture is 150 × 201, but the data's size is 201 × 101: the boxes may not fit it."
-    assert f"warning: image 1, 1.png: {note}" in capsys.readouterr().err
-    assert note.replace("'", "&#39;") in (tmp_path / "wrong.html").read_text()
+    call(path, tmp_path / "wrong", "--image", "1", "--images", folder)
+    said = capsys.readouterr().err
+    assert "1.png" in said and "150 × 201" in said and "150 × 201" in (tmp_path / "wrong.html").read_text()

@@ -16,6 +16,7 @@ from tiny import message
 
 import evaluation
 import test_stack
+from files.locks import lock_folder
 from graph import VisualGraph
 from tools import study
 from tools.studying import results, runs
@@ -23,20 +24,11 @@ from tools.studying.table import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = """
-[study]
-title = Small
 [flags]
 common = --num_epochs 2 --workers 0
-[row a]
-title = Row A
-train = ${flags:common}
-[row b]
-train = ${flags:common} --propagation neighbors
-[ensemble a+b]
-members = a b
-[difference b-a]
-of = b
-minus = a
+[rows]
+a = ${flags:common}
+b = ${flags:common} --propagation neighbors
 """
 # Stands for train.py: an epoch a line of log.jsonl; waits in the epoch that the file `wait` names.
 TRAIN = """
@@ -70,8 +62,7 @@ with open(Path(__file__).parent / "calls", "a") as calls:
     calls.write(json.dumps(["test", *sys.argv[1:]]) + "\\n")
 rng = np.random.default_rng(zlib.crc32(sims.parent.name.encode()))
 np.save(sims, (rng.normal(size=(4, 20)) + np.kron(np.eye(4), np.ones(5))).astype(np.float32))
-full = {k: rng.uniform(0, 100) for k in "r1 r5 r10 r1i r5i r10i medr medri rsum".split()}
-Path(flags["--json"]).write_text(json.dumps([{"full": full}]))
+Path(flags["--json"]).write_text("[]")
 """
 
 
@@ -96,35 +87,37 @@ def names_of(called):
 
 
 def test_a_table_is_read(tmp_path):
-    (tmp_path / "table.ini").write_text(TABLE)
-    found = read_table(tmp_path / "table.ini")
-    assert found.title == "Small" and found.test == [] and found.twins is None
-    assert {name: (row.title, row.num_epochs) for name, row in found.rows.items()} == {"a": ("Row A", 2), "b": ("b", 2)}
-    assert found.rows["b"].train == "--num_epochs 2 --workers 0 --propagation neighbors".split()
-    assert found.ensembles["a+b"].members == ("a", "b")
-    assert (found.differences["b-a"].of, found.differences["b-a"].minus) == (("b",), ("a",))
+    """Without sections of their own there is an ensemble and a difference of each two rows."""
+    path = tmp_path / "table.ini"
+    path.write_text(TABLE)
+    found = read_table(path)
+    assert found.rows["b"] == "--num_epochs 2 --workers 0 --propagation neighbors".split()
+    assert found.ensembles == {"a + b": ("a", "b")} and found.differences == {"b − a": (("b",), ("a",))}
+    path.write_text(f"{TABLE}c =\n[study]\ntest = --split dev\n[differences]\nOf all = a c - b\n[ensembles]\n")
+    found = read_table(path)
+    assert (found.test, found.twins, found.ensembles) == (["--split", "dev"], None, {})
+    assert found.differences == {"Of all": (("a", "c"), ("b",))}
 
 
 @pytest.mark.parametrize(
     "text,says",
     [
-        ("[study]\ntitle = x\n", "no row; add a section"),
-        ("[row a]\ntrain = --no_such_flag 1\n", "section [row a]: train: unrecognized arguments: --no_such_flag"),
-        ("[row a]\ntrain = --num_epochs two\n", "section [row a]: train: --num_epochs: two is not a whole number"),
-        ("[row a]\ntrain = --seed 3\n", "train has --seed, which the study sets itself"),
-        ("[row a]\ntrain = --logger_name=here\n", "train has --logger_name, which"),
-        ('[row a]\ntrain = --data_name "x\n', "section [row a]: train: No closing quotation"),
-        ("[row a]\ncommand = x\n", "section [row a] has command; known are title, train"),
-        ("[study]\nrows = 3\n", "section [study] has rows; known are test, title, twins"),
-        ("[rows]\ntrain =\n", "section [rows]; known are [study], [flags], [row NAME]"),
-        ("[row a/b]\ntrain =\n", "section [row a/b]: a name has letters"),
-        ("[row a]\ntrain =\n[row a]\ntrain =\n", "section 'row a' already exists"),
-        ("[row a]\ntrain = ${flags:x}\n", "flags"),
-        ("train = 1\n", "no section headers"),
-        ("[row a]\ntrain =\n[ensemble e]\nmembers = a\n", "[ensemble e] has one member"),
-        ("[row a]\ntrain =\n[ensemble e]\nmembers = a z\n", "[ensemble e] names the row z; there are a"),
-        ("[row a]\ntrain =\n[difference d]\nof = a\n", "[difference d]: minus is missing"),
-        ("[row a]\ntrain =\n[difference d]\nof = a\nminus = q\n", "[difference d] names the row q; there are a"),
+        ("[study]\ntest =\n", "no row"),
+        ("[rows]\na = --no_such_flag 1\n", "no_such_flag"),
+        ("[rows]\na = --num_epochs two\n", "two"),
+        ("[rows]\na = --seed 3\n", "--seed"),
+        ("[rows]\na = --logger_name=here\n", "--logger_name"),
+        ('[rows]\na = --data_name "x\n', "quotation"),
+        ("[rows]\na/b =\n", "a/b"),
+        ("[rows]\na =\na =\n", "already exists"),
+        ("[rows]\na = ${flags:x}\n", "flags"),
+        ("[row]\na =\n", "row is unknown"),
+        ("[study]\nrows = 3\n", "rows is unknown"),
+        ("a = 1\n", "header"),
+        ("[rows]\na =\n[ensembles]\ne = a\n", "e: has 1"),
+        ("[rows]\na =\n[ensembles]\ne = a z\n", "no row z"),
+        ("[rows]\na =\n[differences]\nd = a\n", "minus"),
+        ("[rows]\na =\n[differences]\nd = a - q\n", "no row q"),
     ],
 )
 def test_a_wrong_table_is_explained(tmp_path, text, says):
@@ -134,16 +127,12 @@ def test_a_wrong_table_is_explained(tmp_path, text, says):
     assert str(path) in found and says in found
 
 
-def test_wrong_flags_are_explained(scripts):
-    assert "TABLE: give either" in message(study.main, [])
-    assert "TABLE: give either" in message(study.main, ["table.ini", "--results", "x.json"])
-    assert "--rows c: not in table.ini, which has a, b" in message(study.main, ["table.ini", "--rows", "c"])
+def test_wrong_flags_stop_before_the_first_run(scripts):
+    assert "--rows c" in message(study.main, ["table.ini", "--rows", "c"])
     assert "no finished run" in message(study.main, ["table.ini", "--summary"])
-    assert "none.ini: no such file" in message(study.main, ["none.ini"])
-    Path("results.json").write_text('{"seeds": [0]}')
-    assert "results.json: no results.json that" in message(study.main, ["--results", "results.json"])
-    Path("twins.ini").write_text(TABLE.replace("title = Small", "twins = scenes.json"))
-    assert "scenes.json: no such file" in message(study.main, ["twins.ini"])
+    assert "none.ini" in message(study.main, ["none.ini"])
+    Path("twins.ini").write_text(f"{TABLE}[study]\ntwins = scenes.json\n")
+    assert "scenes.json" in message(study.main, ["twins.ini"])
     assert not calls(scripts)
 
 
@@ -156,10 +145,14 @@ def test_runs_go_seed_by_seed_and_only_once(scripts, capsys):
     assert study.main([*flags, "--seeds", "1", "2", "--rows", "a"]) == 0  # one of them is finished
     assert names_of(calls(scripts)[8:]) == [("train", "a.seed2"), ("test", "a.seed2")]
     capsys.readouterr()
-    assert study.main([*flags, "--seeds", "0", "3", "--plan"]) == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
-        ["a.seed0", "3"], ["b.seed0", "3"], ["a.seed3", "0"], ["b.seed3", "0"],
-    ]  # fmt: skip
+    assert study.main([*flags, "--seeds", "0", "3", "--rows", "a", "--plan"]) == 0
+    assert capsys.readouterr().out.split() == ["a.seed0", "finished", "a.seed3", "waits"]
+    (scripts / "out/a.seed1/test.json").unlink()  # tested anew, not trained
+    assert study.main([*flags, "--seeds", "1"]) == 0 and names_of(calls(scripts)[10:]) == [("test", "a.seed1")]
+    (scripts / "table.ini").write_text(TABLE.replace("--workers 0", "--workers 1"))
+    assert "out/a.seed0/run.json" in message(study.main, flags)
+    (scripts / "out/a.seed0/run.json").write_text("[]")
+    assert "out/a.seed0/run.json" in message(study.main, flags)
 
 
 def test_a_stopped_study_goes_on_where_it_was(scripts):
@@ -185,120 +178,68 @@ runs.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out"
 
 def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
     (scripts / "fail").touch()
-    assert study.main(["table.ini", "--out", "out", "--seeds", "0", "1"]) == 1
+    flags = ["table.ini", "--out", "out", "--seeds", "0", "1"]
+    assert study.main(flags) == 1
     said = capsys.readouterr()
-    assert "b.seed0: train.py ended with exit code 1: error: no such data; all of it is in out/b.seed0/train.txt" in (
-        said.err
-    )
-    assert "Not run yet: b with seeds 0, 1." in said.out
+    assert "b.seed0: train.py" in said.err and "no such data" in said.err and "out/b.seed0/train.txt" in said.err
+    assert "b.seed0, b.seed1" in said.out
     (scripts / "fail").unlink()
-    assert study.main(["table.ini", "--out", "out", "--seeds", "0", "1"]) == 0
-    assert "Not run yet" not in (scripts / "out" / "results.md").read_text()
-
-
-def test_other_flags_in_the_table_are_refused(scripts):
-    flags = ["table.ini", "--out", "out", "--seeds", "0", "--rows", "a"]
-    assert study.main(flags) == 0
-    (scripts / "table.ini").write_text(TABLE.replace("--workers 0", "--workers 1"))
-    found = message(study.main, flags)
-    assert "out/a.seed0/run.json: begun with other flags of train.py (--num_epochs 2 --workers 0)" in found
-    (scripts / "out" / "a.seed0" / "run.json").write_text("[]")
-    assert "out/a.seed0/run.json: not as the study wrote it" in message(study.main, flags)
-
-
-def test_epochs_are_counted_by_checkpoints(scripts):
-    table = read_table("table.ini")
-    run = runs.Run("out", "a", table.rows["a"], 0, table.test)
-    run.checkpoints.mkdir(parents=True)
-    found = []
-    for name in ("model_best", "checkpoint_0_7", "checkpoint_0", "checkpoint_1_30", "checkpoint_1"):
-        (run.checkpoints / f"{name}.pth.tar").touch()
-        found.append(run.done())
-    assert found == [0, 0, 1, 1, 2]
+    assert study.main(flags) == 0 and "b.seed1" not in (scripts / "out" / "results.md").read_text()
 
 
 def test_a_run_of_another_process_is_left_to_it(scripts, capsys):
     flags = ["table.ini", "--out", "out", "--seeds", "0"]
-    table = read_table("table.ini")
-    held = runs.Run("out", "a", table.rows["a"], 0, table.test).lock()
-    assert study.main(flags) == 0
-    assert "a.seed0: another process works on it" in capsys.readouterr().out
+    folder = scripts / "out" / "a.seed0"
+    folder.mkdir(parents=True)
+    with lock_folder(folder):
+        assert study.main(flags) == 0
+    assert "a.seed0: another process" in capsys.readouterr().out
     assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}
-    held.close()
-    late = [runs.Run("out", name, table.rows[name], 0, table.test) for name in "ab"]
-    assert study.main(flags) == 0
+    assert study.main(flags) == 0  # the lock has ended with its process
     assert {name for _, name in names_of(calls(scripts)[2:])} == {"a.seed0"}
-    (late[0].result).unlink()
-    assert runs.work(late, 1, 1) == []  # what others have trained meanwhile is not trained again
-    assert names_of(calls(scripts)[4:]) == [("test", "a.seed0")]
 
 
-def test_results_add_up(scripts, capsys):
-    """Every figure of results.json follows from the runs' own files."""
-    assert study.main(["table.ini", "--out", "out", "--jobs", "4"]) == 0
-    out = scripts / "out"
-    found = json.loads((out / "results.json").read_text())
-    sims = {(r, s): np.load(out / f"{r}.seed{s}" / "sims.npy") for r in "ab" for s in range(3)}
-    full = {key: json.loads((out / f"{key[0]}.seed{key[1]}" / "test.json").read_text())[0]["full"] for key in sims}
-    assert found["missing"] == [] and found["seeds"] == [0, 1, 2]
-    assert found["rows"]["b"]["runs"]["2"]["r10i"] == pytest.approx(full["b", 2]["r10i"], abs=1e-3)
-    changes = [full["b", s]["rsum"] - full["a", s]["rsum"] for s in range(3)]
-    assert [x["rsum"] for x in found["differences"]["b-a"]["runs"].values()] == pytest.approx(changes, abs=1e-3)
-    assert set(found["ensembles"]["a x2"]["runs"]) == {"0,1", "0,2", "1,2"}
-    mixed = found["ensembles"]["a+b"]["runs"]
-    assert set(mixed) == {"0,1", "1,0", "0,2", "2,0", "1,2", "2,1"}
+def test_results_add_up(scripts):
+    """Every figure of results.json follows from the runs' similarities."""
+    scenes = [{"twin": i ^ 1, "telling": [True] * 5, "facts": [[["right", 0, 1]]] * 5} for i in range(4)]
+    Path("scenes.json").write_text(json.dumps(scenes))
+    Path("twins.ini").write_text(f"{TABLE}[study]\ntwins = scenes.json\n")
+    assert study.main(["twins.ini", "--out", "out", "--jobs", "4"]) == 0
+    found = json.loads(Path("out/results.json").read_text())
+    sims = {(r, s): np.load(f"out/{r}.seed{s}/sims.npy") for r in "ab" for s in range(3)}
+    rsum = lambda *members: evaluation.metrics(sum(sims[m] for m in members) / len(members))["rsum"]  # noqa: E731
+    near = lambda value: pytest.approx(value, abs=1e-3)  # noqa: E731
+    assert found["rows"]["b"]["2"]["rsum"] == near(rsum(("b", 2)))
+    share = {r: 100 * np.mean([sims[r, 1][c // 5, c] > sims[r, 1][c // 5 ^ 1, c] for c in range(20)]) for r in "ab"}
+    assert found["rows"]["a"]["1"]["twins"] == near(share["a"])
+    assert found["differences"]["b − a"]["1"]["twins"] == near(share["b"] - share["a"])
+    changes = {str(s): near(rsum(("b", s)) - rsum(("a", s))) for s in range(3)}
+    assert {s: x["rsum"] for s, x in found["differences"]["b − a"].items()} == changes
+    alike, mixed = found["ensembles"]["a, two seeds"], found["ensembles"]["a + b"]
+    assert set(alike) == {"0,1", "0,2", "1,2"} and set(mixed) == {*alike, "1,0", "2,0", "2,1"}
     for key, figures in mixed.items():
-        s, t = map(int, key.split(","))
-        expected = evaluation.metrics((sims["a", s] + sims["b", t]) / 2)["rsum"]
-        assert figures["rsum"] == pytest.approx(expected, abs=1e-3)
-        single = (full["a", s]["rsum"] + full["b", t]["rsum"]) / 2
-        assert figures["gain"] == pytest.approx(expected - single, abs=1e-3)
-    alike = {name: found["ensembles"][f"{name} x2"]["runs"] for name in "ab"}
-    gains = [
-        (mixed[f"{s},{t}"]["rsum"] + mixed[f"{t},{s}"]["rsum"] - sum(alike[name][f"{s},{t}"]["rsum"] for name in "ab"))
-        / 2 for s, t in ((0, 1), (0, 2), (1, 2))
-    ]  # fmt: skip
-    assert results.mixing_gains(found, "a+b") == pytest.approx(gains)
-    assert results.mixing_gains(found, "a x2") == []
-
-
-def test_a_results_file_gives_the_same_tables(scripts, capsys):
-    assert study.main(["table.ini", "--out", "out", "--seeds", "0", "1"]) == 0
-    assert study.main(["--results", "out/results.json", "--out", "again"]) == 0
-    for name in ("results.json", "results.md"):
-        assert (scripts / "out" / name).read_bytes() == (scripts / "again" / name).read_bytes()
-    pytest.importorskip("matplotlib")
-    assert all((scripts / "again" / name).read_text().endswith("</svg>\n") for name in ("recalls.svg", "ensembles.svg"))
+        a, b = (("a", int(key[0])), ("b", int(key[2])))
+        assert figures["rsum"] == near(rsum(a, b))
+        assert figures["gain"] == near(rsum(a, b) - (rsum(a) + rsum(b)) / 2)
+    kinds = [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")]
+    four = [rsum((x, 0), (y, 2)) for x, y in kinds]
+    assert mixed["0,2"]["mixing"] == near((four[0] + four[1] - four[2] - four[3]) / 2)
+    text, svg = (Path(f"out/results.{kind}").read_text() for kind in ("md", "svg"))
+    assert "left, right" in text and "`a`" not in svg and svg.count("<circle") == 2 * 3 * 4 + 3 + 3 + 6
 
 
 def test_mean_deviation_and_interval():
-    assert results.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0" and results.spread([4.25], 2) == "4.25"
-    assert results.interval([5.0]) is None
-    assert results.interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
-    assert results.interval([0.0, 2.0]) == pytest.approx(12.706)
-
-
-def test_twins_of_the_demo_scenes(scripts):
-    """A table of demo scenes reports twins for rows, differences and ensembles."""
-    scenes = [{"twin": i ^ 1, "telling": [True] * 5, "facts": [[["right", 0, 1]]] * 5} for i in range(4)]
-    Path("scenes.json").write_text(json.dumps(scenes))
-    Path("twins.ini").write_text(TABLE.replace("title = Small", "twins = scenes.json"))
-    assert study.main(["twins.ini", "--out", "out", "--seeds", "0", "1"]) == 0
-    found = json.loads(Path("out/results.json").read_text())
-    share = {r: found["rows"][r]["runs"]["1"]["twins"] for r in "ab"}
-    sims = np.load("out/a.seed1/sims.npy")
-    assert share["a"] == 100 * np.mean([sims[c // 5, c] > sims[c // 5 ^ 1, c] for c in range(20)])
-    assert found["differences"]["b-a"]["runs"]["1"]["twins"] == pytest.approx(share["b"] - share["a"])
-    assert "| Row A | " in Path("out/results.md").read_text().split("twins told apart, by claim")[1]
+    assert results.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0" and results.spread([4.2]) == "4.2"
+    assert results.interval([5.0]) == ""
+    low, high = (2 + sign * 4.303 / 3**0.5 for sign in (-1, 1))
+    assert results.interval([1.0, 2.0, 3.0]) == f"{low:+.1f} to {high:+.1f}"
 
 
 def test_real_runs_and_their_ensemble(tiny_data, tmp_path, monkeypatch):
     """The figures are those of test.py and test_stack.py for the same checkpoints."""
     monkeypatch.chdir(tmp_path)
     small = "--embed_size 16 --word_dim 8 --batch_size 64 --num_epochs 1 --device cpu --keep 1"
-    Path("real.ini").write_text(
-        f"[row tiny]\ntrain = {' '.join(tiny_data.args)} {small}\n[study]\ntest = --split dev\n"
-    )
+    Path("real.ini").write_text(f"[rows]\ntiny = {' '.join(tiny_data.args)} {small}\n[study]\ntest = --split dev\n")
     assert study.main(["real.ini", "--seeds", "3", "5"]) == 0
     found = json.loads(Path("runs/study/real/results.json").read_text())
     paths = [f"runs/study/real/tiny.seed{seed}/checkpoint/model_best.pth.tar" for seed in (3, 5)]
@@ -306,11 +247,9 @@ def test_real_runs_and_their_ensemble(tiny_data, tmp_path, monkeypatch):
         ["--model_path", *paths, "--split", "dev", "--ranks", "", "--json", "stack.json", "--device", "cpu"]
     )
     *single, stacked = [result["full"] for result in json.loads(Path("stack.json").read_text())]
-    for key in results.KEPT:
-        assert found["ensembles"]["tiny x2"]["runs"]["3,5"][key] == pytest.approx(stacked[key], abs=1e-3)
-        assert [run[key] for run in found["rows"]["tiny"]["runs"].values()] == pytest.approx(
-            [one[key] for one in single], abs=1e-3
-        )
+    ours = [*found["rows"]["tiny"].values(), found["ensembles"]["tiny, two seeds"]["3,5"]]
+    for key in ("r1", "r10i", "rsum"):
+        assert [run[key] for run in ours] == pytest.approx([one[key] for one in (*single, stacked)], abs=1e-3)
 
 
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
@@ -335,16 +274,6 @@ def test_boxes_let_either_propagation_see_an_exchange(propagation):
     assert nowhere == pytest.approx(0, abs=1e-6)  # without boxes the places say nothing
 
 
-@pytest.mark.parametrize("name", ["flickr8k", "scenes"])
-def test_the_page_shows_what_the_results_files_say(name):
-    """docs/study.md has the tables of the committed results, and its tables of rows can be read."""
-    folder = ROOT / "docs" / "study"
-    found = study.read_results(folder / name / "results.json")
-    assert results.markdown(found).strip() in (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    assert found["rows"].keys() <= read_table(folder / f"{name}.ini").rows.keys()
-
-
-def test_the_table_for_flickr30k_has_the_published_recipes():
-    table = read_table(ROOT / "docs" / "study" / "f30k.ini")
-    assert {row.num_epochs for row in table.rows.values()} == {30} and len(table.rows) == 7
-    assert all("f30k_precomp" in row.train for row in table.rows.values())
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "study").glob("*.ini")), ids=lambda path: path.stem)
+def test_the_tables_of_the_page_can_be_read(path):
+    assert len(read_table(path).rows) > 5

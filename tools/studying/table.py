@@ -1,137 +1,86 @@
-"""A study's table: a text file that names rows (flags of train.py), ensembles of rows and differences between rows."""
+"""A study's table: an ini file of rows (flags of train.py), of ensembles of two rows and of differences of rows."""
 
 import configparser
 import shlex
-from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import combinations
+from typing import NamedTuple
 
 from files.errors import InputError
 from files.text import read_lines
 from systems.options import train_options
 
+SECTIONS = ("study", "flags", "rows", "ensembles", "differences")
 OF_THE_TOOL = ("--seed", "--logger_name", "--model_name", "--resume")  # the study chooses these for each run
-KEYS = {
-    "study": {"title", "test", "twins"},
-    "row": {"title", "train"},
-    "ensemble": {"title", "members"},
-    "difference": {"title", "of", "minus"},
-}
+LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One configuration: the flags of train.py that all its seeds share."""
-
-    title: str
-    train: list
-    num_epochs: int
-
-
-@dataclass(frozen=True)
-class RowEnsemble:
-    """The mean of the similarity matrices of these rows; every member gets another seed."""
-
-    title: str
-    members: tuple
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean metrics of the rows `of` minus those of the rows `minus`, seed by seed."""
-
-    title: str
-    of: tuple
-    minus: tuple
-
-
-@dataclass
-class Study:
-    """A table as read; `twins` is the scenes.json of tools/make_demo.py for the tested split, or None."""
-
-    title: str
-    test: list
-    twins: str | None
-    rows: dict = field(default_factory=dict)
-    ensembles: dict = field(default_factory=dict)
-    differences: dict = field(default_factory=dict)
+class Study(NamedTuple):
+    rows: dict  # {name: flags of train.py}
+    ensembles: dict  # {title: two names}
+    differences: dict  # {title: (names, names)}: the mean of the first less that of the second
+    test: list  # flags of test.py
+    twins: str | None  # the scenes.json of the tested split, for the demo's scenes
 
 
 def read_table(path):
-    """The text file -> Study; InputError names the file, the section and what is wrong with it."""
+    """The ini file -> Study; InputError names the file, the section and what is wrong with it."""
     parser = configparser.ConfigParser(interpolation=configparser.ExtendedInterpolation(), delimiters=("=",))
+    parser.optionxform = str  # names keep their capitals
     try:
         parser.read_string("\n".join(read_lines(path)), str(path))
         sections = {name: dict(parser[name]) for name in parser.sections()}
     except configparser.Error as error:
-        raise InputError(f"{path}: {error}; see docs/study.md for the form of a table") from None
-    head = sections.pop("study", {})
-    check_keys(path, "study", "study", head)
-    study = Study(head.get("title", Path(path).stem), shlex.split(head.get("test", "")), head.get("twins"))
-    for name, values in sections.items():
-        if name != "flags":  # holds texts that other sections refer to
-            add_section(study, path, name, values)
-    if not study.rows:
-        raise InputError(f"{path}: no row; add a section [row NAME] with train = flags of train.py")
-    check_names(study, path)
-    return study
+        raise InputError(f"{path}: {' '.join(str(error).split())}; docs/study.md shows a table") from None
+    check_keys(path, "sections", sections, SECTIONS)
+    head = sections.get("study", {})
+    check_keys(path, "[study]", head, ("test", "twins"))
+    rows = {name: row_flags(path, name, text) for name, text in sections.get("rows", {}).items()}
+    if not rows:
+        raise InputError(f"{path}: no row; a section [rows] has lines of the form NAME = flags of train.py")
+    ensembles = {title: row_names(path, title, text, rows) for title, text in sections.get("ensembles", {}).items()}
+    for title, names in ensembles.items():
+        if len(names) != 2:
+            raise InputError(f"{path}: [ensembles] {title}: has {len(names)} rows; name two")
+    differences = {title: two_sides(path, title, text, rows) for title, text in sections.get("differences", {}).items()}
+    if "ensembles" not in sections:
+        ensembles = {f"{a} + {b}": (a, b) for a, b in combinations(rows, 2)}
+    if "differences" not in sections:
+        differences = {f"{b} − {a}": ((b,), (a,)) for a, b in combinations(rows, 2)}
+    return Study(rows, ensembles, differences, shlex.split(head.get("test", "")), head.get("twins"))
 
 
-def add_section(study, path, section, values):
-    kind, _, name = section.partition(" ")
-    if kind not in ("row", "ensemble", "difference") or not name:
-        raise InputError(f"{path}: section [{section}]; known are [study], [flags], [row NAME], [ensemble NAME] and "
-                         "[difference NAME]")  # fmt: skip
-    if set(name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+"):
-        raise InputError(f"{path}: section [{section}]: a name has letters, digits, - _ + only; it names a folder")
-    check_keys(path, section, kind, values)
-    title = values.get("title", name)
-    if kind == "row":
-        study.rows[name] = read_row(path, section, title, values.get("train", ""))
-    elif kind == "ensemble":
-        study.ensembles[name] = RowEnsemble(title, names(path, section, values, "members"))
-    else:
-        of, minus = (names(path, section, values, key) for key in ("of", "minus"))
-        study.differences[name] = Difference(title, of, minus)
-
-
-def check_keys(path, section, kind, values):
-    unknown = set(values) - KEYS[kind]
+def check_keys(path, where, found, known):
+    unknown = [name for name in found if name not in known]
     if unknown:
-        raise InputError(f"{path}: section [{section}] has {min(unknown)}; known are {', '.join(sorted(KEYS[kind]))}")
+        raise InputError(f"{path}: {where}: {unknown[0]} is unknown; known are {', '.join(known)}")
 
 
-def read_row(path, section, title, text):
-    """Flags of one row, checked as train.py checks them."""
+def row_flags(path, name, text):
+    """The flags of one row, checked as train.py checks them."""
+    if set(name) - LETTERS:
+        raise InputError(f"{path}: [rows] {name}: a name has letters, digits, - _ + only, since it names a folder")
     try:
         flags = shlex.split(text)
-        opt = train_options(flags)[0]
+        train_options(flags)
     except (InputError, ValueError) as error:
-        raise InputError(f"{path}: section [{section}]: train: {error}") from None
+        raise InputError(f"{path}: [rows] {name}: {error}") from None
     for flag in OF_THE_TOOL:
         if any(given.split("=")[0] == flag for given in flags):
-            raise InputError(f"{path}: section [{section}]: train has {flag}, which the study sets itself; remove it")
-    return Row(title, flags, opt.num_epochs)
+            raise InputError(f"{path}: [rows] {name}: has {flag}, which the study sets itself; remove it")
+    return flags
 
 
-def names(path, section, values, key):
-    """A list of row names with spaces between."""
-    found = tuple(values.get(key, "").split())
-    if not found:
-        raise InputError(f"{path}: section [{section}]: {key} is missing; name rows, with spaces between")
-    return found
+def row_names(path, title, text, rows):
+    names = tuple(text.split())
+    for name in names:
+        if name not in rows:
+            raise InputError(f"{path}: {title}: there is no row {name}, but {', '.join(rows)}")
+    return names
 
 
-def check_names(study, path):
-    """Every row that an ensemble or a difference names has to exist."""
-    for name, ensemble in study.ensembles.items():
-        if len(ensemble.members) < 2:
-            raise InputError(f"{path}: section [ensemble {name}] has one member; name two or more")
-        known(study, path, f"ensemble {name}", ensemble.members)
-    for name, difference in study.differences.items():
-        known(study, path, f"difference {name}", difference.of + difference.minus)
-
-
-def known(study, path, section, rows):
-    for row in rows:
-        if row not in study.rows:
-            raise InputError(f"{path}: section [{section}] names the row {row}; there are {', '.join(study.rows)}")
+def two_sides(path, title, text, rows):
+    """'a b - c' -> (('a', 'b'), ('c',))."""
+    sides = [row_names(path, title, side, rows) for side in text.split(" - ")]
+    if len(sides) != 2 or not all(sides):
+        raise InputError(f"{path}: [differences] {title}: {text!r}; write rows, a minus with spaces round it, rows")
+    return tuple(sides)
