@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 
-
 OTHERS = ("grad_norm", "positive", "hardest_negative", "score_spread")  # the figures that are no losses
 
 
