@@ -1,26 +1,22 @@
 # make test   install into .venv, development packages too, and run the linter and the tests
 # make demo   install into .venv, make the demo data, train, evaluate, show
-# make matrix   the tests on other instruction sets, thread counts, compilers and versions, docs/performance.md; an hour
-# make screenshots   after the demo: take the README's picture of report and explanation (needs Chromium)
+# make matrix   the tests on other instruction sets, thread counts, compilers and versions; an hour
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo matrix screenshots clean
+.PHONY: test demo matrix clean
 
 test: $(VENV)/installed_for_tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest  # small tensors: a second thread only waits
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist loadfile  # small tensors: a second thread only waits
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/demo.py
 
 matrix: $(VENV)/installed_for_tests
-	$(BIN)/python .ci/matrix.py $(CELLS)
-
-screenshots: $(VENV)/installed
-	$(BIN)/python tools/screenshots.py
+	PYTHON=$(abspath $(BIN)/python) $(BIN)/nox -f .ci/noxfile.py --keep-going $(if $(CELLS),-s $(CELLS))
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): some minutes, and with PyTorch for CUDA some gigabytes."

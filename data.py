@@ -13,7 +13,18 @@ from files.errors import InputError, warn
 from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
-from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded, stack
+from runtime import distributed
+from runtime.batches import (
+    EpochSampler,
+    Item,
+    TrainingLoader,
+    collate,
+    in_order,
+    longest_first,
+    make_loader,
+    seeded,
+    stack,
+)
 from systems.table import SYSTEMS, Inputs, inputs_of, system_of
 from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
@@ -173,14 +184,32 @@ class PrecompDataset(Dataset):
         return self._features(g * CAPTIONS_PER_IMAGE // self.im_div)
 
     def _features(self, row):
+        features = torch.empty(1, *self.images.shape[1:])
+        self.read_rows([row], features)
+        return features[0]
+
+    def row_of(self, i):
+        """Number of the row of features that caption i's image has."""
+        return i // self.im_div
+
+    @property
+    def features_like(self):
+        """An empty tensor of the type in which features travel, (0, R, F): the file's float16, else float32."""
+        kind = torch.float16 if self.images.dtype == np.float16 else torch.float32
+        return torch.empty(0, *self.images.shape[1:], dtype=kind)
+
+    def read_rows(self, rows, out):
+        """Copy these rows of features into the tensor out (len(rows), R, F).  InputError for NaN or infinity."""
+        target = out.numpy()
         with np.errstate(over="ignore"):  # float64 beyond float32: infinity, which is refused
-            features = np.array(self.images[row], np.float32, order="C")
-        if not np.isfinite(features).all():
+            for place, row in enumerate(rows):
+                target[place] = self.images[row]
+        if len(out) and not torch.stack(torch.aminmax(out)).isfinite().all():  # one pass; NaN is passed on
+            row = next(row for row, features in zip(rows, out) if not torch.isfinite(features).all())
             raise InputError(
                 f"{self._path('ims.npy')}, row {row}: NaN or infinity among the features; "
                 "extract the features of this image again"
             )
-        return torch.from_numpy(features)
 
     def check_features(self):
         """InputError for the first row that holds NaN or infinity."""
@@ -188,12 +217,19 @@ class PrecompDataset(Dataset):
             self._features(row)
 
     def __getitem__(self, i):
+        return self._item(i, self._features(self.row_of(i)))
+
+    def __getitems__(self, captions):
+        """Items without images: a loader reads those of a whole batch into one tensor (batches.BatchMaker)."""
+        return [self._item(i, None) for i in captions]
+
+    def _item(self, i, image):
         caption = self.tokens[i]
         boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
         depends = None if self.depends is None else self.depends[i]
         length = self.inputs.label_length
         label, mask = label_and_mask(caption, length) if length else (None, None)
-        return Item(self._features(i // self.im_div), caption, i, boxes, depends, label, mask)
+        return Item(image, caption, i, boxes, depends, label, mask)
 
 
 class PictureDataset(Dataset):
@@ -286,7 +322,9 @@ def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     for dataset in (train, dev.dataset):
         if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
             dataset.check_features()
-    return make_loader(train, sampler, workers), dev
+    if opt.preload and isinstance(train, PictureDataset):
+        raise InputError("--preload keeps region features, but pictures are cut anew each time; leave it out")
+    return TrainingLoader(train, sampler, workers, distributed.local_device(opt.device or "cpu"), opt.preload), dev
 
 
 def get_test_loader(split, data_name, vocab, batch_size, workers, opt):

@@ -20,7 +20,7 @@ import data
 from checkpoints.evaluation_options import RANKS, overrides_of
 from checkpoints.loading import load_model, open_members
 from files.errors import InputError
-from modules import similarity
+from modules import memory
 from modules.sides import CaptionSide, ImageSide
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
@@ -133,7 +133,7 @@ def score_all(model, images, captions, sims=None):
     """
     share = distributed.local_slice(len(images))
     sims = np.empty((len(images), len(captions)), np.float32) if sims is None else sims
-    width, budget = images.emb.shape[-1], similarity.budget(model.sim_memory, model.device) / 4
+    width, budget = images.emb.shape[-1], memory.budget(model.sim_memory, model.device) / 8
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
     words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
@@ -155,9 +155,9 @@ def pieces(rows, width, budget):
     """Cut items into runs that fit into memory -> slices.
 
     rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
-    half of `budget` bytes at most, and the similarities of two pieces a quarter.  A piece has at least one item.
+    half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has at least one item.
     """
-    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 16))
+    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 32))
     cut, start, longest = [], 0, 0
     for i, n in enumerate(rows):
         longest = max(longest, n)
@@ -301,18 +301,20 @@ class Ensemble:
             if deviation == 0:
                 raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
             for matrix in matrices if self.normalize or self.weights else ():
-                shared_arrays.rescale_in_place(matrix, mean, weight / deviation)
+                factor = weight / deviation
+                shared_arrays.change_rows(matrix, lambda row, mean=mean, factor=factor: (row - mean) * factor)
         self.count += 1
         if self.total is None:
             self.total = sims
             return
         for matrix, other in zip(chain.from_iterable(self.total.values()), chain.from_iterable(sims.values())):
-            shared_arrays.add_in_place(matrix, other)
+            shared_arrays.change_rows(matrix, np.add, other)
 
     def mean(self):
         """The mean of what was added, as {kind: matrices}."""
+        count = sum(self.weights or [1] * self.count)
         for matrix in chain.from_iterable(self.total.values()):
-            shared_arrays.divide_in_place(matrix, sum(self.weights or [1] * self.count))
+            shared_arrays.change_rows(matrix, lambda row: row / count)
         return self.total
 
 

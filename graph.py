@@ -65,28 +65,26 @@ def nodes(features, blocks):
     return Nodes(features, x @ x.transpose(2, 3))
 
 
-def node_matching(regions, words, smooth, mask=None, block_dtype=None):
+def node_matching(regions, words, smooth, mask=None):
     """Node-level matching of every image with every caption, captions padded to one length.
 
     regions, words: Nodes of I images and of C captions; mask (C, n): 0 for words, -inf for padding, whose features
     must be 0; None for no padding -> matching vectors (I, C, R, K) of the visual nodes and (I, C, n, K) of the textual
     ones: the cosine of each block of a node with the same block of its context in the other graph
-    (docs/method.md, sections 2.3 and 7).  The block product, and nothing else, is computed in `block_dtype` where
-    that is given.
+    (docs/method.md, sections 2.3 and 7).
     """
-    products = block_products(regions, words, block_dtype)
+    products = block_products(regions, words)
     affinity = F.leaky_relu(products.sum(0), 0.1)  # (I, R, C, n)
     visual = regions_ask(products, attention(affinity, 1, 3, smooth, mask), regions, words)
     return visual, words_ask(products, attention(affinity, 3, 1, smooth), regions, words)
 
 
-def block_products(regions, words, block_dtype=None):
+def block_products(regions, words):
     """Inner products of every region with every word, block by block: (K, I, R, C, n); arguments as node_matching."""
     (I, R, D), (C, n, _), K = regions.features.shape, words.features.shape, regions.gram.shape[1]
     v = regions.features.reshape(I * R, K, D // K).transpose(0, 1)  # (K, I·R, d)
     t = words.features.reshape(C * n, K, D // K).permute(1, 2, 0)  # (K, d, C·n)
-    products = torch.bmm(v.to(block_dtype or v.dtype), t.to(block_dtype or t.dtype)).to(v.dtype)
-    return products.view(K, I, R, C, n)
+    return torch.bmm(v, t).view(K, I, R, C, n)
 
 
 def regions_ask(products, weights, regions, words):

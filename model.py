@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from files.errors import InputError
+from modules.compiling import compiled
 from modules.layers import finish, l2norm, linear
 from modules.losses import ContrastiveLoss, Loss
 from modules.packing import last_states, read_words, unpacked
@@ -114,7 +115,7 @@ class MatchingModel(nn.Module):
     def compile_parts(self, **how):
         """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
         for encoder in (self.img_enc, self.txt_enc):
-            encoder.compile(dynamic=True, **how)
+            encoder.forward = compiled(encoder.forward, **how)
 
     # what training and evaluation call
 

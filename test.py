@@ -1,9 +1,8 @@
 """Evaluate one checkpoint on a split: recalls of both directions, or the means of five folds."""
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import eval_parser
-from files.errors import guarded, run
 
 
 def read_flags(argv=None):

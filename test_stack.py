@@ -1,9 +1,8 @@
 """Evaluate several checkpoints one by one, then their ensemble: the mean of the similarity matrices."""
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import eval_parser
-from files.errors import guarded, run
 
 
 def read_flags(argv=None):

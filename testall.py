@@ -1,9 +1,9 @@
 """Evaluate one checkpoint on MSCOCO's testall: the whole split (5K) and the means of its five folds (1K)."""
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import eval_parser
-from files.errors import InputError, guarded, run
+from files.errors import InputError
 
 
 def read_flags(argv=None):

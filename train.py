@@ -4,9 +4,8 @@
 now and then a validation and a checkpoint.
 """
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import guarded, run
 
-from files.errors import guarded, run
 from systems.options import train_options
 
 if __name__ == "__main__":
@@ -110,8 +109,6 @@ def set_up(opt, given):
     if saved:
         asked, opt = opt, resume_options(opt, given, saved["opt"], path, logging.warning)
         goes_on = settle_folders(opt, asked, given, saved, path)
-    if opt.preload:
-        logging.warning("--preload has no effect any more; to read features faster, copy them to /dev/shm")
     seed_everything(opt.seed, opt.deterministic)
     data.check_name(opt.data_name, opt)
     if not saved and "img_dim" not in given:

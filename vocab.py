@@ -1,5 +1,7 @@
 """Words and ids. `python vocab.py --data_path ./data/ --data_name f30k_precomp` builds a vocabulary."""
 
+from runtime.start import run
+
 import functools
 import json
 import pickle
@@ -11,7 +13,7 @@ import numpy as np
 import punkt
 from tqdm import tqdm
 
-from files.errors import InputError, run, warn
+from files.errors import InputError, warn
 from files.opening import open_regular
 from files.pickles import ANY_MODULE, restricted_load
 from files.pictures import training_captions

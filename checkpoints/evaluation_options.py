@@ -4,7 +4,7 @@ Like systems/options.py this module does not import torch.
 """
 
 from runtime.commandline import Parser, Switch, number, whole
-from systems.options import add_device_flag, add_precision_flags
+from systems.options import add_compile_flag, add_device_flag, add_precision_flags
 from systems.table import add_kernel_flag
 
 RANKS = "ranks.pth.tar"  # the file in the working folder that the released evaluation leaves
@@ -69,6 +69,7 @@ def add_evaluation_flags(parser, fold5):
     add_precision_flags(group, None, None)
     add("--sim_memory", type=number(), metavar="MB", help="GSMN: memory for the similarity (default: the checkpoint's)")
     add_kernel_flag(add, None)
+    add_compile_flag(add)
 
 
 def add_result_flags(parser):
@@ -107,6 +108,7 @@ OVERRIDES = (
     "tf32",
     "sim_memory",
     "kernel",
+    "compile",
 )
 
 

@@ -18,7 +18,7 @@ from vocab import load_vocab
 
 # Flags about a run's folders and logs, not about what was trained
 OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
-OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory"}
+OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory", "preload"}
 
 
 def load_model(model_path, **overrides):
@@ -41,6 +41,7 @@ def open_checkpoint(model_path, overrides):
         if value is not None:
             setattr(opt, name, value)
     opt.device = devices.choose(overrides.get("device"))  # not the checkpoint's: the training machine may be another
+    opt.compile = bool(overrides.get("compile"))
     return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
 
 
@@ -53,7 +54,10 @@ def trained_model(loaded, opt, path):
     except (InputError, RuntimeError, ValueError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path}: does not fit the {opt.model} model its options describe: {reason}") from None
-    return model.to(distributed.local_device(opt.device)).eval()
+    model = model.to(distributed.local_device(opt.device)).eval()
+    if opt.compile:
+        model.compile_parts()
+    return model
 
 
 def load_weights(model, loaded):

@@ -1,8 +1,7 @@
-"""Errors of the user's input, warnings, and how a script ends."""
+"""Errors of the user's input, warnings, exit codes."""
 
 import errno
 import importlib
-import io
 import sys
 
 
@@ -42,36 +41,35 @@ def optional_package(module, what, install=None):
         raise InputError(f"{what} needs the package {module}: pip install {install or module}") from None
 
 
-def run(main):
-    """Run a script's main() and end the program: InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
-    sys.exit(guarded(main))
+TOO_SMALL = (
+    "the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or a smaller "
+    "--batch_size, or end other programs on this GPU (nvidia-smi lists them)"
+)
 
 
-def guarded(function):
-    """function(), which ends the program like `run` where it fails.
+def last_line(error):
+    """What a program says at its end."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if is_full_card(error):
+        return f"error: {TOO_SMALL}"
+    if is_long_name(error):
+        return f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
+    return f"error: {error}"
 
-    Scripts read their flags this way before they import torch, so that --help and wrong flags answer at once.
-    A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return function()
-    except (InputError, KeyboardInterrupt) as error:
-        if isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        name = InputError(error.filename)
-        print(f"error: {str(name)[:80]}...: {reason(error)}; give a shorter name", file=sys.stderr)
-        sys.exit(2)
+
+def is_long_name(error):
+    """Whether a file's name is longer than the system allows."""
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def is_full_card(error):
+    """Whether torch found no memory left on a GPU; without torch it is another error."""
+    return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
 
 
 def exit_code(error):
     """The exit code of a program that this error ends."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) or is_full_card(error) or is_long_name(error):
         return 2
     return 130 if isinstance(error, KeyboardInterrupt) else 1

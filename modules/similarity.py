@@ -1,14 +1,14 @@
-"""Scores of all pairs of images and captions, within a memory budget, by the device's fastest implementation.
+"""Scores of all pairs of images and captions within a memory budget, by the device's fastest implementation.
 
-On a CPU that is the compiled kernel (cpu_kernel.py); without a C compiler, and on a GPU, graph.py on captions padded
-to a few common lengths, in as few calls as the memory allows.  Both compute docs/method.md, section 7.  Letters for
-shapes as in graph.py.
+On a CPU that is the C kernel (kernel/); without a C compiler, and on a GPU, graph.py on captions padded to a few common
+lengths, in as few calls as the memory allows.  Both compute docs/method.md, section 7.  Letters for shapes as in
+graph.py.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
-from functools import cache, partial
-from itertools import combinations, pairwise
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,21 +17,19 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import graph
-from files.errors import InputError
-from modules import cpu_kernel, gpu_kernel
+from kernel import scores as compiled
+from modules.memory import block_shape, check_fits, for_computing, joined
 from runtime.transfer import send
 
-MEMORY = 256  # MB, where the budget is not given and the device is no GPU
 BUCKETS = 4  # lengths that captions are padded to: few pad much, many cost kernel launches
-STEP_BUCKETS = {"cpu": BUCKETS, "gpu": 2}  # the same where all pairs and their gradients fit the memory at once
+STEP_BUCKETS = 2  # the same on a GPU if all pairs and their gradients fit the memory at once
 
 
 class Graphs(NamedTuple):
     """What scores a pair: the structure-level modules, number of blocks, lambda, budget in MB (0: the device's).
 
-    block_dtype: precision of the block product in graph.py, None for the modules' own.
     node_matching: graph.node_matching, or the same compiled.
-    kernel: `auto`: the fastest; `triton`: gpu_kernel.py without its trial (no gradients); `torch`: graph.py only.
+    kernel: `auto`: C on a CPU, graph.py elsewhere; `torch`: graph.py only.
     """
 
     visual: graph.VisualGraph
@@ -39,40 +37,11 @@ class Graphs(NamedTuple):
     blocks: int
     smooth: float
     memory: float = 0
-    block_dtype: torch.dtype | None = None
     node_matching: Callable = graph.node_matching
     kernel: str = "auto"
 
-
-def budget(memory, device):
-    """Bytes for the similarity: `memory` MB or, where that is 0, the device's default."""
-    return memory * 2**20 if memory else default_budget(torch.device(device))
-
-
-@cache
-def default_budget(device):
-    """256 MB; on a GPU half of what is free when it is first asked for, so that all steps are cut alike."""
-    if device.type != "cuda":
-        return MEMORY * 2**20
-    free = torch.cuda.mem_get_info(device)[0]
-    return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 2
-
-
-class Captions(NamedTuple):
-    """Ragged captions: caption c is rows first[c] ... first[c] + length[c] of features (rows, D)."""
-
-    features: torch.Tensor
-    first: torch.Tensor
-    length: torch.Tensor
-
-
-def ragged(cap_emb, cap_lens):
-    """Padded (C, n, D), or a list of (at least n_c, D), and the captions' lengths -> Captions."""
-    length = torch.as_tensor(cap_lens, dtype=torch.int64).cpu()
-    if isinstance(cap_emb, torch.Tensor):
-        return Captions(cap_emb.flatten(0, 1), torch.arange(len(length)) * cap_emb.shape[1], length)
-    features = torch.cat([words[:n] for words, n in zip(cap_emb, length.tolist())])
-    return Captions(features, cpu_kernel.begins(length)[0], length)
+    def hidden(self):
+        return self.visual.out_1.weight_v.shape[0]
 
 
 def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
@@ -80,252 +49,161 @@ def pair_scores(graphs, regions, cap_emb, boxes, depends, cap_lens):
 
     regions (I, R, D); cap_emb (C, n, D) padded, or a list of (n_c, D); boxes (I, R, 4), normalised;
     depends: every caption's dependency pairs, or None for the dense graph; cap_lens: words of each.
-    A pair's scores do not depend on the other pairs.
+    A pair's scores do not depend on the other pairs.  InputError if one image and one caption exceed the memory.
     """
-    device = regions.device.type
-    dtype = graphs.visual.out_1.bias.dtype
-    with torch.autocast(device, enabled=False):
-        boxes = send(boxes, regions.device).to(dtype)
-        regions, captions = regions.to(dtype), ragged(cap_emb, cap_lens)
-        captions = captions._replace(features=captions.features.to(dtype))
-        kernel = usable_kernel(graphs, regions, captions)
-        if kernel is None:
-            return padded_scores(graphs, regions, captions, boxes, depends)
-        return native_scores(kernel, graphs, regions, captions, boxes, depends)
+    device, dtype = regions.device, graphs.visual.out_1.bias.dtype
+    with without_autocast(device.type):
+        boxes, regions = send(boxes, device).to(dtype), regions.to(dtype)
+        if not regions.numel() or not len(cap_lens):
+            return regions.new_zeros(2, len(regions), len(cap_lens)).unbind()
+        limit, kernel = for_computing(graphs.memory, device), None
+        if graphs.kernel == "auto" and device.type == "cpu" and dtype == torch.float32:
+            kernel = compiled.load(graphs.blocks, graphs.hidden())
+        if kernel:
+            return compiled.all_pairs(kernel, graphs, regions, cap_emb, boxes, depends, cap_lens, limit)
+        return padded_scores(graphs, regions, cap_emb, boxes, depends, np.asarray(cap_lens), limit)
 
 
-# ---- graph.py, on padded captions ----
+def without_autocast(device):
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+# ---- graph.py, on padded captions, block by block ----
+
+
+def padded_scores(graphs, regions, cap_emb, boxes, depends, lengths, limit):
+    """Both scores (I, C) by graph.py in at most `limit` bytes; the other arguments as those of pair_scores.
+
+    If all pairs do not fit at once, the backward pass computes each block again.
+    """
+    order = lengths.argsort(kind="stable")
+    lengths = lengths[order]
+    rows, cut = cut_blocks(graphs, regions, lengths, limit)
+    compute = block_scores
+    if torch.is_grad_enabled() and (len(cut) > 1 or rows < len(regions)):
+        compute = partial(checkpoint, block_scores, use_reentrant=False)
+    captions = [slice(parts[0].start, parts[-1].stop) for parts in cut]
+    words = in_order(cap_emb, order, lengths).split([int(lengths[some].sum()) for some in captions])
+    columns = []
+    for some, own in zip(captions, words):
+        pairs = None if depends is None else [depends[c] for c in order[some]]
+        parts = [slice(part.start - some.start, part.stop - some.start) for part in cut[len(columns)]]
+        images = zip(regions.split(rows), boxes.split(rows))
+        blocks = [compute(graphs, *image, own.to(regions.dtype), pairs, lengths[some], parts) for image in images]
+        columns.append([joined(side, 0) for side in zip(*blocks)])
+    both = torch.stack([joined(side, 1) for side in zip(*columns)])  # (2, I, C)
+    return both.index_select(2, send(torch.from_numpy(order.argsort()), both.device)).unbind()
+
+
+def in_order(cap_emb, order, lengths):
+    """The words (rows, D) of captions in this order, one caption after the other; lengths: in this order."""
+    if not isinstance(cap_emb, torch.Tensor):
+        return torch.cat([cap_emb[c][:n] for c, n in zip(order, lengths)])
+    rows = np.concatenate([c * cap_emb.shape[1] + np.arange(n) for c, n in zip(order, lengths)])
+    return cap_emb.flatten(0, 1).index_select(0, send(torch.from_numpy(rows), cap_emb.device))
 
 
 class Padded(NamedTuple):
-    """Captions in order of their length, padded with zeros to the longest."""
+    """Captions padded with zeros to the longest."""
 
     nodes: graph.Nodes
-    length: torch.Tensor  # (C,)
     mask: torch.Tensor  # (C, n): 0 for words, -inf for padding
     share: torch.Tensor  # (C, n): of a word in its caption's mean, 0 for padding
     edges: torch.Tensor | None  # of their graphs, as graph.StructureMatching takes them
-    back: torch.Tensor  # (C,): where each caption of the given order stands
-
-    def part(self, some):
-        """mask, share and edges of some of the captions, chosen by a slice."""
-        return self.mask[some], self.share[some], None if self.edges is None else graph.part(self.edges, some)
-
-    def only(self, some):
-        """Some of the captions; `back` stays that of all."""
-        return Padded(self.nodes.part(some), self.length[some], *self.part(some), self.back)
-
-    def triton_part(self, some):
-        """What gpu_kernel.scores takes of some of the captions."""
-        return self.nodes.part(some), None if self.edges is None else self.edges[some], self.length[some]
 
 
-def padded(graphs, captions, order, depends):
-    """Captions -> Padded; order (C,): their numbers, shortest first, an array.
+def padded(graphs, words, depends, lengths):
+    """Words (rows, D) of captions, one after the other, their dependency pairs or None, their lengths -> Padded.
 
     One copy to the device, and one more of the adjacency matrices for the sparse graph.
     """
-    device = captions.features.device
-    lengths, first = captions.length.numpy()[order], captions.first.numpy()[order]  # (C,), on the host
-    place = np.arange(lengths[-1])
+    first, place = lengths.cumsum() - lengths, np.arange(lengths.max())
     rows = np.where(place < lengths[:, None], first[:, None] + place, -1)  # (C, n)
-    sent = send(torch.from_numpy(np.column_stack([rows, lengths, order.argsort()])), device)
-    rows, length, back = sent[:, :-2], sent[:, -2:-1], sent[:, -1]
+    sent = send(torch.from_numpy(np.column_stack([rows, lengths])), words.device)
+    rows, length = sent[:, :-1], sent[:, -1:]
     padding = rows < 0
-    words = captions.features.index_select(0, rows.clamp_min(0).flatten()).view(*rows.shape, -1)
+    words = words.index_select(0, rows.clamp_min(0).flatten()).view(*rows.shape, -1)
     words = words.masked_fill(padding.unsqueeze(2), 0)  # (C, n, D)
     mask = words.new_zeros(padding.shape).masked_fill(padding, -math.inf)
     share = length.to(words.dtype).reciprocal().masked_fill(padding, 0)
     adjacency = None
     if depends is not None:
-        adjacency = graph.adjacency([depends[c] for c in order], lengths)
-        adjacency = send(adjacency.to(words.dtype), device)
+        adjacency = send(graph.adjacency(depends, lengths).to(words.dtype), words.device)
     edges = graphs.textual.edges(words, adjacency, graphs.smooth, mask)
-    return Padded(graph.nodes(words, graphs.blocks), length.squeeze(1), mask, share, edges, back)
+    return Padded(graph.nodes(words, graphs.blocks), mask, share, edges)
+
+
+def block_scores(graphs, regions, boxes, words, depends, lengths, parts):
+    """Both scores (I, C) of a block: all images with all captions, as `padded` takes them, in ascending lengths.
+
+    parts: slices of the captions, each padded to its own longest for the node level.
+    """
+    texts, images = padded(graphs, words, depends, lengths), graph.nodes(regions, graphs.blocks)
+    visual, textual, n = [], [], texts.mask.shape[1]
+    for part in parts:
+        longest = int(lengths[part.stop - 1])
+        mask = texts.mask[part, :longest].contiguous()
+        match = graphs.node_matching(images, texts.nodes.part(part, longest), graphs.smooth, mask)
+        visual.append(match[0])
+        textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
+    visual = graphs.visual(joined(visual, 1), graphs.visual.edges(boxes))
+    return visual, graphs.textual(joined(textual, 0), texts.edges, texts.share).t()
+
+
+# ---- which pairs are computed at once ----
 
 
 def buckets(lengths, most):
     """Lengths in ascending order -> at most `most` slices of them with the least padding."""
-    ends = np.flatnonzero(np.diff(lengths, append=lengths[-1] + 1)) + 1  # where a run of one length ends
-    inner = min(most, len(ends)) - 1
-    cuts = np.array([*combinations(ends[:-1], inner)], int).reshape(math.comb(len(ends) - 1, inner), inner)
-    cuts = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(lengths))))
-    area = (np.diff(cuts) * np.asarray(lengths)[cuts[:, 1:] - 1]).sum(1)
-    best = cuts[area.argmin()].tolist()
-    return [slice(a, b) for a, b in pairwise(best)]
+    ends = [i for i in range(1, len(lengths)) if lengths[i - 1] < lengths[i]] + [len(lengths)]  # of each length's run
+    cuts = {end: (end * lengths[end - 1], [end]) for end in ends}  # the best way to cut the first `end`: area, ends
+    for _ in range(min(most, len(ends)) - 1):
+        longer = dict(cuts)
+        for start, (area, parts) in cuts.items():
+            for end in ends:
+                if end > start and (more := area + (end - start) * lengths[end - 1]) < longer[end][0]:
+                    longer[end] = more, [*parts, end]
+        cuts = longer
+    parts = cuts[len(lengths)][1]
+    return [slice(a, b) for a, b in zip([0, *parts], parts)]
 
 
-def pair_bytes(graphs, regions, n, gradients):
-    """Memory that graph.py takes at its peak for one pair of `regions` regions and n words, counted."""
-    block, table = graphs.blocks * regions * n, regions * n  # one (K, R, n), one (R, n)
-    hidden = graphs.visual.out_1.weight_v.shape[0] * (regions + n)
-    return 4 * (4.5 * block + 9 * table + 7 * hidden if gradients else 3 * block + 4 * table + 2 * hidden)
+def sizes(graphs, R, n, D, gradients):
+    """Bytes, at their peak, of one image of R regions, one caption of n words and one of their pairs; counted."""
+    K, H = graphs.blocks, graphs.hidden()
+    block, table, hidden = K * R * n, R * n, H * (R + n)
+    if gradients:
+        image = 2 * R * D + (2 * K + 50) * R * R
+        caption = 4 * n * D + (3 * K + 12) * n * n
+        pair = 4.5 * block + 9 * table + 7 * hidden
+    else:
+        image = R * D + (K + 30) * R * R
+        caption = 3 * n * D + (2 * K + 6) * n * n
+        pair = 3 * block + 4 * table + 2 * hidden
+    return 4 * image, 4 * caption, 4 * pair
 
 
-def tile_shape(images, captions, pairs):
-    """(images, captions) of a tile of at most `pairs` pairs, at least one, as square as they allow."""
-    some = min(captions, max(1, math.isqrt(max(1, pairs))))
-    rows = min(images, max(1, pairs // some))
-    return rows, min(captions, max(1, pairs // rows))
+def cut_blocks(graphs, regions, lengths, limit):
+    """How to cut all pairs; lengths of the captions in ascending order, limit in bytes.
 
-
-def tile_scores(graphs, regions, edges, words, mask, share, text_edges):
-    """Scores (I, C), (I, C) of regions (Nodes of I images) and buckets of captions, shortest first.
-
-    words: Nodes of each bucket, padded to its own length; mask and share (C, n), text_edges: as in Padded, of all.
+    -> (images of a block, the captions of each block as a list of slices, each padded to its own longest).
+    InputError if one image and one caption do not fit.
     """
-    visual, textual, first, n = [], [], 0, share.shape[1]
-    for bucket in words:
-        count, longest = bucket.features.shape[:2]
-        own = mask[first : first + count, :longest].contiguous()
-        match = graphs.node_matching(regions, bucket, graphs.smooth, own, graphs.block_dtype)
-        visual.append(match[0])
-        textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
-        first += count
-    return graphs.visual(torch.cat(visual, 1), edges), graphs.textual(torch.cat(textual), text_edges, share).t()
-
-
-def cut_pairs(graphs, regions, lengths, memory, gradients):
-    """How to cut all pairs; regions: Nodes, lengths of the captions in ascending order, memory in bytes.
-
-    -> (whether to keep what gradients need, [(slices of the images, buckets of captions to compute at once)]).
-    Everything goes in one tile where memory allows; else there are tiles of pieces of one bucket, which the backward
-    pass computes again.
-    """
-    images, R = regions.features.shape[:2]
-
-    def pair(part):
-        return pair_bytes(graphs, R, lengths[part.stop - 1], gradients)
-
-    device = "cpu" if regions.features.device.type == "cpu" else "gpu"
-    parts = buckets(lengths, STEP_BUCKETS[device] if gradients else BUCKETS)
-    if sum(images * (part.stop - part.start) * pair(part) for part in parts) <= memory:
-        return True, [([slice(0, images)], parts)]
-    cut = []
-    for part in buckets(lengths, BUCKETS):
-        rows, columns = tile_shape(images, part.stop - part.start, int(memory / pair(part)))
-        across = [slice(i, i + rows) for i in range(0, images, rows)]
-        cut += [(across, [slice(c, min(c + columns, part.stop))]) for c in range(part.start, part.stop, columns)]
-    return not gradients, cut
-
-
-def padded_scores(graphs, regions, captions, boxes, depends):
-    """Both scores (I, C) by graph.py, arguments as pair_scores."""
-    order = captions.length.numpy().argsort(kind="stable")
-    lengths = captions.length.numpy()[order].tolist()
-    texts, edges = padded(graphs, captions, order, depends), graphs.visual.edges(boxes)
-    regions = graph.nodes(regions, graphs.blocks)
-    memory = budget(graphs.memory, boxes.device)
-    columns = []
-    for group, fused in shares(graphs, regions, edges, texts, lengths, memory):
-        if fused:
-            columns.append(
-                gpu_kernel.scores(graphs, regions, edges, *texts.triton_part(group), lengths[group.stop - 1])
-            )
-        else:
-            columns += tiled_scores(graphs, regions, edges, texts.only(group), lengths[group], memory)
-    both = torch.stack([joined(side, 1) for side in zip(*columns)])  # (2, I, C)
-    return both.index_select(2, texts.back).unbind()
-
-
-def tiled_scores(graphs, regions, edges, texts, lengths, memory):
-    """Both scores as tile_scores gives them, tile by tile: for groups of captions, shortest first, (I, C) each."""
-    gradients = torch.is_grad_enabled()
-    keep, cut = cut_pairs(graphs, regions, lengths, memory, gradients)
-    run = tile_scores if keep else partial(checkpoint, tile_scores, use_reentrant=False)
-    image_part = cache(lambda *ends: (regions.part(slice(*ends)), graph.part(edges, slice(*ends))))
-    columns = []
-    for images, parts in cut:
-        words = [texts.nodes.part(part, lengths[part.stop - 1]) for part in parts]
-        others = texts.part(slice(parts[0].start, parts[-1].stop))
-        rows = [run(graphs, *image_part(i.start, i.stop), words, *others) for i in images]
-        columns.append([joined(side, 0) for side in zip(*rows)])
-    return columns
-
-
-def joined(parts, dim):
-    """torch.cat, which would copy a single part."""
-    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
-
-
-def shares(graphs, regions, edges, texts, lengths, memory):
-    """[(slice of the captions, whether gpu_kernel.py scores them)], as --kernel asks or a trial has shown."""
-    device = edges.device
-    if graphs.kernel == "triton" and not gpu_kernel.available(device):
-        raise InputError(f"--kernel triton: needs Triton and a CUDA device, not {device}; give --kernel auto")
-    single = edges.dtype == torch.float32 and graphs.block_dtype is None and len(edges)
-    if torch.is_grad_enabled() or not single or graphs.kernel == "torch" or not gpu_kernel.available(device):
-        return [(slice(0, len(lengths)), False)]
-    return [
-        (
-            group,
-            lengths[group.stop - 1] <= gpu_kernel.LONGEST
-            and (graphs.kernel == "triton" or passes_trial(graphs, regions, edges, texts, lengths, memory, group)),
-        )
-        for group in gpu_kernel.groups(lengths)
+    (images, R, D), gradients = regions.shape, torch.is_grad_enabled()
+    a_step = gradients and regions.device.type != "cpu"
+    parts = buckets(lengths, STEP_BUCKETS if a_step else BUCKETS)
+    image, caption, _ = sizes(graphs, R, lengths[-1], D, gradients)
+    pairs = sum((part.stop - part.start) * sizes(graphs, R, lengths[part.stop - 1], D, gradients)[2] for part in parts)
+    if images * image + len(lengths) * caption + images * pairs <= limit:
+        return images, [parts]
+    each = [sizes(graphs, R, lengths[part.stop - 1], D, gradients) for part in parts]
+    check_fits(sum(each[-1]), limit, R, lengths[-1])
+    shapes = [block_shape(images, part.stop - part.start, *size, limit) for part, size in zip(parts, each)]
+    rows = min(rows for rows, _ in shapes)
+    return rows, [
+        [slice(start, min(start + columns, part.stop))]
+        for part, (_, columns) in zip(parts, shapes)
+        for start in range(part.start, part.stop, columns)
     ]
-
-
-def passes_trial(graphs, regions, edges, texts, lengths, memory, group):
-    """gpu_kernel.trial on some of the images and captions of a group, once for all problems of their sizes."""
-    I, R, D = regions.features.shape
-    key = (
-        *(graphs.blocks, graphs.visual.out_1.weight_v.shape[0], R, D, gpu_kernel.padded_size(lengths[group.start])),
-        *(graphs.visual.propagation, texts.edges is None, edges.device, torch.backends.cuda.matmul.allow_tf32),
-    )
-    if key not in gpu_kernel.TRIALS:
-        pairs = int(memory / pair_bytes(graphs, R, lengths[group.stop - 1], False))
-        rows, columns = tile_shape(min(I, 128), min(group.stop - group.start, 64), pairs)
-        some = slice(group.stop - columns, group.stop)
-        images, words = (graphs, regions.part(slice(0, rows)), edges[:rows]), texts.nodes.part(some)
-        gpu_kernel.TRIALS[key] = gpu_kernel.trial(
-            partial(gpu_kernel.scores, *images, *texts.triton_part(some), lengths[some.stop - 1]),
-            partial(tile_scores, *images, [words], *texts.part(some)),
-        )
-    return gpu_kernel.TRIALS[key]
-
-
-# ---- the compiled kernel, in tiles ----
-
-
-def usable_kernel(graphs, regions, captions):
-    """The compiled kernel where these tensors can go through it, else None."""
-    if graphs.kernel != "auto" or regions.device.type != "cpu" or regions.dtype != torch.float32:
-        return None
-    if not regions.numel() or not len(captions.length):
-        return None
-    return cpu_kernel.kernel(graphs.blocks, graphs.visual.out_1.weight_v.shape[0])
-
-
-def chunks(count, bytes_each, budget):
-    step = max(1, int(budget // bytes_each))
-    return [slice(i, i + step) for i in range(0, count, step)]
-
-
-def native_scores(kernel, graphs, regions, captions, boxes, depends):
-    (I, R, D), C = regions.shape, len(captions.length)
-    share = 3 / 8 * budget(graphs.memory, regions.device)
-    images = texts = [slice(None)]
-    if not torch.is_grad_enabled():  # the kernel packs a copy of the features; gradients need it whole
-        images = chunks(I, 4 * (R * D + R * R * (graphs.blocks + graph.KERNELS)), share)
-        texts = chunks(C, 8 * int(captions.length.max()) * D, share)
-    visual, textual = regions.new_empty(2, I, C) if len(images) * len(texts) > 1 else (None, None)
-    params = [cpu_kernel.stacked_params(side, kernel) for side in graphs[:2]]
-    table = cpu_kernel.kernel_table(graphs.visual, kernel)
-    for text in texts:
-        plan = text_plan(kernel, graphs, captions, text, depends)
-        for image in images:
-            some = cpu_kernel.PairScores.apply(plan, regions[image], boxes[image], captions.features, table, *params)
-            if visual is None:
-                visual, textual = some
-            else:
-                visual[image, text], textual[image, text] = some
-    return visual + graphs.visual.out_2.bias, textual + graphs.textual.out_2.bias
-
-
-def text_plan(kernel, graphs, captions, text, depends):
-    """cpu_kernel.Plan of some captions."""
-    length, first = captions.length[text].clone(), captions.first[text].clone()
-    links = cpu_kernel.links(None if depends is None else depends[text], length)
-    neighbors = graphs.textual.propagation == "neighbors"
-    return cpu_kernel.Plan(kernel, graphs.blocks, graphs.smooth, neighbors, length, first, links)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 from tqdm import tqdm

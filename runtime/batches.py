@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from runtime.features import Preloaded, read_features
 from runtime.workers import Loader
 from vocab import PAD
 
@@ -162,21 +163,40 @@ def seeded(*key):
         torch.set_rng_state(state)
 
 
-# ---- reading in other processes ----
+# ---- reading ----
 
 
-class _Collate:
-    """collate that also knows what an empty share of a batch looks like."""
+class BatchMaker:
+    """Makes Batches of a data set's Items; knows what an empty share of a batch looks like.
 
-    def __init__(self, dataset):
-        self.dataset = dataset
+    images: whether to read the features that the Items lack.
+    """
+
+    def __init__(self, dataset, images=True):
+        self.dataset, self.images = dataset, images
 
     def __call__(self, items):
-        if items:
-            return collate(items)
-        return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
+        if not items:
+            return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
+        batch = collate(items)
+        if batch.images is None and self.images:
+            return batch._replace(images=read_features(self.dataset, batch.ids))
+        return batch
 
 
 def make_loader(dataset, batches, workers, collate_fn=None):
     """A workers.Loader over batches (lists of indices) of a data set of Items."""
-    return Loader(dataset, batches, workers, collate_fn or _Collate(dataset))
+    return Loader(dataset, batches, workers, collate_fn or BatchMaker(dataset))
+
+
+class TrainingLoader(Loader):
+    """The loader of a train split.  preload: the features stay on the device, and no other process reads."""
+
+    def __init__(self, dataset, sampler, workers, device, preload=False):
+        self.features = Preloaded(dataset, device) if preload else None
+        pin = device.startswith("cuda")
+        super().__init__(dataset, sampler, 0 if preload else workers, BatchMaker(dataset, not preload), pin)
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch._replace(images=self.features(batch.ids)) if self.features else batch

@@ -4,18 +4,25 @@ import argparse
 
 import torch
 
-from files.errors import InputError
+from files.errors import InputError, warn
 from runtime import distributed
 
 
 def default_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """cuda where this process can use it, else cpu; a warning where there is a card that it cannot use."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    if usable("cuda"):
+        return "cuda"
+    warn("there is a GPU, but torch cannot use it (--device cuda says the same): computing on the CPU")
+    return "cpu"
 
 
 def usable(name):
     """Whether this process can allocate a tensor on the device of this name."""
-    distributed.select_gpu()  # else every process of a machine would allocate on GPU 0
     try:
+        if name.startswith("cuda"):
+            distributed.select_gpu()  # else every process of a machine would allocate on GPU 0
         return torch.zeros(1, device=name).item() == 0
     except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own way to be missing
         return False

@@ -24,7 +24,11 @@ JOIN_NOTICE = 10.0  # seconds until a line says that this process waits for the 
 EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other processes may be writing files meanwhile
 BROADCAST_SIZE = 1 << 24  # numbers in one broadcast: 64 MB
 
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # variables that hold a process's number among all
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")  # and on its machine
+
 _group = None  # process group of the exchanges in this file; global_batch.py makes another for gradients
+_device = "cpu"  # where exchanges of whole arrays are fastest
 _gloo = []  # the gloo part of every group made here, see new_group
 atexit.register(_gloo.clear)
 
@@ -58,14 +62,15 @@ def local_slice(n, process=None):
     return slice(n * process // size(), n * (process + 1) // size())
 
 
-# ---- the environment that torchrun, Slurm or Kubeflow sets ----
+# ---- the environment that torchrun, Slurm, Kubeflow or mpirun sets ----
 
 
-def environment_number(name, default=None):
-    """An environment variable as a whole number; InputError where it is something else."""
-    text = os.environ.get(name, "")
-    if not text:
-        return default
+def environment_number(*names):
+    """The first of these environment variables that is set, as a whole number, or None; InputError for other text."""
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return None
+    text = os.environ[name]
     if not text.isascii() or not text.isdigit():
         raise InputError(
             f"the environment variable {name} is '{text}', not a whole number; torchrun sets it, or unset it"
@@ -73,38 +78,35 @@ def environment_number(name, default=None):
     return int(text)
 
 
-def world_size():
-    """Processes of this run, by the environment: 1 unless both WORLD_SIZE and RANK are set."""
-    count = environment_number("WORLD_SIZE", 1)
-    if count > 1 and environment_number("RANK") is None:
-        logging.warning("WORLD_SIZE is %d, but RANK is not set: this process runs alone", count)
-        return 1
-    return max(1, count)
-
-
 def check_environment(count):
-    """InputError for a rank or an address with which the processes cannot meet."""
-    number = environment_number("RANK")
+    """Complete the variables by which the processes meet; InputError where they cannot."""
+    number = environment_number(*RANKS)
+    if number is None:
+        raise InputError(
+            f"WORLD_SIZE is {count}, but RANK is not set, so each process would train alone into the same folder; "
+            "start with torchrun or srun, or unset WORLD_SIZE"
+        )
     if number >= count:
         raise InputError(f"RANK is {number}, but WORLD_SIZE is {count}: ranks go from 0 to {count - 1}")
     if not os.environ.get("MASTER_ADDR"):
         raise InputError(
             f"WORLD_SIZE is {count}, but MASTER_ADDR is not set; set it to the machine of process 0, or use torchrun"
         )
-    if not 0 < environment_number("MASTER_PORT", 29500) < 65536:
-        raise InputError(f"MASTER_PORT is {os.environ['MASTER_PORT']}; a port is a number from 1 to 65535")
-    os.environ.setdefault("MASTER_PORT", "29500")  # torchrun's default
+    port = environment_number("MASTER_PORT")
+    if port is not None and not 0 < port < 65536:
+        raise InputError(f"MASTER_PORT is {port}; a port is a number from 1 to 65535")
+    os.environ.update(RANK=str(number), MASTER_PORT=str(port or 29500))  # torchrun's default
 
 
 def local_rank():
-    """This process's number on its machine: LOCAL_RANK, else Slurm's, else the rank counted over the GPUs."""
-    number = environment_number("LOCAL_RANK", environment_number("SLURM_LOCALID"))
-    return environment_number("RANK", 0) % max(1, torch.cuda.device_count()) if number is None else number
+    """This process's number on its machine; without a variable that says it, the rank counted over the GPUs."""
+    number = environment_number(*LOCAL_RANKS)
+    return (environment_number(*RANKS) or 0) % max(1, torch.cuda.device_count()) if number is None else number
 
 
 def select_gpu():
     """Make this process's GPU the current one.  Call it before any allocation, or all processes allocate on GPU 0."""
-    if torch.cuda.is_available() and world_size() > 1 and local_rank() < torch.cuda.device_count():
+    if (environment_number("WORLD_SIZE") or 1) > 1 and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
 
 
@@ -113,6 +115,7 @@ def local_device(device):
 
     With several processes `cuda` is the GPU of the local rank.
     """
+    global _device
     if not device.startswith("cuda"):
         return device
     if not _group:
@@ -126,7 +129,8 @@ def local_device(device):
             "start one for each (torchrun --nproc_per_node)"
         )
     torch.cuda.set_device(number)
-    return f"cuda:{number}"
+    _device = f"cuda:{number}"
+    return _device
 
 
 # ---- beginning and end ----
@@ -139,7 +143,7 @@ def process_group():
     NCCL for CUDA tensors, gloo for the others.  Only the main process prints.  When a process fails or dies, torchrun
     ends the others within 30 seconds; a process that notices earlier, in an exchange, ends with an InputError.
     """
-    count = world_size()
+    count = environment_number("WORLD_SIZE") or 1
     if count == 1:
         yield
         return
@@ -179,7 +183,7 @@ def join(count):
     """Meet the other processes; InputError where they do not come within JOIN_LIMIT."""
     global _group
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    others = "the others" if environment_number("RANK") == 0 else "process 0"
+    others = "the others" if os.environ["RANK"] == "0" else "process 0"
     line = f"process {os.environ['RANK']} of {count} waits for {others} at {where}"
     notice = threading.Timer(JOIN_NOTICE, print, [f"{line} ..."], {"file": sys.stderr, "flush": True})
     notice.daemon = True
@@ -258,12 +262,12 @@ def barrier():
 
 
 def largest(number):
-    """The largest of the processes' numbers (None counts as 0), on all of them."""
+    """The largest of the processes' numbers, on all of them."""
     if not _group:
         return number
-    tensor = torch.tensor(number or 0)
+    tensor = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_group)
-    return int(tensor)
+    return type(number)(tensor)
 
 
 def gather_objects(thing):
@@ -279,6 +283,7 @@ def exchange_slices(array, counts=None):
     """Completes an array or CPU tensor (rows, ...) of which every process has filled its slice; in place.
 
     counts: rows of each process, one process after the other, where they are not those of `local_slice`.
+    On GPUs the slices travel by NCCL, piece by piece.
     """
     if not _group:
         return array
@@ -287,77 +292,60 @@ def exchange_slices(array, counts=None):
     counts = counts or [len(range(len(whole))[local_slice(len(whole), process)]) for process in range(size())]
     for process, rows in enumerate(whole.split(counts)):
         for piece in rows.split(max(1, BROADCAST_SIZE // max(1, whole.shape[1]))):
-            dist.broadcast(piece, process, group=_group)
+            there = piece.to(_device)
+            dist.broadcast(there, process, group=_group)
+            if there is not piece and process != rank():
+                piece.copy_(there)
     return array
 
 
 # ---- exchanges with gradients ----
 
 
-class Flag:
-    """A number that every process sets and all learn together: it is an extra row of a `gather` with carry_flag.
-
-    raised: this process's number.  seen: the largest number of the last such gather, a tensor on the rows' device.
-    """
-
-    raised, seen = 0, None
-
-
-flag = Flag()
-
-
-class Gather(torch.autograd.Function):
-    """The rows of all processes, one process after the other.
-
-    same_use: all processes compute the same from the result, so each has the whole gradient of its own rows.
-    Otherwise each process uses the result in its own way, and their gradients are added.
-    """
-
-    @staticmethod
-    def forward(ctx, rows, counts, same_use, carry_flag):
-        ctx.counts, ctx.same_use = counts, same_use
-        padded = rows.new_zeros(max(counts) + carry_flag, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        if carry_flag:
-            padded[-1] = flag.raised
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=_group)
-        if carry_flag:
-            flag.seen = torch.stack([part[-1] for part in parts]).amax()
-        return torch.cat([part[:n] for part, n in zip(parts, counts)])
-
-    @staticmethod
-    def backward(ctx, grad):
-        if not ctx.same_use:
-            grad = grad.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(grad, group=_group)
-        first = sum(ctx.counts[: rank()])
-        return grad[first : first + ctx.counts[rank()]], None, None, None
-
-
 class Sum(torch.autograd.Function):
-    """The sum of the processes' tensors; same_use as in Gather."""
+    """See total.  torch.distributed.nn has the same, but newer versions deprecate it."""
 
     @staticmethod
-    def forward(ctx, x, same_use):
-        ctx.same_use = same_use
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=_group)
-        return total
+    def forward(ctx, x):
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=_group)
+        return x
 
     @staticmethod
     def backward(ctx, grad):
-        if not ctx.same_use:
-            grad = grad.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(grad, group=_group)
-        return grad, None
+        return Sum.apply(grad)
 
 
-def gather(rows, counts, same_use=False, carry_flag=False):
-    """Rows (n, ...) of this process -> those of all (sum(counts), ...); counts: n of each; see Gather and Flag."""
-    return Gather.apply(rows, counts, same_use, carry_flag) if _group else rows
+@torch.compiler.disable
+def total(x):
+    """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
+    return Sum.apply(x) if _group else x
 
 
-def total(x, same_use=False):
-    """The sum of every process's x; see Gather for same_use."""
-    return Sum.apply(x, same_use) if _group else x
+def total_loss(loss):
+    """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
+    return total(loss.detach()) + (loss - loss.detach()) if _group else loss
+
+
+def gather(rows, counts):
+    """Rows (n, ...) of this process -> those of all (sum(counts), ...), one process after the other.
+
+    counts: n of each process.  Only this process's rows have a gradient: that of its own use of the result.
+    """
+    if not _group:
+        return rows
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=_group)
+    parts = [part[:n] for part, n in zip(parts, counts)]
+    parts[rank()] = rows
+    return torch.cat(parts)
+
+
+def gather_for_all(rows, counts):
+    """The same, where each process uses all rows in its own way: a row's gradient is the sum over the processes."""
+    every = gather(rows, counts)
+    if _group and every.requires_grad:
+        every.register_hook(total)
+    return every

@@ -68,30 +68,11 @@ def exchange(array):
         distributed.exchange_slices(array)
 
 
-def rows_to_change(array):
-    """The rows that this process changes when a whole array changes: its slice of a file, all of an array in memory."""
-    rows = distributed.local_slice(len(array)) if isinstance(array, np.memmap) else slice(0, len(array))
-    return range(rows.start, rows.stop)
-
-
-def add_in_place(total, array):
-    """total += array, row by row."""
-    for i in rows_to_change(total):
-        total[i] += array[i]
-    distributed.barrier()
-
-
-def divide_in_place(total, count):
-    """total /= count, row by row."""
-    for i in rows_to_change(total):
-        total[i] /= count
-    distributed.barrier()
-
-
-def rescale_in_place(array, offset, factor):
-    """array = (array - offset) * factor, row by row."""
-    for i in rows_to_change(array):
-        array[i] = (array[i] - offset) * factor
+def change_rows(array, change, *others):
+    """array[i] = change(array[i], other[i], ...) for all rows; of a file each process changes its slice."""
+    every = range(len(array))
+    for i in every[distributed.local_slice(len(array))] if isinstance(array, np.memmap) else every:
+        array[i] = change(array[i], *(other[i] for other in others))
     distributed.barrier()
 
 

@@ -4,11 +4,15 @@ import torch
 
 
 def send(x, device):
-    """A tensor of the host on `device`.  From pinned memory the copy to a GPU lets the host go on at once."""
+    """A tensor of the host on `device`.  From pinned memory the copy to a GPU lets the host go on at once.
+
+    float16, in which files may hold features, becomes float32 there.
+    """
     device = torch.device(device)
-    if device.type != "cuda" or x.device.type != "cpu":
-        return x.to(device)
-    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
+    x = x.to(device)
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def send_batch(batch, device):
@@ -27,34 +31,18 @@ def on_device(batches, device):
     stream, ahead = torch.cuda.Stream(device), None
     for batch in batches:
         with torch.cuda.stream(stream):
-            coming = send_batch(batch, device)
-        if ahead is not None:
-            yield arrived(ahead, stream)
+            coming = send_batch(batch, device), stream.record_event()
+        if ahead:
+            yield arrived(*ahead, device)
         ahead = coming
-    if ahead is not None:
-        yield arrived(ahead, stream)
+    if ahead:
+        yield arrived(*ahead, device)
 
 
-class ToHost:
-    """A scalar of the device on its way to the host; `number` waits until it has arrived."""
-
-    def __init__(self, x):
-        self.value, self.event = x, None
-        if x.device.type == "cuda":
-            self.value, self.event = torch.empty((), dtype=x.dtype, pin_memory=True), torch.cuda.Event()
-            self.value.copy_(x, non_blocking=True)
-            self.event.record(torch.cuda.current_stream(x.device))
-
-    def number(self):
-        if self.event:
-            self.event.synchronize()
-        return self.value.item()
-
-
-def arrived(batch, stream):
-    """The batch, after whose copies on `stream` the work of the device's current stream will start."""
-    current = torch.cuda.current_stream(stream.device)
-    current.wait_stream(stream)
+def arrived(batch, copied, device):
+    """The batch, after whose copies (the event `copied`) the work of the device's current stream will start."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(copied)
     for x in (batch.images, batch.captions, batch.bboxes):
         if x is not None:
             x.record_stream(current)  # its memory is not reused before the work on it is done

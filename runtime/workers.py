@@ -1,7 +1,6 @@
 """Processes that read data: as many as the shared memory has room for, with a time limit on waiting for them."""
 
 import atexit
-import functools
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -16,6 +15,7 @@ from runtime import distributed
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2  # batches that each worker reads ahead
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # signals that end a training
 PATIENCE = 600  # seconds to wait for one batch
 CURE = "use --workers 0, or give the container more shared memory (docker run --shm-size=8g)"
 
@@ -23,18 +23,19 @@ CURE = "use --workers 0, or give the container more shared memory (docker run --
 class Loader(DataLoader):
     """A DataLoader whose workers fit into the shared memory, and which never waits for them without limit.
 
-    batches: lists of indices. InputError when a worker dies or no batch arrives for PATIENCE seconds.
+    batches: lists of indices.  pin: batches go to a GPU next, so they come in pinned memory.
+    InputError when a worker dies or no batch arrives for PATIENCE seconds.
     """
 
-    def __init__(self, dataset, batches, workers, collate_fn):
-        workers = fitting_workers(dataset, batches, workers)
+    def __init__(self, dataset, batches, workers, collate_fn, pin=False):
+        workers = fitting_workers(dataset, batches, workers, collate_fn)
         super().__init__(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             worker_init_fn=start_worker,
             collate_fn=collate_fn,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin,
             generator=torch.Generator(),  # leaves torch's global random state alone
             prefetch_factor=PREFETCHED if workers else None,
             timeout=PATIENCE if workers else 0,
@@ -52,7 +53,7 @@ class Loader(DataLoader):
             raise
 
 
-def fitting_workers(dataset, batches, workers):
+def fitting_workers(dataset, batches, workers, collate_fn):
     """At most `workers`: as many as there are cores, and as the shared memory holds batches for.
 
     Training and validation may read at once, hence each takes half of what is free, shared by the processes of this
@@ -62,19 +63,14 @@ def fitting_workers(dataset, batches, workers):
     free = free_shared_memory()
     if not workers or free is None:
         return workers
-    batch = batch_bytes(dataset, batches)
+    batch = batch_bytes(dataset, batches, collate_fn)
     room = free / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fitting = int(max(0, room - batch) // max(1, PREFETCHED * batch))  # one more batch is in use
     if fitting < workers and distributed.is_main():
-        say_once(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, which is little for batches of {batch / 1e6:.0f} MB: "
-                 f"{fitting} processes read data instead of {workers}; "
-                 "docker run --shm-size=8g (or --ipc=host) gives a container more")  # fmt: skip
+        warn(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, which is little for batches of {batch / 1e6:.0f} MB: "
+             f"{fitting} processes read data instead of {workers}; "
+             "docker run --shm-size=8g (or --ipc=host) gives a container more")  # fmt: skip
     return min(workers, fitting)
-
-
-@functools.cache
-def say_once(message):
-    warn(message)
 
 
 def free_shared_memory():
@@ -86,19 +82,22 @@ def free_shared_memory():
     return found.f_bavail * found.f_frsize
 
 
-def batch_bytes(dataset, batches):
-    """Bytes of the arrays of one batch, by the data set's first item."""
+def batch_bytes(dataset, batches, collate_fn):
+    """Bytes of the arrays of the largest batch, by that of the data set's first item."""
     size = batches.largest() if hasattr(batches, "largest") else max(map(len, batches), default=0)
-    return size * sum(part.nbytes for part in dataset[0] if isinstance(part, (torch.Tensor, np.ndarray)))
+    items = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
+    batch = collate_fn(items)
+    parts = batch[0] if isinstance(batch, list) else batch
+    return size * sum(part.nbytes for part in parts if isinstance(part, (torch.Tensor, np.ndarray)))
 
 
 def start_worker(worker):
-    """Ignores signals: a terminal sends Ctrl-C to every process, and the main one decides when the workers stop.
+    """Ignores signals: a terminal or Slurm sends them to every process, and the main one decides when the workers stop.
 
     Where a batch cannot be sent (no shared memory is left) the worker ends, which the main process notices;
     multiprocessing would print a traceback, drop the batch and leave the main process waiting.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))
 

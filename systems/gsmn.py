@@ -9,6 +9,7 @@ import torch.fx.experimental._config
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
 from modules import similarity
+from modules.compiling import compiled
 
 
 class GSMN(MatchingModel):
@@ -21,7 +22,6 @@ class GSMN(MatchingModel):
         check_widths(opt)
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth, self.sim_memory = opt.num_block, opt.lambda_softmax, opt.sim_memory
-        self.block_dtype = torch.bfloat16 if opt.amp == "bf16" else None
         self.node_matching, self.kernel = graph.node_matching, opt.kernel
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
@@ -35,9 +35,9 @@ class GSMN(MatchingModel):
         super().compile_parts(**how)
         # two sizes that are equal in the first batch need not be in the next
         torch.fx.experimental._config.use_duck_shape = False
-        self.node_matching = torch.compile(graph.node_matching, dynamic=True, **how)
+        self.node_matching = compiled(graph.node_matching, **how)
         for side in (self.i2t_match_G, self.t2i_match_G):
-            side.compile(dynamic=True, **how)
+            side.forward = compiled(side.forward, **how)
 
     def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
         """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
@@ -55,7 +55,6 @@ class GSMN(MatchingModel):
             self.blocks,
             self.smooth,
             self.sim_memory,
-            self.block_dtype,
             self.node_matching,
             self.kernel,
         )

@@ -189,19 +189,29 @@ def add_computing_flags(parser):
     add = group.add_argument
     add_device_flag(group)
     add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
-    add_precision_flags(group)
     add(
-        "--compile",
-        action="store_true",
-        help="compile the encoders and, on a GPU, GSMN's similarity (torch.compile): the first steps take minutes",
+        "--preload",
+        action=Switch,
+        default=False,
+        help="keep the training features on the device, if they fit: no processes read and no batch is copied; "
+        "results do not depend on it",
     )
+    add_precision_flags(group)
+    add_compile_flag(add)
     add("--deterministic", action="store_true", help="CUDA: deterministic algorithms, where torch has them")
-    add("--preload", action="store_true", help="no effect: copy the features to /dev/shm instead")
 
 
 def add_device_flag(parser):
     where = "where to compute: cpu, cuda, cuda:1, ... (default: cuda where it works, else cpu)"
     parser.add_argument("--device", help=where)  # runtime.devices checks it: flags are read without torch
+
+
+def add_compile_flag(add):
+    add(
+        "--compile",
+        action="store_true",
+        help="compile encoders and, on a GPU, GSMN's similarity (torch.compile): faster, but the start takes minutes",
+    )
 
 
 def add_precision_flags(parser, amp="off", tf32=False):
@@ -210,7 +220,7 @@ def add_precision_flags(parser, amp="off", tf32=False):
         "--amp",
         default=amp,
         choices=["off", "bf16"],
-        help="bf16: encoders (but for their GRUs) and GSMN's block product in bfloat16, all else in float32; for GPUs",
+        help="bf16: encoders (but for their GRUs) in bfloat16, all else in float32; for GPUs",
     )
     add("--tf32", action=Switch, default=tf32, help="CUDA: products of float32 matrices in TF32")
 

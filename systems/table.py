@@ -114,9 +114,8 @@ def add_kernel_flag(add, default="auto"):
     add(
         "--kernel",
         default=default,
-        choices=["auto", "triton", "torch"],
-        help="implementation of GSMN's similarity; auto: C on a CPU, torch on a GPU, but an evaluation uses Triton "
-        "if a trial finds it correct and faster; triton: without the trial; torch: always torch",
+        choices=["auto", "torch"],
+        help="implementation of GSMN's similarity; auto: C on a CPU, torch on a GPU; torch: always torch",
     )
 
 

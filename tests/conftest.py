@@ -1,6 +1,6 @@
 """Fixtures that several test files share."""
 
-import runtime.openmp  # noqa: F401, before torch
+import runtime.start  # noqa: F401, before torch
 
 import gc
 import shutil

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("docs", "files", "modules", "reporting", "runtime", "tests", "tools")
+FOLDERS = ("docs", "files", "kernel", "modules", "reporting", "runtime", "tests", "tools")
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

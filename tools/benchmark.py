@@ -1,271 +1,374 @@
-"""How fast this machine computes: similarity, training step, encoding, ranking, beside two yardsticks.
+"""How fast this machine computes, and what a GPU would have to do: one table.
 
-    python tools/benchmark.py                     # a minute and a half on two idle cores
-    python tools/benchmark.py --images 256 --captions 1280 --large_batch 256 --rank_images 5000
-    python tools/benchmark.py --testall 64        # memory of evaluating COCO 5K, nothing else; some minutes
-    python tools/benchmark.py --device cuda --json card.json --markdown card.md       # a GPU: less than ten minutes
+    python tools/benchmark.py                                   # similarity, steps, encoding, ranking: some minutes
+    python tools/benchmark.py --parts step --batch_size 64 256  # these rows
+    python tools/benchmark.py --parts counted --data_path data  # kernels and bytes on a GPU, counted without one
+    python tools/benchmark.py --parts processes --processes 2   # training with one process and with two
+    python tools/benchmark.py --device cuda --json card.json --markdown card.md     # a card, in less than ten minutes
 
-"bare" is the matrix product that every implementation needs, all regions times all words at full width, timed right
-before each measurement; "literal" is the definition in modules/literal.py, caption by caption or step by step, like the
-published code.  Random unit vectors, captions of 5 to 30 words, mean about 12.4.  docs/performance.md.
+"x bare": times as long as the matrix product that every implementation needs, all regions times all words at full
+width, timed in the same run.  Random embeddings and features; captions of 5 to 30 words, or of the lengths of
+--data_path's captions.  What fails is a row with its error, and what the time limit leaves out a row that says so.
+docs/performance.md.
 """
 
+import argparse
+import gc
 import json
+import os
+import platform
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 import data
 import evaluation
 import model
-from files.errors import run
+import train
+from files.errors import InputError
 from files.writing import atomic_write, check_writable
-from modules import (
-    cpu_kernel,
-    literal,
-)
-from runtime.commandline import Parser, positive
+from modules import literal
+from modules.layers import l2norm
+from runtime import distributed
+from runtime.batches import Share
+from runtime.commandline import Parser, positive, whole
 from runtime.devices import device
-from systems.options import defaults
-from tools.measuring import gpu, timing, training
-from tools.measuring.random_data import VOCABULARY, caption_lengths, embeddings
-from tools.measuring.timing import HEADER, measure, memory, seconds, stage
+from runtime.transfer import on_device
+from systems.options import train_options
+from tools.measuring.work import VOCABULARY, Counter, caption_lengths, random_batch
+from training import global_batch
+from training.health import GuardedAdam
+
+CPU = {"float32": [], "without the C kernel": ["--kernel", "torch"]}
+CUDA = {
+    "float32": [], "TF32": ["--tf32"], "bfloat16 encoders": ["--tf32", "--amp", "bf16"],
+    "compiled, float32": ["--compile"], "compiled, TF32": ["--compile", "--tf32"],
+}  # fmt: skip
+GSMN = ["--model", "gsmn", "--bi_gru", "--max_violation"]
+VSRN = ["--model", "vsrn", "--max_violation"]
 
 
 def options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--images", default=128, type=int, help="images of the similarity")
-    add("--captions", default=640, type=int, help="captions of the similarity")
-    add("--batch_size", default=64, type=int, help="pairs of the training step")
-    add("--large_batch", default=0, type=int, metavar="B", help="a second, larger training step, as 256")
-    add("--regions", default=36, type=int, help="regions of an image")
-    add("--embed_size", default=1024, type=int, help="width of the embeddings")
-    add("--num_block", default=16, type=int, help="blocks of GSMN")
-    add("--rank_images", default=1000, type=int, help="images that are ranked, with five captions each")
-    add("--processes", default=0, type=int, metavar="N", help="training with one process and with N (half a minute)")
-    add(
-        "--testall",
-        default=0,
-        type=int,
-        metavar="I",
-        help="memory of evaluating COCO's 5,000 images and 25,000 captions, of which the similarity of I images",
+    add("--parts", nargs="+", choices=PARTS, help="rows to measure (default: all but counted, loading, processes)")
+    add("--device", default="cpu", type=device, help="cpu or cuda")
+    add("--batch_size", nargs="+", default=[64], type=whole(), help="pairs of a training step")
+    add("--images", default=128, type=whole(), help="images of the similarity, with five captions each")
+    add("--regions", default=36, type=whole(), help="regions of an image")
+    add("--embed_size", default=1024, type=whole(), help="width of GSMN's embeddings")
+    add("--flags", default="", help="more flags of train.py, in quotes, as --flags='--propagation neighbors'")
+    add("--processes", default=2, type=whole(), help="processes to compare with one")
+    add("--workers", nargs="+", default=[0, 2, 4], type=whole(0), help="processes that read data")
+    add("--repeat", default=5, type=whole(), help="measurements of each, of which the median counts")
+    add("--minutes", default=9.5, type=positive, help="time limit")
+    add("--data_path", help="folder of data sets: take captions' lengths from a real split")
+    add("--data_name", default="f30k_precomp", help="which data set")
+    add("--json", metavar="FILE", help="write the rows")
+    add("--markdown", metavar="FILE", help="write the rows as tables")
+    add("--own_process", help=argparse.SUPPRESS)  # one of several that --parts processes starts: file of its figures
+    opt = parser.parse_args(argv)
+    opt.lengths = Path(opt.data_path, opt.data_name, "train_precaps_stan.txt") if opt.data_path else None
+    return opt
+
+
+class Report:
+    """Rows of measurements, printed as they come, and the time that is left for more."""
+
+    def __init__(self, opt):
+        self.opt, self.rows, self.end = opt, [], time.monotonic() + 60 * opt.minutes
+
+    def add(self, part, case, task, *arguments):
+        """Adds the row of task(opt, *arguments), a dict of figures, unless the time is over."""
+        row = {"part": part, "case": case}
+        try:
+            row |= task(self.opt, *arguments) if time.monotonic() < self.end else {"skipped": "time limit"}
+        except Exception as error:  # whatever fails on a new card is a result, too
+            row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        self.rows.append(row)
+        gc.collect()
+        if on_cuda(self.opt):
+            torch.cuda.empty_cache()
+        figures = "  ".join(f"{name} {show(row[name])}" for name in row if name not in ("part", "case"))
+        print(f"{part:12}{case:44}{figures}", flush=True)
+
+    def markdown(self):
+        """A table for each part."""
+        lines = ["; ".join(f"{name} {value}" for name, value in machine(self.opt).items())]
+        for part in dict.fromkeys(row["part"] for row in self.rows):
+            rows = [row for row in self.rows if row["part"] == part]
+            names = list(dict.fromkeys(name for row in rows for name in row if name not in ("part", "case")))
+            lines += ["", f"| {part} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+            lines += [f"| {row['case']} | {' | '.join(show(row.get(name, '')) for name in names)} |" for row in rows]
+        return "\n".join(lines) + "\n"
+
+
+def show(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def on_cuda(opt):
+    return opt.device.startswith("cuda")
+
+
+def machine(opt):
+    """What the figures depend on."""
+    found = {"device": opt.device, "torch": torch.__version__, "python": platform.python_version()}
+    if on_cuda(opt):
+        card = torch.cuda.get_device_properties(opt.device)
+        found |= {"card": card.name, "cards": torch.cuda.device_count(), "MB": card.total_memory >> 20}
+        return found | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found | {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+# ---- what is measured
+
+
+def timed(opt, task, before=None):
+    """{'s': median seconds, 'x bare': beside those of `before`, 'peak MB': of a card} of a task."""
+    times, bases = [], []
+    for tries in range(opt.repeat + 1):  # the first one allocates and compiles
+        for figures, work in ((bases, before), (times, task)):
+            if work is not None:
+                start = time.perf_counter()
+                work()
+                if on_cuda(opt):
+                    torch.cuda.synchronize()
+                figures.append(time.perf_counter() - start)
+        if on_cuda(opt) and tries == 0:
+            torch.cuda.reset_peak_memory_stats()
+    found = {"s": statistics.median(times[1:])}
+    if before:
+        found["x bare"] = found["s"] / statistics.median(bases[1:])
+    return found | ({"peak MB": torch.cuda.max_memory_allocated() / 2**20} if on_cuda(opt) else {})
+
+
+def network(opt, flags, where=None):
+    """(model of random weights, its options); flags: of train.py."""
+    model_opt = train_options([*flags, *opt.flags.split(), "--device", opt.device])[0]
+    model_opt.vocab_size = VOCABULARY
+    train.seed_everything(0)
+    net = model.build_model(model_opt).to(where or opt.device)
+    if model_opt.compile:
+        net.compile_parts()
+    return net, model_opt
+
+
+def gsmn(opt, flags=(), where=None):
+    return network(opt, [*GSMN, "--embed_size", str(opt.embed_size), *flags], where)[0]
+
+
+def embeddings(opt, images, captions, where=None):
+    """Unit vectors on a device: regions (I, R, D), words (C, n, D) padded; boxes, dependencies, lengths."""
+    lengths = caption_lengths(captions, opt.lengths)
+    depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
+    make = torch.Generator().manual_seed(0)
+    regions, words = (
+        torch.empty(images, opt.regions, opt.embed_size),
+        torch.empty(captions, max(lengths), opt.embed_size),
     )
-    add("--repeat", default=3, type=int, help="measurements of each, of which the best counts")
-    add("--threads", default=torch.get_num_threads(), type=int, help="threads of torch and the kernel")
-    add("--busy", action="store_true", help="the machine has other work: count one thread's processor time")
-    add("--device", default="cpu", type=device, help="cpu, or cuda for the report of a GPU, whose sizes are fixed")
-    add("--minutes", default=9.5, type=positive, help="cuda: time limit; the report names what it leaves out")
-    add("--json", metavar="FILE", help="cuda: write the report as JSON")
-    add("--markdown", metavar="FILE", help="cuda: write the report as tables for docs/performance.md")
-    add("--sim_memory", default=256, type=float, metavar="MB", help="memory for the similarity")
-    return parser.parse_args(argv)
-
-
-def gsmn(opt, **changes):
-    """A model of random weights; width of the features and vocabulary as with Flickr30K."""
-    torch.manual_seed(0)
-    flags = {
-        "vocab_size": VOCABULARY, "embed_size": opt.embed_size, "bi_gru": True, "num_block": opt.num_block,
-        "feat_dim": opt.num_block, "lambda_softmax": 20.0, "sim_memory": opt.sim_memory,
-    }  # fmt: skip
-    return model.GSMN(SimpleNamespace(**defaults("gsmn") | flags | changes)).to(opt.device)
+    regions, words = (l2norm(x.normal_(generator=make)).to(where or opt.device) for x in (regions, words))
+    return regions, words, torch.rand(images, opt.regions, 4, generator=make), depends, lengths
 
 
 def bare_product(regions, words, lengths):
-    words = torch.cat([row[:n] for row, n in zip(words, lengths)]).t()
-    regions = regions.flatten(0, 1)
-    return lambda: regions @ words
+    flat = torch.cat([row[:n] for row, n in zip(words.detach(), lengths)]).t()
+    return lambda: regions.detach().flatten(0, 1) @ flat
 
 
-def literal_seconds(net, regions, words, boxes, lengths, backward=False):
-    """The literal definition for a few captions, and from that for all."""
-    few = range(0, len(lengths), max(1, len(lengths) // 4))
-    plain = [words[c, : lengths[c]] for c in few]
+def similarity(opt, flags):
+    net, case = gsmn(opt, flags).eval(), embeddings(opt, opt.images, 5 * opt.images)
+    with torch.no_grad():
+        found = timed(opt, lambda: net.forward_sim(*case), bare_product(case[0], case[1], case[4]))
+    return found | {"pairs/s": 5 * opt.images**2 / found["s"]}
+
+
+def step(opt, batch, flags):
+    """GSMN's similarity, loss and backward pass from given embeddings."""
+    net, case = gsmn(opt, flags), embeddings(opt, batch, batch)
+    embedded = [x.requires_grad_() for x in case[:2]]
 
     def task():
-        scores = sum(literal.literal_scores(net, regions, plain, boxes, [None] * len(plain)))
-        if backward:
-            scores.sum().backward()
+        for x in (*embedded, *net.parameters()):
+            x.grad = None
+        net.forward_loss(net.forward_sim(*case)).backward()
 
-    return seconds(task) * sum(lengths) / sum(map(len, plain))
-
-
-def similarity(opt):
-    regions, words, boxes, lengths = embeddings(opt, opt.images, opt.captions)
-    bare = bare_product(regions, words, lengths)
-    print(f"\nSimilarity without gradients, {opt.images} images x {opt.captions} captions\n{HEADER}")
-    measure("bare product", bare, opt.repeat)
-    each = None
-    for propagation in ("self", "neighbors"):
-        net = gsmn(opt, propagation=propagation)
-        each = each or literal_seconds(net, regions, words, boxes, lengths)
-        measure(propagation, lambda: net.forward_sim(regions, words, boxes, None, lengths), opt.repeat, bare, each)  # noqa: B023
-    few = [regions[:32], words[:64], boxes[:32], None, lengths[:64]]
-    net, bare = gsmn(opt), bare_product(few[0], few[1], few[4])
-    kernel, cpu_kernel.kernel = cpu_kernel.kernel, lambda *_: None
-    measure("self, without the kernel, 32 x 64", lambda: net.forward_sim(*few), 1, bare)
-    cpu_kernel.kernel = kernel
+    return timed(opt, task, bare_product(*embedded, case[4]))
 
 
-def training_step(opt, batch):
-    regions, words, boxes, lengths = embeddings(opt, batch, batch)
-    bare = no_grad(bare_product(regions, words, lengths))
-    print(f"\nTraining step (similarity, loss, backward), batch of {batch}\n{HEADER}")
-    measure("bare product", bare, 5 * opt.repeat)
-    for x in (regions, words):
-        x.requires_grad_()
-    each = None
-    for propagation in ("self", "neighbors"):
-        net = gsmn(opt, propagation=propagation)
-        each = each or literal_seconds(net, regions, words, boxes, lengths, backward=True)
-
-        def step():
-            regions.grad = words.grad = None
-            net.zero_grad()  # noqa: B023
-            net.forward_loss(net.forward_sim(regions, words, boxes, None, lengths)).backward()  # noqa: B023
-
-        for hardest in (False, True):
-            net.criterion.max_violation = hardest
-            name = f"{propagation}, {'hardest' if hardest else 'all'} negatives"
-            measure(name, step, 2 * opt.repeat, bare, each)
+def whole_step(opt, system, batch, flags):
+    """A training step: encoders, similarity, loss, backward pass, optimiser."""
+    net, model_opt = network(opt, [*system, *flags])
+    optimizer = GuardedAdam(net.parameters(), 1e-4)
+    given = random_batch(model_opt, caption_lengths(batch, opt.lengths), opt.regions)
+    there = next(on_device([given], opt.device))
+    found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip))
+    return found | {"pairs/s": batch / found["s"]}
 
 
-def no_grad(task):
-    def run():
-        with torch.no_grad():
-            task()
+def counted(opt, batch, flags):
+    """Kernels and bytes of GSMN's similarity, loss and backward pass on a GPU, from tensors without data."""
+    net, case = gsmn(opt, [*flags, "--sim_memory", "40000"], "meta"), embeddings(opt, batch, batch, "meta")
+    embedded = [x.requires_grad_() for x in case[:2]]
+    with Counter() as counter:
+        net.forward_loss(net.forward_sim(*embedded, *case[2:])).backward()
+    return {"kernels": counter.launches, "GB": counter.bytes / 1e9, "MB a pair": counter.bytes / batch**2 / 1e6}
 
-    return run
+
+def agreement(opt, flags):
+    """Largest differences from the literal definition in float64, in parts of the largest value."""
+    net, case = gsmn(opt, flags), embeddings(opt, 8, 8)
+    inputs = [x.requires_grad_() for x in case[:2]]
+    scores = net.forward_sim(*case)
+    found = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
+    net, inputs = net.double(), [x.detach().double().requires_grad_() for x in inputs]
+    plain = [row[:n] for row, n in zip(inputs[1], case[4])]
+    scores = sum(literal.literal_scores(net, inputs[0], plain, case[2].double().to(opt.device), [None] * len(plain)))
+    exact = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
+    errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact)]
+    return {"scores": errors[0], "gradient": max(errors[1:])}
 
 
-def encoding(opt):
-    net = gsmn(opt).eval()
-    images = torch.randn(100, opt.regions, 2048, device=opt.device)
-    ids = torch.randint(4, VOCABULARY, (500, 13), device=opt.device)
-    print(f"\nEncoding, 100 images and 500 captions of 13 words\n{HEADER}")
+def encoding(opt, system, flags):
+    """Seconds for 128 images and 640 captions."""
+    net, model_opt = network(opt, [*system, *flags])
+    batch = random_batch(model_opt, caption_lengths(128, opt.lengths), opt.regions)
     with torch.no_grad():
-        measure("images", lambda: net.img_enc(images), opt.repeat)
-        measure("captions, in batches of 128", lambda: [net.txt_enc(x, [13] * len(x)) for x in ids.split(128)], 1)
+        net.eval()
+        images = timed(opt, lambda: net.encode_images(batch.images))["s"]
+        captions = timed(opt, lambda: [net.encode_captions(batch.captions, batch.lengths) for _ in range(5)])["s"]
+    return {"images, s": images, "captions, s": captions}
 
 
-def ranking(opt):
-    sims = np.random.default_rng(0).normal(size=(opt.rank_images, 5 * opt.rank_images)).astype(np.float32)
-    print(f"\nRanking, {sims.shape[0]} images x {sims.shape[1]} captions\n{HEADER}")
-    measure("image to text", lambda: evaluation.i2t(sims), 1)
-    measure("text to image", lambda: evaluation.t2i(sims), 1)
+def ranking(opt, images):
+    sims = np.random.default_rng(0).normal(size=(images, 5 * images)).astype(np.float32)
+    return {
+        f"{way.__name__}, s": timed(opt, lambda way=way: way(sims))["s"] for way in (evaluation.i2t, evaluation.t2i)
+    }
 
 
-def coco(opt, folder, images=5000):
-    """Loader of a split as large as COCO's testall, in files."""
-    path, rng = Path(folder) / "coco_precomp", np.random.default_rng(0)
-    path.mkdir()
-    features = np.lib.format.open_memmap(path / "testall_ims.npy", "w+", np.float32, (images, opt.regions, 2048))
-    for i in range(0, images, 100):
-        rng.random(dtype=np.float32, out=features[i : i + 100])
-    del features
-    np.save(path / "testall_ims_bbx.npy", rng.random((images, opt.regions, 4), np.float32))
-    np.save(path / "testall_ims_size.npy", np.ones(images, [("image_w", "f4"), ("image_h", "f4")]))
-    words = [rng.integers(4, VOCABULARY, n) for n in caption_lengths(5 * images)]
-    (path / "testall_precaps_stan.txt").write_text("".join(",".join(map(str, ids)) + "\n" for ids in words))
-    flags = SimpleNamespace(data_path=folder, img_dim=2048)
-    return data.get_test_loader("testall", "coco_precomp", range(VOCABULARY), opt.batch_size, 0, flags)
-
-
-def testall(opt):
-    """What testall.py does with COCO, but for most of the similarities."""
-    net, some = gsmn(opt, propagation="neighbors").eval(), slice(opt.testall)
+def loading(opt, workers, images=512, batch=128):
+    """Milliseconds for a batch from files, alone; without the start of the workers and their first batches."""
     with tempfile.TemporaryDirectory() as folder:
-        loader = coco(opt, folder)
-        print(f"\nCOCO's testall: 5,000 images, 25,000 captions; MB: peak so far\n{HEADER}")
-        before = memory(reset=True)
-        encoded = stage("encoding", lambda: evaluation.encode_data(net, loader), before)
-        sims = stage("matrix", lambda: np.random.default_rng(0).random((5000, 25000), np.float32), before)
-        few = encoded._replace(img_embs=encoded.img_embs[some], bboxes=encoded.bboxes[some])
-        stage(f"similarity of {opt.testall} images",
-              lambda: evaluation.shard_xattn(net, *few, sims=sims[some]), before)  # fmt: skip
-        stage("ranking", lambda: evaluation.metrics(sims), before)
+        model_opt = network(opt, GSMN)[1]
+        model_opt.data_path, name = folder, "random_precomp"
+        write_split(Path(folder) / name, opt, images, model_opt.img_dim)
+        split = data.open_split("train", name, range(VOCABULARY), model_opt)
+        batches = iter(data.make_loader(split, data.in_order(len(split), batch), workers))
+        for _ in range(2 * workers + 1):
+            next(batches)
+        start, count = time.perf_counter(), sum(1 for _ in batches)
+        return {"ms a batch": 1e3 * (time.perf_counter() - start) / count, "batches": count}
 
 
-def vsrn(opt):
-    """VSRN at its published sizes: matching is one product; the caption loss beside unrolling all 59 steps."""
-    images, ids = torch.randn(100, opt.regions, 2048, device=opt.device), torch.randint(4, 8500, (500, 13))
-    flags = {"data_name": "f30k_precomp", "vocab_size": 8500, "max_violation": True, "input_dropout_p": 0.0}
-    torch.manual_seed(0)
-    net = model.build_model(SimpleNamespace(**defaults("vsrn") | flags)).to(opt.device).eval()
-    print(f"\nVSRN: encoding 100 images and 500 captions of 13 words, matching 1000 x 5000\n{HEADER}")
-    all_images, all_captions = torch.randn(1000, 2048, device=opt.device), torch.randn(5000, 2048, device=opt.device)
-    with torch.no_grad():
-        measure("images", lambda: net.encode_images(images), 1)
-        measure("captions", lambda: [net.encode_captions(x, [13] * len(x)) for x in ids.split(128)], 1)
-        measure("matching", lambda: net.forward_sim(all_images, all_captions), 1)
-    caption_loss(opt, net)
+def write_split(folder, opt, images, img_dim):
+    """A train split of random features and captions in files."""
+    folder.mkdir()
+    rng, shape = np.random.default_rng(0), (images, opt.regions)
+    np.save(folder / "train_ims.npy", rng.random((*shape, img_dim), np.float32))
+    np.save(folder / "train_ims_bbx.npy", rng.random((*shape, 4), np.float32))
+    np.save(folder / "train_ims_size.npy", np.ones(images, [("image_w", "f4"), ("image_h", "f4")]))
+    words = [rng.integers(4, VOCABULARY, n) for n in caption_lengths(5 * images, opt.lengths)]
+    (folder / "train_precaps_stan.txt").write_text("".join(",".join(map(str, ids)) + "\n" for ids in words))
 
 
-def caption_loss(opt, net):
-    """Forward and backward at batch 128, captions of 5 to 30 words."""
-    lengths = caption_lengths(128)
-    regions = torch.randn(128, opt.regions, 2048, device=opt.device)
-    labels = torch.zeros(128, 61, dtype=torch.int64, device=opt.device)
-    masks = torch.zeros(128, 61, device=opt.device)
-    for label, mask, n in zip(labels, masks, lengths):
-        label[:n], mask[: n + 1] = torch.randint(4, 8500, (n,)), 1
-
-    def every_step():
-        log_p = literal.literal_log_probs(net.caption_model, regions, labels)
-        (-(log_p * masks[:, 1:-1]).sum() / len(labels)).backward()
-
-    print(f"\nVSRN's caption loss and its gradient, batch of 128, max_len 60, vocabulary 8,500\n{HEADER}")
-    each = seconds(every_step)
-    loss = lambda: net.caption_loss(regions, labels, masks).backward()  # noqa: E731
-    measure("only the steps that count", loss, opt.repeat, None, each)
+# ---- several processes
 
 
-def gpu_report(opt):
-    """The report of a card, to the files that are asked for."""
-    for path in filter(None, (opt.json, opt.markdown)):
-        check_writable(path)
-    report = gpu.measure(opt.device, opt.minutes)
-    if opt.json:
-        atomic_write(opt.json, lambda file: file.write(json.dumps(report.content(), indent=1).encode()))
-    if opt.markdown:
-        atomic_write(opt.markdown, lambda file: file.write(report.markdown().encode()))
+def processes(opt, count):
+    """A training step of the last batch size in so many processes that torchrun starts on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        command += [__file__, "--device", opt.device, "--batch_size", str(opt.batch_size[-1]), f"--flags={opt.flags}"]
+        command += ["--embed_size", str(opt.embed_size), "--regions", str(opt.regions), "--repeat", str(opt.repeat)]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        if subprocess.run([*command, "--own_process", f"{folder}/figures"], env=environment).returncode:
+            raise InputError(f"--processes {count}: training failed, see the messages above")
+        return json.loads(Path(folder, "figures").read_text())
+
+
+def one_of_several(opt):
+    """The steps of this process, one of those that `processes` starts; the first one writes the figures."""
+    with distributed.process_group():
+        net, model_opt = network(
+            opt, [*GSMN, "--embed_size", str(opt.embed_size)], distributed.local_device(opt.device)
+        )
+        optimizer, replica = GuardedAdam(net.parameters(), 1e-4), global_batch.training_module(net)
+        whole_batch = random_batch(model_opt, caption_lengths(opt.batch_size[-1]), opt.regions)
+        parts = global_batch.split(whole_batch._replace(depends=None), distributed.size())
+        shares = [Share(part.lengths, part.depends, part.ids) for part in parts]
+        batch = parts[distributed.rank()]._replace(shares=shares)
+        losses = []
+        take = lambda: losses.append(train.train_step(replica, optimizer, batch, model_opt.grad_clip)["loss"].item())  # noqa: E731
+        found = timed(opt, take)
+        if distributed.is_main():
+            Path(opt.own_process).write_text(json.dumps(found | {"first loss": losses[0]}))
+
+
+# ---- the parts
+
+
+def measure(opt, report):
+    """All rows of the parts that are asked for; what matters most comes first."""
+    ways = CUDA if on_cuda(opt) else CPU
+    usual = [part for part in PARTS if part not in ("counted", "loading", "processes") or on_cuda(opt)]
+    for part in opt.parts or usual:
+        for case, task, *arguments in PARTS[part](opt, ways):
+            report.add(part, case, task, *arguments)
+
+
+def both(ways):
+    """{name: flags} of both ways of propagation."""
+    return {f"{p}, {name}": ["--propagation", p, *flags] for p in ("self", "neighbors") for name, flags in ways.items()}
+
+
+PARTS = {
+    "counted": lambda opt, ways: [
+        (f"{name}, batch {b}", counted, b, flags) for b in opt.batch_size for name, flags in both({"eager": []}).items()
+    ],
+    "agreement": lambda opt, ways: [(name, agreement, flags) for name, flags in ways.items()],
+    "similarity": lambda opt, ways: [(name, similarity, flags) for name, flags in both(ways).items()],
+    "step": lambda opt, ways: [
+        (f"{name}, batch {b}", step, b, flags) for b in opt.batch_size for name, flags in both(ways).items()
+    ],
+    "whole step": lambda opt, ways: [
+        (f"{system[1]}, {name}, batch {b}", whole_step, system, b, flags)
+        for system in (GSMN, VSRN) for b in opt.batch_size for name, flags in ways.items()
+        if system is GSMN or "--kernel" not in flags
+    ],
+    "encoding": lambda opt, ways: [(system[1], encoding, system, []) for system in (GSMN, VSRN)],
+    "ranking": lambda opt, ways: [(f"{n} x {5 * n}", ranking, n) for n in (1000,)],
+    "loading": lambda opt, ways: [(f"{n} workers", loading, n) for n in opt.workers],
+    "processes": lambda opt, ways: [(f"{n} of them", processes, n) for n in sorted({1, opt.processes})],
+}  # fmt: skip
 
 
 def main(argv=None):
     opt = options(argv)
-    if opt.device != "cpu":
-        gpu_report(opt)
+    if opt.own_process:
+        one_of_several(opt)
         return
-    if opt.busy:
-        opt.threads, timing.clock = 1, time.process_time
-    torch.set_num_threads(opt.threads)
-    kernel = cpu_kernel.kernel(opt.num_block, 32)
-    print(f"torch {torch.__version__}, {opt.device}, {opt.threads} threads, {'compiled' if kernel else 'no'} kernel")
-    if opt.testall:
-        testall(opt)
-        return
-    with torch.no_grad():
-        similarity(opt)
-    training_step(opt, opt.batch_size)
-    if opt.large_batch:
-        training_step(opt, opt.large_batch)
-    encoding(opt)
-    ranking(opt)
-    vsrn(opt)
-    if opt.processes:
-        training.compare(SimpleNamespace(**vars(opt) | {"model": "gsmn", "threads": 1, "steps": 5}))
+    for path in filter(None, (opt.json, opt.markdown)):
+        check_writable(path)
+    report = Report(opt)
+    print("; ".join(f"{name} {value}" for name, value in machine(opt).items()))
+    measure(opt, report)
+    content = json.dumps({"machine": machine(opt), "rows": report.rows}, indent=1)
+    for path, text in ((opt.json, content), (opt.markdown, report.markdown())):
+        if path:
+            atomic_write(path, lambda file, text=text: file.write(text.encode()))
 
 
 if __name__ == "__main__":

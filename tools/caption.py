@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from checkpoints.loading import open_checkpoint, trained_model
-from files.errors import InputError, run
+from files.errors import InputError
 from runtime.commandline import Parser, whole
 from tools.searching.collection import open_collection
 from vocab import END

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 from data import PictureDataset, PrecompDataset
 from files.arrays import open_array
 from files.checksum import sha256
-from files.errors import InputError, run
+from files.errors import InputError
 from files.text import PICTURES, data_folder, read_lines
 from runtime.commandline import Parser
 from tools.own_data import data_facts

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 from files.annotations import captions_by_number, read_coco
-from files.errors import InputError, run
+from files.errors import InputError
 from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
 from files.writing import atomic_write, check_writable
 from reporting.eccv import letters

@@ -15,14 +15,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 from checkpoints import checkpoint
 from files import pickles
 from files.arrays import open_array
-from files.errors import InputError, optional_package, run
+from files.errors import InputError, optional_package
 from files.text import read_bytes
 from files.writing import atomic_write
 from runtime.commandline import Parser

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from files.errors import InputError, run
+from runtime.start import run
+
+from files.errors import InputError
 from files.writing import atomic_write, check_writable
 from reporting.run_log import LOG, read_log
 from reporting.run_page import runs_page

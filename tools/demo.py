@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from files.errors import run
+from runtime.start import run
+
 from reporting.ranks import SIX_RECALLS
 from runtime.commandline import Parser
 from tools.demo_data.twins import told_apart

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 import torch
 
 import evaluation
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from checkpoints.loading import open_members
-from files.errors import InputError, run
+from files.errors import InputError
 from files.identity import data_identity, difference
 from files.writing import atomic_write, check_writable
 from modules.sides import CaptionSide, ImageSide

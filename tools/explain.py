@@ -15,10 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 from checkpoints.evaluation_options import add_override_flags
-from files.errors import run
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
 from reporting.explain_page import explain_page

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 from files.arrays import open_array
-from files.errors import InputError, reason, run
+from files.errors import InputError, reason
 from files.text import data_folder, read_json, read_lines
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, number, whole

@@ -24,7 +24,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from files.errors import InputError, reason, run
+from runtime.start import run
+
+from files.errors import InputError, reason
 from runtime.commandline import Parser, number, whole
 from tools.demo_data.captions import Caption, describe, fact_holds
 from tools.demo_data.files import write_items, write_lines, write_split

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
-from files.errors import InputError, run
+from files.errors import InputError
 from files.text import data_folder, read_captions, read_dependencies, read_json
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole

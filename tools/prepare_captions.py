@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
-from files.errors import InputError, run
+from files.errors import InputError
 from files.names import find_pictures
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, make_folder

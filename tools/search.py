@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
 from checkpoints.evaluation_options import add_override_flags
-from files.errors import InputError, run, warn
+from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, text_as_name
 from reporting.image_view import ImageViewer
 from runtime.commandline import Parser, whole

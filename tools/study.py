@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runtime.openmp  # noqa: F401, before torch
+from runtime.start import run
 
-from files.errors import InputError, run
+from files.errors import InputError
 from files.text import read_json
 from files.writing import atomic_write
 from runtime.commandline import Parser, whole

@@ -84,10 +84,10 @@ class GlobalBatch(nn.Module):
         words = self.gather_captions(torch.cat(words), [share.lengths for share in shares])
         images = ImageSide(torch.cat(images), batch.bboxes)
         scores = self.local_scores(images, caption_side(words, shares))
-        scores = distributed.gather(scores, counts, same_use=True, carry_flag=True)
+        scores = distributed.gather(scores, counts)
         losses = {self.model.retrieval_loss: self.model.forward_loss(scores, excluded)}
         for name in extra_losses[0]:
-            losses[name] = distributed.total(sum(part[name] for part in extra_losses), same_use=True)
+            losses[name] = distributed.total_loss(sum(part[name] for part in extra_losses))
         return losses
 
     def encode_part(self, part, pairs):
@@ -102,8 +102,8 @@ class GlobalBatch(nn.Module):
     def gather_captions(self, words, lengths):
         """Flat words or captions of this process -> a list of (n, D) of all captions, or (C, D)."""
         if self.model.one_vector:
-            return distributed.gather(words, [len(share) for share in lengths])
-        words = distributed.gather(words, [sum(share) for share in lengths])
+            return distributed.gather_for_all(words, [len(share) for share in lengths])
+        words = distributed.gather_for_all(words, [sum(share) for share in lengths])
         return words.split(list(chain.from_iterable(lengths)))
 
     def local_scores(self, images, captions):

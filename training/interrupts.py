@@ -1,14 +1,17 @@
-"""Ctrl-C and SIGTERM during training: a checkpoint is written, then the run ends."""
+"""Signals during training (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1): a checkpoint is written, then the run ends."""
 
 import contextlib
 import logging
 import os
 import signal
+import threading
+import time
 
 from runtime import distributed
-from runtime.transfer import ToHost
+from runtime.workers import STOPPING
 
-LAG = {"cuda": 2}  # steps after which the host looks at a number of the device without holding it up; else 0
+PATIENCE = 1.0  # seconds, about, between two exchanges about signals
+MOST_STEPS = 100  # between two such exchanges
 
 
 class Interrupted(BaseException):
@@ -19,41 +22,49 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Handles Ctrl-C and SIGTERM: the first signal waits until the step is done, the second leaves at once.
+    """Handles the signals that end a training: the first one waits until the step is done, the second leaves at once.
 
     With several processes all of them leave after the same step, and a running validation is finished first.
+    A SIGHUP that is ignored (nohup) stays so.  Outside of the main thread Python handles no signals.
     """
 
     def __init__(self):
-        self.signal, self.immediate, self.coming = None, False, []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
+        self.signal, self.immediate = None, False
+        self.steps = self.steps_left = 1  # between two exchanges, and to the next one
+        self.since = time.monotonic()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.handle)
 
     def handle(self, number, frame):
         if self.signal:
             os._exit(128 + number)
-        self.signal = distributed.flag.raised = number
+        self.signal = number
         logging.warning("Stopping after a checkpoint is written; press Ctrl-C again to leave at once")
         if self.immediate:
             raise Interrupted
 
     def requested(self):
         """The signal that arrived in any process, the same answer in all; None for none.  Waits for the others."""
-        self.coming.clear()
-        self.signal = distributed.largest(self.signal)
+        self.signal = distributed.largest(self.signal or 0) or None
         return self.signal
 
     def requested_in_step(self):
-        """The same, called once after each step: with several processes the step's own exchange has carried it.
+        """The same, called once after each step: several processes ask one another about once a second.
 
-        On a GPU the answer is that of two steps ago, so that the host does not wait for the device.
+        The exchange also says after how many steps the next one comes: those of a second, in the slowest process.
         """
         if distributed.size() == 1:
             return self.signal
-        self.coming.append(ToHost(distributed.flag.seen))
-        if len(self.coming) <= LAG.get(distributed.flag.seen.device.type, 0):
+        self.steps_left -= 1
+        if self.steps_left:
             return None
-        return int(self.coming.pop(0).number()) or None
+        slowest = distributed.largest((time.monotonic() - self.since) / self.steps)
+        self.steps = self.steps_left = max(1, min(MOST_STEPS, int(PATIENCE / slowest)))
+        self.since = time.monotonic()
+        return self.requested()
 
     @contextlib.contextmanager
     def at_once(self):

@@ -23,8 +23,8 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (x.dim() - 2)
         rows = x.new_full((1,), x.numel() // x.shape[1])
         count, mean = total(torch.cat([rows, x.sum(dims)])).split([1, x.shape[1]])
-        count = count.detach()
         alone = count <= 1  # one value has no variance: use the running statistics, as in graph.batch_norm
+        count = count.detach().clamp(min=1)  # none in any process: 0 / 0 would make gradients NaN, though not used
         mean = torch.where(alone, self.running_mean, mean / count)
         centred = x - mean.view(shape)
         variance = total(centred.square().sum(dims)) / count

@@ -1,5 +1,7 @@
 """How a script ends and prints, whatever the terminal's encoding."""
 
+from runtime.start import run
+
 import os
 import subprocess
 import sys
@@ -7,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from files.errors import run
-
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")) if '__name__ == "__main__"' in p.read_text()]
 PRINTS = """
 import sys
-from files.errors import InputError, run, warn
+from runtime.start import run
+from files.errors import InputError, warn
 def main():
     print("naïve ‹word›")
     warn("naïve")

@@ -1,5 +1,7 @@
 """Plain files: what is accepted, what is refused and in which words, and that no pickle can call anything."""
 
+from runtime.start import run
+
 import errno
 import io
 import os
@@ -10,11 +12,12 @@ import tracemalloc
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from damage import damaged
 
 import vocab
 from files.arrays import open_array, read_sizes
-from files.errors import InputError, run
+from files.errors import InputError
 from files.text import read_captions, read_dependencies, read_ids, read_json, read_lines
 from files.writing import atomic_write, make_folder
 
@@ -270,6 +273,17 @@ def test_a_small_pickle_cannot_take_the_memory(tmp_path, content):
 
 
 # ---- scripts ----
+
+
+def test_a_full_card_is_one_line_that_names_the_flags(capsys):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1
+    assert all(flag in line for flag in ("--sim_memory", "--accumulate", "--batch_size"))
 
 
 @pytest.mark.parametrize(

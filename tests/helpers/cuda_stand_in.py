@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tools.measuring.counting import FREE, WAITS
+from tools.measuring.work import FREE, WAITS
 
 ROOT = str(Path(__file__).resolve().parents[2])
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -4,6 +4,8 @@ In a fresh interpreter these imports are nearly all the time of a small training
 about the start of a program starts it with subprocess.
 """
 
+from runtime.start import run
+
 import contextlib
 import multiprocessing
 import os
@@ -11,8 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from files.errors import run
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")

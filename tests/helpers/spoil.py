@@ -18,8 +18,8 @@ import testall
 import train
 import vocab
 from checkpoints import checkpoint
-from files import errors
 from model import build_model
+from runtime import start
 
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
 SPLITS = {"train": 8, "dev": 4, "test": 4, "testall": 4}
@@ -66,7 +66,7 @@ def run(script, flags, monkeypatch, capsys):
     name = script.split()[0]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *FLAGS[script].split(), *flags.split()])
     with pytest.raises(SystemExit) as end:
-        errors.run(MAINS[name].main)
+        start.run(MAINS[name].main)
     return end.value.code, capsys.readouterr().err.splitlines()
 
 

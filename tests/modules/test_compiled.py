@@ -9,7 +9,9 @@ from torch._dynamo.utils import counters
 from torch._inductor import pattern_matcher
 
 import model
-from modules import cpu_kernel
+from files import errors
+from kernel import scores as kernel
+from modules.compiling import compiled
 
 # torch 2.6's inductor compiles again where two of its sizes are equal by chance
 BY_CHANCE = "guard_size_oblivious(v != a)" in inspect.getsource(pattern_matcher)
@@ -17,7 +19,7 @@ BY_CHANCE = "guard_size_oblivious(v != a)" in inspect.getsource(pattern_matcher)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(cpu_kernel, "kernel", lambda *_: None)
+    monkeypatch.setattr(kernel, "load", lambda *_: None)
     duck = torch.fx.experimental._config.use_duck_shape
     torch._dynamo.reset()
     counters.clear()
@@ -87,3 +89,15 @@ def test_past_the_limit_of_programs_torch_computes():
 @pytest.mark.parametrize("propagation, is_sparse", [("self", False), ("self", True), ("neighbors", False)])
 def test_inductor_computes_the_same(propagation, is_sparse):
     compare(propagation, is_sparse, "inductor")
+
+
+def test_a_failing_compiler_falls_back_with_one_warning(capsys, monkeypatch):
+    monkeypatch.setattr(errors, "warned", set())
+
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    double, triple = (compiled(f, backend=no_compiler) for f in (lambda x: 2 * x, lambda x: 3 * x))
+    x = torch.ones(3)
+    assert double(x).sum() == double(x).sum() == 6 and triple(x).sum() == 9
+    assert capsys.readouterr().err.count("--compile") == 1

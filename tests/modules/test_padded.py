@@ -1,23 +1,24 @@
 """Captions padded to a few common lengths: the scores and gradients of every caption alone, in few kernels."""
 
 import copy
+import itertools
+import random
 
 import pytest
 import torch
-from tensor_memory import TensorMemory
 from tiny import random_case, small_opt
 
 import graph
 import model
-from modules import cpu_kernel, similarity
-from tools import launches
+from kernel import scores as compiled
+from modules import similarity
 
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)
 
 
 @pytest.fixture(autouse=True)
 def without_the_kernel(monkeypatch):
-    monkeypatch.setattr(cpu_kernel, "kernel", lambda *_: None)
+    monkeypatch.setattr(compiled, "load", lambda *_: None)
 
 
 def network(**changes):
@@ -99,7 +100,7 @@ def test_scores_in_float32(propagation, is_sparse):
 def test_number_of_buckets_changes_rounding_only(count, monkeypatch):
     net, case = network(propagation="neighbors", is_sparse=True), random_case(lengths=LENGTHS, width=64)
     expected = scores_and_gradients(net, case, alone)
-    monkeypatch.setitem(similarity.STEP_BUCKETS, "cpu", count)
+    monkeypatch.setattr(similarity, "BUCKETS", count)
     assert error(scores_and_gradients(net, case, together), expected) < 1e-12
 
 
@@ -129,48 +130,14 @@ def test_a_score_does_not_depend_on_its_company(propagation):
     assert net.forward_sim(images[:0], words, boxes[:0], depends, lengths).shape == (0, len(words))
 
 
-def test_buckets_have_the_least_padding():
-    lengths = sorted([5, 9, 9, 10, 14, 14, 15, 30])
+@pytest.mark.parametrize("seed", range(20))
+def test_buckets_have_the_least_padding(seed):
+    """Against all ways to cut."""
+    rng = random.Random(seed)
+    lengths, most = sorted(rng.choices(range(1, 12), k=rng.randint(1, 9))), rng.randint(1, 4)
     area = lambda cut: sum((part.stop - part.start) * lengths[part.stop - 1] for part in cut)  # noqa: E731
-    assert similarity.buckets(lengths, 1) == [slice(0, 8)]
-    assert similarity.buckets(lengths, 2) == [slice(0, 7), slice(7, 8)]
-    assert similarity.buckets(lengths, 3) == [slice(0, 4), slice(4, 7), slice(7, 8)]
-    assert area(similarity.buckets(lengths, 20)) == sum(lengths)
-    assert similarity.buckets([6, 6, 6], 3) == [slice(0, 3)]
-    assert similarity.buckets([6], 3) == [slice(0, 1)]
-
-
-@pytest.mark.parametrize("propagation", ["self", "neighbors"])
-@pytest.mark.parametrize("gradients", [False, True])
-def test_tiles_fit_the_memory(propagation, gradients, monkeypatch):
-    """Beside what is made once for images and captions and stays, which tiles of one pair show."""
-    monkeypatch.setattr(similarity, "BUCKETS", 2)
-    monkeypatch.setitem(similarity.STEP_BUCKETS, "cpu", 2)
-    net = network(propagation=propagation)
-    images, words, boxes, depends, lengths = random_case(36, (12, 4, 13, 5) * 2, images=4, width=64)
-    words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
-    images.requires_grad_(gradients)
-
-    def peak(budget):
-        net.sim_memory = budget
-        with torch.set_grad_enabled(gradients), TensorMemory() as memory:
-            scores = net.forward_sim(images, words, boxes, depends, lengths)
-            if gradients:
-                scores.sum().backward()
-        return memory.peak / 2**20
-
-    once, whole = peak(1e-3), peak(1e4)
-    graphs = similarity.Graphs(net.i2t_match_G, net.t2i_match_G, 8, 9.0)
-    for budget in (0.1, 0.4):
-        assert peak(budget) < once + budget
-    assert once < whole < once + 32 * similarity.pair_bytes(graphs, 36, 13, gradients) / 2**20
-
-
-@pytest.mark.parametrize("propagation", ["self", "neighbors"])
-@pytest.mark.parametrize("more", ["", "--is_sparse"])
-def test_launches_do_not_grow_with_the_batch(propagation, more):
-    """Similarity, loss with --max_violation, and their backward pass, as on a GPU."""
-    opt = launches.options(f"--regions 4 --embed_size 32 {more}".split())
-    counts = [sum(c.launches for c in launches.count(opt, batch, propagation)) for batch in (24, 48)]
-    assert max(counts) <= 500
-    assert abs(counts[0] - counts[1]) <= 10  # an accumulation more or less
+    found = similarity.buckets(lengths, most)
+    ends = [c for k in range(most) for c in itertools.combinations(range(1, len(lengths)), k)]
+    ways = [[slice(a, b) for a, b in itertools.pairwise((0, *cut, len(lengths)))] for cut in ends]
+    assert len(found) <= most and [i for part in found for i in range(len(lengths))[part]] == list(range(len(lengths)))
+    assert area(found) == min(map(area, ways))

@@ -3,11 +3,12 @@
 Training is compared in double precision, where rounding leaves nothing to argue about.
 """
 
+from runtime.start import run
+
 import atexit
 import datetime
 import itertools
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ import data
 import evaluation
 import train
 from checkpoints.checkpoint import CheckpointError, load_checkpoint
-from files.errors import InputError, run
+from files.errors import InputError
 from model import build_model
 from runtime import distributed, shared_arrays
 from runtime.batches import with_shares
@@ -92,7 +93,8 @@ def main(folder):
         for run in RUNS if distributed.size() == 2 else ALL_SIZES:
             save(run, *trained(run, folder), folder)
         if distributed.size() == 2:
-            save("dense accumulated", *trained("dense", folder, accumulate=2), folder)
+            for run in ("dense", "vsrn"):
+                save(f"{run} accumulated", *trained(run, folder, accumulate=2), folder)
         for run in ("sparse", "vsrn"):
             similarities(run, folder, f"{folder}/sims {run}-{distributed.size()}.npy")
         lose_one()
@@ -142,13 +144,13 @@ def save(run, losses, weights, folder):
         np.savez(f"{folder}/{run}-{distributed.size()}.npz", losses=losses, **weights)
 
 
-def environments(size, local=True):
-    """The variables of each of `size` processes on this machine that find one another, as torchrun sets them."""
+def environments(size, rank="RANK"):
+    """The variables of each of `size` processes on this machine that find one another; rank: the one that numbers."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank) if local else None} for rank in range(size)]
+    return [{**common, rank: str(number)} for number in range(size)]
 
 
 def start(size, function, folder, only=None):
@@ -160,7 +162,7 @@ def start(size, function, folder, only=None):
     ]
 
 
-def programs(size, name, folder, local=True):
+def programs(size, name, folder, rank="RANK"):
     """The function `name` of this file in fresh interpreters, for tests of how a program begins or ends."""
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "OMP_NUM_THREADS": "1"}
     return [
@@ -169,9 +171,9 @@ def programs(size, name, folder, local=True):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={key: value for key, value in {**os.environ, **path, **environment}.items() if value is not None},
+            env={**os.environ, **path, **environment},
         )
-        for environment in environments(size, local)
+        for environment in environments(size, rank)
     ]
 
 
@@ -236,6 +238,13 @@ def test_processes_with_micro_batches(folder):
     expect(losses, weights, folder / "dense accumulated-2.npz")
 
 
+def test_a_part_without_a_pair_in_any_process(folder):
+    """The last batch has a pair for each process, in two parts.  BatchNorm, over the pairs of a part, gets none."""
+    found = np.load(folder / "vsrn accumulated-2.npz")
+    assert all(np.isfinite(found[name]).all() for name in found.files)
+    assert np.ptp(found["img_enc.Rs_GCN_1.W.1.running_var"]) > 0
+
+
 @pytest.mark.parametrize("run", ["sparse", "vsrn"])
 def test_processes_evaluate_as_one(folder, run):
     sims = similarities(run, folder)
@@ -247,8 +256,7 @@ def test_processes_evaluate_as_one(folder, run):
 def test_a_death_ends_the_others_with_a_message(folder):
     for size in SIZES:
         said = (folder / f"said-{size}").read_text()
-        for rank in range(size - 1):
-            assert f"error: process {rank} of {size} stops: lost the connection to another process" in said
+        assert all(f"error: process {rank} of {size}" in said for rank in range(size - 1)), said
 
 
 def test_torchrun_ends_a_process_that_waits_for_a_killed_one(folder):
@@ -290,7 +298,7 @@ def whole_run(folder, name, *more):
 def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
     for code, said in all_ended(start(2, stop_by_signal, folder)):
         assert code == 128 + signal.SIGTERM, said
-    assert [path.name for path in (folder / "parts").glob("*.pth.tar")] == ["checkpoint_0_2.pth.tar"]
+    assert len([*(folder / "parts").glob("*.pth.tar")]) == 1
     train.main(whole_run(folder, "parts", f"--resume={folder}/parts"))
     train.main(whole_run(folder, "whole"))
     parts, whole = (load_checkpoint(folder / name / "checkpoint_1.pth.tar") for name in ("parts", "whole"))
@@ -306,51 +314,43 @@ def test_a_signal_to_one_stops_all_and_one_alone_goes_on(folder):
 WITHOUT = {"LOCAL_RANK": None, "MASTER_ADDR": None, "MASTER_PORT": None}
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets the variables that the processes are found by, and no others."""
+    for name in (*distributed.RANKS, *distributed.LOCAL_RANKS, "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
 @pytest.mark.parametrize(
-    "environment, message",
+    "variables, message",
     [
-        ({"WORLD_SIZE": "two", "RANK": "0"}, "variable WORLD_SIZE is 'two', not a whole number"),
-        ({"WORLD_SIZE": "2", "RANK": "0.5"}, "variable RANK is '0.5', not a whole number"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set; set it"),
-        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK is 2, but WORLD_SIZE is 2: ranks"),
-        (
-            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"},
-            "MASTER_PORT is 99999; a port",
-        ),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "0.5"}, "RANK is '0.5'"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set.* unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "2", "SLURM_PROCID": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"}, "MASTER_PORT is 99999"),
     ],
 )
-def test_an_environment_without_sense_is_one_line(monkeypatch, environment, message):
-    for name, value in {**WITHOUT, **environment}.items():
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=re.escape(message)), distributed.process_group():
+def test_an_environment_without_sense_is_one_line(environment, variables, message):
+    environment(variables)
+    with pytest.raises(InputError, match=message), distributed.process_group():
         pass
 
 
-def test_a_world_size_without_a_rank_runs_alone(monkeypatch, caplog):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
-    with distributed.process_group():
-        assert distributed.size() == 1
-    assert "WORLD_SIZE is 2, but RANK is not set: this process runs alone" in caplog.text
-
-
 @pytest.mark.parametrize(
-    "environment, gpus, expected",
+    "variables, gpus, expected",
     [
         ({"RANK": "5", "LOCAL_RANK": "1"}, 4, 1),  # torchrun
         ({"RANK": "5", "SLURM_LOCALID": "2"}, 4, 2),
+        ({"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}, 4, 3),  # mpirun
         ({"RANK": "5"}, 4, 1),
         ({"RANK": "5"}, 0, 0),
     ],
 )
-def test_the_local_rank_has_a_default(monkeypatch, environment, gpus, expected):
-    for name in ("RANK", "LOCAL_RANK", "SLURM_LOCALID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_the_local_rank_has_a_default(monkeypatch, environment, variables, gpus, expected):
+    environment(variables)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert distributed.local_rank() == expected
 
@@ -365,14 +365,13 @@ def join_alone(folder):
 def test_nobody_to_meet_is_said_and_ends(tmp_path):
     processes = [start(2, join_alone, tmp_path, only=rank)[0] for rank in (0, 1)]  # two ports
     for rank, (code, said) in enumerate(all_ended(processes)):
-        others = ("the others", "process 0")[rank]
-        assert code == 2 and f"process {rank} of 2 waits for {others} at 127.0.0.1:" in said, said
-        assert f"error: process {rank} of 2 waits for {others}" in said and "not met within 3 s" in said, said
+        notice, error = said.find(f"process {rank} of 2"), said.find(f"error: process {rank} of 2")
+        assert code == 2 and 0 <= notice < error, said
 
 
-def test_kubeflow_and_slurm_need_no_local_rank(tmp_path):
-    """Two programs without LOCAL_RANK and with torchrun's default for what else is missing; leaving never hangs."""
-    for code, said in finish(programs(2, "meet", tmp_path, local=False), timeout=300):
+def test_slurm_needs_neither_rank_nor_local_rank(tmp_path):
+    """Two programs with Slurm's number instead, and the default port; leaving never hangs."""
+    for code, said in finish(programs(2, "meet", tmp_path, rank="SLURM_PROCID"), timeout=300):
         assert code == 0, said
 
 
@@ -440,7 +439,7 @@ def lose_the_other(pid):
 )
 def test_every_fault_has_the_exit_code_of_one_process(monkeypatch, error, code):
     ends = []
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "check_environment", lambda count: None)
     monkeypatch.setattr(distributed, "join", lambda count: None)
     monkeypatch.setattr(distributed.atexit, "register", lambda *end: ends.append(end))

@@ -13,7 +13,7 @@ from runtime.commandline import Parser, Switch
 from systems.options import check_options, completed, defaults, train_options, train_parser
 
 ROOT = Path(__file__).parents[2]
-UNUSED = {"gsmn": {"preload"}, "vsrn": {"preload", "dim_vid", "rnn_dropout_p", "reset_train"}}
+UNUSED = {"gsmn": set(), "vsrn": {"dim_vid", "rnn_dropout_p", "reset_train"}}
 
 
 def without_torch(script, *flags):

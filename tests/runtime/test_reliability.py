@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ import train
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
+from runtime.workers import STOPPING
 from training import logger
+from training.interrupts import Stop
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--batch_size", 128]  # two steps an epoch
@@ -96,6 +99,20 @@ def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
     os.kill(process.process.pid, signal.SIGINT)
     assert process.ended(timeout=20) == (128 + signal.SIGINT, said)
     assert not names(Path("run/ck"))
+
+
+def test_a_hangup_that_is_ignored_stays_so_and_threads_handle_no_signals():
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with ThreadPoolExecutor() as pool:
+            pool.submit(Stop).result()
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+        stop = Stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGUSR1) == stop.handle
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- folders that fail

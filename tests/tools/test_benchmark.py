@@ -1,101 +1,119 @@
-"""tools/benchmark.py: the report of a GPU, on the CPU at tiny sizes; the CPU's own table; its flags."""
+"""tools/benchmark.py: every part gives its row, on the CPU and on the stand-in for a GPU; the counter counts."""
 
 import json
 
 import pytest
+import torch
 from cuda_stand_in import StandIn
 
-import model
 from files.errors import InputError
 from tools import benchmark
-from tools.measuring import gpu, training
+from tools.measuring.work import Counter, touched
 
-GSMN = "--img_dim 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8".split()
-VSRN = "--img_dim 16 --word_dim 8 --dim_hidden 8 --dim_word 8 --max_len 31".split()
-TINY = gpu.Sizes(
-    batches=(3,), vsrn_batch=3, embed_size=32, vsrn_embed_size=16, regions=4, small=3, splits=(4, 6), scored=4,
-    stored=6, workers=(0, 1), steps=1, gsmn_flags=GSMN, vsrn_flags=VSRN,
-)  # fmt: skip
+SMALL = "--images 3 --batch_size 3 --regions 4 --embed_size 32 --repeat 1".split()
+SMALL += ["--flags=--img_dim 16 --word_dim 8 --embed_size 32"]
 
 
-@pytest.fixture(scope="module")
-def report():
-    compile_parts = model.GSMN.compile_parts
-    with pytest.MonkeyPatch.context() as patch:  # torch's own backend compiles for half a minute and more
-        patch.setattr(model.GSMN, "compile_parts", lambda net: compile_parts(net, backend="eager"))
-        patch.setattr(gpu, "PRECISIONS", {name: gpu.PRECISIONS[name] for name in ("float32", "bf16")})
-        patch.setattr(training, "in_processes", lambda opt, processes: {"seconds": 2.0, "loss": 1.0})
-        return gpu.measure("cpu", 10, TINY)
-
-
-def test_the_report_of_a_gpu_is_whole(report):
-    failed = [row for row in report.rows if "error" in row and "triton" not in row["case"]]
-    assert not failed and not any("skipped" in row for row in report.rows)
-    assert {row["part"] for row in report.rows} == {
-        "launches of a step", "agreement with float64", "training step", "evaluation", "data loading", "processes",
-    }  # fmt: skip
-    exact = {row["case"]: row for row in report.rows if row["part"] == "agreement with float64"}
-    for name in ("GSMN, torch, float32", "GSMN, compiled, float32"):
-        assert exact[name]["scores"] < 1e-5 and exact[name]["gradient"] < 1e-4
-    for row in report.rows:
-        if row["part"] == "launches of a step":
-            assert row["launches"] > 100 and row["GB"] > 0
-
-
-def test_every_row_measures_what_it_names(report):
-    """`torch` is not the C kernel or a trial's choice, and Triton, which has no gradients, is in no training step."""
-    cases = [(row["part"], row["case"].split(", ")) for row in report.rows]
-    assert {part for part, names in cases if "triton" in names} == {"agreement with float64", "evaluation"}
-    for kernel, flag in (("torch", "torch"), ("compiled", "torch"), ("triton", "triton")):
-        assert gpu.prepared(gpu.Report("cpu", 1, TINY), "gsmn", 3, kernel)[0].kernel == flag
-
-
-def test_no_row_mixes_devices():
-    with StandIn() as card:
-        report = gpu.Report("cuda", 10, TINY)
-        report.add("agreement with float64", "", gpu.agreement, report, "torch", "float32")
-        report.add("training step", "", gpu.step, report, "gsmn", 3)
-        report.add("evaluation", "", gpu.evaluate, report, 4, "torch", "float32")
-        assert "card stand-in" in report.markdown()
-    assert not card.mixes and not any("error" in row for row in report.rows)
-
-
-def test_the_report_becomes_json_and_tables(report):
-    content = json.loads(json.dumps(report.content()))
-    assert content["rows"] == json.loads(json.dumps(report.rows)) and content["machine"]["device"] == "cpu"
-    tables = report.markdown()
-    assert "| training step | ms | pairs/s | peak MB |" in tables
-    assert sum(line.startswith("| ") for line in tables.splitlines()) == len(report.rows) + 6
-
-
-def test_the_time_limit_leaves_a_whole_report(report):
-    short = gpu.measure("cpu", 0, TINY)
-    assert {row["case"] for row in short.rows} > {row["case"] for row in report.rows}
-    assert all(row["skipped"] == "time limit" for row in short.rows)
-
-
-def test_a_failure_is_a_row():
-    report = gpu.Report("cpu", 1, TINY)
-    report.add("training step", "broken", lambda: 1 / 0)
-    assert report.rows == [{"part": "training step", "case": "broken", "error": "ZeroDivisionError: division by zero"}]
-
-
-def test_the_table_of_a_cpu(capsys):
-    sizes = "--images 3 --captions 8 --batch_size 3 --regions 4 --embed_size 32 --num_block 4 --rank_images 20"
-    opt = benchmark.options([*sizes.split(), "--repeat", "1"])
-    benchmark.similarity(opt)
-    benchmark.training_step(opt, opt.batch_size)
-    benchmark.ranking(opt)
-    lines = capsys.readouterr().out.splitlines()
-    for name in ("bare product", "self", "neighbors, hardest negatives", "text to image"):
-        (line,) = (line for line in lines if line[:44].strip() == name) if name != "bare product" else [lines[3]]
-        assert float(line[44:54]) >= 0
+def rows(parts, *more):
+    opt = benchmark.options([*SMALL, "--parts", *parts, *more])
+    report = benchmark.Report(opt)
+    benchmark.measure(opt, report)
+    return report
 
 
 @pytest.mark.parametrize(
-    "flags, message",
-    [("--device gpu", "--device: gpu cannot be used here"), ("--minutes 0", "--minutes: 0 is too small")],
+    "part", [part for part in benchmark.PARTS if part not in ("ranking", "processes", "whole step")]
 )
-def test_bad_flags(flags, message):
-    with pytest.raises(InputError, match=message):
+def test_a_part_on_a_cpu(part):
+    report = rows([part], "--workers", "0")
+    assert report.rows and not any({"error", "skipped"} & row.keys() for row in report.rows), report.rows
+    assert all(value > 0 for row in report.rows for value in row.values() if isinstance(value, (int, float)))
+    if part == "agreement":
+        assert all(row["scores"] < 1e-4 for row in report.rows)
+    if part == "counted":
+        assert all(300 < row["kernels"] < 550 for row in report.rows)
+
+
+def test_no_row_mixes_devices(monkeypatch):
+    monkeypatch.setitem(benchmark.CUDA, "compiled, float32", [])
+    monkeypatch.setitem(benchmark.CUDA, "compiled, TF32", [])
+    opt = benchmark.options(SMALL)
+    opt.device = "cuda"
+    with StandIn() as card:
+        report = benchmark.Report(opt)
+        report.add("agreement", "", benchmark.agreement, [])
+        report.add("step", "", benchmark.step, 3, ["--tf32"])
+        report.add("whole step", "", benchmark.whole_step, benchmark.GSMN, 3, [])
+        report.add("similarity", "", benchmark.similarity, [])
+        assert "stand-in" in report.markdown()
+    assert not card.mixes and not any("error" in row for row in report.rows), report.rows
+
+
+def test_kernels_do_not_grow_with_the_batch():
+    opt = benchmark.options([*SMALL, "--flags=--is_sparse --img_dim 16"])
+    few, many = (benchmark.counted(opt, batch, ["--propagation", "neighbors"])["kernels"] for batch in (24, 48))
+    assert few <= 550 and abs(few - many) <= 10
+
+
+def test_the_report_becomes_json_and_tables_and_ends_in_time(tmp_path):
+    files = [tmp_path / "card.json", tmp_path / "card.md"]
+    more = [
+        "--parts",
+        "agreement",
+        "ranking",
+        "--minutes",
+        "1e-9",
+        "--json",
+        str(files[0]),
+        "--markdown",
+        str(files[1]),
+    ]
+    benchmark.main([*SMALL, *more])
+    content = json.loads(files[0].read_text())
+    assert content["machine"]["device"] == "cpu" and {row["skipped"] for row in content["rows"]} == {"time limit"}
+    assert sum(line.startswith("| ") for line in files[1].read_text().splitlines()) == len(content["rows"]) + 2
+
+
+def test_a_failure_is_a_row():
+    report = benchmark.Report(benchmark.options([]))
+    report.add("step", "broken", lambda opt: 1 / 0)
+    assert report.rows == [{"part": "step", "case": "broken", "error": "ZeroDivisionError: division by zero"}]
+
+
+def test_two_processes_have_the_loss_of_one():
+    # 16 numbers in each of the 16 blocks: the cosine of one number is its sign, which rounding may turn over
+    report = rows(["processes"], "--batch_size", "5", "--flags=--img_dim 16 --word_dim 8 --embed_size 256")
+    one, two = report.rows
+    assert two["first loss"] == pytest.approx(one["first loss"], rel=1e-5) and two["s"] > 0
+
+
+@pytest.mark.parametrize("flags", ["--device gpu", "--minutes 0", "--parts none"])
+def test_bad_flags(flags):
+    with pytest.raises(InputError, match=flags.split()[0]):
         benchmark.main(flags.split())
+
+
+def test_views_start_no_kernel_and_backward_counts():
+    x = torch.randn(4, 6, requires_grad=True)
+    with Counter() as counter:
+        y = x.t().reshape(2, 12)[:, :5].expand(3, 2, 5)
+        assert (counter.launches, counter.bytes) == (1, 2 * 4 * 24)  # the reshape of a transposed matrix copies
+        (y * 2).sum().backward()
+    assert counter.launches_of["aten::mul"] == 2 and counter.waits == 0  # forward and backward
+    with Counter() as counter:
+        assert float(x.detach().sum()) == x.sum().item()
+    assert counter.waits == 2
+
+
+def test_bytes_are_those_of_distinct_elements():
+    assert touched(torch.zeros(3, 1, 5).expand(3, 7, 5)) == 4 * 15
+    assert touched(torch.zeros(0, 5)) == 0
+
+
+def test_lengths_of_real_captions(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/train_precaps_stan.txt").write_text("1,4,2\n1,4,5,2\n")
+    found = benchmark.caption_lengths(50, benchmark.options(["--data_path", str(tmp_path), "--data_name", "x"]).lengths)
+    assert set(found) == {3, 4}
+    with pytest.raises(InputError, match="--data_path"):
+        benchmark.caption_lengths(3, benchmark.options(["--data_path", str(tmp_path)]).lengths)

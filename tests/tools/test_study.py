@@ -158,7 +158,7 @@ def test_runs_go_seed_by_seed_and_only_once(scripts, capsys):
 def test_a_stopped_study_goes_on_where_it_was(scripts):
     (scripts / "wait").touch()
     start = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path; from tools import study; from tools.studying import runs; from files.errors import run
+from pathlib import Path; from tools import study; from tools.studying import runs; from runtime.start import run
 runs.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out", "out", "--seeds", "0"]))"""
     process = subprocess.Popen([sys.executable, "-c", start], cwd=scripts, stderr=subprocess.PIPE, text=True)
     logs = [scripts / "out" / f"{name}.seed0" / "log" / "log.jsonl" for name in "ab"]

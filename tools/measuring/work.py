@@ -1,4 +1,4 @@
-"""Counts the work of a GPU without one: kernels started, bytes they touch, waits of the host.
+"""Work for the benchmark: random batches of real sizes, and a counter of what a GPU would do with them.
 
     with Counter() as counter:
         step()
@@ -12,12 +12,15 @@ makes of it.
 
 from collections import Counter as Tally
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-LAUNCH_SECONDS = 4.5e-6  # host time to start a kernel, assumed
-BYTES_PER_SECOND = 2.5e12  # of an H100's 3.35 TB/s, assumed
+from files.errors import InputError
+from runtime.batches import Batch
+
+VOCABULARY = 8481  # words, as of Flickr30K
 
 # no kernel, though their schema does not call them views
 FREE = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::set_", "aten::resize_"}
@@ -46,10 +49,6 @@ class Counter(TorchDispatchMode):
             self.bytes_of[name] += size
         return result
 
-    def seconds(self):
-        """Time on a GPU by a simple model: starting the kernels or moving the bytes, whichever takes longer."""
-        return max(self.launches * LAUNCH_SECONDS, self.bytes / BYTES_PER_SECOND)
-
     def most(self, count=10):
         """The operators that touch most bytes: (name, launches, bytes)."""
         return [(name, self.launches_of[name], size) for name, size in self.bytes_of.most_common(count)]
@@ -63,3 +62,32 @@ def touched(x):
     for size, stride in zip(x.shape, x.stride()):
         elements *= size if stride or not size else 1
     return elements * x.element_size()
+
+
+def caption_lengths(count, file=None):
+    """Words of so many captions: 5 to 30, 12.4 on average, or drawn from a file of word ids; always the same ones."""
+    rng = np.random.default_rng(0)
+    if file is None:
+        return np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, count)), 5, 30).astype(int).tolist()
+    try:
+        lengths = [line.count(",") + 1 for line in file.read_text().splitlines() if line]
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; --data_path names the folder that holds data sets") from None
+    return rng.choice(lengths, count).tolist()
+
+
+def random_batch(opt, lengths, regions=36):
+    """A Batch of random features (B, R, img_dim) and captions of these lengths, for a model of these flags."""
+    rng, pairs, lengths = np.random.default_rng(0), len(lengths), sorted(lengths, reverse=True)
+    captions = torch.zeros(pairs, lengths[0], dtype=torch.int64)
+    for row, n in zip(captions, lengths):
+        row[:n] = torch.as_tensor(rng.integers(4, VOCABULARY, n))
+    images = torch.as_tensor(rng.random((pairs, regions, opt.img_dim), np.float32))
+    boxes = torch.as_tensor(rng.random((pairs, regions, 4), np.float32))
+    depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
+    labels = masks = None
+    if opt.model == "vsrn":
+        labels = torch.zeros(pairs, opt.max_len + 1, dtype=torch.int64)
+        labels[:, : lengths[0]] = captions
+        masks = (torch.arange(opt.max_len + 1) <= torch.tensor(lengths).unsqueeze(1)).float()
+    return Batch(images, captions, lengths, list(range(pairs)), boxes, depends, labels, masks)

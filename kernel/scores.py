@@ -1,37 +1,25 @@
-"""GSMN's scores of all pairs by compiled C (csrc/), on a CPU: graph.py's numbers, several times faster.
-
-The kernel is compiled by the system's C compiler when it is first needed and kept in a cache folder, under a
-name that depends on the source, the sizes and the processor: $GSMN_CACHE, or gsmn/ in $XDG_CACHE_HOME or
-~/.cache.  Without a working compiler (one warning), and with GSMN_NATIVE=0, `kernel` returns None and the caller
-uses graph.py.  docs/performance.md has the measurements.
+"""GSMN's scores of all pairs by the C kernel, with gradients: graph.py's numbers, several times faster on a CPU.
 
 Letters for shapes as in graph.py.
 """
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import logging
 import math
 import os
-import platform
-import subprocess
-import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 import graph
+from kernel import building
+from modules.memory import check_fits, joined, runs
 
-SOURCE = Path(__file__).resolve().parent / "csrc"
-SOURCES = ("pairs.h", "edges.c", "structure.c", "forward.c", "backward.c")
-COMPILER_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w"]
 SLOTS = 8  # parts that images and captions are cut into for the gradients; more where there are more threads
 TILE = 4, 8  # images and captions a thread takes at once: their features fit its cache
 LONG, POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -64,41 +52,16 @@ class Job(ctypes.Structure):
     )
 
 
-# ---- compiling ----
-
-
-def cache_folder():
-    if os.environ.get("GSMN_CACHE"):
-        return Path(os.environ["GSMN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gsmn"
-
-
-def compiled(blocks, hidden):
-    """Path of the shared library for these sizes, compiled now if it is not in the cache."""
-    compiler = os.environ.get("CC", "cc")
-    run = functools.partial(subprocess.run, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    # the predefined macros name the compiler's version and what -march=native means on this machine
-    target = run([compiler, "-march=native", "-dM", "-E", "-xc", os.devnull]).stdout
-    source = [SOURCE / name for name in SOURCES]
-    command = [compiler, *COMPILER_FLAGS, f"-DK={blocks}", f"-DH={hidden}"]
-    key = [target, *(path.read_bytes() for path in source), " ".join([platform.machine(), *command]).encode()]
-    library = cache_folder() / f"pairs-{hashlib.sha256(b'|'.join(key)).hexdigest()[:20]}.so"
-    if not library.exists():
-        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            fresh = Path(folder) / library.name
-            run([*command, *map(str, source[1:]), "-o", str(fresh), "-lm"])
-            os.replace(fresh, library)
-    return library
+# ---- the library ----
 
 
 class Kernel:
     """The loaded library and its constants: rows of a panel of regions, widths padded to whole vectors."""
 
-    def __init__(self, blocks, hidden):
-        self.library = ctypes.CDLL(str(compiled(blocks, hidden)))
+    def __init__(self, library):
+        self.library = library
         constants = (LONG * 4)()
-        self.library.constants(constants)
+        library.constants(constants)
         self.panel, self.blocks, self.table, self.hidden = constants
 
     def run(self, stage, job):
@@ -117,16 +80,10 @@ def pool(process, threads):
 
 
 @functools.cache
-def kernel(blocks, hidden):
+def load(blocks, hidden):
     """The kernel for these numbers of blocks and hidden units, or None where it cannot be compiled."""
-    if os.environ.get("GSMN_NATIVE") == "0":
-        return None
-    try:
-        return Kernel(blocks, hidden)
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        reason = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").split("\n")[0]
-        logging.warning("The similarity kernel cannot be compiled (%s); torch computes the same, slower", reason)
-        return None
+    library = building.library(blocks, hidden)
+    return library and Kernel(library)
 
 
 # ---- parameters and sentences as the kernel takes them ----
@@ -194,7 +151,10 @@ def entry(first, length, caption, i, j):
 
 
 class Plan(NamedTuple):
-    """The arguments without gradients: sizes, captions' lengths and first rows (C,), int64, and their `links`."""
+    """The arguments without gradients: sizes, captions' lengths and first rows (C,), int64, and their `links`.
+
+    keep: whether the packed features stay in memory for the backward pass, which else packs them again.
+    """
 
     kernel: Kernel
     blocks: int
@@ -203,6 +163,7 @@ class Plan(NamedTuple):
     length: torch.Tensor
     first: torch.Tensor
     links: torch.Tensor | None
+    keep: bool
 
 
 SPARE_MEMORY = []  # blocks that a deleted Scratch returned
@@ -213,10 +174,12 @@ class Scratch(dict):
 
     def __init__(self, shapes):
         sizes = {name: -(-math.prod(shape) // 16) * 16 for name, shape in shapes.items()}  # whole vectors
-        total, memory = sum(sizes.values()), torch.empty(0)
-        with contextlib.suppress(IndexError):
-            memory = SPARE_MEMORY.pop()
+        total = sum(sizes.values())
+        SPARE_MEMORY.sort(key=len)
+        fitting = next((i for i, memory in enumerate(SPARE_MEMORY) if len(memory) >= total), 0)
+        memory = SPARE_MEMORY.pop(fitting) if SPARE_MEMORY else torch.empty(0)
         if len(memory) < total:
+            del memory  # before the new one is made
             memory = torch.empty(total + 16, dtype=torch.float32)
             memory = memory[-memory.data_ptr() % 64 // 4 :]
         weakref.finalize(self, SPARE_MEMORY.append, memory)
@@ -256,42 +219,116 @@ def gradients(side, slots, whole, **more):
     return grad
 
 
+def prepared(plan, regions, boxes, words, table, params_v, params_t):
+    """Both sides packed, with their Gram matrices and edges -> (the Job, the tensors of images and of captions)."""
+    (I, R, _), C, dim = regions.shape, len(plan.length), regions.shape[2] // plan.blocks
+    boxes, table = boxes.detach().contiguous(), aligned(table)
+    images = side(
+        plan, dim, torch.full((I,), R), torch.arange(I) * R, regions.flatten(0, 1), params_v, plan.kernel.panel,
+        boxes=boxes, kernels=table,
+    )  # fmt: skip
+    captions = side(plan, dim, plan.length, plan.first, words, params_t, 1, links=plan.links)
+    job = Job(
+        images=Side(count=I, **addresses(images)), captions=Side(count=C, **addresses(captions)),
+        dim=dim, neighbors=plan.neighbors, smooth=plan.smooth, tile_images=TILE[0], tile_captions=TILE[1],
+    )  # fmt: skip
+    plan.kernel.run("prepare", job)
+    return job, images, captions
+
+
 class PairScores(torch.autograd.Function):
     """Scores (I, C) of both graphs: regions (I, R, D), boxes (I, R, 4), words (rows, D), parameters as above."""
 
     @staticmethod
-    def forward(ctx, plan, regions, boxes, words, table, params_v, params_t):
-        (I, R, _), C, dim = regions.shape, len(plan.length), regions.shape[2] // plan.blocks
-        boxes, table = boxes.detach().contiguous(), aligned(table)
-        images = side(
-            plan, dim, torch.full((I,), R), torch.arange(I) * R, regions.flatten(0, 1), params_v, plan.kernel.panel,
-            boxes=boxes, kernels=table,
-        )  # fmt: skip
-        captions = side(plan, dim, plan.length, plan.first, words, params_t, 1, links=plan.links)
-        visual, textual = regions.new_empty(2, I, C)
-        job = Job(
-            images=Side(count=I, **addresses(images)), captions=Side(count=C, **addresses(captions)),
-            dim=dim, neighbors=plan.neighbors, smooth=plan.smooth,
-            visual=visual.data_ptr(), textual=textual.data_ptr(), tile_images=TILE[0], tile_captions=TILE[1],
-        )  # fmt: skip
-        plan.kernel.run("prepare", job)
+    def forward(ctx, plan, *inputs):
+        regions = inputs[0]
+        visual, textual = regions.new_empty(2, len(regions), len(plan.length))
+        job, images, captions = prepared(plan, *inputs)
+        job.visual, job.textual = visual.data_ptr(), textual.data_ptr()
         plan.kernel.run("forward", job)
-        ctx.kernel, ctx.job, ctx.sides, ctx.shape = plan.kernel, job, (images, captions), regions.shape
+        ctx.save_for_backward(*inputs)
+        ctx.plan, ctx.kept = plan, (job, images, captions) if plan.keep else None
         return visual, textual
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_visual, d_textual):
         d_visual, d_textual = d_visual.contiguous(), d_textual.contiguous()
-        job, slots = ctx.job, min(max(SLOTS, 2 * torch.get_num_threads()), *d_visual.shape)
-        images, captions = ctx.sides
+        job, images, captions = ctx.kept or prepared(ctx.plan, *ctx.saved_tensors)
+        slots = min(max(SLOTS, 2 * torch.get_num_threads()), *d_visual.shape)
         d_images = gradients(images, slots, True, kernels=d_visual.new_empty(len(d_visual), *images["kernels"].shape))
         d_captions = gradients(captions, slots, int(captions["length"].sum()) == len(captions["features"]))
         job.d_images, job.d_captions = Grad(**addresses(d_images)), Grad(**addresses(d_captions))
         job.d_visual, job.d_textual, job.slots = d_visual.data_ptr(), d_textual.data_ptr(), slots
         for stage in ("clear", "backward", "finish"):
-            ctx.kernel.run(stage, job)
+            ctx.plan.kernel.run(stage, job)
         d_table = d_images["kernels"].sum(0)
         d_table[:, graph.KERNELS :] = 0  # the repeated kernels' share is in the first 8 already
-        features = d_images["features"].view(ctx.shape), None, d_captions["features"]
+        features = d_images["features"].view(ctx.saved_tensors[0].shape), None, d_captions["features"]
         return None, *features, d_table, d_images["params"].sum(0), d_captions["params"].sum(0)
+
+
+# ---- all pairs, in the memory that is allowed ----
+
+
+def all_pairs(kernel, graphs, regions, cap_emb, boxes, depends, cap_lens, limit):
+    """Visual and textual scores (I, C); arguments as similarity.pair_scores, limit in bytes."""
+    length = torch.as_tensor(cap_lens, dtype=torch.int64)
+    if isinstance(cap_emb, torch.Tensor):
+        words, first = cap_emb.flatten(0, 1), torch.arange(len(length)) * cap_emb.shape[1]
+    else:
+        words = torch.cat([rows[:n] for rows, n in zip(cap_emb, cap_lens)])
+        first = begins(length)[0]
+    images, texts = cut(kernel, graphs, regions, length.numpy(), limit)
+    params = [stacked_params(side, kernel) for side in graphs[:2]]
+    table = kernel_table(graphs.visual, kernel)
+    neighbors, keep = graphs.textual.propagation == "neighbors", len(images) == len(texts) == 1
+    ends = [*first[[text.start for text in texts[1:]]].tolist(), len(words)]
+    columns = []
+    for text, own in zip(texts, words.split(np.diff(ends, prepend=0).tolist())):
+        pairs = links(None if depends is None else depends[text], length[text])
+        where = length[text].clone(), first[text] - first[text.start]
+        plan = Plan(kernel, graphs.blocks, graphs.smooth, neighbors, *where, pairs, keep)
+        parts = [torch.split(x, [len(range(len(x))[image]) for image in images]) for x in (regions, boxes)]
+        blocks = [PairScores.apply(plan, *image, own, table, *params) for image in zip(*parts)]
+        columns.append([joined(side, 0) for side in zip(*blocks)])
+    visual, textual = (joined(side, 1) for side in zip(*columns))
+    return visual + graphs.visual.out_2.bias, textual + graphs.textual.out_2.bias
+
+
+def cut(kernel, graphs, regions, lengths, limit):
+    """Slices of the images and of the captions whose pairs are computed at once.
+
+    InputError if one image and one caption do not fit.
+    """
+    I, R, D = regions.shape
+    image, *captions = item_bytes(kernel, graphs, np.array([R, *lengths]), D).tolist()
+    threads = max(SLOTS, torch.get_num_threads())  # so that up to 8 threads cut alike, and sum up alike
+    threads *= thread_bytes(kernel, R, int(lengths.max()), D // graphs.blocks)
+    largest = max(captions)
+    check_fits(image + largest + threads, limit, R, lengths.max())
+    limit -= threads
+    if I * image + sum(captions) <= limit:
+        return [slice(0, I)], [slice(0, len(captions))]
+    for_captions = min(max(limit / 2, largest), limit - image)
+    return runs([image] * I, limit - for_captions), runs(captions, for_captions)
+
+
+def item_bytes(kernel, graphs, nodes, D):
+    """Of images or captions with so many nodes each: packed features, Gram matrices, edges and their gradients."""
+    width, rows = kernel.blocks, nodes + kernel.panel - 1
+    squares = nodes**2 if graphs.visual.propagation == "neighbors" else nodes
+    floats = rows * width * (D // graphs.blocks + 1) + triangle(nodes) * width + squares * graph.KERNELS
+    if torch.is_grad_enabled():
+        floats = 2 * floats + nodes * D
+    return 4 * (floats + 3 * triangle(nodes))  # links
+
+
+def thread_bytes(kernel, R, n, dim):
+    """What one thread takes (`memory` in csrc/forward.c and backward.c, `prepare`)."""
+    R, n, width = R + 16, n + 16, kernel.blocks
+    if torch.is_grad_enabled():
+        floats = 3 * R * n * width + 6 * R * n + (R + n) * (5 * width + 4 * kernel.hidden)
+    else:
+        floats = R * n * width + 2 * R * n + (R + n) * (width + 2 * kernel.hidden)
+    return 4 * max(floats, max(R, n) * width * dim)

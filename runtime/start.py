@@ -1,0 +1,58 @@
+"""How a command begins and ends; imported before torch.
+
+OpenMP's threads spin for some milliseconds while they wait.  Beside other work each step then waits for a thread that
+lost its core, while spinning threads keep theirs: it takes many times longer.  Threads that sleep at once cost small
+models a sixth of their speed.  A hundredth of a millisecond costs nothing and helps nearly as much as sleeping does
+(docs/performance.md has the figures).  GNU's OpenMP, which torch's wheels contain, reads the number when torch is
+loaded; processes that this one starts inherit it.
+"""
+
+import io
+import os
+import sys
+
+from files.errors import exit_code, last_line
+
+CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user's own choice stays
+SPINS = "1000"  # rounds of an empty loop; 300,000 by default
+
+if not any(name in os.environ for name in CHOICES):
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def run(main):
+    """Run a script's main() and end the program: InputError -> one line, exit code 2; Ctrl-C -> exit code 130."""
+    sys.exit(guarded(main))
+
+
+def guarded(function):
+    """function(), which ends the program like `run` where it fails.
+
+    Scripts read their flags this way before they import torch, so that --help and wrong flags answer at once.
+    A character that the terminal's encoding lacks is printed as an escape, such as \\u2026.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return function()
+    except (Exception, KeyboardInterrupt) as error:
+        if exit_code(error) == 1:
+            raise
+        end(error)
+
+
+def end(error):
+    """End the program after an error of its user's or a Ctrl-C, with one line."""
+    print(last_line(error), file=sys.stderr)
+    sys.exit(exit_code(error))
+
+
+def hook(kind, error, traceback):
+    """What Python calls for an error that nobody handled: a Ctrl-C while modules are loaded ends like one in `run`."""
+    if issubclass(kind, KeyboardInterrupt):
+        end(error)
+    sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = hook

@@ -1,0 +1,46 @@
+"""Every command sets OpenMP's threads before it loads torch, and ends at a Ctrl-C while it does so in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import start
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [*ROOT.glob("t*.py"), *ROOT.glob("tools/[a-z]*.py")]
+
+# each script in a process of its own, in which Ctrl-C is pressed where torch is first imported
+LOAD = """if True:
+    import os, runpy, signal, sys
+    import numpy
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "torch":
+                print(os.path.basename(script), os.environ.get("GOMP_SPINCOUNT"), flush=True)
+                signal.raise_signal(signal.SIGINT)
+    sys.meta_path.insert(0, Finder)
+    for script in sys.argv[1:]:
+        if not os.fork():
+            runpy.run_path(script, run_name="loaded")
+            print(os.path.basename(script), "no torch", flush=True)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.wait()[1])
+        print(os.path.basename(script), code, flush=True)
+"""
+
+
+@pytest.mark.parametrize("chosen, spins", [({}, start.SPINS), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_commands_begin_before_torch(chosen, spins):
+    clean = {name: value for name, value in os.environ.items() if name not in start.CHOICES}
+    command = [sys.executable, "-c", LOAD, *map(str, SCRIPTS)]
+    done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True, check=True)
+    said = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    loading = {script for script, what in said if what == str(spins)}
+    assert {"train.py", "test.py", "testall.py", "test_stack.py", "search.py", "convert.py"} <= loading
+    for script, what in said:
+        assert what in ([str(spins), "130"] if script in loading else ["no torch", "0"]), (script, what)
+    assert len(done.stderr.splitlines()) == len(loading), done.stderr
