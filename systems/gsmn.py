@@ -51,6 +51,8 @@ class GSMN(MatchingModel):
         graphs = Graphs(*parts, self.sim_memory, self.node_matching, self.kernel)
         if not self.is_sparse:
             captions = replace(captions, depends=None)
+        elif captions.depends is None:
+            raise ValueError("a sparse GSMN scores captions by their dependencies, and there are none")
         return pair_scores(graphs, images, captions)
 
     def similarity(self, images, captions):
