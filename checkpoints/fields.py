@@ -59,7 +59,7 @@ FIELDS = {
     "best_epoch": lambda value: is_count(value, -1),
     **dict.fromkeys(("best_rsum", "saved"), is_number),
     "validate_due": lambda value: type(value) is bool,
-    **dict.fromkeys(("versions", "rng"), is_table),
+    **dict.fromkeys(("versions", "rng", "data"), is_table),
     "vocab": lambda value: value is None or is_vocabulary(value),
     "optimizer": lambda v: is_table(v) and is_table(v.get("state")) and isinstance(v.get("param_groups"), list),
 }

@@ -11,7 +11,7 @@ from tiny import random_case, small_opt
 import graph
 import model
 from kernel import scores as compiled
-from modules import similarity
+from modules import blocks
 
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)
 
@@ -116,7 +116,7 @@ def test_buckets_have_the_least_padding(seed):
     rng = random.Random(seed)
     lengths, most = sorted(rng.choices(range(1, 12), k=rng.randint(1, 9))), rng.randint(1, 4)
     area = lambda cut: sum((part.stop - part.start) * lengths[part.stop - 1] for part in cut)  # noqa: E731
-    found = similarity.buckets(lengths, most)
+    found = blocks.buckets(lengths, most)
     ends = [c for k in range(most) for c in itertools.combinations(range(1, len(lengths)), k)]
     ways = [[slice(a, b) for a, b in itertools.pairwise((0, *cut, len(lengths)))] for cut in ends]
     assert len(found) <= most and [i for part in found for i in range(len(lengths))[part]] == list(range(len(lengths)))
