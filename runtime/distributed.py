@@ -146,14 +146,12 @@ def process_group():
         leave()
         raise
     except (Exception, KeyboardInterrupt) as error:
-        end = error
-        if isinstance(error, RuntimeError) and is_lost_connection(error):
-            what = "lost the connection to another process, which failed or was killed"
-            end = InputError(f"process {rank()} of {size()} stops: {what}")
-        atexit.register(end_at_once, exit_code(end))
-        if end is error:
+        lost = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        atexit.register(end_at_once, 2 if lost else exit_code(error))
+        if not lost:
             raise
-        raise end from error
+        what = f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
+        raise InputError(what) from error
 
 
 def end_at_once(code):
@@ -204,11 +202,6 @@ def leave():
     """Wait for the other processes, then end the group."""
     barrier()
     dist.destroy_process_group()
-
-
-def is_lost_connection(error):
-    """Whether an exchange failed because another process is gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def mute():

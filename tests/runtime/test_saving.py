@@ -30,7 +30,7 @@ def test_round_trip(tmp_path):
     full = state(
         step=17,
         optimizer=optimizer.state_dict(),
-        caption_model=dict(model.state_dict()),
+        further={"caption_model": dict(model.state_dict())},
         vocab=[*SPECIAL, "\xe9t\xe9"],
         rng=checkpoint.capture_rng(),
         half=torch.ones(2).half(),
