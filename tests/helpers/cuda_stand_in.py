@@ -219,7 +219,7 @@ class Functions(TorchFunctionMode):
         with self.gpu.one_operator("aten::empty"), self.inside(False):
             x = function(*args, **kwargs)
         if device.type == "cuda":
-            if name in ("tensor", "as_tensor", "asarray", "new_tensor"):
+            if name in ("tensor", "as_tensor", "asarray"):
                 self.gpu.sends(x, False, name)
             self.gpu.launch(f"aten::{name}")
             self.gpu.cuda.add(x)
@@ -258,15 +258,6 @@ class Functions(TorchFunctionMode):
 
     def call_cpu(self, function, x):
         return self.move(x, CPU)
-
-    def call_cuda(self, function, x, device=None, non_blocking=False):
-        return self.move(x, CUDA, non_blocking=non_blocking)
-
-    def call_type_as(self, function, x, other):
-        return self.move(x, self.gpu.device(other), other.dtype)
-
-    def call_new_tensor(self, function, x, data, **kwargs):
-        return self.make(function, "new_tensor", (x, data), {"device": self.gpu.device(x), **kwargs})
 
     def call_pin_memory(self, function, x, *device):
         if x in self.gpu.cuda:

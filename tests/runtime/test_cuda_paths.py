@@ -235,7 +235,3 @@ def test_the_stand_in_sees_the_way_back_and_a_recurrent_layer_in_float16():
         with torch.autocast("cuda", torch.bfloat16):
             rnn(x)
         assert len(gpu.halves) == 1
-    rnn, expected = rnn.to("cpu"), rnn.weight_ih_l0.grad.clone()
-    rnn.zero_grad()
-    rnn(x)[0].sum().backward()
-    torch.testing.assert_close(rnn.weight_ih_l0.grad, expected)
