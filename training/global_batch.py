@@ -8,6 +8,7 @@ import contextlib
 from itertools import chain
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,9 +23,12 @@ from vocab import END
 def training_module(model, accumulate=1):
     """The module that training calls on a batch: `model`, or with several processes or micro-batches a GlobalBatch.
 
-    After its backward pass distributed.add_gradients completes the gradients.
+    After its backward pass distributed.add_gradients completes the gradients.  Every process gets the main one's
+    weights, since different kinds of CPU draw different random numbers.
     """
     if distributed.size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
