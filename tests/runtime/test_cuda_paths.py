@@ -113,7 +113,7 @@ def test_a_process_without_images_starts_no_recurrent_layer(variant):
 
 @pytest.mark.parametrize("kind", ["GSMN, sparse, neighbours", "VSRN, order"])
 def test_evaluation_in_blocks(tiny_data, kind, monkeypatch):
-    """A wait for each batch and each block, one copy for all captions of a block, the CPU's similarities."""
+    """A wait for each batch and each block, a few copies for the tiles of a block, the CPU's similarities."""
     opt, words = prepared(tiny_data, STEPS[kind] + " --sim_memory=0.5" * ("GSMN" in kind))
     net = build_model(opt).eval()
     loader = data.get_test_loader("dev", opt.data_name, words, 8, 0, opt)
@@ -126,7 +126,7 @@ def test_evaluation_in_blocks(tiny_data, kind, monkeypatch):
         encoded = evaluation.encode_data(net, loader)
         assert len(gpu.waits) == 2, gpu.waits  # 10 images, 50 captions: a batch of each
         sims = evaluation.shard_xattn(net, *encoded)
-        assert len(gpu.waits) == 2 + len(blocks) and len(gpu.sent) <= 4 + 5 * len(blocks), (gpu.waits, gpu.sent)
+        assert len(gpu.waits) == 2 + len(blocks) and len(gpu.sent) <= 20 * len(blocks), (gpu.waits, gpu.sent)
         clean(gpu)
     torch.testing.assert_close(torch.as_tensor(sims), torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
 
