@@ -241,6 +241,7 @@ def train_step(model, optimizer, batch, grad_clip, excluded=None):
     total = sum(losses.values())
     optimizer.zero_grad()
     total.backward()
+    distributed.add_gradients(model.parameters())
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
     optimizer.guard(total.detach(), norm)
     optimizer.step()
