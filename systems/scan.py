@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
+from modules.explanation import Explanation
 from modules.layers import l2norm
 
 
@@ -64,14 +65,27 @@ class SCAN(MatchingModel):
 
     def block_scores(self, regions, words, mask):
         """Scores (I, C) of regions (I, R, D) and padded words (C, n, D); mask (C, n): 0 for words, -inf for padding."""
+        _, cosines = self.matching(regions, words, mask)
+        return self.aggregate(cosines, mask if self.words_ask else cosines.new_zeros(cosines.shape[1:]))
+
+    def matching(self, regions, words, mask):
+        """Attention (I, R, C, n), and the cosine of each asking node with its context, (I, C, n) or (I, C, R)."""
         regions, words = graph.nodes(regions, 1), graph.nodes(words, 1)
         products = graph.block_products(regions, words)  # (1, I, R, C, n)
         weights = self.attention(products[0], mask)
+        ask = graph.words_ask if self.words_ask else graph.regions_ask
+        return weights, ask(products, weights, regions, words).squeeze(3)
+
+    @torch.no_grad()
+    def explain(self, image, caption):
+        """The attention, and the cosine of each word (t2i) or region (i2t) with what it attends to."""
+        words = caption.emb  # (1, n, D)
+        weights, cosines = self.matching(image.emb, words, words.new_zeros(words.shape[:2]))
+        score = self.similarity(image, caption).item()
+        weights, cosines = weights[0, :, 0].cpu().numpy(), cosines.flatten().cpu().numpy()  # (R, n), (n,) or (R,)
         if self.words_ask:
-            cosines = graph.words_ask(products, weights, regions, words).squeeze(3)  # (I, C, n)
-            return self.aggregate(cosines, mask)
-        cosines = graph.regions_ask(products, weights, regions, words).squeeze(3)  # (I, C, R)
-        return self.aggregate(cosines, cosines.new_zeros(cosines.shape[1:]))
+            return Explanation(score, None, cosines, None, weights.T, adds=False)
+        return Explanation(score, cosines, None, weights, None, adds=False)
 
     def attention(self, affinity, mask):
         """Affinities (I, R, C, n) -> weights of the same shape, which add up to 1 over what is attended to."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from browser import open_browser
 from tiny import VSRN, make_tiny, message, picture_folder, write_model
+from tools.explaining import sentences
 
 import data
 import evaluation
@@ -17,7 +18,6 @@ from reporting.explain_page import ExplainedPair, explain_page
 from reporting.explanation import Explanation, Sentence, explain
 from reporting.image_view import ImageView, grid
 from tools import explain as tool
-from tools.explaining import sentences
 from vocab import load_vocab
 
 
