@@ -114,6 +114,13 @@ class MatchingModel(nn.Module):
         """ImageSide of I images, CaptionSide of C captions -> scores (I, C).  A score depends on its pair alone."""
         raise NotImplementedError
 
+    def explain(self, image, caption):
+        """ImageSide of one image, CaptionSide of one caption -> modules.explanation.Explanation of their score.
+
+        None for a system that cannot say which word matched which region.
+        """
+        return None
+
     def compile_parts(self, **how):
         """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
         for encoder in (self.img_enc, self.txt_enc):

@@ -47,7 +47,8 @@ from evaluation import encode_split, score_all
 from files.identity import data_identity
 from model import MatchingModel, build_model
 from modules.losses import observed
-from reporting.ranks import RECALLS, metrics
+from reporting.metrics import RECALLS
+from reporting.ranks import metrics
 from runtime import devices, distributed
 from runtime.batches import with_shares
 from runtime.transfer import on_device, send

@@ -12,17 +12,12 @@ from pathlib import Path
 
 from files.errors import InputError
 from files.writing import atomic_write
-from reporting.ranks import RECALLS
+from reporting.metrics import METRICS, columns
 from reporting.rendering import template, text_of_template
 from reporting.run_log import CONFIG, LOG, read_config, read_log
 
 PAGE = "summary.html"
 DATE = "%Y-%m-%dT%H:%M:%S%z"  # in config.json
-VALIDATED = {
-    "Image to text, R@K in percent": {"r1": "R@1", "r5": "R@5", "r10": "R@10"},
-    "Text to image, R@K in percent": {"r1i": "R@1", "r5i": "R@5", "r10i": "R@10"},
-    "Sum of the six recalls": {"rsum": "rsum"},
-}
 LEFT, TOP, WIDTH, HEIGHT = 54, 14, 330, 190  # of a chart's axes within 400 x 250
 POINTS = 300  # of a line; more are averaged, step after step
 
@@ -67,14 +62,13 @@ def runs_page(logs, title, select="rsum", about=None):
     return template("run.html").render(
         title=title, style=text_of_template("report.css"), about=about, rows=rows, several=len(logs) > 1,
         best=best_of(rows, select), charts=[chart(heading, lines) for heading, lines in charts.items()],
-        columns=[name + end for end in ("", "i") for name in RECALLS] + ["rsum"],
+        columns=columns(),
     )  # fmt: skip
 
 
 def is_whole(row):
-    """Whether a validation has all the figures that the page shows."""
-    shown = ("epoch", "rsum", "r1r5", *RECALLS, *(f"{name}i" for name in RECALLS))
-    return all(isinstance(row.get(name), (int, float)) for name in shown)
+    """Whether a validation has what every page says of it; metrics may be missing, as newer ones are in old logs."""
+    return all(isinstance(row.get(name), (int, float)) for name in ("epoch", "rsum", "r1r5"))
 
 
 def best_of(rows, select):
@@ -94,8 +88,9 @@ def curves(steps, validations):
         "Learning rate": {"learning rate": points((row["Eiters"], row.get("lr")) for row in steps)},
         "Pairs a second": {"pairs a second": points((row["Eiters"], row.get("pairs_per_second")) for row in steps)},
     }
-    for heading, lines in VALIDATED.items():
-        found[heading] = {name: points((row["Eiters"], row[key]) for row in validations) for key, name in lines.items()}
+    for metric in METRICS:
+        lines = found.setdefault(f"{metric.direction}, {metric.unit}", {})
+        lines[metric.title] = points((row["Eiters"], row.get(metric.key)) for row in validations)
     found = {heading: {name: line for name, line in lines.items() if line} for heading, lines in found.items()}
     return {heading: lines for heading, lines in found.items() if lines}
 

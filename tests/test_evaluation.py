@@ -18,6 +18,7 @@ import testall
 import train
 from checkpoints import loading
 from files.errors import InputError
+from reporting.metrics import RECALLS
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("dense", "sparse")
@@ -89,7 +90,7 @@ def test_evalrank_repeats_released_metrics(released, kind, boxes, capsys):
     expected = np.load(golden(f"expected_{kind}.npz"))
     result = evaluation.evalrank(f"model_{kind}/model_best.pth.tar", data_path=".", split="test", boxes=boxes)
     for way, end in (("i2t", ""), ("t2i", "i")):
-        assert [result[k + end] for k in evaluation.RECALLS] == expected[f"{name}_{way}_metrics"].tolist()
+        assert [result[k + end] for k in RECALLS] == expected[f"{name}_{way}_metrics"].tolist()
     stored = torch.load("ranks.pth.tar", weights_only=True)
     for key, way in (("rt", "i2t"), ("rti", "t2i")):
         ranks, top1 = stored[key]
@@ -130,7 +131,7 @@ def test_five_folds(released, capsys):
     """Folds as printed by the released code; the means under their right labels."""
     result = evaluation.evalrank("model_dense/model_best.pth.tar", split="test", fold5=True, boxes="released")
     expected = np.load(golden("expected_dense.npz"))["fold5_mean"]
-    keys = [*evaluation.RECALLS, *(k + "i" for k in evaluation.RECALLS), "ar", "ari", "rsum"]
+    keys = [*RECALLS, *(k + "i" for k in RECALLS), "ar", "ari", "rsum"]
     np.testing.assert_allclose([result[k] for k in keys], expected)
     printed = capsys.readouterr().out.splitlines()
     folds = [line for line in golden("expected_dense_evalrank_fold5.txt").read_text().splitlines() if "," in line]
@@ -148,8 +149,8 @@ def test_ensemble(released):
     paths = [f"model_{kind}/model_best.pth.tar" for kind in KINDS]
     expected = np.load(golden("expected_stack.npz"))
     result = evaluation.evalrank(paths, split="test", boxes="released")
-    assert [result[k] for k in evaluation.RECALLS] == expected["quirk_i2t_metrics"].tolist()
-    assert [result[k + "i"] for k in evaluation.RECALLS] == expected["quirk_t2i_metrics"].tolist()
+    assert [result[k] for k in RECALLS] == expected["quirk_i2t_metrics"].tolist()
+    assert [result[k + "i"] for k in RECALLS] == expected["quirk_t2i_metrics"].tolist()
     folds = evaluation.evalrank(paths, split="test", fold5=True, boxes="released")
     np.testing.assert_allclose(folds["rsum"], expected["fold5_mean"][-1])
 
@@ -176,7 +177,7 @@ def test_scripts(released):
     np.testing.assert_allclose(np.load("sims.npy"), expected["correct_sims"], atol=2e-6)
     metrics = json.loads(Path("m.json").read_text())
     assert [m["model"] for m in metrics] == [*(f"model_{k}/model_best.pth.tar" for k in KINDS), "ensemble"]
-    assert [metrics[2]["full"][k] for k in evaluation.RECALLS] == expected["correct_i2t_metrics"].tolist()
+    assert [metrics[2]["full"][k] for k in RECALLS] == expected["correct_i2t_metrics"].tolist()
     assert "Traceback" not in script("test.py", "--model_path", "missing.pth.tar", code=2).stderr
 
 
@@ -184,7 +185,7 @@ def test_testall_gives_folds_and_all(released, capsys):
     testall.main(["--model_path", "model_dense/model_best.pth.tar", "--split", "test", "--json", "m.json"])
     metrics = json.loads(Path("m.json").read_text())[0]
     expected = np.load(golden("expected_dense.npz"))
-    assert [metrics["full"][k] for k in evaluation.RECALLS] == expected["correct_i2t_metrics"].tolist()
+    assert [metrics["full"][k] for k in RECALLS] == expected["correct_i2t_metrics"].tolist()
     assert len(metrics["fold5"]["folds"]) == 5
     assert "Mean metrics: " in capsys.readouterr().out
 

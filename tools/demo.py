@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.start import run
 
-from reporting.ranks import SIX_RECALLS
+from reporting.metrics import SIX_RECALLS
 from runtime.commandline import Parser
 from tools.demo_data.twins import told_apart
 

@@ -11,10 +11,10 @@ from evaluation import metrics
 from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
-from reporting.ranks import SIX_RECALLS
+from reporting.metrics import METRICS
 from tools.demo_data.twins import told_apart
 
-TITLES = dict(zip((*SIX_RECALLS, "rsum", "twins"), "i2t R@1|R@5|R@10|t2i R@1|R@5|R@10|rsum|twins".split("|")))
+TITLES = {metric.key: metric.full_title for metric in METRICS if not metric.lower_is_better} | {"twins": "twins"}
 # 97.5 % quantiles of Student's t for 1 ... 9 degrees of freedom; for more, the next smaller one is on the safe side
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
