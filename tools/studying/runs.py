@@ -1,6 +1,5 @@
 """The runs of a study: folders that remember how far they are, and threads that work through them."""
 
-import fcntl
 import json
 import os
 import signal
@@ -65,32 +64,27 @@ class Worker:
         if self.stopped:
             return None
         make_folder(run.folder)
-        with open(run.folder / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                say(f"{run.name}: another process works on it; left to that one")
+        text = json.dumps(run.flags, indent=1) + "\n"
+        atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
+        for program, end in run.ends.items():
+            if end.exists():
+                continue
+            print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
+            code, log = self.execute(program, run), run.folder / f"{program}.txt"
+            if self.stopped:
                 return None
-            text = json.dumps(run.flags, indent=1) + "\n"
-            atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
-            for program, end in run.ends.items():
-                if not self.stopped and not end.exists():
-                    code, log = self.execute(program, run, lock), run.folder / f"{program}.txt"
-                    if code and not self.stopped:
-                        why = log.read_text(errors="replace").strip().rpartition("\n")[2]
-                        return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
-                    if not code:
-                        end.touch()
+            if code:
+                why = log.read_text(errors="replace").strip().rpartition("\n")[2]
+                return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
+            end.touch()
         return None
 
-    def execute(self, program, run, lock):
-        """Run a script to its end -> its exit code; it holds the run's lock even when the study is killed."""
-        say(f"{run.name}: {program}.py")
+    def execute(self, program, run):
+        """Run a script to its end -> its exit code."""
+        command = [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)]
+        streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": self.environment, **GROUP}
         with open(run.folder / f"{program}.txt", "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)], stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, env=self.environment, pass_fds=[lock.fileno()], **GROUP,
-            )  # fmt: skip
+            process = subprocess.Popen(command, stdout=output, **streams)
         self.processes.add(process)
         if self.stopped:  # while it started
             process.terminate()
@@ -104,10 +98,6 @@ class Worker:
         if not self.stopped:
             print("\nStopping after runs have written checkpoints; Ctrl-C again leaves at once", file=sys.stderr)
         self.stopped = True
-
-
-def say(what):
-    print(f"{time.strftime('%H:%M:%S')}  {what}", flush=True)
 
 
 def work(runs, jobs, threads):
