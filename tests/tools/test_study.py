@@ -16,6 +16,7 @@ from tiny import message
 
 import evaluation
 import test_stack
+from files.locks import lock_folder
 from graph import VisualGraph
 from tools import study
 from tools.studying import results, runs
@@ -169,6 +170,13 @@ def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
     assert "b.seed0, b.seed1" in said.out
     (scripts / "fail").unlink()
     assert study.main(flags) == 0 and "b.seed1" not in (scripts / "out" / "results.md").read_text()
+
+
+def test_a_run_of_another_process_is_left_to_it(scripts):
+    (scripts / "out/a.seed0").mkdir(parents=True)
+    with lock_folder(scripts / "out/a.seed0"):
+        assert study.main(["table.ini", "--out", "out", "--seeds", "0"]) == 0
+    assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}
 
 
 def test_results_add_up(scripts):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from files.errors import InputError
+from files.locks import lock_folder
 from files.text import read_json
 from files.writing import atomic_write, make_folder
 
@@ -64,6 +65,13 @@ class Worker:
         if self.stopped:
             return None
         make_folder(run.folder)
+        lock = lock_folder(run.folder)
+        if lock is None:
+            return None  # another study works on it
+        with lock:
+            return self.train_and_test(run)
+
+    def train_and_test(self, run):
         text = json.dumps(run.flags, indent=1) + "\n"
         atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
         for program, end in run.ends.items():
