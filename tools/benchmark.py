@@ -42,6 +42,7 @@ from systems.options import train_options
 from tools import make_demo
 from tools.measuring.work import VOCABULARY, Counter, caption_lengths, dependencies, random_batch
 from training.health import GuardedAdam
+from vocab import deserialize_vocab
 
 CPU = {"float32": [], "without the C kernel": ["--kernel", "torch"]}
 CUDA = {
@@ -225,7 +226,8 @@ def loading(opt, workers):
     """Milliseconds for a batch of 128 from files, alone; without the start of the workers and their first batches."""
     with tempfile.TemporaryDirectory() as folder:
         model_opt = network(opt, [*GSMN, *make_scenes(opt, folder, 512)])[1]
-        split = data.open_split("train", make_demo.NAME, range(VOCABULARY), model_opt)
+        vocab = deserialize_vocab(f"{folder}/vocab/{make_demo.NAME}_vocab.json")
+        split = data.open_split("train", make_demo.NAME, vocab, model_opt)
         batches = iter(data.make_loader(split, data.in_order(len(split), 128), workers))
         for _ in range(2 * workers + 1):
             next(batches)
