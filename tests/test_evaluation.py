@@ -284,7 +284,7 @@ def test_weights_that_do_not_fit(two_models, weights):
 
 
 def test_a_model_that_scores_all_pairs_alike_cannot_be_normalised(two_models, monkeypatch):
-    monkeypatch.setattr(evaluation, "shard_xattn", lambda *encoded, sims: sims.fill(0.25))
+    monkeypatch.setattr(evaluation, "score_all", lambda model, images, captions, sims: sims.fill(0.25))
     with pytest.raises(InputError, match=r"gsmn\.pth\.tar: gives all pairs one score, which cannot be normalised"):
         sims_of(two_models, normalize=True)
 
@@ -296,7 +296,7 @@ def test_a_missing_checkpoint_is_found_before_the_first_is_evaluated(two_models,
 
 
 def test_equal_scores_in_block_and_json(two_models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "shard_xattn", lambda *encoded, sims: sims.fill(0.25))
+    monkeypatch.setattr(evaluation, "score_all", lambda model, images, captions, sims: sims.fill(0.25))
     how = {"split": "test", "device": "cpu", "ranks": None}
     worst = evaluation.evalrank(two_models[0], json=tmp_path / "m.json", **how)
     assert (worst["r10"], worst["r5i"]) == (0, 0)
@@ -328,7 +328,7 @@ def test_evalrank_writes_what_the_scripts_write(two_models, tmp_path):
     )
     gsmn, vsrn, ensemble = json.loads(paths["m.json"].read_text())
     assert ensemble["full"]["rsum"] == result["rsum"] and ensemble["ensemble"] == {"weights": None, "normalize": False}
-    assert (gsmn["checkpoint"]["kind"], vsrn["checkpoint"]["kind"]) == ("GSMN, dense", "VSRN")
+    assert (gsmn["checkpoint"]["kind"], vsrn["checkpoint"]["kind"]) == ("GSMN, dense", "VSRN, --vsrn_variant coco (norm over the regions at the start)")
     assert gsmn["checkpoint"]["epoch"] == 1 and gsmn["checkpoint"]["flags"]["embed_size"] == 32
     assert (paths["site"] / "index.html").is_file() and paths["ranks.pth.tar"].is_file()
     with pytest.raises(InputError, match="--images is for --report"):
