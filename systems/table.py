@@ -139,9 +139,7 @@ GSMN = System(
     ),
     inputs=lambda opt: Inputs(ids=True, boxes=opt.boxes, dependencies=opt.is_sparse),
     variants={"sparse": {"is_sparse": True}, "dense": {}},
-    describe=lambda opt: (
-        f"{'sparse' if opt.is_sparse else 'dense'}, --propagation {opt.propagation}, --boxes {opt.boxes}"
-    ),
+    describe=describe_gsmn,
     holds=lambda states, opt: len(states) == 4,
     released={"propagation": "self", "boxes": "normalized"},
 )

@@ -5,11 +5,13 @@ import logging
 import os
 import signal
 import threading
+import time
 
 from runtime import distributed
 from runtime.workers import STOPPING
 
-EVERY = 8  # steps between two exchanges about signals
+PATIENCE = 1.0  # seconds, about, between two exchanges about signals
+MOST_STEPS = 100  # between two such exchanges
 
 
 class Interrupted(BaseException):
@@ -27,7 +29,9 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal, self.immediate, self.steps = None, False, 0
+        self.signal, self.immediate = None, False
+        self.steps = self.steps_left = 1  # between two exchanges, and to the next one
+        self.since = time.monotonic()
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPPING:
@@ -48,10 +52,18 @@ class Stop:
         return self.signal
 
     def requested_in_step(self):
-        """The same, called once after each step: several processes ask one another after every EVERY steps."""
-        self.steps += 1
-        if distributed.size() > 1 and self.steps % EVERY:
+        """The same, called once after each step: several processes ask one another about once a second.
+
+        The exchange also says after how many steps the next one comes: those of a second, in the slowest process.
+        """
+        if distributed.size() == 1:
+            return self.signal
+        self.steps_left -= 1
+        if self.steps_left:
             return None
+        slowest = distributed.largest((time.monotonic() - self.since) / self.steps)
+        self.steps = self.steps_left = max(1, min(MOST_STEPS, int(PATIENCE / slowest)))
+        self.since = time.monotonic()
         return self.requested()
 
     @contextlib.contextmanager
