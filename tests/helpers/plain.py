@@ -19,8 +19,8 @@ def states(encoder, ids):
     return sum(out.chunk(2, 1)) / 2 if encoder.rnn.bidirectional else out
 
 
-# ---- features (B, R, F), captions as lists of ids, boxes (B, R, 4), dependency pairs -> scores (B, C) of all pairs, and
-# VSRN's enhanced regions (B, R, D)
+# ---- features (B, R, F), captions as lists of ids, boxes (B, R, 4), dependency pairs -> scores (B, C), and VSRN's
+# enhanced regions (B, R, D)
 
 
 def gsmn(net, opt, features, captions, boxes, depends):
