@@ -11,6 +11,7 @@ from systems.options import train_options
 if __name__ == "__main__":
     guarded(train_options)  # before torch is loaded: --help and mistakes in flags are answered at once
 
+import contextlib
 import logging
 import math
 import os
@@ -33,13 +34,17 @@ from checkpoints import checkpoint
 from checkpoints.fields import check_shapes
 from checkpoints.resume import (
     Progress,
+    check_data,
     load_resumed,
+    lock_run,
     refuse_used_folder,
     restore,
     resume_options,
+    settle_folders,
     training_state,
 )
 from evaluation import encode_split, score_all
+from files.identity import data_identity
 from model import MatchingModel, build_model
 from modules.losses import observed
 from reporting.ranks import RECALLS, metrics
@@ -47,28 +52,26 @@ from runtime import devices, distributed
 from runtime.batches import with_shares
 from runtime.transfer import on_device, send
 from training import global_batch
-from training.announce import announce_end, announce_nothing_to_do, announce_start, start_logging
+from training.announce import announce_end, announce_nothing_to_do, announce_start, log_line, start_logging
 from training.health import CollapseWatch, GuardedAdam, check_step
 from training.interrupts import Interrupted, Stop
 from training.logger import RunLog
-from training.step_figures import StepFigures
+from training.step_figures import StepFigures, losses_of
 from vocab import Vocabulary, load_vocab
-
-LOG_NAMES = {"grad_norm": "grad_norm before clipping"}
-SCORES = ("positive", "hardest_negative", "score_spread")  # figures that are curves, but not in the line of log
 
 
 def main(argv=None):
     start_logging()
     opt, given = train_options(argv)
     with distributed.process_group():
-        training, start = set_up(opt, given), time.time()
-        if opt.resume and training.progress.epoch >= training.opt.num_epochs:
-            announce_nothing_to_do(training)
-            return
-        announce_start(training)
-        train(training)
-        announce_end(training, time.time() - start)
+        training = set_up(opt, given)
+        with contextlib.closing(training.lock):
+            if opt.resume and training.progress.epoch >= training.opt.num_epochs:
+                announce_nothing_to_do(training)
+                return
+            announce_start(training)
+            train(training)
+            announce_end(training)
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Training:
 
     opt: Namespace
     vocab: Vocabulary
+    identity: dict  # of the train split, as files.identity gives it
     loader: DataLoader  # of the train split, batch by batch
     val_loader: DataLoader  # of the dev split
     model: MatchingModel
@@ -84,14 +88,16 @@ class Training:
     optimizer: torch.optim.Optimizer
     progress: Progress
     keeper: checkpoint.Keeper
+    lock: contextlib.ExitStack  # closed at the end of the run
     log: RunLog
     stop: Stop
     collapse: CollapseWatch
     figures: StepFigures  # of the steps that are not logged yet
+    began: tuple  # time.time() at set-up, and progress.Eiters
 
     def save(self, name):
         """Write a checkpoint; False where it cannot be written (a message says why)."""
-        state = training_state(self.model, self.optimizer, self.opt, self.vocab, self.progress)
+        state = training_state(self.model, self.optimizer, self.opt, self.vocab, self.progress, self.identity)
         return self.keeper.save(state, name)
 
 
@@ -99,8 +105,10 @@ def set_up(opt, given):
     """Flags -> Training, at its beginning or where --resume left it.  given: names of the flags that were given."""
     opt.device = devices.choose(opt.device)
     path, saved = load_resumed(opt.resume) if opt.resume else (None, refuse_used_folder(opt.model_name))
+    goes_on = False  # in the folder of an earlier run
     if saved:
-        opt = resume_options(opt, given, saved["opt"], path, logging.warning)
+        asked, opt = opt, resume_options(opt, given, saved["opt"], path, logging.warning)
+        goes_on = settle_folders(opt, asked, given, saved, path)
     seed_everything(opt.seed, opt.deterministic)
     data.check_name(opt.data_name, opt)
     if not saved and "img_dim" not in given:
@@ -113,6 +121,9 @@ def set_up(opt, given):
     loader, val_loader = data.get_loaders(
         opt.data_name, vocab, opt.batch_size, opt.workers, opt, distributed.size(), distributed.rank()
     )
+    identity = data_identity(loader.dataset)
+    if saved:
+        check_data(saved, identity, path)
     model = build_model(opt).to(distributed.local_device(opt.device))
     if opt.compile:
         model.compile_parts()
@@ -121,10 +132,13 @@ def set_up(opt, given):
     parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
     replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
-    log = distributed.on_main(RunLog, opt.logger_name, progress.Eiters if saved else None)
+    lock = distributed.on_main(lock_run, opt, goes_on)
+    log = distributed.on_main(RunLog, opt.logger_name, progress.Eiters if goes_on else None)
     log.config(opt, checkpoint.versions(), [loader.dataset, val_loader.dataset])
-    watches = Stop(), CollapseWatch(opt), StepFigures()
-    return Training(opt, vocab, loader, val_loader, model, replica, optimizer, progress, keeper, log, *watches)
+    return Training(
+        opt, vocab, identity, loader, val_loader, model, replica, optimizer, progress, keeper, lock, log,
+        Stop(), CollapseWatch(opt), StepFigures(), (time.time(), progress.Eiters),
+    )  # fmt: skip
 
 
 def seed_everything(seed, deterministic=False):
@@ -205,6 +219,7 @@ def start_epoch(training):
     """Set what depends on the epoch: learning rate, kind of loss, order of the data."""
     opt, epoch = training.opt, training.progress.epoch
     set_learning_rate(training.optimizer, opt, epoch)
+    logging.info("Epoch %d: learning rate %g", epoch, training.optimizer.param_groups[0]["lr"])
     training.model.criterion.start_epoch(epoch)
     training.loader.batch_sampler.set_epoch(epoch, training.progress.step)
 
@@ -271,22 +286,10 @@ def report_steps(training, bar=None):
         if flat is not None:
             training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], flat)
         if facts["Eit"] % training.opt.log_step == 0:
-            log_line(step, len(loader))
-            training.log.step(facts, {name: figures[name] for name in figures if name not in (*SCORES, "grad_norm")})
+            log_line(training, step)
+            training.log.step(facts, losses_of(figures))
         if bar is not None:
-            times = {"data": f"{facts['data_time']:.3f}s", "step": f"{facts['batch_time']:.3f}s"}
-            bar.set_postfix(loss=f"{step.figures['loss']:.3f}", **times)
-
-
-def log_line(step, steps):
-    facts, figures = step.facts, step.figures
-    place = f"Epoch: [{facts['epoch']}][{facts['step'] + 1}/{steps}]\tEit {facts['Eit']}"
-    losses = {LOG_NAMES.get(name, name): value for name, value in figures.items() if name not in SCORES}
-    if len(losses) == 3:  # one loss alone is the sum
-        del losses["loss"]
-    parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-    times = f"Time {facts['batch_time']:.3f}\tData {facts['data_time']:.3f}"
-    logging.info("%s  lr %g  %s\t%s", place, facts["lr"], parts, times)
+            bar.set_postfix(loss=f"{step.figures['loss']:.4g}", step=f"{facts['batch_time']:.2g}s")
 
 
 # ---- validation, checkpoints, the end
@@ -300,6 +303,7 @@ def validate_and_keep(training, end_of_epoch=False):
     if result is None:
         return
     training.log.validation(result, progress.Eiters, progress.epoch)
+    training.collapse.validation(result["rsum"])
     if end_of_epoch:
         progress.epoch, progress.step = progress.epoch + 1, 0
     if result[opt.select] > progress.best_rsum or not (Path(opt.model_name) / checkpoint.BEST).exists():

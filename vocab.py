@@ -3,9 +3,11 @@
 from runtime.start import run
 
 import functools
+import html
 import json
 import pickle
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +33,10 @@ SAMPLED_CAPTIONS = 10000  # captions, at least, that fault_of_captions reads
 ONE_WORD = 1.3  # a lower mean number of words counts as about one word a caption
 SEPARATE = "words must be separated by blanks first, as jieba does for Chinese, MeCab for Japanese, PyThaiNLP for Thai"
 _BYTES = re.compile(r"""b(['"]).*\1""", re.DOTALL)
+_ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,9});")
+_CURLY = re.compile("[\u2018-\u201f]")
+_STRAIGHT = {mark: "'" if mark < 0x201C else '"' for mark in range(0x2018, 0x2020)}
+_ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff\u00ad]")  # space, word joiner, byte order mark, soft hyphen
 # letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters
 _NO_BLANKS = re.compile("[\u0e01-\u0e30\u0e81-\u0eb0\u1000-\u102a\u1780-\u17b3\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
@@ -140,6 +146,28 @@ def fault_of_captions(captions):
     if sum(letters) > 5 * len(letters) or (texts and len(pieces) < ONE_WORD * len(texts)):
         return f"{len(pieces) / len(texts):.1f} words a caption; {SEPARATE}"
     return None
+
+
+def plain(text):
+    """A caption without entities of web pages and with straight quotes; mended too."""
+    return mended(_ENTITY.sub(lambda match: html.unescape(match[0]), text).translate(_STRAIGHT))
+
+
+def mended(text):
+    """A caption on one line, with composed accents and without zero-width marks."""
+    return " ".join(unicodedata.normalize("NFC", _ZERO_WIDTH.sub("", text)).split())
+
+
+def odd_marks(captions):
+    """[(what, numbers of the captions)] of marks that make two words of one in a vocabulary."""
+    tests = {
+        "entities of web pages, such as &quot;": _ENTITY.search,
+        "curly quotes": _CURLY.search,
+        "zero-width marks": _ZERO_WIDTH.search,
+        "accents apart from their letters": lambda text: not unicodedata.is_normalized("NFC", text),
+    }
+    found = ((what, [i for i, text in enumerate(captions) if test(text)]) for what, test in tests.items())
+    return [(what, numbers) for what, numbers in found if numbers]
 
 
 # ---- files ----
@@ -256,6 +284,11 @@ def check_captions(captions, source):
         raise InputError(f"{source}: {fault}")
     if fault:
         warn(f"{source}: {fault}")
+    for what, numbers in odd_marks(captions):
+        warn(
+            f"{source}: {len(numbers):,} captions have {what}, which make words of their own (first: line "
+            f"{numbers[0] + 1}); tools/prepare_captions.py --plain replaces them"
+        )
 
 
 def other_vocab(vocab, path):

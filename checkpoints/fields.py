@@ -65,7 +65,7 @@ FIELDS = {
     "best_epoch": (lambda value: value == -1 or is_count(value), "a whole number from -1 on"),
     **dict.fromkeys(("best_rsum", "saved"), NUMBER),
     "validate_due": (lambda value: type(value) is bool, "true or false"),
-    **dict.fromkeys(("versions", "rng"), TABLE),
+    **dict.fromkeys(("versions", "rng", "data"), TABLE),
     "vocab": (lambda value: value is None or is_vocabulary(value), f"different words that begin with {SPECIAL}"),
     "optimizer": (is_optimizer, "an optimiser's state and param_groups"),
 }

@@ -1,14 +1,19 @@
 """Saves and restores the state of a training run (docs/method.md, section 5)."""
 
 import argparse
+import contextlib
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from checkpoints import checkpoint
 from checkpoints.loading import load_weights
-from files.errors import InputError
-from runtime import devices
+from files.errors import InputError, reason
+from files.identity import difference
+from files.locks import lock_folder
+from files.writing import make_folder
+from runtime import devices, distributed
 from systems.options import of_weights
 
 
@@ -24,16 +29,89 @@ class Progress:
     validate_due: bool = False  # a signal interrupted a validation, which the resumed run repeats
 
 
+# ---- the folders of a run
+
+
 def refuse_used_folder(folder):
     """InputError where a folder holds checkpoints: a new run there would overwrite an earlier one's."""
-    names = sorted(path.name for path in Path(folder).glob("*.pth.tar"))
-    names = [name for name in names if name == checkpoint.BEST or name.startswith("checkpoint_")]
+    names = sorted(path.name for path in Path(folder).glob("*.pth.tar") if is_of_a_run(path))
     if names:
         raise InputError(
             f"{folder}: holds {len(names)} checkpoints of an earlier run ({names[-1]}), which a new run would "
             f"overwrite; go on with that run (--resume {folder}), or give the new one a folder of its own "
             "(--logger_name, --model_name)"
         )
+
+
+def is_of_a_run(path):
+    """Whether a checkpoint has a name that training gives it."""
+    name = os.path.basename(path)
+    return name == checkpoint.BEST or name.startswith("checkpoint_")
+
+
+def settle_folders(opt, asked, given, saved, path):
+    """Set the folders of a resumed run in `opt`; False where it leaves the one of `path` and begins anew elsewhere.
+
+    asked, given: the command line's flags, and which of them were given.  Without them the run goes on in the folder
+    of its checkpoint `path`, with the log that belongs to this folder.  It may have been copied or moved, so the paths
+    in the checkpoint only say how the two folders lie to each other.  InputError where this does not tell them.
+    """
+    here, stored = os.path.dirname(path) or ".", saved["opt"]
+    folder = here if is_of_a_run(path) and "optimizer" in saved else None
+    if "model_name" in given:
+        folder = asked.model_name
+    elif "logger_name" in given and stored.model_name in ("", stored.logger_name):
+        folder = asked.logger_name
+    goes_on = folder is not None and os.path.isdir(folder) and os.path.samefile(folder, here)
+    log = asked.logger_name if "logger_name" in given else folder and log_of(folder, stored, goes_on)
+    if not folder or not log:
+        raise InputError(f"{path}: where its run writes cannot be told from here; give --model_name and --logger_name")
+    if not goes_on:
+        refuse_used_folder(folder)
+    opt.model_name, opt.logger_name = str(folder), log
+    return goes_on
+
+
+def log_of(folder, stored, exists):
+    """The --logger_name that lies to `folder` as those in `stored` do, or None where `folder` has another name.
+
+    exists: it must be there, since otherwise the checkpoints alone were moved; but for one within `folder`.
+    """
+    checkpoints, log = map(os.path.abspath, (stored.model_name or stored.logger_name, stored.logger_name))
+    found = os.path.normpath(os.path.join(folder, os.path.relpath(log, checkpoints)))
+    back = os.path.join(found, os.path.relpath(checkpoints, log))
+    if os.path.abspath(back) != os.path.abspath(folder):
+        return None
+    within = os.path.commonpath([log, checkpoints]) == checkpoints
+    missing = exists and distributed.is_main() and not within and not os.path.isdir(found)
+    return None if missing else found
+
+
+def lock_run(opt, goes_on):
+    """Keep other trainings out of this run's folders until .close(), or the end of this process.
+
+    InputError where another one is at work in them, or has been since they were looked at.
+    """
+    with contextlib.ExitStack() as held:
+        for folder in {os.path.realpath(name): name for name in (opt.model_name, opt.logger_name)}.values():
+            make_folder(folder)
+            try:
+                lock = lock_folder(folder)
+            except OSError as error:
+                raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another folder") from None
+            if lock is None:
+                raise InputError(
+                    f"{folder}: another training is at work in this folder; wait for its end, or give this one "
+                    "folders of its own (--model_name, --logger_name)"
+                )
+            held.enter_context(lock)
+            os.register_at_fork(after_in_child=lock.close)  # a worker that outlives this process must not hold it
+        if not goes_on:
+            refuse_used_folder(opt.model_name)
+        return held.pop_all()
+
+
+# ---- the state of a run
 
 
 def load_resumed(path):
@@ -61,7 +139,7 @@ def resume_options(opt, given, saved, path, say):
     if "device" not in given and not devices.usable(merged.device):
         say(f"--device: {merged.device} in the checkpoint, which this machine lacks; {opt.device} is used")
         merged.device = opt.device
-    for name in sorted(given & set(vars(saved)) - {"resume"}):
+    for name in sorted(given & set(vars(saved)) - {"resume", "model_name", "logger_name"}):
         old, new = getattr(saved, name), getattr(opt, name)
         if old == new:
             continue
@@ -72,6 +150,17 @@ def resume_options(opt, given, saved, path, say):
     return merged
 
 
+def check_data(saved, identity, path):
+    """InputError where a run stopped within an epoch on other items than those of `identity`; else a warning."""
+    known = {**identity, **saved.get("data", {})}
+    if saved.get("step") and (what := difference(known, identity)):
+        raise InputError(
+            f"{path}: stopped within an epoch of other training data ({what}); give the data it was trained on"
+        )
+    if what := difference(known, identity, features=True):
+        logging.warning("%s: trained on other data: %s", path, what)
+
+
 def restore(saved, model, optimizer, path="--resume"):
     """Restore model, optimiser and random states from a checkpoint -> its Progress."""
     load_weights(model, saved)
@@ -80,7 +169,7 @@ def restore(saved, model, optimizer, path="--resume"):
     return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
 
 
-def training_state(model, optimizer, opt, vocab, progress):
+def training_state(model, optimizer, opt, vocab, progress, identity):
     """All that a run needs to go on, as checkpoint.save_checkpoint takes it."""
     return {
         **asdict(progress),
@@ -89,5 +178,6 @@ def training_state(model, optimizer, opt, vocab, progress):
         "optimizer": optimizer.state_dict(),
         "further": {name: part.state_dict() for name, part in model.further_parts().items()},
         "vocab": checkpoint.words(vocab),
+        "data": identity,
         "rng": checkpoint.capture_rng(),
     }

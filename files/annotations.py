@@ -1,12 +1,15 @@
 """Annotation files: Karpathy's dataset_*.json and COCO's captions_*.json, read into one form."""
 
+import contextlib
+import io
 from typing import NamedTuple
 
 from files.errors import InputError
 from files.text import read_json
 
-# the splits that Karpathy's files know, and ours
+# the splits that Karpathy's files and their copies know, and ours
 SPLIT_NAMES = {"train": "train", "val": "dev", "dev": "dev", "test": "test", "testall": "testall", "restval": "train"}
+SPLIT_NAMES |= {"validation": "dev", "valid": "dev"}
 NOT_CAPTIONS = {"bbox", "segmentation", "keypoints"}  # a COCO annotation with one of these may have no caption
 
 
@@ -28,24 +31,30 @@ class Picture(NamedTuple):
     longer_name: str = None  # with the folder that the source names
 
 
-def text_of(item, key, where):
-    """item[key], a text; InputError where it is none."""
-    if not isinstance(item, dict) or not isinstance(item.get(key), str):
-        raise InputError(f"{where}: has no text called {key!r}")
+def text_of(value, what, where):
+    """value, a text; InputError where it is none."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: has no text called {what!r}")
     try:
-        item[key].encode()
+        value.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: {key!r} has half a surrogate pair, which is no text") from None
-    return item[key]
+        raise InputError(f"{where}: {what!r} has half a surrogate pair, which is no text") from None
+    return value
 
 
-def number_of(value):
-    """An id as it is compared: 42, 42.0 and '42' are the same; None where there is none."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else value or None
-    return value if type(value) is int else None
+def split_of(value, where):
+    """Our name of a source's split."""
+    if not isinstance(value, str) or value not in SPLIT_NAMES:
+        raise InputError(f"{where}: split {value!r}; known are {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES[value]
+
+
+def list_of(table, key, where):
+    """table[key], a list of tables; InputError where it is none."""
+    found = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InputError(f"{where}: has no list of {key} (tables with names), as Karpathy's and COCO's JSON have")
+    return found
 
 
 def each_once(pictures):
@@ -62,82 +71,109 @@ def each_once(pictures):
 # ---- Karpathy's
 
 
-def read_karpathy(path, restval="train"):
-    """Pictures of a dataset_*.json, in its order, with their splits; restval: 'train', or 'drop' to leave it out."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{path}: neither Karpathy's JSON (a table with images) nor COCO's (with annotations too)")
+def read_karpathy(path, restval="train", notes=None):
+    """Pictures of a dataset_*.json, in its order, with their splits; restval: 'train', or 'drop' to leave it out.
+
+    A sentence without its text is made of its tokens. notes: counts these sentences.
+    """
     pictures = []
-    for i, image in enumerate(content["images"]):
+    for i, image in enumerate(list_of(read_json(path), "images", path)):
         where = f"{path}, image {i}"
-        split = text_of(image, "split", where)
-        if split not in SPLIT_NAMES:
-            raise InputError(f"{where}: split {split!r}; known are {', '.join(SPLIT_NAMES)}")
-        if split == "restval" and restval == "drop":
+        split = split_of(image.get("split"), where)
+        if image["split"] == "restval" and restval == "drop":
             continue
-        name, folder = text_of(image, "filename", where), image.get("filepath")
-        sentences = image.get("sentences")
-        if not isinstance(sentences, list):
-            raise InputError(f"{where}: has no list of sentences")
-        places = [(sentence, f"{where}, sentence {k}") for k, sentence in enumerate(sentences)]
-        captions = [Caption(text_of(sentence, "raw", place), place) for sentence, place in places]
-        pictures.append(Picture(name, captions, where, SPLIT_NAMES[split], f"{folder}/{name}" if folder else None))
+        name, folder = text_of(image.get("filename"), "filename", where), image.get("filepath")
+        sentences = enumerate(list_of(image, "sentences", where))
+        captions = [karpathy_caption(sentence, f"{where}, sentence {k}", notes) for k, sentence in sentences]
+        pictures.append(Picture(name, captions, where, split, f"{folder}/{name}" if folder else None))
     return each_once(pictures)
+
+
+def karpathy_caption(sentence, where, notes):
+    text, tokens = sentence.get("raw"), sentence.get("tokens")
+    if text is None and isinstance(tokens, list):
+        text = " ".join(text_of(token, "tokens", where) for token in tokens)
+        if notes:
+            notes.add("captions without 'raw', made of their tokens, which lack punctuation", where)
+    return Caption(text_of(text, "raw", where), where)
 
 
 # ---- COCO's
 
 
-def read_coco(path, restval=None, named=True):
-    """Pictures of a COCO captions file, in the order of its images.
+def read_coco(path, named=True):
+    """Pictures of a COCO captions file, in the order of its images, as pycocotools joins them.
 
     Annotations of another kind (boxes, outlines) between the captions are passed over; ids may be texts; an
     annotation needs no id. named: every image must have a name of its own. InputError for a caption of an image
     that the file does not list.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
-        raise InputError(f"{path}: not COCO's annotations (a table with the lists images and annotations)")
-    pictures = coco_images(content["images"], path, named)
-    captions = 0
-    for i, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict):
-            raise InputError(f"{path}: entry {i} of annotations is not a table")
-        number = number_of(annotation.get("id"))
-        where = f"{path}, annotation {number}" if number is not None else f"{path}, entry {i} of annotations"
-        if "caption" not in annotation and NOT_CAPTIONS & annotation.keys():
-            continue
-        image = number_of(annotation.get("image_id"))
-        if image is None:
-            raise InputError(f"{where}: has no image_id")
-        if image not in pictures:
-            raise InputError(f"{where}: belongs to image {image}, which the file does not list")
-        pictures[image].captions.append(Caption(text_of(annotation, "caption", where), where, number))
-        captions += 1
+    images = coco_images(list_of(content, "images", path), path, named)
+    annotations = list_of(content, "annotations", path)
+    captions = [coco_caption(one, i, images, path) for i, one in enumerate(annotations) if not is_other(one)]
     if not captions:
-        raise InputError(
-            f"{path}: none of its {len(content['annotations'])} annotations has a caption; "
-            "give COCO's captions_*.json or a file of that form"
-        )
-    return each_once(list(pictures.values())) if named else list(pictures.values())
+        raise InputError(f"{path}: none of its {len(annotations)} annotations has a caption; give captions_*.json")
+    index = coco_index(list(images.values()), captions)
+    pictures = [
+        Picture(image["name"], [one["caption"] for one in index.imgToAnns[number]], image["where"])
+        for number, image in index.imgs.items()
+    ]
+    return each_once(pictures) if named else pictures
+
+
+def coco_index(images, annotations):
+    """pycocotools' index of images and annotations, without what it prints."""
+    from pycocotools.coco import COCO
+
+    index = COCO()
+    index.dataset = {"images": images, "annotations": annotations}
+    with contextlib.redirect_stdout(io.StringIO()):
+        index.createIndex()
+    return index
 
 
 def coco_images(images, path, named):
-    """{number: Picture without captions}; InputError where two images have one number."""
-    pictures = {}
+    """{number: {id, name, where}}; InputError where two images have one number."""
+    found = {}
     for i, image in enumerate(images):
-        number = number_of(image.get("id")) if isinstance(image, dict) else None
+        number = number_of(image.get("id"))
         if number is None:
             raise InputError(f"{path}: entry {i} of images has no id")
         where = f"{path}, image {number}"
-        picture = Picture(text_of(image, "file_name", where) if named else None, [], where)
-        if picture.name != pictures.get(number, picture).name:
+        name = text_of(image.get("file_name"), "file_name", where) if named else None
+        first = found.setdefault(number, {"id": number, "name": name, "where": where})
+        if first["name"] != name:
             raise InputError(
-                f"{path}: the image number {number} occurs twice, for {pictures[number].name} and {picture.name}; "
+                f"{path}: the image number {number} occurs twice, for {first['name']} and {name}; "
                 "give every image a number of its own"
             )
-        pictures.setdefault(number, picture)
-    return pictures
+    return found
+
+
+def coco_caption(annotation, place, images, path):
+    """The annotation as pycocotools joins it to its image, with its Caption."""
+    number, image = number_of(annotation.get("id")), number_of(annotation.get("image_id"))
+    where = f"{path}, annotation {number}" if number is not None else f"{path}, entry {place} of annotations"
+    if image is None:
+        raise InputError(f"{where}: has no image_id")
+    if image not in images:
+        raise InputError(f"{where}: belongs to image {image}, which the file does not list")
+    caption = Caption(text_of(annotation.get("caption"), "caption", where), where, number)
+    return {"id": place, "image_id": image, "caption": caption}
+
+
+def is_other(annotation):
+    return "caption" not in annotation and bool(NOT_CAPTIONS & annotation.keys())
+
+
+def number_of(value):
+    """An id as it is compared: 42, 42.0 and '42' are the same; None where there is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else value or None
+    return value if type(value) is int else None
 
 
 def captions_by_number(pictures, path):

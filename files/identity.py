@@ -25,7 +25,7 @@ def data_identity(dataset):
         "images": dataset.n_images,
         "captions": count,
         "texts": None if texts is None else digest(re.sub(r"[\W_]+", "", text.lower()) for text in texts),
-        "names": None if names is None else digest(str(name_keys(name)[-1]) for name in names),
+        "names": None if names is None else digest(name_keys(name)[-1][1] for name in names),
         "ids": digest([ids.lengths[:count].tobytes(), ids.flat[: ids.starts[count]].tobytes()]),
         "vocabulary": digest([json.dumps(words.word2idx, sort_keys=True)]) if words else None,
         "features": digest(feature_parts(dataset)),

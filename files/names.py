@@ -1,38 +1,62 @@
 """Names of images: the names of a split, and the file that belongs to each name."""
 
+import os
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 from files.annotations import SPLIT_NAMES
-from files.errors import InputError
+from files.errors import InputError, warn
 from files.text import read_json, read_lines
+
+PICTURE_ENDINGS = {f".{form}" for form in "jpg jpeg png webp bmp gif tif tiff heic heif avif".split()}
 
 # ---- which file a name means ----
 
 
 def name_keys(name):
-    """Names that an image may have, most particular first: its path, file name, stem, COCO number."""
+    """What a name is compared by, most particular first, as (kind, text).
+
+    The kinds are the whole path, its ends (a/b.jpg, b.jpg), the file name without its ending, and COCO's number.
+    Then the same of the name spelt alike: '/' between folders, composed accents, small letters, no query of an address.
+    """
+    alike = unicodedata.normalize("NFC", re.sub(r"^(\w+://[^?#]*)[?#].*", r"\1", name).replace("\\", "/")).casefold()
+    return [
+        (f"{spelling} {kind}", key) for spelling, text in (("as", name), ("like", alike)) for kind, key in keys(text)
+    ]
+
+
+def keys(name):
+    yield "path", name
+    parts = [part for part in name.split("/") if part]
+    yield from (("end", "/".join(parts[i:])) for i in range(len(parts)))
     stem = Path(name).stem
-    number = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,18})", stem, re.ASCII)
-    return list(dict.fromkeys([str(name), Path(name).name, stem, *([number[1]] if number else [])]))
+    yield "stem", stem
+    if number := re.fullmatch(r"(?:coco_[^\W_]+_)?0*(\d{1,18})", stem, re.ASCII | re.IGNORECASE):
+        yield "number", number[1]
 
 
-def find_by_key(names):
-    """{key of a name: its index}, without the keys that several names share."""
-    found = {}
-    for index, name in enumerate(names):
-        for key in name_keys(name):
-            found.setdefault(key, set()).add(index)
-    return {key: next(iter(some)) for key, some in found.items() if len(some) == 1}
+class Matcher:
+    """Finds which of `names` another name means: matcher(name) -> its index, or None where none or several fit."""
+
+    def __init__(self, names):
+        self.index_of = {}
+        for index, name in enumerate(names):
+            for key in name_keys(str(name)):
+                self.index_of[key] = index if self.index_of.get(key, index) == index else None
+
+    def __call__(self, name):
+        found = (self.index_of.get(key) for key in name_keys(str(name)))
+        return next((index for index in found if index is not None), None)
 
 
-def find_pictures(folder, names):
+def find_pictures(folder, names, links=False):
     """The file in `folder` that each name means, or None.
 
-    folder/name comes first. Otherwise a file with the same name, stem or COCO number counts, in `folder` or one
-    folder below: COCO_val2014_000000000042.jpg is 000000000042.jpg of 2017. A file belongs to one name only, and
-    a name never leads out of the folder.
+    folder/name comes first. Otherwise a file in `folder` or one folder below counts whose name is the same but for
+    its folder, its ending, COCO's way to number, or its spelling (name_keys). A file belongs to one name only, and no
+    name leads out of the folder. links: also take links that lead out of it, which a page must not show.
     """
     folder = Path(folder)
     files = {name: folder / name if is_file(folder, name) else None for name in names}
@@ -40,38 +64,38 @@ def find_pictures(folder, names):
         taken = set(files.values())
         rest = [path for path in sorted(pictures_in(folder)) if path not in taken]
         files.update(guess_pictures(folder, [name for name, file in files.items() if file is None], rest))
-    return [files[name] for name in names]
+    return [files[name] for name in names] if links else without_links(folder, [files[name] for name in names])
+
+
+def without_links(folder, files):
+    """The same files, None and one warning for those that a link leads to out of the folder."""
+    root = os.path.realpath(folder) + os.sep
+    outside = {file for file in files if file and not os.path.realpath(file).startswith(root)}
+    if outside:
+        warn(
+            f"{folder}: {len(outside)} pictures are not shown, since they are links that lead out of it "
+            f"(first: {min(outside)})"
+        )
+    return [None if file in outside else file for file in files]
 
 
 def is_file(folder, name):
-    try:
-        return is_inside(name) and (folder / name).is_file()
-    except OSError:  # longer than a name can be
-        return False
-
-
-def is_inside(name):
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    return not os.path.isabs(name) and ".." not in Path(name).parts and os.path.isfile(folder / name)
 
 
 def guess_pictures(folder, names, files):
-    """{name: file} where a key of the name is a key of one file, and of no file that another name means too."""
-    index_of = find_by_key([path.relative_to(folder) for path in files])
-    guesses = {
-        name: next((index_of[key] for key in name_keys(name) if key in index_of), None)
-        for name in names
-        if is_inside(name)
-    }
+    """{name: file} where a name means one file, which no other name means too."""
+    match = Matcher([path.relative_to(folder).as_posix() for path in files])
+    guesses = {name: match(name) for name in names if ".." not in Path(name).parts}
     used = Counter(guesses.values())
     return {name: files[guess] for name, guess in guesses.items() if guess is not None and used[guess] == 1}
 
 
 def pictures_in(folder):
     """The files with the ending of a picture in a folder and in the folders in it."""
-    endings = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     for path in folder.iterdir():
         inside = path.iterdir() if path.is_dir() else [path]
-        yield from (one for one in inside if one.suffix.lower() in endings)
+        yield from (one for one in inside if one.suffix.lower() in PICTURE_ENDINGS)
 
 
 # ---- the names of a split ----

@@ -92,7 +92,7 @@ def need_pictures(folder, names):
     """The files of pictures in a folder, as files.names.find_pictures finds them; InputError where one is missing."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of pictures")
-    files = find_pictures(folder, names)
+    files = find_pictures(folder, names, links=True)
     missing = [name for name, file in zip(names, files) if file is None]
     if missing:
         raise InputError(f"{folder / missing[0]}: no such picture; {len(missing)} of {len(names)} are missing")

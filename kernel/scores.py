@@ -271,13 +271,14 @@ class PairScores(torch.autograd.Function):
 # ---- all pairs, in the memory that is allowed ----
 
 
-def all_pairs(kernel, graphs, regions, cap_emb, boxes, depends, cap_lens, limit):
-    """Visual and textual scores (I, C); arguments as similarity.pair_scores, limit in bytes."""
-    length = torch.as_tensor(cap_lens, dtype=torch.int64)
+def all_pairs(kernel, graphs, images, captions, limit):
+    """Visual and textual scores (I, C) of two sides, with boxes; limit in bytes."""
+    regions, boxes, cap_emb, depends = images.emb, images.boxes, captions.emb, captions.depends
+    length = torch.as_tensor(captions.lengths, dtype=torch.int64)
     if isinstance(cap_emb, torch.Tensor):
         words, first = cap_emb.flatten(0, 1), torch.arange(len(length)) * cap_emb.shape[1]
     else:
-        words = torch.cat([rows[:n] for rows, n in zip(cap_emb, cap_lens)])
+        words = torch.cat([rows[:n] for rows, n in zip(cap_emb, captions.lengths)])
         first = begins(length)[0]
     images, texts = cut(kernel, graphs, regions, length.numpy(), limit)
     params = [stacked_params(side, kernel) for side in graphs[:2]]

@@ -3,13 +3,16 @@
 docs/method.md describes it in section 2.  graph.py has its equations, modules/similarity.py scores all pairs with them.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.fx.experimental._config
 
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
-from modules import similarity
 from modules.compiling import compiled
+from modules.sides import CaptionSide, ImageSide
+from modules.similarity import Graphs, pair_scores
 
 
 class GSMN(MatchingModel):
@@ -39,34 +42,25 @@ class GSMN(MatchingModel):
         for side in (self.i2t_match_G, self.t2i_match_G):
             side.forward = compiled(side.forward, **how)
 
-    def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
+    def pair_scores(self, images, captions):
         """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
 
-        img_emb (I, R, D); cap_emb (C, n, D) padded, or a list of (n_c, D); bboxes (I, R, 4) normalised,
-        or None for no geometry; depends: for each caption its [governor, dependent] pairs, ROOT first
-        (sparse models only); cap_lens: words of each caption.  Padding takes no part, so a pair's score
-        does not depend on the other pairs.
+        Without boxes there is no geometry.  Padding takes no part, so a score does not depend on the other pairs.
         """
-        if bboxes is None:
-            bboxes = torch.zeros(*img_emb.shape[:2], 4)
-        graphs = similarity.Graphs(
-            self.i2t_match_G,
-            self.t2i_match_G,
-            self.blocks,
-            self.smooth,
-            self.sim_memory,
-            self.node_matching,
-            self.kernel,
-        )
-        depends = depends if self.is_sparse else None
-        return similarity.pair_scores(graphs, img_emb, cap_emb, bboxes, depends, cap_lens)
+        parts = self.i2t_match_G, self.t2i_match_G, self.blocks, self.smooth
+        graphs = Graphs(*parts, self.sim_memory, self.node_matching, self.kernel)
+        if not self.is_sparse:
+            captions = replace(captions, depends=None)
+        return pair_scores(graphs, images, captions)
 
     def similarity(self, images, captions):
         """Visual plus textual score of all pairs (I, C)."""
-        visual, textual = self.forward_scores(
-            images.emb, captions.emb, images.boxes, captions.depends, captions.lengths
-        )
+        visual, textual = self.pair_scores(images, captions)
         return visual + textual
+
+    def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
+        """pair_scores of two sides, given part by part."""
+        return self.pair_scores(ImageSide(img_emb, bboxes), CaptionSide(cap_emb, cap_lens, depends))
 
 
 def check_widths(opt):

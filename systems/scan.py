@@ -4,16 +4,15 @@ Its attention is GSMN's node-level matching with one block, so graph.py computes
 Letters for shapes as in graph.py.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
+from modules.blocks import all_pairs, padded
 from modules.layers import l2norm
+from modules.memory import for_computing, joined
 
 
 class EncoderImageWeightNorm(nn.Module):
@@ -56,22 +55,33 @@ class SCAN(MatchingModel):
 
     def similarity(self, images, captions):
         """Scores of all pairs (I, C)."""
-        words = captions.emb if torch.is_tensor(captions.emb) else pad_sequence(list(captions.emb), batch_first=True)
-        place = torch.arange(words.shape[1], device=words.device)
-        padding = place >= torch.as_tensor(captions.lengths, device=words.device).unsqueeze(1)
-        mask = words.new_zeros(padding.shape).masked_fill(padding, -math.inf)
-        return self.block_scores(images.emb, words.masked_fill(padding.unsqueeze(2), 0), mask)
+        if not len(images) or not len(captions):
+            return images.emb.new_zeros(len(images), len(captions))
+        limit = for_computing(self.sim_memory, self.device)
+        return all_pairs(self.block_scores, self.sizes, images, captions, limit)[0]
 
-    def block_scores(self, regions, words, mask):
-        """Scores (I, C) of regions (I, R, D) and padded words (C, n, D); mask (C, n): 0 for words, -inf for padding."""
-        regions, words = graph.nodes(regions, 1), graph.nodes(words, 1)
-        products = graph.block_products(regions, words)  # (1, I, R, C, n)
-        weights = self.attention(products[0], mask)
-        if self.words_ask:
-            cosines = graph.words_ask(products, weights, regions, words).squeeze(3)  # (I, C, n)
-            return self.aggregate(cosines, mask)
-        cosines = graph.regions_ask(products, weights, regions, words).squeeze(3)  # (I, C, R)
-        return self.aggregate(cosines, cosines.new_zeros(cosines.shape[1:]))
+    def block_scores(self, images, words, depends, lengths, parts):
+        """Scores (I, C) of a block, as modules/blocks.py asks for them."""
+        texts, regions, scores = padded(words, lengths), graph.nodes(images.emb, 1), []
+        for part in parts:
+            longest = int(lengths[part.stop - 1])
+            own, mask = graph.nodes(texts.words[part, :longest], 1), texts.mask[part, :longest]
+            products = graph.block_products(regions, own)  # (1, I, R, C, n)
+            weights = self.attention(products[0], mask)
+            if self.words_ask:
+                cosines = graph.words_ask(products, weights, regions, own).squeeze(3)  # (I, C, n)
+            else:
+                cosines = graph.regions_ask(products, weights, regions, own).squeeze(3)  # (I, C, R)
+                mask = cosines.new_zeros(cosines.shape[1:])
+            scores.append(self.aggregate(cosines, mask))
+        return (joined(scores, 1),)
+
+    def sizes(self, R, n, D, gradients):
+        """Bytes, at their peak, of one image, one caption and one of their pairs; counted."""
+        table = R * n
+        if gradients:
+            return 4 * (2 * R * D + 2 * R * R), 4 * (4 * n * D + 2 * n * n), 4 * (9 * table + 8 * (R + n))
+        return 4 * (R * D + R * R), 4 * (3 * n * D + n * n), 4 * (5 * table + 4 * (R + n))
 
     def attention(self, affinity, mask):
         """Affinities (I, R, C, n) -> weights of the same shape, which add up to 1 over what is attended to."""

@@ -282,7 +282,7 @@ COCO_FAULTS = {
     "no ids": (lambda f: (f / "annotations/coco_test_ids.npy").unlink(), r"coco_test_ids\.npy: no such file"),
     "foreign id": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [77]), "annotation 77"),
     "no annotations": (lambda f: (f / VAL).unlink(), r"captions_val2014\.json: no such file"),
-    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "not COCO's annotations"),
+    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "no list of images"),
     "no json": (lambda f: (f / VAL).write_text("{"), r"captions_val2014\.json"),
     "no text": (
         lambda f: broken(f, VAL, lambda c: c["annotations"][5].pop("caption")),
@@ -328,11 +328,11 @@ def test_faults_of_coco_are_named(tmp_path, fault):
 @pytest.mark.parametrize(
     "key, told",
     [
-        ("images", ": neither Karpathy's JSON"),
-        ("split", ", image 0: has no text called 'split'"),
-        ("filename", ", image 0: has no text called 'filename'"),
-        ("sentences", ", image 0: has no list of sentences"),
-        ("raw", ", image 0, sentence 0: has no text called 'raw'"),
+        ("images", ": .*images"),
+        ("split", ", image 0: .*split"),
+        ("filename", ", image 0: .*filename"),
+        ("sentences", ", image 0: .*sentences"),
+        ("raw", ", image 0, sentence 0: .*raw"),
     ],
 )
 def test_faults_of_karpathys_json_are_named(tmp_path, key, told):

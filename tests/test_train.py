@@ -146,6 +146,16 @@ def test_collapse_is_said(caplog):
     assert "equal to within 0.0001: the model has collapsed" in caplog.text and "--warmup_sum 1" in caplog.text
 
 
+@pytest.mark.parametrize("loss, rsum, warned", [(26.3, 55, True), (26.3, 200, False), (15.0, 55, False)])
+def test_a_model_that_hardly_learns_is_said(caplog, loss, rsum, warned):
+    """The loss near its value of equal scores, which differ; one step in ten may be otherwise."""
+    watch = CollapseWatch(type("opt", (), {"margin": 0.2}), window=20)
+    for step in range(20):
+        watch.step(loss if step else 40.0, 0.05, 25.6)
+    watch.validation(rsum)
+    assert ("--warmup_sum" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("model", ["gsmn", "vsrn"])
 def test_collapse_is_seen_in_either_model(tiny_data, tmp_path, monkeypatch, caplog, model):
     """All scores equal: VSRN's total loss holds the caption loss too, so the retrieval loss is looked at."""

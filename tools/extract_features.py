@@ -9,12 +9,15 @@ Images come in the order of {split}_imagename.txt, which tools/prepare_captions.
 regions are kept beside the output until it is complete: after an interruption the same command continues.
 """
 
+import datetime
 import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.start import run
 
 from files.arrays import open_array
-from files.errors import InputError, reason
+from files.errors import InputError, reason, warn
 from files.text import data_folder, read_json, read_lines
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, number, whole
@@ -146,8 +149,25 @@ def extract_split(folder, split, source, opt, notes):
             f"{names[missing[0]]}){damaged}; give all files, or take these images out of the captions"
         )
     output.finish()
+    write_record(folder / f"{split}_ims.json", opt)
     again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""
     return f"{output.targets[-1]}: {opt.dtype} {(len(names), *output.shape)}, boxes and sizes beside it{again}"
+
+
+def write_record(path, opt):
+    """What made the features: extractor, weights, date, command, versions; beside them, as JSON."""
+    model = opt.grid or opt.detector if opt.images else "another extractor's files"
+    record = {
+        "model": model,
+        "weights": "of the files" if not opt.images else "random" if opt.no_pretrained else "the library's pretrained",
+        "source": given(opt),
+        "regions": opt.regions,
+        "dtype": opt.dtype,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+    }
+    atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
 def read_names(folder, split):
@@ -248,6 +268,8 @@ def feature_options(argv=None):
     add("--shard", default=500, type=whole(1), metavar="N", help="images that an interruption may cost (default: 500)")
     add("--overwrite", action="store_true", help="extract again where the files are there already")
     opt = parser.parse_args(argv)
+    if opt.no_pretrained and opt.images:
+        warn("--no_pretrained: the weights are random, and so are the features; use them to try the steps only")
     if opt.grid and not opt.images:
         parser.error("--grid: goes with --images; the files of another extractor have their regions")
     return opt
@@ -260,7 +282,7 @@ def make_source(opt, notes):
         return Tsv(opt, notes) if opt.tsv else Npz(opt, notes)
     from tools.own_data.region_sources import Detector, Grid
 
-    return Grid(opt) if opt.grid else Detector(opt, notes)
+    return Grid(opt, notes) if opt.grid else Detector(opt, notes)
 
 
 def main(argv=None):

@@ -4,11 +4,11 @@
     python tools/prepare_captions.py captions_val2014.json --data_name mine_precomp --split dev      (COCO's)
     python tools/prepare_captions.py captions.csv --data_name mine_precomp --images photos --dev 500 --test 500
 
-captions.csv has two columns, image and caption (quoted where it has commas), a row for each caption; a line of
-titles is recognised. captions.tsv has a tab between, and no quoting. The same command again changes nothing;
-files with other content are only replaced with --overwrite.
+captions.csv has a row for each caption, and columns called image and caption, or the like. So may a list of JSON
+objects. The same command again changes nothing; files with other content are only replaced with --overwrite.
 """
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ from files.names import find_pictures
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
-from tools.own_data.caption_sources import READERS, guess_format
+from tools.own_data.caption_sources import read_source
 from tools.own_data.notes import Notes
 from tools.own_data.splits import SPLITS
 from vocab import (
@@ -36,52 +36,68 @@ from vocab import (
     encode,
     fault_of_captions,
     load_vocab,
+    mended,
+    odd_marks,
     other_vocab,
+    plain,
     vocab_of_captions,
     write_vocab,
 )
 
 
-def clean(pictures, notes):
-    """Every caption on one line, without empty captions; notes on both. InputError for a name with a line break."""
-    kept = []
+def clean(pictures, notes, tidy=mended):
+    """Every caption tidied, without the empty ones; notes on both. InputError for a name with a line break."""
+    kept, before, after = [], [], []
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
-        captions = [caption._replace(text=" ".join(caption.text.split())) for caption in picture.captions]
-        for caption in captions:
-            if not caption.text:
-                notes.add("empty captions left out", caption.where)
-            elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
-                notes.add("captions with letters beyond a-z, cut into words by the rules for English", caption.where)
+        captions = [caption._replace(text=tidy(caption.text)) for caption in picture.captions]
+        before += picture.captions
+        after += captions
         kept.append(picture._replace(captions=[caption for caption in captions if caption.text]))
+    note_marks(before, after, notes)
+    for caption in after:
+        if not caption.text:
+            notes.add("empty captions left out", caption.where)
+        elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
+            notes.add("captions with letters beyond a-z, cut into words by the rules for English", caption.where)
     return kept
+
+
+def note_marks(before, after, notes):
+    """Note the marks that make two words of one: those replaced, and those still there."""
+    there, left = (dict(odd_marks([caption.text for caption in captions])) for captions in (before, after))
+    for what, numbers in there.items():
+        how = "; --plain replaces them" if what in left else ", which were replaced"
+        for number in numbers:
+            notes.add(f"captions with {what}{how}", before[number].where)
 
 
 def check_words(pictures, notes):
     """Whether captions can be cut into words at all: InputError for printed bytes, a note for missing blanks."""
     captions = [caption for picture in pictures for caption in picture.captions]
-    if not (fault := fault_of_captions([caption.text for caption in captions])):
-        return
-    if fault == PRINTED_BYTES:
-        raise InputError(f"{captions[0].where}: {fault}")
-    notes.add(fault, captions[0].where)
+    if fault := fault_of_captions([caption.text for caption in captions]):
+        if fault == PRINTED_BYTES:
+            raise InputError(f"{captions[0].where}: {fault}")
+        notes.add(fault, captions[0].where)
 
 
 def only_there(pictures, folder, drop, notes):
     """The pictures whose files are in the folder, by their path inside it; InputError or a note for others."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder (--images)")
-    kept = []
-    for picture, file in zip(pictures, find_pictures(folder, [p.longer_name or p.name for p in pictures])):
-        if file:
-            kept.append(picture._replace(name=file.relative_to(folder).as_posix()))
-            continue
-        missing = f"{picture.where}: {picture.name}"
-        if not drop:
-            raise InputError(f"{missing} is not in {folder}; --missing drop leaves such images out")
-        notes.add(f"images left out that are not in {folder}", missing)
-    return kept
+    files = find_pictures(folder, [p.longer_name or p.name for p in pictures], links=True)
+    missing = [picture for picture, file in zip(pictures, files) if not file]
+    if missing and (not drop or len(missing) == len(pictures)):
+        how = "names and files must agree" if len(missing) == len(pictures) else "--missing drop leaves such images out"
+        raise InputError(
+            f"{missing[0].where}: {missing[0].name} is not in {folder}, nor are {len(missing) - 1:,} of the other "
+            f"{len(pictures) - 1:,} images; {how}"
+        )
+    for picture in missing:
+        notes.add(f"images left out that are not in {folder}", f"{picture.where}: {picture.name}")
+    found = [(picture, file) for picture, file in zip(pictures, files) if file]
+    return [picture._replace(name=file.relative_to(folder).as_posix()) for picture, file in found]
 
 
 def with_five(pictures, repeat, notes):
@@ -103,9 +119,11 @@ def with_five(pictures, repeat, notes):
 
 def assign_splits(pictures, opt):
     """{split: pictures}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
+    if not pictures:
+        raise InputError(f"{opt.source}: no image with captions is left")
     if opt.split:
         splits = {opt.split: pictures}
-    elif pictures and pictures[0].split:
+    elif pictures[0].split:
         if opt.dev or opt.test:
             raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
         splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
@@ -116,10 +134,7 @@ def assign_splits(pictures, opt):
             raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
         splits["testall"] = splits["test"]
         splits["test"] = splits["testall"][: len(splits["testall"]) // CAPTIONS_PER_IMAGE]
-    splits = {split: some for split, some in splits.items() if some}
-    if not splits:
-        raise InputError(f"{opt.source}: no image with captions is left")
-    return splits
+    return {split: some for split, some in splits.items() if some}
 
 
 def draw_splits(pictures, opt):
@@ -227,8 +242,20 @@ def note_stale(replaced, notes):
 def caption_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, or a two-column file")
-    add("--format", default="auto", choices=["auto", *READERS], help="what the source is (default: auto, seen from it)")
+    add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
+    add(
+        "--format",
+        default="auto",
+        choices=["auto", "karpathy", "coco", "table"],
+        help="what the source is (default: auto, seen from it)",
+    )
+    add(
+        "--columns",
+        type=lambda text: text.split(","),
+        metavar="IMAGE,CAPTION",
+        help="a table's columns, by titles or numbers from 1 (default: seen from titles and cells)",
+    )
+    add("--plain", action="store_true", help="replace entities of web pages (&quot;) and curly quotes in captions")
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder under --data_path that is written to")
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json (default: ./vocab/)")
@@ -268,14 +295,17 @@ def caption_options(argv=None):
         help="images with fewer than five captions: leave out, or repeat their captions (default: drop)",
     )
     add("--overwrite", action="store_true", help="replace files that are there with other content")
-    return parser.parse_args(argv)
+    opt = parser.parse_args(argv)
+    if opt.columns and len(opt.columns) != 2:
+        parser.error("--columns: needs two, as in --columns image,caption")
+    return opt
 
 
 def main(argv=None):
     opt = caption_options(argv)
     with Notes() as notes:
-        form = guess_format(opt.source) if opt.format == "auto" else opt.format
-        pictures = clean(READERS[form](opt.source, opt.restval), notes)
+        pictures = read_source(opt.source, opt.format, opt.restval, opt.columns, notes)
+        pictures = clean(pictures, notes, plain if opt.plain else mended)
         check_words(pictures, notes)
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)

@@ -15,6 +15,7 @@ from reporting.run_page import write_run_page
 from runtime import distributed
 from systems.options import defaults
 from systems.table import system_of
+from training.step_figures import losses_of
 
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
@@ -35,25 +36,29 @@ class WithLevel(logging.Formatter):
         return super().formatMessage(record)
 
 
+FORMAT = WithLevel("%(asctime)s %(kind)s%(message)s", "%m-%d %H:%M")
+
+
 def start_logging():
     """Log lines with their time to stderr, from level INFO on."""
     handler = BesideBars()
-    handler.setFormatter(WithLevel("%(asctime)s %(kind)s%(message)s"))
+    handler.setFormatter(FORMAT)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def announce_start(training):
     """Model, data, steps and folders, one line each; a warning where the disk is too small for the checkpoints."""
     opt, progress, steps = training.opt, training.progress, len(training.loader)
-    logging.info("%s", model_line(training.model, opt))
+    logging.info("%s", system_of(opt).kind(opt))
+    logging.info("%s", size_line(training.model))
     for split, loader in (("train", training.loader), ("dev", training.val_loader)):
         logging.info("%s: %s", loader.dataset.folder / split, split_line(loader.dataset))
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
     logging.info("%d epochs of %d steps, %d pairs a step%s", opt.num_epochs, steps, opt.batch_size, start)
     size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
-    logging.info("Checkpoints: %s, about %s each, %s for all %d%s",
-                 opt.model_name, in_bytes(size), in_bytes(size * count), count,
-                 "" if opt.keep else " (--keep N keeps the newest N and the best)")  # fmt: skip
+    logging.info("Checkpoints: %s", opt.model_name)
+    less = "" if opt.keep else " (--keep N: the newest N and the best)"
+    logging.info("%d of about %s, %s in all%s", count, in_bytes(size), in_bytes(size * count), less)
     logging.info("Log and curves: %s", opt.logger_name)
     free = shutil.disk_usage(opt.model_name).free if distributed.is_main() else size * count
     if free < size * count:
@@ -61,13 +66,13 @@ def announce_start(training):
                         opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
 
 
-def model_line(model, opt):
-    """The kind of model, its size, and where it computes."""
+def size_line(model):
+    """The size of the model, and where it computes."""
     weights = sum(p.numel() for p in model.parameters())
     where = str(model.device) if model.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
     if distributed.size() > 1:
         where += f", {distributed.size()} processes"
-    return f"{system_of(opt).kind(opt)}, {weights:,} weights, on {where}"
+    return f"{weights:,} weights, on {where}"
 
 
 def split_line(dataset):
@@ -97,9 +102,40 @@ def in_bytes(number):
     return f"{number:.1f} TB"
 
 
-def announce_end(training, seconds):
+# ---- on the way
+
+
+def log_line(training, step):
+    """A step_figures.Step in the log: the sum of its losses, those beside the retrieval loss, norm, and times."""
+    facts, losses = step.facts, losses_of(step.figures)
+    del losses[training.model.retrieval_loss]
+    parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
+    parts += [f"grad {step.figures['grad_norm']:.3g}", f"{facts['batch_time']:.2g}s", f"{time_left(training)} left"]
+    place = f"Epoch {facts['epoch']} {facts['step'] + 1}/{len(training.loader)}"
+    logging.info("%s %s", place, " ".join(parts))
+
+
+def time_left(training):
+    """The time that the rest of the run takes at its pace so far, validations and checkpoints included."""
+    progress, steps, (start, first) = training.progress, len(training.loader), training.began
+    left = training.opt.num_epochs * steps - progress.epoch * steps - progress.step
+    return in_time((time.time() - start) / max(1, progress.Eiters - first) * left)
+
+
+def in_time(seconds):
+    """5000 -> '83min'."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+# ---- at the end
+
+
+def announce_end(training):
     """How long the run took, its best validation, and the command that tests the best model."""
-    opt, best = training.opt, Path(training.opt.model_name) / BEST
+    opt, best, seconds = training.opt, Path(training.opt.model_name) / BEST, time.time() - training.began[0]
     took = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
     days = f"{seconds // 86400:.0f} days " if seconds >= 86400 else ""
     logging.info("Finished %d epochs in %s%s", opt.num_epochs, days, took)

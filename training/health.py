@@ -10,6 +10,9 @@ from files.errors import InputError
 from training import global_batch
 
 SPREAD = 0.02  # of the margin: the scores of a collapsed model have a smaller standard deviation
+NEAR = 0.1  # of the loss of equal scores: a model that does not learn stays within it
+LOW = 100  # rsum, of 600, that a model which learns exceeds soon
+CURE = "Start with the summed loss (--warmup_sum 1) or lower --learning_rate."
 
 
 def stop_training(why):
@@ -66,7 +69,8 @@ def check_step(step, model, batch_of):
 
 
 class CollapseWatch:
-    """Warns when the hardest-negative loss stays at 2 · margin · batch while the scores of a batch hardly differ.
+    """Warns when the hardest-negative loss stays at 2 · margin · batch while the scores of a batch hardly differ, and
+    when it stays near this value and a validation is poor.
 
     The loss alone is not enough: where captions repeat, each pair's hardest negative is its twin, and the loss has the
     same value while the scores of other pairs differ widely.
@@ -75,17 +79,31 @@ class CollapseWatch:
     def __init__(self, opt, window=50):
         self.margin = opt.margin
         self.recent = deque(maxlen=window)  # of each step: did it look collapsed?
+        self.near = deque(maxlen=window)  # of each step: was its loss near the one where all are equal?
 
     def step(self, loss, spread, flat):
         """loss: of all pairs; spread: standard deviation of the batch's scores; flat: the loss where all are equal."""
+        self.near.append(abs(loss - flat) < NEAR * flat)
         self.recent.append(abs(loss - flat) < 0.01 * flat and spread < SPREAD * self.margin)
         if len(self.recent) == self.recent.maxlen and all(self.recent):
             logging.warning(
                 "The retrieval loss has stayed at %.1f = 2 x margin x batch for %d steps, and all similarities of a "
-                "batch are equal to within %.2g: the model has collapsed. Start with the summed loss (--warmup_sum 1) "
-                "or lower --learning_rate.",
+                "batch are equal to within %.2g: the model has collapsed. %s",
                 loss,
                 len(self.recent),
                 spread,
+                CURE,
             )
             self.recent.clear()
+            self.near.clear()
+
+    def validation(self, rsum):
+        """rsum: of the dev split, after the steps so far."""
+        if rsum < LOW and sum(self.near) > 0.9 * self.near.maxlen:  # a small last batch of an epoch may differ
+            logging.warning(
+                "The retrieval loss has stayed near 2 x margin x batch, the value of equal similarities, for %d steps, "
+                "and rsum is %.1f: the model hardly learns. %s",
+                len(self.near),
+                rsum,
+                CURE,
+            )

@@ -4,6 +4,13 @@ from typing import NamedTuple
 
 import torch
 
+OTHERS = ("grad_norm", "positive", "hardest_negative", "score_spread")  # the figures that are no losses
+
+
+def losses_of(figures):
+    """The losses among the figures of a step: 'loss', the sum, and its parts."""
+    return {name: value for name, value in figures.items() if name not in OTHERS}
+
 
 class Step(NamedTuple):
     """One step, for the log."""

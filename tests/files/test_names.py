@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny import message
 
-from files.names import find_pictures, image_names, name_keys
+from files.names import Matcher, find_pictures, image_names
 from files.pictures import other_proportions, proportions_differ, warn_proportions
 
 
@@ -68,12 +68,41 @@ def test_names_that_no_file_can_have(folder):
     assert find_pictures(folder("a.jpg") / "nowhere", ["a.jpg"]) == [None]
 
 
-def test_keys():
-    assert name_keys("v/COCO_val2014_000000000042.jpg")[1:] == [
-        "COCO_val2014_000000000042.jpg",
-        "COCO_val2014_000000000042",
-        "42",
-    ]
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("photos\\a.jpg", "a.jpg"),
+        ("C:\\data\\photos\\x\\a.jpg", "x/a.jpg"),
+        ("/home/me/photos/a.jpg", "a.jpg"),
+        ("/home/me/photos/x/b.jpg", "x/b.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("X/A.JPG", "x/a.jpg"),
+        ("https://example.org/photos/a.jpg?width=640", "a.jpg"),
+    ],
+)
+def test_names_that_differ_in_spelling_only(folder, name, file):
+    images = folder(file, "other/c.jpg")
+    assert found(images, name) == [file]
+    if file == "x/b.jpg":
+        assert found(folder("x/b.jpg", "y/b.jpg"), name) == [file]  # the longest end decides
+
+
+def test_the_exact_spelling_comes_first():
+    match = Matcher(["a.jpg", "A.jpg", "x/b.jpg", "b.jpg", "1.jpg", "y/1.jpg"])
+    assert [match(name) for name in ("A.jpg", "a.jpg", "b.jpg", "z/A.jpg", "a.JPG", "1.png")] == [1, 0, 3, 1, 0, None]
+
+
+def test_links_that_lead_out_of_the_folder(folder, tmp_path, capsys):
+    images = folder("a.jpg")
+    (tmp_path / "private.jpg").touch()
+    (images / "b.jpg").symlink_to(tmp_path / "private.jpg")
+    (images / "c.jpg").symlink_to(images / "a.jpg")
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    assert found(images, *names) == ["a.jpg", None, "c.jpg"] and "links" in capsys.readouterr().err
+    assert None not in find_pictures(images, names, links=True)
+    (tmp_path / "link").symlink_to(images)
+    assert find_pictures(tmp_path / "link", ["a.jpg"]) == [tmp_path / "link" / "a.jpg"]
 
 
 def test_a_line_for_each_image_or_caption(tmp_path):

@@ -262,7 +262,8 @@ def run(tiny, folder, *more, epochs=2):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """The files of a folder that are not hidden, as the lock is."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def stop_after(monkeypatch, steps):

@@ -11,7 +11,7 @@ from tiny import random_case, small_opt
 import graph
 import model
 from kernel import scores as compiled
-from modules import similarity
+from modules import blocks
 
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)
 
@@ -100,7 +100,7 @@ def test_scores_in_float32(propagation, is_sparse):
 def test_number_of_buckets_changes_rounding_only(count, monkeypatch):
     net, case = network(propagation="neighbors", is_sparse=True), random_case(lengths=LENGTHS, width=64)
     expected = scores_and_gradients(net, case, alone)
-    monkeypatch.setattr(similarity, "BUCKETS", count)
+    monkeypatch.setattr(blocks, "BUCKETS", count)
     assert error(scores_and_gradients(net, case, together), expected) < 1e-12
 
 
@@ -136,7 +136,7 @@ def test_buckets_have_the_least_padding(seed):
     rng = random.Random(seed)
     lengths, most = sorted(rng.choices(range(1, 12), k=rng.randint(1, 9))), rng.randint(1, 4)
     area = lambda cut: sum((part.stop - part.start) * lengths[part.stop - 1] for part in cut)  # noqa: E731
-    found = similarity.buckets(lengths, most)
+    found = blocks.buckets(lengths, most)
     ends = [c for k in range(most) for c in itertools.combinations(range(1, len(lengths)), k)]
     ways = [[slice(a, b) for a, b in itertools.pairwise((0, *cut, len(lengths)))] for cut in ends]
     assert len(found) <= most and [i for part in found for i in range(len(lengths))[part]] == list(range(len(lengths)))

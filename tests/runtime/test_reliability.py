@@ -65,12 +65,18 @@ def wait_for(happened, forked):
 
 
 def test_killed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, caplog):
-    """SIGKILL in the middle, and the newest checkpoint cut off: the one before leads to the same end."""
+    """SIGKILL in the middle, and the newest checkpoint cut off: the one before leads to the same end.
+
+    Until then no other training may go on from there; at once after it one may, whatever its workers still do.
+    """
     monkeypatch.chdir(tmp_path)
     more = ["--save_every", 2, "--val_step", 3]
-    process = slow_training(flags(tiny_data, "parts", *more), 0.1)
+    process = slow_training(flags(tiny_data, "parts", *more, "--workers", 2), 0.1)
     folder = Path("parts/ck")
     wait_for((folder / "checkpoint_0_6.pth.tar").exists, process)
+    os.kill(process.process.pid, signal.SIGSTOP)
+    with pytest.raises(InputError, match="another training"):
+        run(tiny_data, "parts", *more, "--resume", folder)
     process.process.kill()
     assert process.ended()[0] == -signal.SIGKILL
     newest = checkpoint.newest(folder)
@@ -92,7 +98,7 @@ def test_a_second_signal_leaves_at_once(tiny_data, tmp_path, monkeypatch):
     said = process.said
     os.kill(process.process.pid, signal.SIGINT)
     assert process.ended(timeout=20) == (128 + signal.SIGINT, said)
-    assert not list(Path("run/ck").iterdir())
+    assert not names(Path("run/ck"))
 
 
 def test_a_hangup_that_is_ignored_stays_so_and_threads_handle_no_signals():

@@ -316,3 +316,11 @@ def test_a_truncated_file_is_told(check, ending):
 
 def test_is_sparse_goes_with_gsmn(check):
     assert "--is_sparse: goes with --model gsmn" in message(check, "--is_sparse", "--model", "vsrn")
+
+
+def test_flat_trees_are_named(check):
+    """A parser that does not parse hangs every word on the first."""
+    path = check.folder / "train_caps.json"
+    trees = json.loads(path.read_text())
+    path.write_text(json.dumps([[[0, 1], *([1, k] for k in range(2, len(tree) + 1))] for tree in trees]))
+    assert "flat" in check("--no_checksum")[1]

@@ -4,6 +4,7 @@ import argparse
 import base64
 import json
 import resource
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from data import PrecompDataset
 from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import InputError
-from files.names import find_by_key
 from files.pictures import read_picture
 from tools import extract_features
 from tools.own_data import region_sources
-from tools.own_data.region_files import BUTD, LXMERT
+from tools.own_data.notes import Notes
+from tools.own_data.region_files import BUTD, LXMERT, FileSource, Tsv
 from tools.own_data.region_sources import backbone, cell_boxes, last_map
 from vocab import Vocabulary
 
@@ -520,7 +521,35 @@ def test_beyond_float16(three):
     assert "try --dtype float32" in three.error("--tsv", path, "--dtype", "float16")
 
 
-def test_names_that_several_images_share_are_not_guessed():
-    keys = find_by_key(["a/1.jpg", "b/1.jpg", "COCO_val2014_000000000002.jpg"])
-    coco = ("COCO_val2014_000000000002.jpg", "COCO_val2014_000000000002", "2")
-    assert keys == {"a/1.jpg": 0, "b/1.jpg": 1, **dict.fromkeys(coco, 2)}
+def test_other_columns_and_kinds_of_numbers(three):
+    """float64, printed by Python 3, a seventh column, and a first line glued to the next: the same features."""
+
+    def lines(kind, wrap=bytes):
+        rows = []
+        for number in (41, 42, 43):
+            boxes, features = regions(number, 2)
+            cells = [wrap(base64.b64encode(np.ascontiguousarray(x, kind).tobytes())) for x in (boxes, features)]
+            rows.append([str(number).encode(), b"640", b"480", b"2", *cells])
+        return rows
+
+    printed = lines("<f4", lambda text: repr(text).encode())
+    more = [[*row, b"AAAA"] for row in lines("<f4")]
+    forms = (lines("<f8"), printed, more)
+    for k, rows in enumerate(forms):
+        text = b"\n".join(b"\t".join(row) for row in rows) + b"\n"
+        (three.root / f"{k}.tsv").write_bytes(text)
+        (three.root / f"glued{k}.tsv").write_bytes(b"\t".join(rows[0] + rows[1]) + b"\n" + text)
+    for path in sorted(three.root.glob("*[0-9].tsv")):
+        notes = Notes()
+        found = list(Tsv(SimpleNamespace(tsv=[path], regions=2), notes)(["41", "42", "43"], range(3)))
+        assert [region.index for region in found] == [0, 1, 2]
+        for region, number in zip(found, (41, 42, 43)):
+            np.testing.assert_allclose(region.features, regions(number, 2)[1], rtol=1e-6)
+        assert bool(notes.kinds) == ("glued" in path.name or "2" in path.name)
+
+
+def test_exchanged_sides_are_noted():
+    notes = Notes()
+    source = FileSource(SimpleNamespace(regions=1), notes)
+    source.fit(0, "x", np.ones((1, 3), np.float32), np.float32([[0, 0, 60, 10]]), (48, 64))
+    assert "exchanged" in next(iter(notes.kinds))

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -219,6 +220,28 @@ def test_missing_spacy_is_told(folder, monkeypatch):
         parse(folder)
 
 
+def stand_in(**models):
+    """A spaCy with these models, each with the names of its components."""
+
+    def load(name, exclude):
+        if name not in models:
+            raise OSError(name)
+        return SimpleNamespace(pipe_names=models[name], meta={"version": "1"}, vocab=None)
+
+    util = SimpleNamespace(get_installed_models=lambda: list(models))
+    return SimpleNamespace(load=load, util=util, tokens=SimpleNamespace(Doc=None))
+
+
+def test_models_without_a_parser_are_passed_over(folder, monkeypatch):
+    """Their trees would hang every word on the first."""
+    both = stand_in(en_blank=["tagger"], de_small=["parser"], en_small=["tok2vec", "parser"])
+    monkeypatch.setattr(parsers, "optional_package", lambda *_: both)
+    assert "en_small" in parsers.Spacy().name
+    for name in ("en_blank", "en_nothing"):
+        with pytest.raises(InputError, match=name):
+            parse(folder, "--spacy_model", name)
+
+
 @pytest.fixture(scope="module")
 def spacy():
     spacy = pytest.importorskip("spacy")
@@ -228,7 +251,7 @@ def spacy():
 
 
 def test_missing_spacy_model_is_told(folder, spacy):
-    with pytest.raises(InputError, match=r"no English model named en_nothing: pip install"):
+    with pytest.raises(InputError, match=r"named en_nothing: pip install"):
         parse(folder, "--spacy_model", "en_nothing")
 
 

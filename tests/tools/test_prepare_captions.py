@@ -1,7 +1,9 @@
-"""tools/prepare_captions.py: three kinds of source, exact ids, five captions an image, nothing overwritten."""
+"""tools/prepare_captions.py: sources of many forms, exact ids, five captions an image, nothing overwritten."""
 
 import csv
+import io
 import json
+import unicodedata
 
 import pytest
 from tiny import shared
@@ -11,7 +13,7 @@ from files.errors import InputError
 from files.text import read_ids, read_lines
 from tools import prepare_captions
 
-TEXTS = ["a red dog runs .", "the dog is red .", "a dog .", "red dog on grass", "it's a dog, red"]
+TEXTS = ["a red dog runs .", "the dog is red .", "a dog, which barks", "red dog on grass", "it's a dog, red"]
 
 
 class Place:
@@ -28,16 +30,17 @@ class Place:
     def words(self):
         return vocab.load_vocab(self.root / "vocab", "mine")
 
-    def table(self, rows, name="captions.csv", delimiter=","):
+    def file(self, content, name="captions.csv"):
         path = self.root / name
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, delimiter=delimiter).writerows(rows)
+        content = content if isinstance(content, (str, bytes)) else json.dumps(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
+    def table(self, rows, name="captions.csv"):
+        return self.file(table(rows), name)
+
     def json(self, content):
-        path = self.root / "source.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
-        return path
+        return self.file(content, "source.json")
 
     def content(self):
         return {path: path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
@@ -48,6 +51,12 @@ def place(tmp_path):
     return Place(tmp_path)
 
 
+def table(rows, delimiter=","):
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def rows(n, texts=TEXTS):
     return [(f"{i}.jpg", f"{text} {i}") for i in range(n) for text in texts]
 
@@ -55,10 +64,212 @@ def rows(n, texts=TEXTS):
 def error(place, source, *flags):
     with pytest.raises(InputError) as info:
         place.prepare(source, *flags)
+    assert "\n" not in str(info.value)
     return str(info.value)
 
 
-# ---- sources
+# ---- forms of sources: each holds the same two images with the same five captions
+
+ROWS = rows(2)
+TITLED = [("image", "caption"), *ROWS]
+TABBED = "".join(f"{name}\t{text}\n" for name, text in ROWS)
+LISTED = [{"image": f"{i}.jpg", "caption": [f"{text} {i}" for text in TEXTS]} for i in range(2)]
+
+
+def numbered(form, mark="#"):
+    return "".join(form.format(name=name, n=f"{mark}{k % 5}", text=text) for k, (name, text) in enumerate(ROWS))
+
+
+def turned(rows):
+    return [row[::-1] for row in rows]
+
+
+FORMS = {
+    "plain.csv": table(ROWS),
+    "titles.csv": table(TITLED),
+    "BOM.csv": "\ufeff" + table([("image_name", "comment"), *ROWS]),
+    "CRLF.csv": table(TITLED).replace("\n", "\r\n"),
+    "mac.csv": table(TITLED).replace("\n", "\r"),
+    "semicolon.csv": table(TITLED, ";"),
+    "tabs.tsv": TABBED,
+    "caption first.csv": table(turned(ROWS)),
+    "caption first, titles.csv": table([("Caption", "File Name"), *turned(ROWS)]),
+    "title and filepath.tsv": "title\tfilepath\n" + "".join(f"{text}\t{name}\n" for name, text in ROWS),
+    "index.csv": table([("", "image", "caption"), *[(k, *row) for k, row in enumerate(ROWS)]]),
+    "other columns.csv": table([("id", "filename", "wide", "raw"), *[(7, name, 64, text) for name, text in ROWS]]),
+    "split.csv": table([("image", "caption", "split"), *[(*row, "train") for row in ROWS]]),
+    "titles twice.csv": table(TITLED[:6]) + "\ufeff" + table([TITLED[0], *TITLED[6:]]),
+    "five in a cell.csv": table([("raw", "filename"), *[(json.dumps(e["caption"]), e["image"]) for e in LISTED]]),
+    "list of Python.csv": table([("image", "captions"), *[(e["image"], str(e["caption"])) for e in LISTED]]),
+    "Kaggle.csv": "image_name| comment_number| comment\n" + numbered("{name}| {n}| {text}\n", ""),
+    "bars.txt": numbered("{name}| {n}| {text}\n", ""),
+    "glued.txt": numbered("{name}| {n}| {text}\n", "").replace("| 3|", "| 3  ", 1),
+    "number column.csv": table([("image", "caption_number", "caption"), *[(n, 0, text) for n, text in ROWS]]),
+    "Flickr.token": numbered("{name}{n}\t{text}\n"),
+    "language.txt": numbered("{name}{n}\t{text}\n", "#zhc#"),
+    "blanks.txt": numbered("{name}{n} {text}\n"),
+    "list.json": LISTED,
+    "single.json": [{"image": name, "caption": text, "image_id": name[0]} for name, text in ROWS],
+    "lines.jsonl": "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in ROWS),
+    "lines.json": "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in ROWS),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_sources(place, name):
+    place.prepare(place.file(FORMS[name], name), "--split", "train")
+    assert place.lines("train_imagename") == ["0.jpg", "1.jpg"]
+    assert place.lines("train_caps") == [text for _, text in ROWS]
+
+
+@pytest.mark.parametrize("asked", ["picture,words", "2,3"])
+def test_columns_may_be_named(place, asked):
+    content = [("one", "picture", "words"), *[(7, name[0], text) for name, text in ROWS]]
+    source = place.table(content if "," in asked and not asked[0].isdigit() else content[1:])
+    assert "--columns" in error(place, source, "--split", "train")
+    assert "'nine'" in error(place, source, "--split", "train", "--columns", "nine,9")
+    place.prepare(source, "--split", "train", "--columns", asked)
+    assert place.lines("train_imagename") == ["0", "1"] and place.lines("train_caps")[9] == ROWS[9][1]
+
+
+@pytest.mark.parametrize("mark", ["|", "\t"])
+def test_one_cell_does_not_decide_the_form(place, mark):
+    there = [(name, text.replace("dog", f"dog {mark} dog") if k == 0 else text) for k, (name, text) in enumerate(ROWS)]
+    place.prepare(place.table(there), "--split", "train")
+    assert place.lines("train_imagename") == ["0.jpg", "1.jpg"]
+    other = {"|": ",", "\t": "|"}[mark]
+    there = [(name, text.replace("dog", f"dog {other} dog") if k == 0 else text) for k, (name, text) in enumerate(ROWS)]
+    place.file("".join(f"{text}{mark}{name}\n" for name, text in there), "caption first.txt")
+    place.prepare(place.root / "caption first.txt", "--split", "train", "--overwrite")
+    assert place.lines("train_imagename") == ["0.jpg", "1.jpg"]
+
+
+def test_numbers_that_are_part_of_the_name_stay(place):
+    """sku0#1 is an image of its own where its number stands before several captions."""
+    lines = "".join(f"sku{i // 2}#{i % 2 + 1}\t{text}\n" for i in range(4) for text in TEXTS)
+    place.prepare(place.file(lines, "x.tsv"), "--split", "train")
+    assert place.lines("train_imagename") == ["sku0#1", "sku0#2", "sku1#1", "sku1#2"]
+
+
+def test_quotes_in_tab_separated_captions_are_text(place):
+    place.prepare(place.file('a.jpg\t"free hugs" sign\n' + 'a.jpg\t" open\n' * 4, "x.tsv"), "--split", "train")
+    assert place.lines("train_caps") == ['"free hugs" sign', *['" open'] * 4]
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        ("a.jpg,one,two\n", "--columns"),
+        ("7,one\n8,two\n", "--columns"),
+        ("image,caption\na.jpg\n", "line 2"),
+        ("image,caption\na.jpg,one, two\n", "line 2"),
+        ('a.jpg,one\nb.jpg,"two\nthree\n', "quote"),
+        ("a.jpg,one\nb.jpg,two\n,two\n", "line 3"),
+        (b"a.jpg,one\nb.jpg,two\xff\n", "line 2"),
+        ("image,caption,split\na.jpg,one,odd\n", "'odd'"),
+        ("", "no image"),
+        ("a.jpg,one two\n", "no image"),
+    ],
+)
+def test_bad_tables(place, content, word):
+    message = error(place, place.file(content, "x.csv"), "--split", "train")
+    assert word in message and "x.csv" in message and not place.folder.exists()
+
+
+# ---- Karpathy's and COCO's JSON
+
+
+def karpathy(*images):
+    return {
+        "images": [
+            {"filename": f"{i}.jpg", "split": split, **more, "sentences": [{"raw": f"{text} {i}"} for text in TEXTS]}
+            for i, (split, more) in enumerate(images)
+        ]
+    }
+
+
+def test_karpathy(place):
+    splits = ("validation", "train", "test", "restval", "train")
+    source = place.json(karpathy(*[(split, {}) for split in splits]))
+    place.prepare(source)
+    assert place.lines("train_imagename") == ["1.jpg", "3.jpg", "4.jpg"]  # in the source's order
+    assert place.lines("dev_imagename") == ["0.jpg"] and place.lines("test_imagename") == ["2.jpg"]
+    assert place.lines("dev_caps") == [f"{text} 0" for text in TEXTS]
+    place.prepare(source, "--restval", "drop", "--overwrite")
+    assert place.lines("train_imagename") == ["1.jpg", "4.jpg"]
+
+
+def test_tokens_stand_for_a_missing_text(place, capsys):
+    content = karpathy(("train", {}))
+    for sentence in content["images"][0]["sentences"]:
+        sentence["tokens"] = sentence.pop("raw").split()
+    place.prepare(place.json(content))
+    assert place.lines("train_caps")[0] == f"{TEXTS[0]} 0" and "tokens" in capsys.readouterr().out
+
+
+def test_testall(place):
+    place.prepare(place.json(karpathy(("train", {}), *[("test", {})] * 10)), "--testall")
+    assert place.lines("testall_imagename") == [f"{i}.jpg" for i in range(1, 11)]
+    assert place.lines("test_imagename") == ["1.jpg", "2.jpg"]
+    assert "--testall" in error(place, place.json(karpathy(("train", {}), ("test", {}))), "--testall")
+
+
+def coco(n, **more):
+    return {
+        "images": [{"id": 100 - i, "file_name": f"{i}.jpg"} for i in range(n)],
+        "annotations": [{"id": k, "image_id": 100 - k % n, "caption": f"{TEXTS[k // n]}\n"} for k in range(5 * n)],
+        **more,
+    }
+
+
+def test_coco(place, capsys):
+    """Also with categories and boxes between the captions, ids as texts, captions without ids."""
+    place.prepare(place.json(coco(3)), "--split", "train")
+    assert place.lines("train_imagename") == ["0.jpg", "1.jpg", "2.jpg"]
+    assert place.lines("train_caps") == TEXTS * 3 and "index" not in capsys.readouterr().out
+    odd = coco(3, categories=[{"id": 1, "name": "dog"}])
+    odd["annotations"] = [
+        {"image_id": (str, float)[k % 2](one["image_id"]), "caption": one["caption"]}
+        for k, one in enumerate(odd["annotations"])
+    ] + [{"id": 7, "image_id": 98, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+    place.prepare(place.json(odd), "--split", "train")  # nothing to write: no --overwrite
+
+
+def test_coco_mini(place):
+    source = shared("real/coco_mini/captions_train2017.json")
+    place.prepare(source, "--dev", 10, "--test", 10, "--images", source.parent / "images")
+    assert [len(place.lines(f"{split}_caps")) for split in ("train", "dev", "test")] == [300, 50, 50]
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        ([1], "list of objects"),
+        ([{"image": "a.jpg", "caption": 3}], "entry 0"),
+        ({"a.jpg": "b"}, "images"),
+        ({"images": [{"filename": "a", "split": "train"}]}, "image 0"),
+        ({"images": [{"filename": "a", "split": "odd", "sentences": []}]}, "'odd'"),
+        ({"images": [{"split": "train", "sentences": []}]}, "filename"),
+        ({"images": [{"filename": "a", "split": "train", "sentences": [{"raw": "\ud800"}]}]}, "surrogate"),
+        ({"images": [{"filename": "a", "split": "train", "sentences": [{}]}]}, "sentence 0"),
+        ({"images": [{"filename": "a", "split": "train", "sentences": []}] * 2}, "image 1"),
+        ({"annotations": [], "images": 3}, "images"),
+        ({"annotations": [{"id": 5}], "images": []}, "image_id"),
+        ({"annotations": [3], "images": []}, "annotations"),
+        (coco(1, annotations=[{"id": 5, "image_id": 100}]), "annotation 5"),
+        (coco(1, annotations=[{"image_id": 100, "bbox": []}]), "caption"),
+        (coco(1, images=[{"file_name": "a"}]), "entry 0 of images"),
+        (coco(1, images=[{"id": 100, "file_name": n} for n in "ab"]), "number 100"),
+        (coco(2, images=[{"id": 100, "file_name": "a"}]), "image 99"),
+        (coco(2, images=[{"id": i, "file_name": "a"} for i in (99, 100)]), "name of"),
+    ],
+)
+def test_bad_json(place, content, word):
+    message = error(place, place.json(content), "--split", "train")
+    assert word in message and "source.json" in message
+
+
+# ---- splits, ids and vocabulary
 
 
 def test_table_is_divided(place, capsys):
@@ -73,170 +284,19 @@ def test_table_is_divided(place, capsys):
         assert ids == [vocab.encode(text, place.words()) for text in captions]
     # the vocabulary is that of vocab.py on the files written
     assert place.words().word2idx == vocab.build_vocab(place.root / "data", "mine").word2idx
-    assert "train: 7 images, 35 captions of" in capsys.readouterr().out
+    place.prepare(place.table(rows(12)), "--dev", 3, "--test", 2, "--seed", 1, "--overwrite")
+    assert place.lines("dev_imagename") != names["dev"]
+    place.prepare(place.table(rows(12)), "--dev", 3, "--test", 2, "--overwrite")
+    assert place.lines("dev_imagename") == names["dev"]
 
 
-def test_many_unknown_words_are_told(place, capsys):
-    source = place.table(rows(6))
-    place.prepare(source, "--dev", 2, "--threshold", 6)  # the images' numbers come five times
-    said = capsys.readouterr().out
-    assert "dev: 2 images, 10 captions of 5.6 words, 17.9 % <unk>" in said
-    assert "a lower --threshold keeps rarer words: 2 (first: train)" in said
-    place.prepare(source, "--dev", 2, "--threshold", 1, "--overwrite")
-    said = capsys.readouterr().out
-    assert "note" not in said and "dev: 2 images, 10 captions of 5.6 words, 0.0 % <unk>" in said
-
-
-def test_draw_depends_on_the_seed_alone(place):
-    source = place.table(rows(12))
-    place.prepare(source, "--dev", 3)
-    first = place.lines("dev_imagename")
-    place.prepare(source, "--dev", 3, "--seed", 1, "--overwrite")
-    assert place.lines("dev_imagename") != first
-    place.prepare(source, "--dev", 3, "--overwrite")
-    assert place.lines("dev_imagename") == first
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda text: ("csv", text),
-        lambda text: ("csv", "image,caption\n" + text),
-        lambda text: ("csv", "\ufeffimage_name,comment\n" + text),
-        lambda text: ("csv", text.replace("\n", "\r\n")),
-        lambda text: ("tsv", text.replace('"', "").replace("a.jpg,", "a.jpg\t")),
-        lambda text: ("token", text.replace('"', "").replace("a.jpg,", "a.jpg#3\t")),
-    ],
-    ids=["plain", "titles", "BOM", "CRLF", "tabs", "Flickr"],
-)
-def test_forms_of_table(place, make):
-    text = 'a.jpg,one\na.jpg,"two, with a comma"\na.jpg,three  with   spaces \na.jpg,four\na.jpg,five\n'
-    ending, text = make(text)
-    source = place.root / f"x.{ending}"
-    source.write_bytes(text.encode())
-    place.prepare(source, "--split", "train")
-    assert place.lines("train_caps") == ["one", "two, with a comma", "three with spaces", "four", "five"]
-    assert place.lines("train_imagename") == ["a.jpg"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| two, with | bar\na.jpg| 2   three\n",
-        "a.jpg| 0| one\na.jpg| 1| two, with | bar\na.jpg| 2| three\n",
-        'image,comment_number,comment\na.jpg,0,one\na.jpg,1,"two, with | bar"\na.jpg,2,three\n',
-        "a.jpg#zhc#0\tone\na.jpg#zhc#1\ttwo, with | bar\na.jpg#zhc#2\tthree\n",
-        "a.jpg#enr#0 one\na.jpg#enr#1  two, with | bar\na.jpg#enr#2 three\n",
-        "a.jpg#0 one\na.jpg#1 two, with | bar\na.jpg#2 three\n",
-    ],
-    ids=["Kaggle", "bars", "numbers", "language", "blanks and language", "blanks"],
-)
-def test_forms_of_table_with_numbers(place, text):
-    source = place.root / "x.csv"
-    source.write_text(text)
-    place.prepare(source, "--split", "train", "--fewer", "repeat")
-    assert place.lines("train_caps")[:3] == ["one", "two, with | bar", "three"]
-    assert place.lines("train_imagename") == ["a.jpg"]
-
-
-def test_captions_without_blanks_are_told(place, capsys):
-    """Not a lower threshold, which would only hide that a caption is one word."""
-    texts = ["一只棕色的狗在草地上奔跑", "狗在跑", "草地上有一只狗", "棕色的狗", "一只狗在公园里玩耍"]
-    source = place.root / "x.txt"
-    lines = [f"{i}.jpg#zhc#{k}\t{text}{i}\n" for i in range(6) for k, text in enumerate(texts)]
-    source.write_text("".join(lines), encoding="utf-8")
-    place.prepare(source, "--dev", 2)
-    said = capsys.readouterr().out
-    assert "note: 1.0 words a caption; words must be separated by blanks first" in said and "threshold" not in said
-    assert place.lines("dev_imagename")[0].endswith(".jpg")
-
-
-def test_printed_bytes_are_refused(place):
-    source = place.table([(f"{i}.jpg", str(text.encode())) for i in range(2) for text in TEXTS])
-    assert f"{source}, line 1: captions are written as b'...'" in error(place, source, "--split", "train")
-    assert not place.folder.exists()
-
-
-def test_notes_stand_before_an_error(place, capsys):
-    source = place.table(rows(3, TEXTS[:2]))
-    assert "no image with captions is left" in error(place, source, "--split", "train")
-    assert "note: images with fewer than five captions left out; --fewer repeat keeps" in capsys.readouterr().out
-
-
-def test_quotes_in_tab_separated_captions_are_text(place):
-    source = place.root / "x.tsv"
-    source.write_text('a\t"free hugs" sign\na\t" open\na\tc\na\td\na\te\n')
-    place.prepare(source, "--split", "train")
-    assert place.lines("train_caps") == ['"free hugs" sign', '" open', "c", "d", "e"]
-
-
-def karpathy(*images):
-    return {
-        "images": [
-            {"filename": f"{i}.jpg", "split": split, **more, "sentences": [{"raw": f"{text} {i}"} for text in TEXTS]}
-            for i, (split, more) in enumerate(images)
-        ]
-    }
-
-
-def test_karpathy(place):
-    source = place.json(karpathy(("val", {}), ("train", {}), ("test", {}), ("restval", {}), ("train", {})))
-    place.prepare(source)
-    assert place.lines("train_imagename") == ["1.jpg", "3.jpg", "4.jpg"]  # in the source's order
-    assert place.lines("dev_imagename") == ["0.jpg"] and place.lines("test_imagename") == ["2.jpg"]
-    assert place.lines("dev_caps") == [f"{text} 0" for text in TEXTS]
-    place.prepare(source, "--restval", "drop", "--overwrite")
-    assert place.lines("train_imagename") == ["1.jpg", "4.jpg"]
-
-
-def test_testall(place):
-    place.prepare(place.json(karpathy(("train", {}), *[("test", {})] * 10)), "--testall")
-    assert place.lines("testall_imagename") == [f"{i}.jpg" for i in range(1, 11)]
-    assert place.lines("test_imagename") == ["1.jpg", "2.jpg"]
-    assert "five folds" in error(place, place.json(karpathy(("train", {}), ("test", {}))), "--testall")
-
-
-def coco(n, **more):
-    return {
-        "images": [{"id": 100 - i, "file_name": f"{i}.jpg"} for i in range(n)],
-        "annotations": [{"id": k, "image_id": 100 - k % n, "caption": f"{TEXTS[k // n]}\n"} for k in range(5 * n)],
-        **more,
-    }
-
-
-def test_coco(place):
-    place.prepare(place.json(coco(3)), "--split", "train")
-    assert place.lines("train_imagename") == ["0.jpg", "1.jpg", "2.jpg"]
-    assert place.lines("train_caps") == TEXTS * 3
-
-
-def test_coco_from_other_tools(place):
-    """Categories and boxes between the captions, ids as texts, captions without ids: all captions are there."""
-    place.prepare(place.json(coco(3)), "--split", "train")
-    expected = place.content()
-    odd = coco(3, categories=[{"id": 1, "name": "dog"}])
-    odd["annotations"] = [
-        {"image_id": (str, float)[k % 2](one["image_id"]), "caption": one["caption"]}
-        for k, one in enumerate(odd["annotations"])
-    ] + [{"id": 7, "image_id": 98, "category_id": 1, "bbox": [0, 0, 9, 9]}]
-    expected[place.root / "source.json"] = place.json(odd).read_bytes()
-    place.prepare(place.root / "source.json", "--split", "train")  # nothing to write: no --overwrite
-    assert place.content() == expected
-
-
-def test_coco_names_of_2014_with_pictures_of_2017(place):
-    (place.root / "photos" / "val2017").mkdir(parents=True)
-    for i in range(3):
-        (place.root / "photos" / "val2017" / f"{i:012}.jpg").touch()
-    named = coco(3, images=[{"id": 100 - i, "file_name": f"COCO_val2014_{i:012}.jpg"} for i in range(3)])
-    place.prepare(place.json(named), "--split", "train", "--images", place.root / "photos")
-    assert place.lines("train_imagename") == [f"val2017/{i:012}.jpg" for i in range(3)]
-
-
-def test_coco_mini(place):
-    source = shared("real/coco_mini/captions_train2017.json")
-    place.prepare(source, "--dev", 10, "--test", 10, "--images", source.parent / "images")
-    assert [len(place.lines(f"{split}_caps")) for split in ("train", "dev", "test")] == [300, 50, 50]
+def test_bad_divisions(place):
+    table, own = place.table(rows(4)), place.json(karpathy(("train", {})))
+    assert "--dev N" in error(place, table)
+    assert "--test 2" in error(place, table, "--dev", 2, "--test", 2)
+    assert "--split" in error(place, own, "--dev", 1)
+    assert "--images" in error(place, table, "--images", place.root / "nowhere")
+    assert "--images" in error(place, table, "--images", "x" * 5000)
 
 
 def test_ids_are_the_published_ones(place):
@@ -248,94 +308,99 @@ def test_ids_are_the_published_ones(place):
         assert place.lines(f"test_{name}") == read_lines(reference / f"test_{name}.txt")
 
 
-# ---- five captions, and what is wrong with them
+def test_splits_prepared_one_by_one_share_a_vocabulary(place):
+    dev = place.table(rows(2, [f"{text} unseen unseen" for text in TEXTS]), "dev.csv")
+    assert "train" in error(place, dev, "--split", "dev")
+    place.prepare(place.table(rows(6)), "--split", "train")
+    words = place.words().word2idx
+    place.prepare(dev, "--split", "dev")
+    assert place.words().word2idx == words and "unseen" not in words
 
 
-def test_fewer_and_more_than_five(place, capsys):
-    source = place.table(rows(2) + rows(3)[10:12] + [("9.jpg", str(k)) for k in range(7)])
-    place.prepare(source, "--split", "train")
-    assert place.lines("train_imagename") == ["0.jpg", "1.jpg", "9.jpg"]
-    assert place.lines("train_caps")[10:] == list("01234")
+# ---- captions and images that are noted
+
+
+def five(text):
+    """Five captions that begin with this one."""
+    return [("0.jpg", f"{text} {k}") for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    "there, told",
+    [
+        (rows(1) + rows(2)[5:7], "--fewer"),
+        (rows(1) + [("0.jpg", "one more")], "more than five"),
+        (rows(1) + [("0.jpg", "  ")], "empty"),
+        (five("ein Hündchen"), "beyond a-z"),
+        (five("A&nbsp;man says &quot;hi&quot;"), "entities"),
+        (five("The man\u2019s dog"), "curly"),
+        (five("a\u200b dog"), "zero-width"),
+        (five(unicodedata.normalize("NFD", "a café")), "accents"),
+        ([(f"0.jpg#zhc#{k}", "一只棕色的狗在草地上奔跑") for k in range(5)], "blanks"),
+    ],
+)
+def test_what_is_noted(place, capsys, there, told):
+    source = place.table(there)
+    place.prepare(source, "--split", "train", "--threshold", 1)
     said = capsys.readouterr().out
-    assert "images with fewer than five captions left out" in said and "line 11: 2" in said
-    assert "images with more than five captions, of which the first five are taken: 1 (first:" in said
-    place.prepare(source, "--split", "train", "--fewer", "repeat", "--overwrite")
+    assert told in said and f"(first: {source}, line" in said
+    assert place.lines("train_imagename") == ["0.jpg"]
+
+
+@pytest.mark.parametrize(
+    "text, mended, plain",
+    [
+        ("A&nbsp;man says &quot;hi&quot; &#39;", None, 'A man says "hi" \''),
+        ("The man\u2019s \u201cdog\u201d", None, 'The man\'s "dog"'),
+        ("a\u200b dog\ufeff", "a dog", "a dog"),
+        ("a cafe\u0301", "a café", "a café"),
+        ("AT&T; a & b", None, None),
+    ],
+)
+def test_marks_that_make_two_words_of_one(place, text, mended, plain):
+    place.prepare(place.table([("image", "caption"), *[("0.jpg", text)] * 5]), "--split", "train")
+    assert place.lines("train_caps")[0] == (mended or text)
+    place.prepare(place.root / "captions.csv", "--split", "train", "--plain", "--overwrite")
+    assert place.lines("train_caps")[0] == (plain or text)
+
+
+def test_fewer_captions_may_repeat(place):
+    source = place.table(rows(2) + rows(3)[10:12])
+    place.prepare(source, "--split", "train", "--fewer", "repeat")
     a, b = (f"{text} 2" for text in TEXTS[:2])
-    assert place.lines("train_caps")[10:15] == [a, b, a, b, a]
+    assert place.lines("train_caps")[10:] == [a, b, a, b, a]
 
 
-def test_empty_and_foreign_captions_are_told(place, capsys):
-    source = place.table([*rows(2), ("0.jpg", "  "), *[("2.jpg", "ein Hündchen"), ("2.jpg", "一只狗。")] * 3])
-    place.prepare(source, "--split", "train")
-    assert place.lines("train_caps")[10:12] == ["ein Hündchen", "一只狗。"]
-    said = capsys.readouterr().out
-    assert f"empty captions left out: 1 (first: {source}, line 11)" in said
-    assert "letters beyond a-z" in said and f"(first: {source}, line 12)" in said
+def test_many_unknown_words_are_told(place, capsys):
+    source = place.table(rows(6))
+    place.prepare(source, "--dev", 2, "--threshold", 6)  # the images' numbers come five times
+    assert "--threshold" in capsys.readouterr().out
+    place.prepare(source, "--dev", 2, "--threshold", 1, "--overwrite")
+    assert "note" not in capsys.readouterr().out
+
+
+def test_printed_bytes_are_refused(place):
+    source = place.table([(f"{i}.jpg", str(text.encode())) for i in range(2) for text in TEXTS])
+    assert "b'...'" in error(place, source, "--split", "train") and not place.folder.exists()
+
+
+def test_notes_stand_before_an_error(place, capsys):
+    assert "no image" in error(place, place.table(rows(3, TEXTS[:2])), "--split", "train")
+    assert "--fewer repeat" in capsys.readouterr().out
 
 
 def test_images_that_are_not_there(place, capsys):
     (place.root / "photos" / "val").mkdir(parents=True)
+    source = place.json(karpathy(("train", {}), ("train", {"filepath": "val"}), ("train", {})))
+    flags = "--images", place.root / "photos", "--missing", "drop"
+    assert "agree" in error(place, source, *flags)  # not one is there
     (place.root / "photos" / "0.jpg").touch()
     (place.root / "photos" / "val" / "1.jpg").touch()
-    source = place.json(karpathy(("train", {}), ("train", {"filepath": "val"}), ("train", {})))
-    message = error(place, source, "--images", place.root / "photos")
-    assert "image 2: 2.jpg is not in" in message and "--missing drop" in message
-    assert not place.folder.exists()
-    place.prepare(source, "--images", place.root / "photos", "--missing", "drop")
+    message = error(place, source, *flags[:2])
+    assert "image 2: 2.jpg" in message and "--missing drop" in message and not place.folder.exists()
+    place.prepare(source, *flags)
     assert place.lines("train_imagename") == ["0.jpg", "val/1.jpg"]
-    assert "images left out that are not in" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "text, told",
-    [
-        ("a.jpg,one,two\n", "line 1: 3 columns"),
-        ("image,caption\na.jpg\n", "line 2: 1 columns"),
-        ('a.jpg,one\nb.jpg,"two\nthree\n', "is a quote left open"),
-        ("a.jpg,one\n,two\n", "line 2: no image name"),
-        ("a.jpg,one\nb.jpg,two\xff\n", "line 2: byte 0xff is not UTF-8"),
-        ("", "no image with captions is left"),
-        ("a.jpg,one\n", "no image with captions is left"),
-    ],
-)
-def test_bad_tables(place, text, told):
-    source = place.root / "x.csv"
-    source.write_bytes(text.encode("latin1"))
-    message = error(place, source, "--split", "train")
-    assert told in message and str(source) in message
-
-
-@pytest.mark.parametrize(
-    "content, told",
-    [
-        ([], "neither Karpathy's"),
-        ({"images": [{"filename": "a", "split": "train"}]}, "image 0: has no list of sentences"),
-        ({"images": [{"filename": "a", "split": "odd", "sentences": []}]}, "split 'odd'"),
-        ({"images": [{"split": "train", "sentences": []}]}, "no text called 'filename'"),
-        ({"images": [{"filename": "a", "split": "train", "sentences": [{"raw": "\ud800"}]}]}, "surrogate"),
-        ({"images": [{"filename": "a", "split": "train", "sentences": [{}]}]}, "image 0, sentence 0: has no text"),
-        ({"images": [{"filename": "a", "split": "train", "sentences": []}] * 2}, "image 1: a is also the name of"),
-        ({"annotations": [], "images": 3}, "not COCO's annotations"),
-        ({"annotations": [{"id": 5}], "images": []}, "annotation 5: has no image_id"),
-        ({"annotations": [3], "images": []}, "entry 0 of annotations is not a table"),
-        (coco(1, annotations=[{"id": 5, "image_id": 100}]), "annotation 5: has no text called 'caption'"),
-        (coco(1, annotations=[{"image_id": 100, "bbox": []}]), "none of its 1 annotations has a caption"),
-        (coco(1, images=[{"file_name": "a"}]), "entry 0 of images has no id"),
-        (coco(1, images=[{"id": 100, "file_name": n} for n in "ab"]), "the image number 100 occurs twice, for a and b"),
-        (coco(2, images=[{"id": 100, "file_name": "a"}]), "annotation 1: belongs to image 99, which the file"),
-        (coco(2, images=[{"id": i, "file_name": "a"} for i in (99, 100)]), "a is also the name of"),
-    ],
-)
-def test_bad_json(place, content, told):
-    assert told in error(place, place.json(content), "--split", "train")
-
-
-def test_bad_divisions(place):
-    table, own = place.table(rows(4)), place.json(karpathy(("train", {})))
-    assert "--dev N --test N" in error(place, table)
-    assert "no image of 4 for train" in error(place, table, "--dev", 2, "--test", 2)
-    assert "its own splits" in error(place, own, "--dev", 1)
-    assert "--images" in error(place, table, "--images", place.root / "nowhere")
+    assert "left out" in capsys.readouterr().out
 
 
 # ---- nothing is overwritten or half written
@@ -382,12 +447,3 @@ def test_an_interrupted_run_is_taken_up(place, monkeypatch):
     monkeypatch.setattr(prepare_captions, "atomic_write", write)
     place.prepare(source, "--dev", 2)
     assert len(list(place.folder.iterdir())) == 6
-
-
-def test_splits_prepared_one_by_one_share_a_vocabulary(place):
-    dev = place.table(rows(2, [f"{text} unseen unseen" for text in TEXTS]), "dev.csv")
-    assert "prepare train first" in error(place, dev, "--split", "dev")
-    place.prepare(place.table(rows(6)), "--split", "train")
-    words = place.words().word2idx
-    place.prepare(dev, "--split", "dev")
-    assert place.words().word2idx == words and "unseen" not in words

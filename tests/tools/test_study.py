@@ -1,6 +1,5 @@
 """tools/study.py: tables, the order of runs, stopping and resuming, and the arithmetic of its results."""
 
-import fcntl
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from tiny import message
 
 import evaluation
 import test_stack
+from files.locks import lock_folder
 from graph import VisualGraph
 from tools import study
 from tools.studying import results, runs
@@ -191,8 +191,7 @@ def test_a_run_of_another_process_is_left_to_it(scripts, capsys):
     flags = ["table.ini", "--out", "out", "--seeds", "0"]
     folder = scripts / "out" / "a.seed0"
     folder.mkdir(parents=True)
-    with open(folder / "lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock_folder(folder):
         assert study.main(flags) == 0
     assert "a.seed0: another process" in capsys.readouterr().out
     assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}

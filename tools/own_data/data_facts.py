@@ -8,8 +8,9 @@ from files.names import find_pictures, image_names
 from files.pictures import other_proportions
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
-from vocab import END, START, UNK, encode_all, fault_of_captions
+from vocab import END, START, UNK, encode_all, fault_of_captions, odd_marks
 
+FLAT_WORDS = 5  # words of a caption whose tree hardly ever has all of them on the first
 CHUNK_BYTES = 1 << 24  # bytes of features read at once
 
 
@@ -43,6 +44,8 @@ def caption_facts(split):
     twice = [f"image {i}" for i, some in enumerate(images) if len(set(some)) < len(some)]
     foreign = [f"line {i}" for i, line in enumerate(lines, 1) if any(c.isalpha() and not c.isascii() for c in line)]
     checks = [("images that have a caption twice", twice), ("captions with letters beyond a-z", foreign)]
+    how = "which make words of their own (tools/prepare_captions.py --plain)"
+    checks += [(f"captions with {what}, {how}", [f"line {i + 1}" for i in some]) for what, some in odd_marks(lines)]
     fault = fault_of_captions(lines)
     return [
         f"{len(lines):,} captions{per_image(len(lines), split)}",
@@ -141,7 +144,16 @@ def dependency_facts(split):
             len({b for _, b in tree}) < n for tree, n in zip(trees, words)
         ]
     found = [(what, [f"caption {i}" for i, bad in enumerate(where) if bad]) for what, where in checks.items()]
+    long = [tree for tree in trees if len(tree) >= FLAT_WORDS]
+    flat = sum(is_flat(tree) for tree in long)
+    if 2 * flat > len(long):
+        found.append((f"no trees but flat lists, of {len(long):,} longer captions; parse them again", range(flat)))
     return [f"dependencies of {len(trees):,} captions", *count_places(found)], []
+
+
+def is_flat(tree):
+    """Whether all words of a caption depend on its first, as they do where nothing was parsed."""
+    return {governor for governor, _ in tree} <= {0, 1}
 
 
 # ---- arrays

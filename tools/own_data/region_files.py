@@ -5,13 +5,15 @@ A source is called with the names of a split and the numbers of those that are w
 
 import base64
 import binascii
+import itertools
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from files.errors import InputError, reason
-from files.names import find_by_key, name_keys
+from files.names import Matcher
 from files.opening import open_regular
 from tools.own_data.region_sources import Regions
 
@@ -50,6 +52,9 @@ class FileSource:
         The whole image fills the missing places; its features are the mean of the others.
         """
         check_regions(where, features, boxes, size)
+        if outside(boxes, size):
+            how = "exchanged width and height" if not outside(boxes, size[::-1]) else "another size"
+            self.notes.add(f"images whose boxes lie outside them, which looks like {how}", where)
         count = self.regions
         if len(boxes) > count:
             which = "the first" if scores is None else "the most certain"
@@ -65,6 +70,11 @@ class FileSource:
             features = np.concatenate([features, np.tile(mean, (missing, 1))])
             boxes = np.concatenate([boxes, np.tile(np.float32([0, 0, *size]), (missing, 1))])
         return Regions(index, features, boxes, size)
+
+
+def outside(boxes, size):
+    """Whether boxes reach out of an image of this (width, height) by more than a twentieth."""
+    return bool((boxes[:, 2:] > 1.05 * np.float32(size)).any())
 
 
 def check_regions(where, features, boxes, size):
@@ -87,9 +97,9 @@ class Tsv(FileSource):
         self.paths, self.width = opt.tsv, None
 
     def __call__(self, names, wanted):
-        index_of, wanted, seen = find_by_key(names), set(map(int, wanted)), set()
+        match, wanted, seen = Matcher(names), set(map(int, wanted)), set()
         for where, row in self.rows():
-            index = next((index_of[key] for key in name_keys(row["id"]) if key in index_of), None)
+            index = match(row["id"])
             if index in seen:
                 self.notes.add("images that come twice, of which the first is taken", f"{where}: {row['id']}")
             elif index in wanted:
@@ -106,12 +116,11 @@ class Tsv(FileSource):
     def rows(self):
         """(place, {column: bytes}) of each line that has all its columns; the others are passed over."""
         for path in self.paths:
-            columns = None
+            columns = self.columns_of(path)
             for number, line in enumerate(lines_of(path), start=1):
                 if not line.strip():
                     continue
                 where, fields = f"{path}, line {number}", line.split(b"\t")
-                columns = columns or LAYOUTS.get(len(fields))
                 try:
                     row = named(columns, fields, where)
                 except InputError as error:
@@ -119,14 +128,25 @@ class Tsv(FileSource):
                     continue
                 yield where, row
 
+    def columns_of(self, path):
+        """The columns that most of a file's first lines have; those behind bottom-up attention's six are ignored."""
+        lines = itertools.islice(filter(bytes.strip, lines_of(path)), 20)
+        counts = Counter(line.count(b"\t") + 1 for line in lines)
+        count = max(counts, key=counts.get, default=0)
+        if len(BUTD) < count < len(LXMERT):
+            self.notes.add(f"files with {count} columns, of which those after the first {len(BUTD)} are ignored", path)
+            return (*BUTD, *map(str, range(len(BUTD), count)))
+        return LAYOUTS.get(count)
+
     def regions_of(self, index, where, row):
         try:
             size = tuple(int(float(row[side])) for side in ("w", "h"))
             count = int(row["num_boxes"])
         except (ValueError, OverflowError) as error:
             raise InputError(f"{where}: image size or number of boxes cannot be read ({error})") from None
-        boxes = numbers(row["boxes"], where, "boxes").reshape(-1, 4) if count else np.zeros((0, 4), np.float32)
-        features = numbers(row["features"], where, "features")
+        kind = "<f8" if count and bytes_of(row["boxes"], where, "boxes").size == 32 * count else "<f4"
+        boxes = numbers(row["boxes"], where, "boxes", kind).reshape(-1, 4) if count else np.zeros((0, 4), np.float32)
+        features = numbers(row["features"], where, "features", kind)
         if len(boxes) != count or (features.size % count if count else features.size):
             raise InputError(
                 f"{where}: {count} boxes, but {len(boxes)} in 'boxes' and {features.size} numbers in "
@@ -170,10 +190,19 @@ def named(columns, fields, where):
     return {**row, "id": row["id"].decode(errors="replace").strip()}
 
 
-def numbers(text, where, column):
-    """The float32 numbers of one base64 field, as a writable array."""
+def numbers(text, where, column, kind="<f4"):
+    """The numbers of one base64 field, of a kind of numpy, as a writable float32 array."""
+    return bytes_of(text, where, column, kind).view(kind).astype(np.float32)
+
+
+def bytes_of(text, where, column, kind="<f4"):
+    """The bytes of one base64 field, which Python 3 may have printed as b'...': uint8, whole numbers of the kind."""
+    if text[:2] in (b"b'", b'b"'):
+        text = text[2:-1]
     try:
-        return np.frombuffer(base64.b64decode(text, validate=True), "<f4").copy()
+        found = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+        found.view(kind)
+        return found
     except (binascii.Error, ValueError):
         raise InputError(
             f"{where}: {column!r} is no base64 of whole float32 numbers; the line is cut off or damaged, "
@@ -194,17 +223,17 @@ class Npz(FileSource):
             raise InputError(f"{self.folder}: no such folder (--npz)")
 
     def __call__(self, names, wanted):
+        paths = sorted(self.folder.glob("*.npz"))
+        match = Matcher([path.name for path in paths])
         for index in map(int, wanted):
-            for key in name_keys(names[index]):
-                path = self.folder / f"{key}.npz"
-                if path.is_file():
-                    try:
-                        regions = self.fit(index, *self.read(path))
-                    except InputError as error:
-                        self.pass_over(error)
-                        continue
-                    yield regions
-                    break
+            if (found := match(names[index])) is None:
+                continue
+            try:
+                regions = self.fit(index, *self.read(paths[found]))
+            except InputError as error:
+                self.pass_over(error)
+                continue
+            yield regions
 
     def read(self, path):
         try:

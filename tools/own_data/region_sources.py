@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 from files.errors import InputError, optional_package
-from files.pictures import DEVIATION, MEAN, need_pictures, read_picture
+from files.pictures import DEVIATION, MEAN, need_pictures, open_picture
 from modules.backbone import classifier, pretrained_model
 from runtime.batches import in_order, seeded
 from runtime.workers import Loader
@@ -35,7 +35,7 @@ class Regions(NamedTuple):
 
 
 class Pictures(Dataset):
-    """The wanted pictures of a split as (index, uint8 tensor (3, height, width)), squared for a grid."""
+    """The wanted pictures of a split: (index, uint8 (3, height, width), size, change or None), squared for a grid."""
 
     def __init__(self, folder, names, wanted, side=None):
         self.paths, self.wanted, self.side = need_pictures(folder, names), wanted, side
@@ -45,25 +45,28 @@ class Pictures(Dataset):
 
     def __getitem__(self, i):
         index = int(self.wanted[i])
-        picture = read_picture(self.paths[index])
+        picture, change = open_picture(self.paths[index])
         tensor, size = pil_to_tensor(picture), picture.size
         if self.side and size != (self.side, self.side):
             tensor = resize(tensor, [self.side, self.side], antialias=True)
-        return index, tensor, size
+        return index, tensor, size, change
 
 
 class PictureSource:
     """Base of a detector and a grid: batches of pictures go to `regions`, on a device."""
 
-    def __init__(self, opt, model, side=None):
-        self.opt, self.side, self.damaged = opt, side, []
+    def __init__(self, opt, model, notes, side=None):
+        self.opt, self.notes, self.side, self.damaged = opt, notes, side, []
         self.model = model.to(opt.device).eval()
 
     def __call__(self, names, wanted):
         pictures = Pictures(self.opt.images, names, wanted, self.side)
         loader = Loader(pictures, in_order(len(pictures), self.opt.batch_size), self.opt.workers, collate_fn=list)
         for batch in loader:
-            indices, tensors, sizes = zip(*batch)
+            indices, tensors, sizes, changes = zip(*batch)
+            for index, change in zip(indices, changes):
+                if change:
+                    self.notes.add(change, names[index])
             found = self.careful([t.to(self.opt.device) for t in tensors], sizes, [names[i] for i in indices])
             for index, (features, boxes), size in zip(indices, found, sizes):
                 yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
@@ -91,8 +94,7 @@ class Detector(PictureSource):
     """
 
     def __init__(self, opt, notes):
-        super().__init__(opt, detector(opt.detector, not opt.no_pretrained))
-        self.notes = notes
+        super().__init__(opt, detector(opt.detector, not opt.no_pretrained), notes)
         if opt.size:
             self.model.transform.min_size, self.model.transform.max_size = (opt.size,), round(opt.size * 1333 / 800)
 
@@ -151,13 +153,13 @@ def detector(name, pretrained):
 class Grid(PictureSource):
     """The last map of a backbone, averaged over the cells of a grid laid over the whole, squared picture."""
 
-    def __init__(self, opt):
+    def __init__(self, opt, notes):
         self.cells = math.isqrt(opt.regions)
         if self.cells**2 != opt.regions:
             raise InputError(f"--regions {opt.regions}: a grid needs a square number, as 36")
         with seeded(0):
             model, self.mean, self.deviation = backbone(opt.grid, not opt.no_pretrained)
-        super().__init__(opt, model, opt.size or 224)
+        super().__init__(opt, model, notes, opt.size or 224)
 
     def regions(self, pictures, sizes, names):
         mean, deviation = (torch.tensor(x, device=self.opt.device)[:, None, None] for x in (self.mean, self.deviation))

@@ -1,6 +1,5 @@
 """The runs of a study: folders that remember how far they are, and threads that work through them."""
 
-import fcntl
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from files.errors import InputError
+from files.locks import lock_folder
 from files.text import read_json
 from files.writing import atomic_write, make_folder
 
@@ -89,12 +89,11 @@ class Worker:
         if self.stopped:
             return None
         make_folder(run.folder)
-        with open(run.folder / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self.say(f"{run.name}: another process works on it; left to that one")
-                return None
+        lock = lock_folder(run.folder)
+        if lock is None:
+            self.say(f"{run.name}: another process works on it; left to that one")
+            return None
+        with lock:
             run.load()  # another process may have been at it since this one looked
             run.save()
             return self.train_and_test(run, lock)

@@ -1,0 +1,121 @@
+"""All pairs of images and captions within a memory budget: captions padded to few lengths, block by block.
+
+GSMN and SCAN score their blocks by graph.py; here is decided which pairs are computed at once.  Letters for shapes as
+in graph.py.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from modules.memory import block_shape, check_fits, joined
+from runtime.transfer import send
+
+BUCKETS = 4  # lengths that captions are padded to: few pad much, many cost kernel launches
+STEP_BUCKETS = 2  # the same on a GPU if all pairs and their gradients fit the memory at once
+
+
+def all_pairs(score, sizes, images, captions, limit):
+    """Scores of every image with every caption in at most `limit` bytes -> a tensor (S, I, C) of S kinds of score.
+
+    images, captions: sides, at least one of each.  score(images, words, depends, lengths, parts) gives S tensors
+    (I, C) for a block: an ImageSide, words (rows, D) of captions one after the other in ascending lengths, and slices
+    of these captions, each of which is padded to its own longest.  sizes(R, n, D, gradients) gives the bytes of one
+    image of R regions, one caption of n words, and one of their pairs.
+
+    If all pairs do not fit at once, the backward pass computes each block again.  InputError if one pair does not fit.
+    """
+    lengths = np.asarray(captions.lengths)
+    order = lengths.argsort(kind="stable")
+    lengths = lengths[order]
+    rows, cut = cut_blocks(sizes, images.emb, lengths, limit)
+    if torch.is_grad_enabled() and (len(cut) > 1 or rows < len(images)):
+        score = partial(checkpoint, score, use_reentrant=False)
+    down = [images]
+    if rows < len(images):
+        down = [images.take(slice(i, i + rows)) for i in range(0, len(images), rows)]
+    across = [slice(parts[0].start, parts[-1].stop) for parts in cut]
+    words = in_order(captions.emb, order, lengths).split([int(lengths[some].sum()) for some in across])
+    columns = []
+    for some, parts, own in zip(across, cut, words):
+        pairs = None if captions.depends is None else [captions.depends[c] for c in order[some]]
+        parts = [slice(part.start - some.start, part.stop - some.start) for part in parts]
+        block = [score(part, own.to(images.emb.dtype), pairs, lengths[some], parts) for part in down]
+        columns.append([joined(kind, 0) for kind in zip(*block)])
+    scores = torch.stack([joined(kind, 1) for kind in zip(*columns)])  # (S, I, C)
+    return scores.index_select(2, send(torch.from_numpy(order.argsort()), scores.device))
+
+
+def in_order(cap_emb, order, lengths):
+    """The words (rows, D) of captions in this order, one caption after the other; lengths: in this order."""
+    if not isinstance(cap_emb, torch.Tensor):
+        return torch.cat([cap_emb[c][:n] for c, n in zip(order, lengths)])
+    rows = np.concatenate([c * cap_emb.shape[1] + np.arange(n) for c, n in zip(order, lengths)])
+    return cap_emb.flatten(0, 1).index_select(0, send(torch.from_numpy(rows), cap_emb.device))
+
+
+class Padded(NamedTuple):
+    """Captions padded with zeros to the longest."""
+
+    words: torch.Tensor  # (C, n, D)
+    mask: torch.Tensor  # (C, n): 0 for words, -inf for padding
+    share: torch.Tensor  # (C, n): of a word in its caption's mean, 0 for padding
+
+
+def padded(words, lengths):
+    """Words (rows, D) of captions, one after the other, their lengths -> Padded, with one copy to the device."""
+    first, place = lengths.cumsum() - lengths, np.arange(lengths.max())
+    rows = np.where(place < lengths[:, None], first[:, None] + place, -1)  # (C, n)
+    sent = send(torch.from_numpy(np.column_stack([rows, lengths])), words.device)
+    rows, length = sent[:, :-1], sent[:, -1:]
+    padding = rows < 0
+    words = words.index_select(0, rows.clamp_min(0).flatten()).view(*rows.shape, -1)
+    words = words.masked_fill(padding.unsqueeze(2), 0)  # (C, n, D)
+    mask = words.new_zeros(padding.shape).masked_fill(padding, -math.inf)
+    return Padded(words, mask, length.to(words.dtype).reciprocal().masked_fill(padding, 0))
+
+
+# ---- which pairs are computed at once
+
+
+def buckets(lengths, most):
+    """Lengths in ascending order -> at most `most` slices of them with the least padding."""
+    ends = [i for i in range(1, len(lengths)) if lengths[i - 1] < lengths[i]] + [len(lengths)]  # of each length's run
+    cuts = {end: (end * lengths[end - 1], [end]) for end in ends}  # the best way to cut the first `end`: area, ends
+    for _ in range(min(most, len(ends)) - 1):
+        longer = dict(cuts)
+        for start, (area, parts) in cuts.items():
+            for end in ends:
+                if end > start and (more := area + (end - start) * lengths[end - 1]) < longer[end][0]:
+                    longer[end] = more, [*parts, end]
+        cuts = longer
+    parts = cuts[len(lengths)][1]
+    return [slice(a, b) for a, b in zip([0, *parts], parts)]
+
+
+def cut_blocks(sizes, regions, lengths, limit):
+    """How to cut all pairs; lengths of the captions in ascending order, limit in bytes.
+
+    -> (images of a block, the captions of each block as a list of slices, each padded to its own longest).
+    InputError if one image and one caption do not fit.
+    """
+    (images, R, D), gradients = regions.shape, torch.is_grad_enabled()
+    a_step = gradients and regions.device.type != "cpu"
+    parts = buckets(lengths, STEP_BUCKETS if a_step else BUCKETS)
+    image, caption, _ = sizes(R, lengths[-1], D, gradients)
+    pairs = sum((part.stop - part.start) * sizes(R, lengths[part.stop - 1], D, gradients)[2] for part in parts)
+    if images * image + len(lengths) * caption + images * pairs <= limit:
+        return images, [parts]
+    each = [sizes(R, lengths[part.stop - 1], D, gradients) for part in parts]
+    check_fits(sum(each[-1]), limit, R, lengths[-1])
+    shapes = [block_shape(images, part.stop - part.start, *size, limit) for part, size in zip(parts, each)]
+    rows = min(rows for rows, _ in shapes)
+    return rows, [
+        [slice(start, min(start + columns, part.stop))]
+        for part, (_, columns) in zip(parts, shapes)
+        for start in range(part.start, part.stop, columns)
+    ]
