@@ -17,13 +17,115 @@ from model import build_model
 from reporting.run_log import read_log
 from systems.options import defaults, train_options
 
+# ---- initial values
+
+# of every weight: (lowest, highest) of a uniform distribution, the deviation of a normal one, or the value of all;
+# --img_dim 24 --embed_size 16 --word_dim 8 --num_block 4 --hid_dim 16 --dim_hidden 12
+INITIAL = {
+    "img_enc.fc.weight": (-math.sqrt(6 / 40), math.sqrt(6 / 40)),
+    "img_enc.fc.bias": 0,
+    "txt_enc.embed.weight": (-0.1, 0.1),
+    "txt_enc.rnn.*": (-1 / 4, 1 / 4),
+    # GSMN
+    "*.conv_weights.*": (-1 / 2, 1 / 2),
+    "*.mean_theta": (-math.pi, math.pi),
+    "*.mean_rho": (0, 1),
+    "*.precision_*": (0, 1),
+    "*.params": (-1, 1),
+    "*.out_?.weight_v": (-1 / 4, 1 / 4),
+    "*.out_?.bias": (-1 / 4, 1 / 4),
+    # VSRN
+    "img_enc.img_rnn.*": (-1 / 4, 1 / 4),
+    "img_enc.Rs_GCN_?.W.1.*": 0,
+    "img_enc.Rs_GCN_?.*": (-1 / 4, 1 / 4),
+    "img_enc.bn.weight": 1,
+    "img_enc.bn.bias": 0,
+    "*.vid2hid.weight": math.sqrt(2 / 28),
+    "*.vid2hid.bias": (-1 / 4, 1 / 4),
+    "*coder.rnn.*": (-math.sqrt(1 / 12), math.sqrt(1 / 12)),
+    "*.embedding.weight": 1.0,
+    "*.attention.linear1.*": (-math.sqrt(1 / 24), math.sqrt(1 / 24)),
+    "*.attention.linear2.weight": (-math.sqrt(1 / 12), math.sqrt(1 / 12)),
+    "*.out.weight": math.sqrt(2 / 32),
+    "*.out.bias": (-math.sqrt(1 / 12), math.sqrt(1 / 12)),
+}
+WEIGHT_NORM = {"img_enc.fc.*": (-math.sqrt(1 / 24), math.sqrt(1 / 24)), **INITIAL}  # SCAN's, torch's initial values
+BUILT = {
+    "gsmn": {"hid_dim": 16},
+    "scan": {"precomp_enc_type": "weight_norm"},
+    "vsepp": {},
+    "vsrn": {"dim_hidden": 12, "vsrn_variant": "f30k"},
+}
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_initial_values(model):
+    """Of 30 models with different seeds.  A weight-normalised layer starts as the plain one: its g is the norm of v."""
+    torch.manual_seed(0)
+    nets = [build_model(small_opt(model, img_dim=24, **BUILT[model])) for _ in range(30)]
+    for name in dict(nets[0].named_parameters()):
+        weights = [net.get_parameter(name).detach() for net in nets]
+        if name.endswith("weight_g"):
+            norms = [net.get_parameter(name[:-1] + "v").norm(dim=1 if weights[0].dim() else None) for net in nets]
+            torch.testing.assert_close(torch.stack(weights).flatten(), torch.stack(norms).flatten())
+            continue
+        table = WEIGHT_NORM if model == "scan" else INITIAL
+        starts_as(next(start for pattern, start in table.items() if fnmatch(name, pattern)), weights, name)
+
+
+def starts_as(start, weights, name):
+    values = torch.stack(weights).flatten()
+    if isinstance(start, int):
+        assert (values == start).all(), name
+        return
+    low, high = start if isinstance(start, tuple) else (-math.inf, math.inf)
+    spread = (high - low) / math.sqrt(12) if isinstance(start, tuple) else start
+    few = 5 / math.sqrt(len(values))  # what chance may do to a mean and a deviation
+    assert low <= values.min() and values.max() <= high, name
+    assert values.std().item() == pytest.approx(spread, rel=few), name
+    assert values.mean().item() == pytest.approx((low + high) / 2 if isinstance(start, tuple) else 0, abs=few * spread)
+    assert len({weight.flatten()[0].item() for weight in weights}) == len(weights), name
+
+
+# ---- defaults
+
+SHARED = """
+    data_path ./data/, data_name precomp, vocab_path ./vocab/, margin 0.2, num_epochs 30, batch_size 128, word_dim 300,
+    grad_clip 2.0, num_layers 1, learning_rate 0.0002, lr_update 15, workers 10, resume , max_violation False,
+    img_dim 2048, no_imgnorm False,
+    loss triplet, warmup_sum 0, skip_twins False, accumulate 1, seed 0, save_every 0, keep 0, device None,
+    preload False, amp off, tf32 False, compile False, deterministic False"""
+WORDS = "bi_gru False, no_txtnorm False, lambda_softmax 9.0, sim_memory 0"
+VECTORS = "measure cosine, use_abs False, logger_name runs/runX, model_name , log_step 10, val_step 500"
+PICTURES = "crop_size 224, finetune False, cnn_type vgg19, use_restval False, reset_train False, no_pretrained False"
+LOG = "logger_name ./runs/runX/log, model_name ./runs/runX/checkpoint"
+DEFAULTS = {
+    "gsmn": f"""{SHARED}, {WORDS}, {LOG}, embed_size 1024, log_step 100, val_step 15000, select rsum, feat_dim 16,
+        num_block 16, hid_dim 32, out_dim 1, is_sparse False, propagation self, boxes normalized, kernel auto""",
+    "scan": f"""{SHARED}, {WORDS}, {LOG}, embed_size 1024, log_step 10, val_step 500, select rsum, lambda_lse 6.0,
+        raw_feature_norm clipped_l2norm, agg_func LogSumExp, cross_attn t2i, precomp_enc_type basic""",
+    "vsepp": f"{SHARED}, {VECTORS}, {PICTURES}, embed_size 1024, select rsum",
+    "vsrn": f"""{SHARED}, {VECTORS}, {PICTURES}, embed_size 2048, select r1r5, dim_vid 2048, dim_hidden 512,
+        bidirectional 0, input_dropout_p 0.2, rnn_type gru, rnn_dropout_p 0.5, dim_word 300, max_len 60,
+        vsrn_variant auto, chrono_init 0""",
+}
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_defaults(model):
+    """Those of the published code, then ours."""
+    found = {name: str(value) for name, value in defaults(model).items() if name != "model"}
+    words = (text.split() for text in DEFAULTS[model].split(","))
+    assert found == {name: " ".join(value) for name, *value in words}
+
+
 # ---- a whole training, computed a second time
 
 RUNS = {
+    "vsepp": "--measure order --use_abs --skip_twins",
     "gsmn": "--max_violation --warmup_sum 1",
-    "gsmn sparse": "--is_sparse --propagation neighbors --skip_twins",
+    "gsmn sparse": "--is_sparse --propagation neighbors",
     "scan": "--max_violation",
-    "vsepp": "--measure order --use_abs",
     "vsrn": "--input_dropout_p 0 --vsrn_variant f30k --max_violation",
     "vsrn coco": "--input_dropout_p 0 --max_len 5",
 }
@@ -118,6 +220,7 @@ def test_a_whole_training_is_that_of_a_plain_loop(tmp_path, name):
     repeat_captions(data.folder)
     opt, given = train_options(flags(data, tmp_path, "--model", name.split()[0], *f"{RUNS[name]} {RECIPE}".split()))
     training = train.set_up(opt, given)
+    assert training.optimizer.param_groups[0]["lr"] == 0.001
     twin, sampler, orders = in_double(training), training.loader.batch_sampler, []
     for epoch in range(2):
         sampler.set_epoch(epoch)
@@ -147,119 +250,3 @@ def test_an_equal_score_does_not_replace_the_best(tiny_data, tmp_path, monkeypat
     folder = run(tiny_data, tmp_path, "--batch_size", 200, epochs=4)
     best = load_checkpoint(folder / "model_best.pth.tar")
     assert (best["best_epoch"], best["best_rsum"], best["Eiters"]) == (1, 20, 2)
-
-
-# ---- initial values
-
-BUILT = {
-    "gsmn": {"embed_size": 16, "word_dim": 8, "feat_dim": 4, "num_block": 4, "hid_dim": 16, "bi_gru": True},
-    "scan": {"embed_size": 16, "word_dim": 8, "precomp_enc_type": "weight_norm"},
-    "vsepp": {"embed_size": 16, "word_dim": 8},
-    "vsrn": {"embed_size": 16, "word_dim": 8, "dim_hidden": 12, "dim_word": 6, "vsrn_variant": "f30k"},
-}
-# of every weight: (lowest, highest) of a uniform distribution, the deviation of a normal one, or the value of all
-INITIAL = {
-    "gsmn": {
-        "img_enc.fc.weight": (-math.sqrt(6 / 40), math.sqrt(6 / 40)),
-        "img_enc.fc.bias": 0,
-        "txt_enc.embed.weight": (-0.1, 0.1),
-        "txt_enc.rnn.*": (-1 / 4, 1 / 4),
-        "*.conv_weights.*": (-1 / 2, 1 / 2),
-        "*.mean_theta": (-math.pi, math.pi),
-        "*.mean_rho": (0, 1),
-        "*.precision_*": (0, 1),
-        "*.params": (-1, 1),
-        "*.out_?.weight_v": (-1 / 4, 1 / 4),
-        "*.out_?.bias": (-1 / 4, 1 / 4),
-    },
-    "scan": {
-        "img_enc.fc.*": (-math.sqrt(1 / 24), math.sqrt(1 / 24)),
-        "txt_enc.embed.weight": (-0.1, 0.1),
-        "txt_enc.rnn.*": (-1 / 4, 1 / 4),
-    },
-    "vsepp": {
-        "img_enc.fc.weight": (-math.sqrt(6 / 40), math.sqrt(6 / 40)),
-        "img_enc.fc.bias": 0,
-        "txt_enc.embed.weight": (-0.1, 0.1),
-        "txt_enc.rnn.*": (-1 / 4, 1 / 4),
-    },
-    "vsrn": {
-        "img_enc.fc.weight": (-math.sqrt(6 / 40), math.sqrt(6 / 40)),
-        "img_enc.fc.bias": 0,
-        "img_enc.img_rnn.*": (-1 / 4, 1 / 4),
-        "img_enc.Rs_GCN_?.W.1.*": 0,
-        "img_enc.Rs_GCN_?.*": (-1 / 4, 1 / 4),
-        "img_enc.bn.weight": 1,
-        "img_enc.bn.bias": 0,
-        "txt_enc.embed.weight": (-0.1, 0.1),
-        "txt_enc.rnn.*": (-1 / 4, 1 / 4),
-        "*.vid2hid.weight": math.sqrt(2 / 28),
-        "*.vid2hid.bias": (-1 / 4, 1 / 4),
-        "*coder.rnn.*": (-math.sqrt(1 / 12), math.sqrt(1 / 12)),
-        "*.embedding.weight": 1.0,
-        "*.attention.linear1.*": (-math.sqrt(1 / 24), math.sqrt(1 / 24)),
-        "*.attention.linear2.weight": (-math.sqrt(1 / 12), math.sqrt(1 / 12)),
-        "*.out.weight": math.sqrt(2 / 32),
-        "*.out.bias": (-math.sqrt(1 / 12), math.sqrt(1 / 12)),
-    },
-}
-
-
-@pytest.mark.parametrize("model", SIZES)
-def test_initial_values(model):
-    """Of 30 models with different seeds.  A weight-normalised layer starts as the plain one: its g is the norm of v."""
-    torch.manual_seed(0)
-    nets = [build_model(small_opt(model, img_dim=24, **BUILT[model])) for _ in range(30)]
-    for name in dict(nets[0].named_parameters()):
-        weights = [net.get_parameter(name).detach() for net in nets]
-        if name.endswith("weight_g"):
-            norms = [net.get_parameter(name[:-1] + "v").norm(dim=1 if weights[0].dim() else None) for net in nets]
-            torch.testing.assert_close(torch.stack(weights).flatten(), torch.stack(norms).flatten())
-            continue
-        starts_as(next(start for pattern, start in INITIAL[model].items() if fnmatch(name, pattern)), weights, name)
-
-
-def starts_as(start, weights, name):
-    values = torch.stack(weights).flatten()
-    if isinstance(start, int):
-        assert (values == start).all(), name
-        return
-    low, high = start if isinstance(start, tuple) else (-math.inf, math.inf)
-    spread = (high - low) / math.sqrt(12) if isinstance(start, tuple) else start
-    few = 5 / math.sqrt(len(values))  # what chance may do to a mean and a deviation
-    assert low <= values.min() and values.max() <= high, name
-    assert values.std().item() == pytest.approx(spread, rel=few), name
-    assert values.mean().item() == pytest.approx((low + high) / 2 if isinstance(start, tuple) else 0, abs=few * spread)
-    assert len({weight.flatten()[0].item() for weight in weights}) == len(weights), name
-
-
-# ---- defaults
-
-SHARED = """
-    data_path ./data/, data_name precomp, vocab_path ./vocab/, margin 0.2, num_epochs 30, batch_size 128, word_dim 300,
-    grad_clip 2.0, num_layers 1, learning_rate 0.0002, lr_update 15, workers 10, resume , max_violation False,
-    img_dim 2048, no_imgnorm False,
-    loss triplet, warmup_sum 0, skip_twins False, accumulate 1, seed 0, save_every 0, keep 0, device None,
-    preload False, amp off, tf32 False, compile False, deterministic False"""
-WORDS = "bi_gru False, no_txtnorm False, lambda_softmax 9.0, sim_memory 0"
-VECTORS = "measure cosine, use_abs False, logger_name runs/runX, model_name , log_step 10, val_step 500"
-PICTURES = "crop_size 224, finetune False, cnn_type vgg19, use_restval False, reset_train False, no_pretrained False"
-LOG = "logger_name ./runs/runX/log, model_name ./runs/runX/checkpoint"
-DEFAULTS = {
-    "gsmn": f"""{SHARED}, {WORDS}, {LOG}, embed_size 1024, log_step 100, val_step 15000, select rsum, feat_dim 16,
-        num_block 16, hid_dim 32, out_dim 1, is_sparse False, propagation self, boxes normalized, kernel auto""",
-    "scan": f"""{SHARED}, {WORDS}, {LOG}, embed_size 1024, log_step 10, val_step 500, select rsum, lambda_lse 6.0,
-        raw_feature_norm clipped_l2norm, agg_func LogSumExp, cross_attn t2i, precomp_enc_type basic""",
-    "vsepp": f"{SHARED}, {VECTORS}, {PICTURES}, embed_size 1024, select rsum",
-    "vsrn": f"""{SHARED}, {VECTORS}, {PICTURES}, embed_size 2048, select r1r5, dim_vid 2048, dim_hidden 512,
-        bidirectional 0, input_dropout_p 0.2, rnn_type gru, rnn_dropout_p 0.5, dim_word 300, max_len 60,
-        vsrn_variant auto, chrono_init 0""",
-}
-
-
-@pytest.mark.parametrize("model", SIZES)
-def test_defaults(model):
-    """Those of the published code, then ours."""
-    found = {name: str(value) for name, value in defaults(model).items() if name != "model"}
-    words = (text.split() for text in DEFAULTS[model].split(","))
-    assert found == {name: " ".join(value) for name, *value in words}

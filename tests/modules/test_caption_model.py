@@ -86,14 +86,6 @@ def test_dropout_acts_on_the_linear_layer_and_on_word_and_context():
     assert model(regions, labels, masks) == model(regions, labels, masks)
 
 
-def test_initial_values():
-    torch.manual_seed(3)
-    model = CaptionModel(2000, 800, 300, 40)
-    for weight in (model.encoder.vid2hid.weight, model.decoder.out.weight):
-        assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.02)
-    assert model.decoder.embedding.weight.std().item() == pytest.approx(1, rel=0.02)
-
-
 def test_unknown_rnn_type():
     with pytest.raises(ValueError, match="elman"):
         CaptionModel(10, rnn_type="elman")
