@@ -40,6 +40,7 @@ class System:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of shared flags, where they differ
     settle: Callable = lambda opt: None  # replaces values such as 'auto' by what they stand for
     inputs: Callable = lambda opt: Inputs()  # complete flags -> Inputs
+    variants: Mapping[str, Mapping] = field(default_factory=lambda: {"": {}})  # flags of kinds with other Inputs
     describe: Callable = lambda opt: ""  # what kind of model the flags make, after the title
     holds: Callable = lambda states, opt: False  # recognises a released file, whose opt names no system
     released: Mapping[str, Any] = field(default_factory=dict)  # flags that a released file lacks
@@ -137,6 +138,7 @@ GSMN = System(
         "bi_gru no_txtnorm lambda_softmax feat_dim num_block hid_dim out_dim is_sparse propagation".split()
     ),
     inputs=lambda opt: Inputs(ids=True, boxes=opt.boxes, dependencies=opt.is_sparse),
+    variants={"sparse": {"is_sparse": True}, "dense": {}},
     describe=lambda opt: (
         f"{'sparse' if opt.is_sparse else 'dense'}, --propagation {opt.propagation}, --boxes {opt.boxes}"
     ),

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("docs", "files", "kernel", "modules", "reporting", "runtime", "tests", "tools")
+FOLDERS = ("checkpoints", "docs", "files", "kernel", "modules", "reporting", "runtime", "systems", "tests", "tools",
+           "training")  # fmt: skip
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -70,7 +71,8 @@ def commands(page):
 
 def sources(script):
     """The texts that may declare a script's flags."""
-    paths = [script, *(ROOT / "runtime").glob("*.py"), *(ROOT / "tools").glob("*/*.py")]
+    shared = [path for folder in ("checkpoints", "runtime", "systems") for path in (ROOT / folder).glob("*.py")]
+    paths = [script, *shared, *(ROOT / "tools").glob("*/*.py")]
     return "".join(path.read_text() for path in paths)
 
 

@@ -10,31 +10,28 @@ Exit code 0: train and dev are ready for the model, or without --model for at le
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
 
-from data import PictureDataset, PrecompDataset
+from data import open_split
 from files.arrays import open_array
 from files.checksum import sha256
 from files.errors import InputError
 from files.text import PICTURES, data_folder, read_lines
 from runtime.commandline import Parser
+from systems.options import completed
+from systems.table import SYSTEMS
 from tools.own_data import data_facts
 from tools.own_data.splits import SPLITS
 from vocab import load_vocab
 
-MODELS = {  # in an order in which whatever is ready for the first GSMN is ready for the second
-    "GSMN sparse": {"model": "gsmn", "is_sparse": True},
-    "GSMN dense": {"model": "gsmn", "is_sparse": False},
-    "VSRN": {"model": "vsrn", "is_sparse": False},
-}
 FILES = {  # what each holds, who needs it, what makes it
     "ims.npy": ("features", "all", "tools/extract_features.py"),
-    "caps.txt": ("captions", "VSRN", "tools/prepare_captions.py"),
+    "caps.txt": ("captions", "all but GSMN", "tools/prepare_captions.py"),
     "precaps_stan.txt": ("word ids", "GSMN, which otherwise makes them from the captions", "tools/prepare_captions.py"),
     "caps.json": ("dependencies", "GSMN sparse", "tools/parse_dependencies.py"),
     "ims_bbx.npy": ("boxes", "GSMN, unless --boxes none", "tools/extract_features.py"),
@@ -49,23 +46,18 @@ class Split:
     def __init__(self, folder, name, vocab, opt):
         self.folder, self.name, self.vocab, self.opt = folder, name, vocab, opt
         self.problems, self.data = {}, {}
-        for way in models_asked(opt):
-            self.open(way)
+        for way, flags in models_asked(opt).items():
+            self.open(way, flags)
 
     def path(self, ending):
         return self.folder / f"{self.name}_{ending}"
 
-    def open(self, way):
+    def open(self, way, flags):
         """Let the data set check itself, as at the start of a training."""
-        if way == "GSMN dense" and "GSMN sparse" in self.data:
-            self.data[way] = self.data["GSMN sparse"]
-            return
-        opt = self.opt
-        flags = SimpleNamespace(data_path=opt.data_path, img_dim=opt.img_dim, boxes=opt.boxes, **MODELS[way])
         try:
             if self.vocab is None:
                 raise InputError("no vocabulary")
-            self.data[way] = PrecompDataset(self.name, self.opt.data_name, self.vocab, flags)
+            self.data[way] = open_split(self.name, self.opt.data_name, self.vocab, flags)
         except InputError as error:
             self.problems[way] = str(error)
 
@@ -114,10 +106,14 @@ class Split:
 
 
 def models_asked(opt):
-    """The models asked for; --is_sparse goes with gsmn."""
-    if not opt.model:
-        return list(MODELS)
-    return [way for way, flags in MODELS.items() if flags == {"model": opt.model, "is_sparse": opt.is_sparse}]
+    """The kinds of model asked for: {title: complete flags}."""
+    asked = {}
+    for system in [SYSTEMS[opt.model]] if opt.model else SYSTEMS.values():
+        for variant, flags in system.variants.items():
+            if not opt.model or flags.get("is_sparse", False) == opt.is_sparse:
+                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, img_dim=opt.img_dim, boxes=opt.boxes)
+                asked[f"{system.title} {variant}".strip()] = completed(own, model=system.name, **flags)
+    return asked
 
 
 # ---- command line
@@ -129,8 +125,8 @@ def data_check_options(argv=None):
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder's name under --data_path")
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
-    add("--model", choices=["gsmn", "vsrn"], help="the model to be trained (default: any)")
-    add("--is_sparse", action="store_true", help="with --model gsmn: its sparse graph, which needs dependencies")
+    add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
+    add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
     add(
         "--boxes",
         default="normalized",
@@ -142,8 +138,8 @@ def data_check_options(argv=None):
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
     add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
     opt = parser.parse_args(argv)
-    if opt.is_sparse and opt.model != "gsmn":
-        parser.error("--is_sparse: goes with --model gsmn")
+    if opt.is_sparse and not (opt.model and models_asked(opt)):
+        parser.error("--is_sparse: goes with the --model that has a sparse graph")
     opt.checksum = opt.checksum and not opt.quick
     return opt
 
@@ -186,19 +182,20 @@ def report_splits(folder, vocab, opt):
 
 
 def report_picture_splits(vocab, opt):
-    """The same for a data set of pictures with annotations, which only VSRN reads."""
-    blocked = {way: "GSMN reads region features, not pictures" for way in models_asked(opt) if way != "VSRN"}
+    """The same for a data set of pictures with annotations."""
+    blocked = {}
     for name in ("train", "dev", "test"):
         print(f"\n{name}")
-        try:
-            if vocab is None:
-                raise InputError("no vocabulary")
-            split = PictureDataset(name, opt.data_name, vocab, SimpleNamespace(data_path=opt.data_path, model="vsrn"))
-            print(f"  {len(split):,} captions of {split.n_images:,} pictures")
-        except InputError as error:
-            print(f"  VSRN:        {error}")
-            if name != "test":
-                blocked.setdefault("VSRN", str(error))
+        for way, flags in models_asked(opt).items():
+            try:
+                if vocab is None:
+                    raise InputError("no vocabulary")
+                split = open_split(name, opt.data_name, vocab, flags)
+                print(f"  {way + ':':13}{len(split):,} captions of {split.n_images:,} pictures")
+            except InputError as error:
+                print(f"  {way + ':':13}{error}")
+                if name != "test":
+                    blocked.setdefault(way, str(error))
     return blocked
 
 

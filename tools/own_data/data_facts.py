@@ -113,9 +113,10 @@ def id_facts(split):
 
 
 def of_captions(split):
-    """The ids that the captions give; the data set of VSRN has them already."""
-    if "VSRN" in split.data:
-        return split.data["VSRN"].tokens
+    """The ids that the captions give; a data set that reads words has them already."""
+    for data in split.data.values():
+        if not data.inputs.ids:
+            return data.tokens
     path = split.path("caps.txt")
     return encode_all(read_captions(path), split.vocab, path)
 
