@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from files.arrays import check_five_rows, open_array, open_features, read_sizes
+from files.arrays import check_five_rows, open_array, read_sizes
 from files.boxes import read_boxes, released_boxes
 from files.errors import InputError, warn
+from files.features import features_file, open_features
 from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
@@ -59,11 +60,23 @@ class PrecompDataset(Dataset):
     def __init__(self, split, data_name, vocab, opt):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
         self.inputs = inputs_of(opt)
-        self.images = open_features(self._need("ims.npy", NO_FEATURES), opt.img_dim)
+        self.features_file = features_file(self.folder, split)
+        self.images = self._open_features(opt.img_dim)
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes()
         self.depends = self._read_depends() if self.inputs.dependencies else None
+
+    def _open_features(self, img_dim):
+        if not self.features_file.exists():
+            raise InputError(f"{self.features_file}: no such file; {NO_FEATURES}")
+        images = open_features(self.features_file, self.inputs.vectors)
+        if images.shape[2] != img_dim:
+            raise InputError(
+                f"{self.features_file}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; "
+                "they must be equal"
+            )
+        return images
 
     def _read_depends(self):
         path = self._need("caps.json", "only --is_sparse needs it")
@@ -109,12 +122,12 @@ class PrecompDataset(Dataset):
         five = CAPTIONS_PER_IMAGE
         if captions % five or captions not in (rows, five * rows):
             raise InputError(
-                f"{self._path('ims.npy')}: {rows} rows of features for {captions} captions; "
+                f"{self.features_file}: {rows} rows of features for {captions} captions; "
                 f"need {five} captions for each image, and a row for each image or each caption"
             )
         if rows == captions:
             step = max(1, rows // five // COMPARED_IMAGES)
-            check_five_rows(self.images, self._path("ims.npy"), range(0, rows // five, step))
+            check_five_rows(self.images, self.features_file, range(0, rows // five, step))
         self.im_div = captions // rows
         self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions
         self.n_images = self.length // CAPTIONS_PER_IMAGE
@@ -170,7 +183,7 @@ class PrecompDataset(Dataset):
 
     def __setstate__(self, state):
         self.__dict__ = state
-        self.images = open_array(self._path("ims.npy"))
+        self.images = open_features(self.features_file, self.inputs.vectors)
 
     def __len__(self):
         return self.length
@@ -207,7 +220,7 @@ class PrecompDataset(Dataset):
         if len(out) and not torch.stack(torch.aminmax(out)).isfinite().all():  # one pass; NaN is passed on
             row = next(row for row, features in zip(rows, out) if not torch.isfinite(features).all())
             raise InputError(
-                f"{self._path('ims.npy')}, row {row}: NaN or infinity among the features; "
+                f"{self.features_file}, row {row}: NaN or infinity among the features; "
                 "extract the features of this image again"
             )
 
@@ -299,11 +312,10 @@ def check_name(data_name, opt):
 
 def feature_width(opt):
     """The width of the region features that opt.data_name has for training; opt.img_dim where it has none."""
-    path = data_folder(opt.data_path, opt.data_name) / "train_ims.npy"
+    path = features_file(data_folder(opt.data_path, opt.data_name), "train")
     if opt.data_name in PICTURES or not path.exists():
         return opt.img_dim
-    shape = open_array(path).shape
-    return shape[2] if len(shape) == 3 else opt.img_dim
+    return open_features(path, inputs_of(opt).vectors).shape[2]
 
 
 def open_split(split, data_name, vocab, opt):

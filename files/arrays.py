@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from files.errors import InputError, reason, warn
+from files.errors import InputError, reason
 from files.opening import open_regular
 from files.pickles import Dtype, number_of_numpy, restricted_load
 from files.text import CAPTIONS_PER_IMAGE
@@ -21,20 +21,6 @@ def open_array(path):
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except Exception as error:  # a damaged header can fail anywhere in numpy's parser
         raise InputError(f"{path}: truncated or not a plain .npy file ({error}); make or copy it again") from None
-
-
-def open_features(path, img_dim):
-    """The region features of a split, (rows, R, img_dim), memory-mapped; InputError for another kind or shape."""
-    images = open_array(path)
-    if images.dtype.kind != "f":
-        raise InputError(f"{path}: features of type {images.dtype}; need float32 or float16")
-    if images.ndim != 3 or not images.size:
-        raise InputError(f"{path}: shape {images.shape}; need (images, regions, numbers)")
-    if images.shape[2] != img_dim:
-        raise InputError(f"{path}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; they must be equal")
-    if not images.flags.c_contiguous:
-        warn(f"{path}: stored in Fortran order, which is slow to read; rewrite it in C order")
-    return images
 
 
 def check_five_rows(rows, path, images=None):

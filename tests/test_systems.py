@@ -1,16 +1,22 @@
 """A system is one file and one entry in the table: a toy goes through every command, and nothing names a system."""
 
+import re
 import socket
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import toy
 import with_toy
 from forked import Forked, all_ended
-from tiny import SIZES, write_model
+from tiny import SIZES, dataset_of, write_model
 
 from checkpoints.checkpoint import load_checkpoint
+from checkpoints.loading import load_model
+from files import features
 from systems.table import SYSTEMS
 
 SYSTEMS.pop("toy")  # importing toy.py adds it; only the processes of these tests shall know it
@@ -66,3 +72,43 @@ def test_every_weight_is_in_a_checkpoint(tiny_data, tmp_path, model):
     net.lost = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="lost"):
         net.further_parts()
+
+
+# ---- docs/extend.md
+
+PAGE = (Path(__file__).parents[1] / "docs/extend.md").read_text()
+EXAMPLES = dict(re.findall(r"^## ([^\n]+)\n.*?```python\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE))
+
+
+def test_the_page_shows_what_the_tests_run():
+    assert EXAMPLES["A system"] == Path(toy.__file__).read_text()
+    loss = EXAMPLES["A loss"]
+    assert loss[loss.index("class InfoNCE") :] in Path(with_toy.__file__).read_text()
+
+
+def test_a_text_encoder(tiny_data, tmp_path, monkeypatch):
+    for name in SYSTEMS:
+        monkeypatch.setitem(SYSTEMS, name, SYSTEMS[name])  # restores the table
+    module = ModuleType("systems.gsmn_lstm")
+    exec(EXAMPLES["A text encoder"], module.__dict__)
+    monkeypatch.setitem(sys.modules, "systems.gsmn_lstm", module)
+    monkeypatch.setitem(SIZES, "gsmn_lstm", SIZES["gsmn"] + " --model gsmn_lstm")
+    try:
+        write_model(tiny_data, tmp_path / "x.pth.tar", model="gsmn_lstm")
+        net, opt, _ = load_model(tmp_path / "x.pth.tar", device="cpu")
+        assert opt.model == "gsmn_lstm" and isinstance(net.txt_enc.rnn, torch.nn.LSTM)
+        assert net.encode_captions(torch.tensor([[1, 5, 2]]), [3]).shape == (1, 3, opt.embed_size)
+    finally:
+        SYSTEMS.pop("gsmn_lstm")
+
+
+def test_a_data_format(tiny_data, monkeypatch):
+    monkeypatch.setattr(features, "FORMATS", dict(features.FORMATS))
+    exec(EXAMPLES["A data format"], {})
+    before = dataset_of(tiny_data, "dev")
+    path = tiny_data.folder / "dev_ims.npy"
+    torch.save(torch.from_numpy(np.load(path)), path.with_suffix(".pt"))
+    path.unlink()
+    after = dataset_of(tiny_data, "dev")
+    assert after.features_file.suffix == ".pt"
+    assert all(torch.equal(before[i].image, after[i].image) for i in range(len(before)))

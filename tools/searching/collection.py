@@ -27,7 +27,7 @@ class FeatureCollection(data.PrecompDataset):
 
     def _read_tokens(self):
         """Captions without words, five for each image."""
-        rows, path = self.images, self._path("ims.npy")
+        rows, path = self.images, self.features_file
         images = len(rows) // CAPTIONS_PER_IMAGE
         captions = CAPTIONS_PER_IMAGE * len(rows)
         if len(rows) % CAPTIONS_PER_IMAGE == 0:
