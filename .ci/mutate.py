@@ -62,13 +62,14 @@ def faults(tree):
 
 
 def mutants(source):
-    """[(the changed line, the changed source)] of every fault."""
+    """[(the line before and after, the changed source)] of every fault."""
     tree = ast.parse(source)
     before, found = ast.unparse(tree).splitlines(), []
     for place, key, new in list(faults(tree)):
         old, place[key] = place[key], new
         after = ast.unparse(tree)
-        found.append((next(b.strip() for a, b in zip(before, after.splitlines()) if a != b), after))
+        lines = next((a, b) for a, b in zip(before, after.splitlines()) if a != b)
+        found.append(("  ->  ".join(line.strip() for line in lines), after))
         place[key] = old
     return found
 

@@ -152,7 +152,7 @@ def batch_of(split, rows):
 
 
 def plain_training(net, opt, folder, orders):
-    """The losses and rates of every step, [(step, rsum)] of every validation, the best model's weights."""
+    """The losses and rates of every step, [(step, rsum, r1r5)] of every validation, the best model's weights."""
     train_split, dev = read(folder, "train"), read(folder, "dev")
     adam = torch.optim.Adam(net.parameters(), foreach=False)
     steps, validations, best, best_weights = [], [], -1, None
@@ -176,8 +176,8 @@ def plain_training(net, opt, folder, orders):
             steps.append([loss.item() for loss in (sum(losses), *losses)] + [0.001 * 0.1**epoch])
             if len(steps) % 2 == 0 or number == len(order):
                 r1, r5, r10, r1i, r5i, r10i = plain_recalls(net.eval(), opt, dev)
-                validations.append((len(steps), r1 + r5 + r10 + r1i + r5i + r10i))
-                score = r1 + r5 + r1i + r5i if opt.model == "vsrn" else validations[-1][1]
+                validations.append((len(steps), r1 + r5 + r10 + r1i + r5i + r10i, r1 + r5 + r1i + r5i))
+                score = validations[-1][2 if opt.model == "vsrn" else 1]
                 if score > best:
                     best, best_weights = score, copy.deepcopy(net.state_dict())
     return steps, validations, best_weights
@@ -231,7 +231,8 @@ def test_a_whole_training_is_that_of_a_plain_loop(tmp_path, name):
     found = [[*{"loss": 0, **row["losses"]}.values(), row["lr"]] for row in logged]
     np.testing.assert_allclose(found, steps, rtol=1e-10)
     assert [row["Eiters"] for row in validated] == [2, 3, 4, 6] and [row["epoch"] for row in validated] == [0, 0, 1, 1]
-    assert [(row["Eiters"], row["rsum"]) for row in validated] == [pytest.approx(row) for row in validations]
+    figures = [(row["Eiters"], row["rsum"], row["r1r5"]) for row in validated]
+    assert figures == [pytest.approx(row) for row in validations]
     same_weights(training.model.state_dict(), twin.state_dict())
     saved = load_checkpoint(tmp_path / "ck/model_best.pth.tar")
     parts = {**dict(zip(twin.parts, saved["model"])), **saved["further"]}
