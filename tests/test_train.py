@@ -22,7 +22,7 @@ from training.logger import RunLog
 from vocab import load_vocab
 
 
-def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
+def test_it_learns_and_is_evaluated(tiny_data, tmp_path, caplog):
     folder = run(tiny_data, tmp_path / "run", epochs=5)
     assert names(folder) == [*(f"checkpoint_{e}.pth.tar" for e in range(5)), "model_best.pth.tar"]
     log = validations(tmp_path / "run/log")
@@ -34,6 +34,9 @@ def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
     assert config["opt"]["num_epochs"] == 5 and config["versions"]["torch"] == str(torch.__version__)
     features = tiny_data.folder / "train_ims.npy"
     assert config["data"][str(features)] == features.stat().st_size
+    with caplog.at_level(logging.INFO):
+        run(tiny_data, tmp_path / "run", "--resume", folder, epochs=5)
+    assert "nothing is left to do" in caplog.text
 
 
 def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
