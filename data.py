@@ -11,6 +11,7 @@ from files.arrays import check_five_rows, open_array, read_sizes
 from files.boxes import read_boxes, released_boxes
 from files.errors import InputError, warn
 from files.features import features_file, open_features
+from files.names import find_pictures, image_names
 from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
@@ -172,8 +173,7 @@ class PrecompDataset(Dataset):
         captions = read_captions(self._path("caps.txt"))
         if len(captions) != len(self.tokens):
             raise InputError(
-                f"{self._path('caps.txt')}: {len(captions)} captions, but "
-                f"{self._path('precaps_stan.txt').name} has {len(self.tokens)}"
+                f"{self._path('caps.txt')}: {len(captions)} captions, but the split has {len(self.tokens)}"
             )
         return captions[: self.length]
 
@@ -187,6 +187,20 @@ class PrecompDataset(Dataset):
 
     def __len__(self):
         return self.length
+
+    @property
+    def region_count(self):
+        """Regions of an image."""
+        return self.images.shape[1]
+
+    def names(self):
+        """The images' names, or None where no file has them."""
+        return image_names(self)
+
+    def picture_files(self, folder=None):
+        """For each image its picture in a folder, or None."""
+        names = self.names() if folder else None
+        return find_pictures(folder, names) if names else [None] * self.n_images
 
     def image_of(self, i):
         """Number of caption i's image."""
@@ -255,6 +269,7 @@ class PictureDataset(Dataset):
 
     inputs = Inputs()
     boxes = depends = sizes = None
+    region_count = 0
     sampler = None  # the EpochSampler in use
 
     def __init__(self, split, data_name, vocab, opt):
@@ -280,6 +295,14 @@ class PictureDataset(Dataset):
     def files(self):
         """The annotation files."""
         return sorted([*self.folder.glob("annotations/*"), *self.folder.glob("dataset_*.json")])
+
+    def names(self):
+        """The images' file names."""
+        return [path.name for path in self.pictures]
+
+    def picture_files(self, folder=None):
+        """For each image its picture; the data set knows them, and looks into no other folder."""
+        return self.pictures
 
     def image_of(self, i):
         """Number of caption i's image."""

@@ -22,10 +22,11 @@ from checkpoints.loading import load_model, open_members
 from files.errors import InputError
 from modules import memory
 from modules.sides import CaptionSide, ImageSide
+from reporting.metrics import recalls
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
 from reporting.provenance import Recorder
-from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, recalls, t2i
+from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, t2i
 from runtime import distributed, shared_arrays
 
 # what other programs call, some of it defined elsewhere

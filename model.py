@@ -9,6 +9,7 @@ from importlib import import_module
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from files.errors import InputError
 from modules.compiling import compiled
@@ -18,6 +19,7 @@ from modules.packing import last_states, read_words, unpacked
 from modules.sides import CaptionSide, ImageSide
 from runtime.transfer import send
 from systems.table import LOSSES, SYSTEMS, system_of
+from vocab import encode
 
 __all__ = ["ContrastiveLoss", "EncoderCaption", "EncoderImage", "EncoderText", "Loss", "MatchingModel", "build_model"]
 
@@ -112,6 +114,13 @@ class MatchingModel(nn.Module):
         """ImageSide of I images, CaptionSide of C captions -> scores (I, C).  A score depends on its pair alone."""
         raise NotImplementedError
 
+    def explain(self, image, caption):
+        """ImageSide of one image, CaptionSide of one caption -> modules.explanation.Explanation of their score.
+
+        None for a system that cannot say which word matched which region.
+        """
+        return None
+
     def compile_parts(self, **how):
         """Compile the encoders with torch.compile; parameters keep their names.  how: torch.compile's arguments."""
         for encoder in (self.img_enc, self.txt_enc):
@@ -133,6 +142,20 @@ class MatchingModel(nn.Module):
         """scores (B, B), image b belonging to caption b -> the loss, a scalar; `last_scores` keeps the scores."""
         self.last_scores = scores.detach()
         return self.criterion(scores, excluded)
+
+    @torch.no_grad()
+    def score(self, features, boxes, sentences, vocab):
+        """How well each sentence fits an image -> (C,), higher fits better.
+
+        features (R, img_dim) or a picture (3, height, width); boxes (R, 4) as parts of width and height, None for a
+        system without boxes; sentences: C texts; vocab: the model's vocab.Vocabulary.
+        """
+        ids = [encode(sentence, vocab) for sentence in sentences]
+        lengths = [len(sentence) for sentence in ids]
+        padded = pad_sequence([torch.tensor(sentence) for sentence in ids], batch_first=True)
+        boxes = None if boxes is None else torch.as_tensor(boxes).unsqueeze(0)
+        image = ImageSide(self.encode_images(torch.as_tensor(features).unsqueeze(0)), boxes)
+        return self.similarity(image, CaptionSide(self.encode_captions(padded, lengths), lengths))[0]
 
     # what a checkpoint holds
 

@@ -47,7 +47,8 @@ from evaluation import encode_split, score_all
 from files.identity import data_identity
 from model import MatchingModel, build_model
 from modules.losses import observed
-from reporting.ranks import RECALLS, metrics
+from reporting.metrics import RECALLS
+from reporting.ranks import metrics
 from runtime import devices, distributed
 from runtime.batches import with_shares
 from runtime.transfer import on_device, send
@@ -241,6 +242,7 @@ def train_step(model, optimizer, batch, grad_clip, excluded=None):
     total = sum(losses.values())
     optimizer.zero_grad()
     total.backward()
+    distributed.add_gradients(model.parameters())
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
     optimizer.guard(total.detach(), norm)
     optimizer.step()

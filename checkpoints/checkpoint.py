@@ -12,7 +12,6 @@ import functools
 import os
 import platform
 import random
-import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -44,13 +43,9 @@ def find_checkpoint(path, resume=False, say=warn):
     """The checkpoint file that a path means: a file, or one of a run's folder (or of the folder `checkpoint` in it).
 
     There it is model_best.pth.tar or, without one and to resume, the newest complete file; `say` as in `newest`.
-    InputError for a folder without checkpoints, and for a checkpoint that was unpacked.
+    InputError for a folder without checkpoints.
     """
     path = Path(path)
-    if path.name == "data.pkl" or os.path.isfile(path / "data.pkl"):
-        folder = path.parent if path.name == "data.pkl" else path
-        where, target, name = map(shlex.quote, (str(folder.parent), f"{folder.name}.pth.tar", folder.name))
-        raise InputError(f"{path}: an unpacked checkpoint; pack it again: cd {where} && zip -0 -r {target} {name}")
     if not os.path.isdir(path):
         return path
     for folder in (path, path / "checkpoint"):
@@ -58,9 +53,8 @@ def find_checkpoint(path, resume=False, say=warn):
             return folder / BEST
         if any(folder.glob("checkpoint_*.pth.tar")) or os.path.isfile(folder / BEST):
             return newest(folder, say)
-    others = ", ".join(pickles.checkpoint_names(path)[:4])
-    hint = f"it holds {others}: give one of these" if others else "give a checkpoint file or a run's folder"
-    raise InputError(f"{path}: no {BEST} and no checkpoint_*.pth.tar in this folder; {hint}")
+    others = ", ".join(pickles.checkpoint_names(path)[:4]) or "none"
+    raise InputError(f"{path}: no {BEST} and no checkpoint_*.pth.tar in this folder; other checkpoints in it: {others}")
 
 
 def load_checkpoint(path):

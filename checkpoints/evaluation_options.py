@@ -96,20 +96,7 @@ def add_result_flags(parser):
     )
 
 
-OVERRIDES = (
-    "data_path",
-    "data_name",
-    "vocab_path",
-    "boxes",
-    "batch_size",
-    "workers",
-    "device",
-    "amp",
-    "tf32",
-    "sim_memory",
-    "kernel",
-    "compile",
-)
+OVERRIDES = "data_path data_name vocab_path boxes batch_size workers device amp tf32 sim_memory kernel compile".split()
 
 
 def overrides_of(flags):

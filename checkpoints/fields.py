@@ -6,7 +6,6 @@ before memory is taken for them.
 """
 
 import argparse
-import math
 
 import torch
 
@@ -18,33 +17,30 @@ LARGEST = 2**53  # counters beyond it are no counters
 SPARE = 1 << 28  # numbers that a model may have beyond twice those of its file: 1 GB
 
 
-def is_count(value):
-    return type(value) is int and 0 <= value < LARGEST
+def is_number(value, least=-LARGEST):
+    """Whether this is a finite number from `least` on, and no truth value."""
+    return type(value) in (int, float) and least <= value < LARGEST
 
 
-def is_number(value):
-    return (type(value) is int and abs(value) < LARGEST) or (type(value) is float and math.isfinite(value))
+def is_count(value, least=0):
+    return type(value) is int and is_number(value, least)
 
 
 def is_table(value):
     return isinstance(value, dict)
 
 
+def is_table_of(value, check):
+    return is_table(value) and all(type(name) is str and check(item) for name, item in value.items())
+
+
 def is_state_dict(value):
-    return is_table(value) and all(type(name) is str and torch.is_tensor(item) for name, item in value.items())
-
-
-def is_further(value):
-    return is_table(value) and all(type(name) is str and is_state_dict(state) for name, state in value.items())
+    return is_table_of(value, torch.is_tensor)
 
 
 def is_vocabulary(value):
     words = type(value) is list and all(type(word) is str for word in value)
     return words and tuple(value[: len(SPECIAL)]) == SPECIAL and len(set(value)) == len(value)
-
-
-def is_optimizer(value):
-    return is_table(value) and is_table(value.get("state")) and isinstance(value.get("param_groups"), list)
 
 
 def is_flag(value):
@@ -54,20 +50,18 @@ def is_flag(value):
     return value is None or type(value) in (bool, int, float, str, torch.device)
 
 
-COUNT, NUMBER, TABLE = (is_count, "a whole number from 0 on"), (is_number, "a finite number"), (is_table, "a table")
-# field: check, and what the field must be
 FIELDS = {
-    "opt": (lambda value: isinstance(value, argparse.Namespace), "the flags of a run"),
-    "model": (lambda value: isinstance(value, list) and all(map(is_state_dict, value)), "a list of state dicts"),
-    "further": (is_further, "a table of state dicts"),
-    "caption_model": (lambda value: value is None or is_state_dict(value), "a state dict, names to tensors"),
-    **dict.fromkeys(("epoch", "step", "Eiters", "format"), COUNT),
-    "best_epoch": (lambda value: value == -1 or is_count(value), "a whole number from -1 on"),
-    **dict.fromkeys(("best_rsum", "saved"), NUMBER),
-    "validate_due": (lambda value: type(value) is bool, "true or false"),
-    **dict.fromkeys(("versions", "rng", "data"), TABLE),
-    "vocab": (lambda value: value is None or is_vocabulary(value), f"different words that begin with {SPECIAL}"),
-    "optimizer": (is_optimizer, "an optimiser's state and param_groups"),
+    "opt": lambda value: isinstance(value, argparse.Namespace),
+    "model": lambda value: isinstance(value, list) and all(map(is_state_dict, value)),
+    "further": lambda value: is_table_of(value, is_state_dict),
+    "caption_model": lambda value: value is None or is_state_dict(value),
+    **dict.fromkeys(("epoch", "step", "Eiters", "format"), is_count),
+    "best_epoch": lambda value: is_count(value, -1),
+    **dict.fromkeys(("best_rsum", "saved"), is_number),
+    "validate_due": lambda value: type(value) is bool,
+    **dict.fromkeys(("versions", "rng", "data"), is_table),
+    "vocab": lambda value: value is None or is_vocabulary(value),
+    "optimizer": lambda v: is_table(v) and is_table(v.get("state")) and isinstance(v.get("param_groups"), list),
 }
 NEEDED = ("opt", "model")
 
@@ -76,11 +70,9 @@ def check_fields(checkpoint, path):
     """InputError unless `checkpoint` is a dict whose fields are what FIELDS says; a device in opt becomes text."""
     if not is_table(checkpoint):
         raise InputError(f"{path}: holds a {type(checkpoint).__name__}; not a checkpoint of {titles()}")
-    for field, (check, wanted) in FIELDS.items():
-        if field not in checkpoint and field in NEEDED:
-            raise InputError(f"{path}: holds no '{field}' ({wanted}); not a checkpoint of {titles()}")
-        if field in checkpoint and not check(checkpoint[field]):
-            raise InputError(f"{path}: '{field}' is not {wanted}; not a checkpoint of {titles()}, or a damaged one")
+    for field, check in FIELDS.items():
+        if not check(checkpoint[field]) if field in checkpoint else field in NEEDED:
+            raise InputError(f"{path}: '{field}' is not that of a checkpoint of {titles()}; get the file again")
     flags = vars(checkpoint["opt"])
     for name, value in flags.items():
         if type(name) is not str or not is_flag(value):
@@ -97,8 +89,8 @@ def check_shapes(build, opt, saved, path):
     build(opt) makes the model, here without memory for its weights (torch's meta device).
     saved: a checkpoint, of which `model` and `further` are compared.
     """
-    states = saved["model"]
-    present = sum(len(state) for state in states)
+    states, further = saved["model"], saved["further"]
+    present = sum(map(len, states))
     if opt.num_layers > present:  # a model of a million layers takes minutes even without memory
         raise InputError(f"{path}: its opt says --num_layers {opt.num_layers}, but it holds {present} tensors")
     try:
@@ -108,13 +100,11 @@ def check_shapes(build, opt, saved, path):
         raise InputError(f"{path}: its opt describes no {opt.model} model ({first_line(error)})") from None
     if len(model.parts) != len(states):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
-    for part, state in zip(model.parts, states):
-        check_state(getattr(model, part).state_dict(), state, f"{path}: {part}")
-    further = model.further_parts()
-    for name, state in saved["further"].items():
-        if name not in further:
+    known = model.further_parts()
+    for name, state in [*zip(model.parts, states), *further.items()]:
+        if name in further and name not in known:
             raise InputError(f"{path}: holds a {name}, but the model of its opt has none; get the file again")
-        check_state(further[name].state_dict(), state, f"{path}: {name}")
+        check_state(getattr(model, name).state_dict(), state, f"{path}: {name}")
     wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(tensor.numel() for state in states for tensor in state.values())
     if wanted > 2 * held + SPARE:  # a released file lacks the caption model: its widths are only in opt
@@ -140,34 +130,40 @@ def described(tensor):
 
 def check_optimizer(state, parameters, path):
     """InputError where an optimiser's state does not fit these parameters: entries, shapes, settings."""
+    if fault := optimizer_fault(state["param_groups"], state["state"], parameters):
+        raise InputError(f"{path}: the optimiser's state is broken ({fault}); resume from another checkpoint")
 
-    def need(right, what):
-        if not right:
-            raise InputError(f"{path}: the optimiser's state is broken ({what}); resume from another checkpoint")
 
-    groups, count = state["param_groups"], len(parameters)
-    need(
-        len(groups) == 1 and is_table(groups[0]) and groups[0].get("params") == list(range(count)),
-        f"its parameters are not the {count} of this model",
-    )
+def optimizer_fault(groups, entries, parameters):
+    """The first part of an optimiser's state that does not fit, in words; None where all does."""
+    count = len(parameters)
+    if len(groups) != 1 or not is_table(groups[0]) or groups[0].get("params") != list(range(count)):
+        return f"its parameters are not the {count} of this model"
     for name in ("lr", "eps", "weight_decay"):
-        need(is_number(groups[0].get(name)) and groups[0][name] >= 0, name)
+        if not is_number(groups[0].get(name), 0):
+            return name
     betas = groups[0].get("betas")
-    need(type(betas) in (list, tuple) and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas), "betas")
-    for number, entry in state["state"].items():
-        need(type(number) is int and 0 <= number < count and is_table(entry), "an entry of no parameter")
-        for name in ("exp_avg", "exp_avg_sq"):
-            need(is_moment(entry.get(name), name, parameters[number].shape), f"{name} of parameter {number}")
+    if type(betas) not in (list, tuple) or len(betas) != 2 or not all(is_number(b, 0) and b < 1 for b in betas):
+        return "betas"
+    for number, entry in entries.items():
+        if type(number) is not int or not 0 <= number < count or not is_table(entry):
+            return "an entry of no parameter"
         step = entry.get("step")
         step = step.item() if torch.is_tensor(step) and step.numel() == 1 else step
-        need(is_number(step) and step >= 0, f"step of parameter {number}")
+        moments = (
+            is_moment(entry.get("exp_avg"), parameters[number]),
+            is_moment(entry.get("exp_avg_sq"), parameters[number], 0),
+        )
+        if not is_number(step, 0) or not all(moments):
+            return f"the step or a moment of parameter {number}"
+    return None
 
 
-def is_moment(moment, name, shape):
-    """Whether this is a tensor of finite reals of a parameter's shape and, for exp_avg_sq, not below 0."""
-    if not torch.is_tensor(moment) or moment.shape != shape or not moment.is_floating_point():
+def is_moment(moment, parameter, least=-torch.inf):
+    """Whether this is a tensor of finite reals from `least` on, of a parameter's shape."""
+    if not torch.is_tensor(moment) or moment.shape != parameter.shape or not moment.is_floating_point():
         return False
-    return bool(torch.isfinite(moment).all()) and (name != "exp_avg_sq" or not bool((moment < 0).any()))
+    return bool((torch.isfinite(moment) & (moment >= least)).all())
 
 
 def first_line(error):

@@ -125,13 +125,9 @@ def describe_checkpoint(path, loaded, opt):
 
 def check_same_data(first, member):
     """InputError unless two members have the same data set, by its name and its size."""
-    if member.opt.data_name != first.opt.data_name:
-        raise InputError(
-            f"{member.path}: made for {member.opt.data_name}, {first.path} for {first.opt.data_name}; give --data_name"
-        )
-    (n, m), (n_first, m_first) = ((one.loader.dataset.n_images, len(one.loader.dataset)) for one in (member, first))
-    if (n, m) != (n_first, m_first):
-        raise InputError(
-            f"{member.path}: its data are {n} images and {m} captions, those of {first.path} {n_first} and {m_first}; "
-            "give --data_path"
-        )
+    ours, theirs = (
+        f"{one.opt.data_name}, {one.loader.dataset.n_images} images, {len(one.loader.dataset)} captions"
+        for one in (member, first)
+    )
+    if ours != theirs:
+        raise InputError(f"{member.path}: evaluated on {ours}, {first.path} on {theirs}; give --data_path, --data_name")

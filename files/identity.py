@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from files.errors import InputError
-from files.names import image_names, name_keys
+from files.names import name_keys
 
 SAMPLED = 64  # images, at most, whose features are part of the identity
 
@@ -20,7 +20,7 @@ def data_identity(dataset):
     and some of their rows (of pictures: the sizes of some files).
     """
     ids, count, words = dataset.tokens, len(dataset), getattr(dataset, "vocab", None)
-    texts, names = readable(lambda: dataset.captions), readable(lambda: image_names(dataset))
+    texts, names = readable(lambda: dataset.captions), readable(dataset.names)
     return {
         "images": dataset.n_images,
         "captions": count,
@@ -42,9 +42,9 @@ def readable(read):
 
 def feature_parts(dataset):
     """What the digest of a split's features is made of, as an iterator."""
-    if hasattr(dataset, "pictures"):
-        numbers = sampled(len(dataset.pictures))
-        return (str(dataset.pictures[g].stat().st_size) for g in numbers)
+    if not dataset.region_count:
+        files = dataset.picture_files()
+        return (str(files[g].stat().st_size) for g in sampled(len(files)))
     rows = dataset.images
     return iter([f"{rows.shape} {rows.dtype}", *(rows[g].tobytes() for g in sampled(len(rows)))])
 

@@ -106,10 +106,8 @@ def image_names(dataset):
 
     {split}_imagename.txt, one a line; or {split}_ids.txt looked up in Karpathy's dataset_*.json, which lies
     beside it or in the folder above. A line for each image, or for each caption. InputError for another number
-    of lines. A data set of pictures has the names of its files.
+    of lines.
     """
-    if hasattr(dataset, "pictures"):
-        return [Path(path).name for path in dataset.pictures]
     folder, split = dataset.folder, dataset.split
     path = folder / f"{split}_imagename.txt"
     if path.exists():

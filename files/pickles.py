@@ -59,7 +59,8 @@ def read_torch_file(path, lazily=False):
     """
     import torch  # the commands that read no checkpoint start without it
 
-    is_zip = inspect(path, sums=not lazily)
+    with open_checkpoint(path) as file:
+        is_zip = inspect(file, path, sums=not lazily)
     load = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=is_zip and lazily)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]):
         warnings.simplefilter("ignore")  # torch remarks on its own old formats
@@ -74,11 +75,9 @@ def read_torch_file(path, lazily=False):
 
 def open_checkpoint(path):
     """As open_regular; where there is no such file, the message names the checkpoints of its folder."""
-    missing = "no such checkpoint; check the path"
-    if not os.path.exists(path) and (names := checkpoint_names(os.path.dirname(path) or ".")):
-        missing = f"no such checkpoint; its folder holds {', '.join(names[:4])}"
-        missing += f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return open_regular(path, missing)
+    names = [] if os.path.exists(path) else checkpoint_names(os.path.dirname(path) or ".")
+    others = f"its folder holds {', '.join(names[:4])}" if names else "check the path"
+    return open_regular(path, f"no such checkpoint; {others}")
 
 
 def checkpoint_names(folder):
@@ -99,52 +98,46 @@ def is_zip_file(path):
 # ---- the look at a file before it is loaded
 
 
-def inspect(path, sums):
+def inspect(file, path, sums):
     """True for a zip file, False for the older format; InputError for other files and for what is not harmless."""
-    with open_checkpoint(path) as file:
-        try:
-            refuse_strangers(file, path)
-            is_zip = file.read(2) == b"PK"
-            file.seek(0)
-            (inspect_zip if is_zip else inspect_pickles)(file, path, sums)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-        return is_zip
+    try:
+        head = file.read(512)
+        file.seek(0)
+        refuse_strangers(head, path)
+        (inspect_zip if head.startswith(b"PK") else inspect_pickles)(file, path, sums)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    return head.startswith(b"PK")
 
 
-def refuse_strangers(file, path):
-    head = file.read(512)
-    file.seek(0)
+def refuse_strangers(head, path):
     start = head[:64].removeprefix(codecs.BOM_UTF8).lstrip()
+    found = [what for mark, what in STRANGERS.items() if start.startswith(mark)]
     if not start:
-        raise InputError(f"{path}: empty, not a checkpoint; copy or download it again")
+        found = ["empty, not a checkpoint; copy or download it again"]
     if head[257:262] == b"ustar":
-        raise InputError(f"{path}: a tar archive; unpack it (tar xf) and give the checkpoint in it")
-    for mark, what in STRANGERS.items():
-        if start.startswith(mark):
-            raise InputError(f"{path}: {what}")
+        found = ["a tar archive; unpack it (tar xf) and give the checkpoint in it"]
+    if found:
+        raise InputError(f"{path}: {found[0]}")
 
 
 def inspect_zip(file, path, sums):
     """InputError unless the archive is whole (torch.load ignores checksums) and its pickles are harmless."""
     try:
         with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-            for record in records:
+            for record in archive.infolist():  # by record, since a name can stand in the archive twice
                 if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
                     refuse(path, f"{record.filename} is compressed, which torch.save never does")
-            pickles = [record for record in records if record.filename.endswith(".pkl")]
-            for record in pickles:  # by record, since a name can stand in the archive twice
-                look_through(archive.open(record), path, ALLOWED)
-            broken = archive.testzip() if sums else None
+                if record.filename.endswith(".pkl"):
+                    look_through(archive.open(record), path, ALLOWED)
+            if not any(name.endswith(".pkl") for name in archive.namelist()):
+                raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")
+            if sums and (broken := archive.testzip()):
+                raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
     except InputError:
         raise
     except Exception as error:  # a damaged archive fails in many ways, also by seeking to nowhere
         raise InputError(f"{path}: {DAMAGED}") from error
-    if not pickles:
-        raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")
-    if broken:
-        raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
 
 
 def inspect_pickles(file, path, _sums):
@@ -215,20 +208,13 @@ def number_of_numpy(dtype, data):
     return np.frombuffer(data, np.dtype(dtype.order + dtype.code))[0].item()
 
 
-def posix_path(*parts):
-    return str(PurePosixPath(*parts))
-
-
-def windows_path(*parts):
-    return str(PureWindowsPath(*parts))
-
-
 def stand_ins():
     """[(stand-in, the full name it takes the place of)] for torch.load."""
     pairs = [(number_of_numpy, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     pairs.append((Dtype, "numpy.dtype"))
     for module, pure, kind in itertools.product(("pathlib", "pathlib._local"), ("", "Pure"), ("", "Posix", "Windows")):
-        pairs.append((windows_path if kind == "Windows" else posix_path, f"{module}.{pure}{kind}Path"))
+        path = PureWindowsPath if kind == "Windows" else PurePosixPath
+        pairs.append((lambda *parts, path=path: str(path(*parts)), f"{module}.{pure}{kind}Path"))
     return pairs
 
 
@@ -240,15 +226,9 @@ ANY_MODULE = "*"  # a class of this name, wherever it was defined
 class RestrictedUnpickler(pickle._Unpickler):
     """The unpickler written in Python: unlike the one in C it takes memory only for what the file holds."""
 
-    def __init__(self, file, allowed, encoding, what):
-        super().__init__(file, encoding=encoding)
-        self.allowed, self.what = allowed, what
-
     def find_class(self, module, name):
-        for key in ((module, name), (ANY_MODULE, name)):
-            if key in self.allowed:
-                return self.allowed[key]
-        return refuse(self.what, f"it asks for {module}.{name}")
+        found = self.allowed.get((module, name)) or self.allowed.get((ANY_MODULE, name))
+        return found or refuse(self.what, f"it asks for {module}.{name}")
 
 
 def restricted_load(file, allowed, encoding="latin1", what="pickle"):
@@ -261,7 +241,9 @@ def restricted_load(file, allowed, encoding="latin1", what="pickle"):
     content = file.read()
     try:
         look_through(io.BytesIO(content), what, most=len(content))
-        return RestrictedUnpickler(io.BytesIO(content), allowed, encoding, what).load()
+        unpickler = RestrictedUnpickler(io.BytesIO(content), encoding=encoding)
+        unpickler.allowed, unpickler.what = allowed, what
+        return unpickler.load()
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way

@@ -1,9 +1,8 @@
 """Compiles the C kernel when it is first needed and keeps it in a cache folder: $GSMN_CACHE, or gsmn/ in
 $XDG_CACHE_HOME or ~/.cache.
 
-The file's name has two parts: what it was made from (source, sizes, compiler, processor), and the digest of its
-content. A file that does not fit its digest, as one that a power failure cut short, is made again. A cache folder that
-another user owns or may write is not used: what lies there would run with this user's rights.
+The file's name is a digest of what it was made from: source, sizes, compiler, processor. It is written whole or not at
+all. A cache folder that another user owns or may write is not used: what lies there would run with this user's rights.
 """
 
 import ctypes
@@ -12,7 +11,6 @@ import hashlib
 import logging
 import os
 import shlex
-import signal
 import stat
 import subprocess
 import tempfile
@@ -40,43 +38,26 @@ def cache_folder():
     return folder
 
 
-def digest(*parts):
-    return hashlib.sha256(b"|".join(parts)).hexdigest()[:20]
-
-
 def run(command):
-    """What a command prints; it and its children are ended after SECONDS."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, start_new_session=True) as process:
-        try:
-            out, errors = process.communicate(timeout=SECONDS)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, out, errors)
-    return out
+    """What a command prints."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=True)
+    return done.stdout
 
 
 def compiled(blocks, hidden):
-    """Path of the shared library for these sizes, compiled now unless the cache has it whole."""
+    """Path of the shared library for these sizes, compiled now unless the cache has it."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     # the predefined macros name the compiler's version and what -march=native means on this machine
     target = run([*compiler, "-march=native", "-dM", "-E", "-xc", os.devnull])
     source = [SOURCE / name for name in SOURCES]
     command = [*compiler, *COMPILER_FLAGS, f"-DK={blocks}", f"-DH={hidden}"]
-    made_from = digest(target, *(path.read_bytes() for path in source), shlex.join(command).encode())
-    folder = cache_folder()
-    for path in folder.glob(f"pairs-{made_from}-*.so"):
-        if path.stem.endswith(digest(path.read_bytes())):
-            return path
-        path.unlink()
-    with tempfile.TemporaryDirectory() as own:
-        fresh = Path(own) / "pairs.so"
-        run([*command, *map(str, source[1:]), "-o", str(fresh), "-lm"])
-        content = fresh.read_bytes()
-    path = folder / f"pairs-{made_from}-{digest(content)}.so"
-    atomic_write(path, lambda file: file.write(content))
+    made_from = b"|".join([target, *(path.read_bytes() for path in source), shlex.join(command).encode()])
+    path = cache_folder() / f"pairs-{hashlib.sha256(made_from).hexdigest()[:20]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as own:
+            fresh = Path(own) / "pairs.so"
+            run([*command, *map(str, source[1:]), "-o", str(fresh), "-lm"])
+            atomic_write(path, lambda file: file.write(fresh.read_bytes()))
     return path
 
 

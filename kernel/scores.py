@@ -127,24 +127,13 @@ def triangle(n):
     return n * (n + 1) // 2
 
 
-def links(depends, length):
+def links(depends, lengths):
     """graph.adjacency of captions of any lengths, triangle after triangle (entries,); None for the dense graph."""
     if depends is None:
         return None
-    first, entries = begins(triangle(length))
-    adjacency = torch.zeros(entries, dtype=torch.float32)
-    caption, governor, dependent = graph.dependency_edges(depends, length)
-    adjacency[entry(first, length, caption, governor, dependent)] = 1
-    caption = torch.arange(len(length)).repeat_interleave(length)
-    word = torch.arange(len(caption)) - begins(length)[0][caption]
-    adjacency[entry(first, length, caption, word, word)] += 1
-    return adjacency
-
-
-def entry(first, length, caption, i, j):
-    """Where (i, j) of a caption's triangle stands; its row i starts with (i, i)."""
-    i, j = torch.minimum(i, j), torch.maximum(i, j)
-    return first[caption] + i * length[caption] - i * (i + 1) // 2 + j
+    adjacency = graph.adjacency(depends, lengths.tolist())  # (C, n, n)
+    word = torch.arange(adjacency.shape[1])
+    return adjacency[(word[:, None] <= word) & (word < lengths[:, None, None])]
 
 
 # ---- the scores ----

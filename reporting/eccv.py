@@ -105,8 +105,9 @@ def caption_ids(dataset, owner, published):
     path = dataset.folder / f"{dataset.split}_cocoids.txt"
     if path.exists():
         return read_numbers(path, len(dataset)), path
-    if hasattr(dataset, "pictures") and dataset.split.startswith("test"):
-        return picture_ids(dataset.folder / "annotations" / "coco_test_ids.npy", owner)
+    of_pictures = dataset.folder / "annotations" / "coco_test_ids.npy"
+    if of_pictures.exists() and dataset.split.startswith("test"):
+        return picture_ids(of_pictures, owner)
     need = f"need {path} with COCO's number of each caption, one a line (tools/coco_ids.py finds them)"
     if len(dataset) != len(published):
         raise InputError(

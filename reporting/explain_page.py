@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reporting.explanation import Explanation, Sentence
+from modules.explanation import Explanation
+from reporting.explanation import Sentence
 from reporting.image_view import ImageView
 from reporting.rendering import fitted_page, picture_address, template, text_of_template
 
 PICTURE_SIDES = (960, 720, 540, 400, 300, 200, 0)  # pixels of the longer side that are tried; 0: no pictures
-REGION_ROWS = 8  # regions listed in the table of differences
+REGION_ROWS = 8  # regions listed in the table
 SIDES = ("words", "regions")
 
 
@@ -35,12 +36,13 @@ def explain_page(title, lead, pairs, about="", note="", links=()):
     title, lead: texts above the pairs; about: model, data and split; note: a restriction; links: (text, address) of
     other pages.  Pictures shrink until the page fits.  InputError where none fits, and without jinja2.
     """
-    form = template("explain.html")
+    form, rows = template("explain.html"), table_rows(pairs)
     views = list({id(pair.view): pair.view for pair in pairs}.values())  # one, or two different ones
     common = {
         "title": title, "lead": lead, "about": about, "note": note, "links": links, "pairs": pairs, "number": number,
         "style": text_of_template("report.css") + text_of_template("explain.css"),
-        "script": text_of_template("explain.js"), "difference": difference(*pairs) if len(pairs) == 2 else None,
+        "script": text_of_template("explain.js"), "rows": rows, "adds": pairs[0].explanation.adds,
+        "largest": max((abs(row.change) for row in rows), default=0) or 1, "changes": changes(pairs),
     }  # fmt: skip
     return fitted_page(
         lambda side: form.render(common, data=page_data(pairs, views, side)), PICTURE_SIDES,
@@ -75,13 +77,14 @@ def page_data(pairs, views, side):
                 "image": next(k for k, view in enumerate(views) if view is pair.view),
                 "tokens": pair.sentence.words,
                 "score": pair.explanation.score,
-                "adds": {side: rounded(getattr(pair.explanation, side), 6) for side in SIDES},
+                "adds": pair.explanation.adds,
+                "values": {side: rounded(getattr(pair.explanation, side), 6) for side in SIDES},
                 "attention": {"words": rounded(pair.explanation.beta), "regions": rounded(pair.explanation.alpha)},
                 "edges": rounded(pair.explanation.edges),
             }
             for pair in pairs
         ],
-        "aligned": aligned_words(*(pair.sentence for pair in pairs)) if len(pairs) == 2 else None,
+        "words": numbered_words([pair.sentence for pair in pairs]),
     }  # fmt: skip
 
 
@@ -89,82 +92,70 @@ def rounded(values, digits=4):
     return None if values is None else np.round(np.asarray(values, float), digits).tolist()
 
 
-def aligned_words(left, right):
-    """For each word of either Sentence the number of the same word in the other, or -1: two lists."""
-    blocks = SequenceMatcher(None, left.words, right.words, autojunk=False).get_matching_blocks()
-    pairs = [(a + k, b + k) for a, b, size in blocks for k in range(size)]
-    to_right, to_left = dict(pairs), {b: a for a, b in pairs}
-    return [
-        [to_right.get(w, -1) for w in range(len(left.words))],
-        [to_left.get(w, -1) for w in range(len(right.words))],
-    ]
+def numbered_words(sentences):
+    """The numbers of each word in one Sentence or two, in order; -1 where it is not."""
+    if len(sentences) == 1:
+        return [(w,) for w in range(len(sentences[0].words))]
+    numbers, words = [], [sentence.words for sentence in sentences]
+    for same, start, end, other_start, other_end in SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+        left, right = range(start, end), range(other_start, other_end)
+        numbers += zip(left, right) if same == "equal" else [*((w, -1) for w in left), *((-1, w) for w in right)]
+    return numbers
 
 
-# ---- two pairs
+# ---- the table of words and regions
 
 
-class ChangeRow(NamedTuple):
-    """A word or a region in both pairs; what is in one pair alone adds 0 to the other."""
+class Row(NamedTuple):
+    """A word or a region in one pair or two; what is in one pair alone counts as 0 in the other."""
 
     kind: str  # 'words' or 'regions'
     name: str
-    numbers: tuple  # in the left and the right pair; -1: not there
-    added: tuple  # to the two scores
-    attended: tuple  # what a word attends to most in either image: (region, weight), or None
+    numbers: tuple  # in each pair; -1: not there
+    values: tuple  # what it adds to each score, or its cosines
+    attended: tuple  # what a word attends to most in each image: (region, weight), or None
 
     @property
     def change(self):
-        return self.added[1] - self.added[0]
+        """From the left to the right; of one pair the value itself."""
+        return self.values[-1] - (self.values[0] if len(self.values) == 2 else 0)
 
 
-def difference(left, right):
-    """Two pairs -> what changes from the left to the right: {'score', 'words', 'regions', 'rows', 'largest'}.
+def changes(pairs):
+    """{'score', 'words', 'regions': how much it changes from the left pair to the right}, or None for one pair.
 
-    'words' and 'regions' are the changes of the score by them, None where they add nothing to this system's score.
+    Words and regions are left out where their numbers do not add up to the score.
     """
-    found = {side: change_of(side, left.explanation, right.explanation) for side in SIDES}
-    rows = [] if found["words"] is None else word_rows(left, right)
-    if found["regions"] is not None and left.view is right.view:
-        rows += region_rows(left.explanation, right.explanation)
-    largest = max((abs(row.change) for row in rows), default=0) or 1
-    return {**found, "score": right.explanation.score - left.explanation.score, "rows": rows, "largest": largest}
-
-
-def change_of(side, left, right):
-    if getattr(left, side) is None:
+    if len(pairs) == 1:
         return None
-    return float(getattr(right, side).sum() - getattr(left, side).sum())
+    left, right = (pair.explanation for pair in pairs)
+    sides = [side for side in SIDES if left.adds and getattr(left, side) is not None]
+    found = {side: float(getattr(right, side).sum() - getattr(left, side).sum()) for side in sides}
+    return {"score": right.score - left.score, **found}
 
 
-def word_rows(left, right):
-    """A ChangeRow for each word, in the left sentence's order; words of the right one alone stand where they occur."""
-    rows, done = [], 0
-    for w, other in enumerate(aligned_words(left.sentence, right.sentence)[0]):
-        if other >= 0:
-            rows += [word_row(left, right, -1, k) for k in range(done, other)]
-            done = other + 1
-        rows.append(word_row(left, right, w, other))
-    return [*rows, *(word_row(left, right, -1, k) for k in range(done, len(right.sentence.words)))]
+def table_rows(pairs):
+    """A Row for each word, then for the regions of the one image that differ most, or are largest in one pair."""
+    parts, rows = [pair.explanation for pair in pairs], []
+    if parts[0].words is not None:
+        rows = [word_row(pairs, numbers) for numbers in numbered_words([pair.sentence for pair in pairs])]
+    if parts[0].regions is not None and pairs[0].view is pairs[-1].view:
+        values = zip(*(part.regions.tolist() for part in parts))
+        found = [
+            Row("regions", f"region {r}", (r,) * len(pairs), one, (None,) * len(pairs)) for r, one in enumerate(values)
+        ]
+        rows += sorted(found, key=lambda row: -abs(row.change))[:REGION_ROWS]
+    return rows
 
 
-def word_row(left, right, *numbers):
-    pairs = list(zip((left, right), numbers))
-    name = next(pair.sentence.words[w] for pair, w in pairs if w >= 0)
-    added = tuple(float(pair.explanation.words[w]) if w >= 0 else 0.0 for pair, w in pairs)
-    attended = tuple(most_attended(pair.explanation.beta, w) for pair, w in pairs)
-    return ChangeRow("words", name, numbers, added, attended)
+def word_row(pairs, numbers):
+    name = next(pair.sentence.words[w] for pair, w in zip(pairs, numbers) if w >= 0)
+    values = tuple(float(pair.explanation.words[w]) if w >= 0 else 0.0 for pair, w in zip(pairs, numbers))
+    attended = tuple(most_attended(pair.explanation.beta, w) for pair, w in zip(pairs, numbers))
+    return Row("words", name, numbers, values, attended)
 
 
 def most_attended(beta, word):
     if beta is None or word < 0:
         return None
     return int(beta[word].argmax()), float(beta[word].max())
-
-
-def region_rows(left, right):
-    """A ChangeRow for each of the regions of one image that differ most between two sentences."""
-    worst = np.argsort(-abs(right.regions - left.regions), kind="stable")[:REGION_ROWS].tolist()
-    return [
-        ChangeRow("regions", f"region {r}", (r, r), (float(left.regions[r]), float(right.regions[r])), (None, None))
-        for r in worst
-    ]

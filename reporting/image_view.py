@@ -1,4 +1,4 @@
-"""One image as pages and figures show it: its picture where there is one, its regions' boxes, its size."""
+"""One image as pages show it: its picture if there is one, its regions' boxes, its size."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class ImageView(NamedTuple):
 
     number: int
     name: str
-    picture: object  # PIL image, or None where there is none
+    picture: object  # PIL image, or None
     size: tuple  # width, height in pixels
     boxes: np.ndarray  # (R, 4) as parts of width and height; cells of a grid where the boxes are not known
     is_grid: bool
@@ -36,23 +36,19 @@ class ImageViewer:
         self.files, self.names = thumbnails.image_files(dataset, images)
 
     def __call__(self, number):
-        name, picture = self.names[number], self.open_picture(number)
-        size = (4, 3) if self.sizes is None else self.sizes[number]
+        picture, size = self.open_picture(number), (4, 3) if self.sizes is None else self.sizes[number]
         note = self.note(picture, size)
         if picture:
             picture.thumbnail((LONGER_SIDE, LONGER_SIDE))
         size = picture.size if picture else tuple(round(x * LONGER_SIDE / max(size)) for x in size)
-        if self.boxes is not None:
-            return ImageView(number, name, picture, size, np.clip(self.boxes[number], 0, 1), False, note)
-        regions = 0 if hasattr(self.dataset, "pictures") else self.dataset.images.shape[1]
-        return ImageView(number, name, picture, size, grid(regions), True, note)
+        is_grid = self.boxes is None
+        boxes = grid(self.dataset.region_count) if is_grid else np.clip(self.boxes[number], 0, 1)
+        return ImageView(number, self.names[number], picture, size, boxes, is_grid, note)
 
     def open_picture(self, number):
-        """A PIL image; None where there is none, with a warning where it cannot be read."""
-        if self.files[number] is None:
-            return None
+        """A PIL image; None without one, with a warning where it cannot be read."""
         try:
-            return read_picture(self.files[number])
+            return self.files[number] and read_picture(self.files[number])
         except InputError as error:
             warn(f"{error}; drawing regions")
             return None
@@ -68,8 +64,7 @@ def warn_of_notes(views):
     """One warning for the views whose picture does not fit the boxes."""
     odd = [view for view in views if view.note]
     if odd:
-        one = f"image {odd[0].number}, {odd[0].name}: {odd[0].note}"
-        warn(one if len(odd) == 1 else f"{len(odd)} pictures have other proportions than their data; first {one}")
+        warn(f"{len(odd)} pictures; first image {odd[0].number}, {odd[0].name}: {odd[0].note}")
 
 
 def grid(regions):

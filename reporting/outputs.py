@@ -33,10 +33,8 @@ class Outputs(NamedTuple):
             check_writable(path)
         if self.sims and is_stream(self.sims):
             raise InputError(f"{self.sims}: a pipe or a device, but similarities need a file; give the name of one")
-        if self.images and not self.report:
-            raise InputError("--images is for --report; say with --report DIR where to write it")
-        if (self.explain or self.explain_pairs) and not self.report:
-            raise InputError("--explain is for --report; say with --report DIR where to write it")
+        if (self.images or self.explain or self.explain_pairs) and not self.report:
+            raise InputError("--images and --explain are for --report; say with --report DIR where to write it")
         sims = self.sims and os.path.realpath(self.sims)  # a link stays one
         return self._replace(sims=sims, ranks=self.ranks if self.try_ranks(check_writable) else None)
 
@@ -67,26 +65,22 @@ class Outputs(NamedTuple):
     def write(self, results, full):
         """The files of ranks (of the last result: full split or folds) and metrics."""
         if self.json:
-            save_json(results, self.json)
+            text = json.dumps([without_ranks(result) for result in results], indent=1, default=str)
+            atomic_write(self.json, lambda f: f.write(text.encode()))
         if self.try_ranks(lambda path: save_ranks(results[-1]["full" if full else "fold5"], path)):
             print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
 
 
 def save_ranks(metrics, path):
     """Ranks from 0 and best matches, image to text as rt and text to image as rti, to a torch file."""
-    pairs = metrics["ranks"] if isinstance(metrics["ranks"], list) else [metrics["ranks"]]
-    rt, rti = ([tuple(map(torch.from_numpy, pair[k])) for pair in pairs] for k in (0, 1))
-    single = len(pairs) == 1
+    folds = metrics["ranks"] if isinstance(metrics["ranks"], list) else [metrics["ranks"]]
+    rt, rti = ([tuple(map(torch.from_numpy, fold[way])) for fold in folds] for way in (0, 1))
+    single = len(folds) == 1
     atomic_write(path, lambda f: torch.save({"rt": rt[0] if single else rt, "rti": rti[0] if single else rti}, f))
 
 
-def save_json(results, path):
-    """The results of an evaluation without the arrays of ranks."""
-    text = json.dumps([without_ranks(result) for result in results], indent=1, default=str)
-    atomic_write(path, lambda f: f.write(text.encode()))
-
-
 def without_ranks(value):
+    """Results of an evaluation without the arrays of ranks."""
     if isinstance(value, dict):
         return {k: without_ranks(v) for k, v in value.items() if k != "ranks"}
     return [without_ranks(v) for v in value] if isinstance(value, list) else value

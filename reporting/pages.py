@@ -8,20 +8,20 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from files.errors import InputError, optional_package, reason
+from files.pictures import warn_proportions
 from files.writing import temporary_name
 from reporting.candidates import both_ways
 from reporting.explained_queries import page_links
 from reporting.explanation import caption_text
 from reporting.provenance import provenance
 from reporting.rendering import TEMPLATES, template
-from reporting.summary import KINDS, bin_label, bin_value, rank_bins, short_names, summary
-from reporting.thumbnails import drawings, image_files, make_thumbnails, warn_of_sizes
+from reporting.summary import KINDS, bin_texts, rank_bins, short_names, summary
+from reporting.thumbnails import drawings, image_files, make_thumbnails, read_regions
 
 CHUNK = 200  # queries in one file of data
 GENERATOR = "gsmn-vsrn retrieval report"
@@ -54,7 +54,9 @@ class Report:
         """Find the split's image files, before a model is evaluated; InputError where their names do not fit it."""
         self.dataset = dataset
         self.files, self.names = image_files(dataset, self.images)
-        warn_of_sizes(dataset, self.files)
+        _, sizes = read_regions(dataset)
+        if any(self.files) and sizes is not None:
+            warn_proportions(sizes, self.files)
         if self.explanations:
             self.explanations.check(dataset)
 
@@ -62,37 +64,31 @@ class Report:
         """One model's result and similarities, as evaluation.evaluate has them. Keeps little of them."""
         if self.dataset is None:
             self.check(dataset)
-        kind = "full" if "full" in sims else "fold5"
-        ranks = result[kind]["ranks"]
+        self.data_name, self.kind = data_name, "full" if "full" in sims else "fold5"
+        blocks, ranks = sims[self.kind], result[self.kind]["ranks"]
         ranks = ranks if isinstance(ranks, list) else [ranks]
-        candidates = both_ways(sims[kind], ranks, self.ties)
-        self.models.append({"path": result["model"], "result": result, "ranks": ranks, **candidates})
-        n, m = sims[kind][0].shape
+        found = both_ways(blocks, ranks, self.ties)
+        self.models.append({"path": result["model"], "result": result, "ranks": ranks, **found})
+        n, m = blocks[0].shape
         self.possible_ranks = {"images": m - m // n + 1, "captions": n}
-        self.data_name, self.kind = data_name, kind
 
     def write(self):
         """Write the site beside its place and put it there whole; prints where."""
         for model, name in zip(self.models, short_names([model["path"] for model in self.models])):
             model["name"] = name
-        if is_report(self.folder):
-            made = time.strftime("%Y-%m-%d %H:%M", time.localtime((self.folder / "index.html").stat().st_mtime))
-            print(f"{self.folder}: replacing the report of {made}")
+        if self.folder.exists():
+            print(f"{self.folder}: replacing the report")
         with replaced(self.folder) as folder:
-            (folder / "thumbs").mkdir()
-            (folder / "data").mkdir()
+            for name in ("thumbs", "data"):
+                (folder / name).mkdir()
             thumbs = make_thumbnails(self.files, folder / "thumbs", self.folder / "thumbs")
-            explained = self.explain(folder / "explain")
+            explained = {}
+            if self.explanations:
+                folds = 5 if self.kind == "fold5" else 1
+                explained = self.explanations.write(folder / "explain", self.models, self.images, folds)
             self.write_data(folder / "data", thumbs, explained)
             self.write_pages(folder, explained)
         print(f"Report: {self.folder / 'index.html'}")
-
-    def explain(self, folder):
-        """Write the pages of --explain -> [explained_queries.ExplainedModel]."""
-        if not self.explanations:
-            return []
-        folds = 5 if self.kind == "fold5" else 1
-        return self.explanations.write(folder, self.models, self.images, folds)
 
     def write_data(self, folder, thumbs, explained):
         site = {
@@ -105,17 +101,13 @@ class Report:
         }
         write_script(folder, "site", site)
         write_script(folder, "texts", [caption_text(self.dataset, c) for c in range(len(self.dataset))])
-        if None in thumbs:
-            regions = drawings(self.dataset)
-            for k, start in enumerate(range(0, len(regions), CHUNK)):
-                write_script(folder, f"regions-{k}", regions[start : start + CHUNK])
         write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in KINDS})
-        jobs = [(kind, k) for kind in KINDS for k in range(-(-len(self.models[0][kind].ids) // CHUNK))]
-        for kind, k in tqdm(jobs, desc="report", disable=None, leave=False):
-            part = slice(k * CHUNK, (k + 1) * CHUNK)
-            write_script(
-                folder, f"{kind}-{k}", [[as_lists(values[part]) for values in m[kind][:4]] for m in self.models]
-            )
+        for k, regions in enumerate(chunks(drawings(self.dataset)) if None in thumbs else ()):
+            write_script(folder, f"regions-{k}", regions)
+        for kind in KINDS:
+            fields = [[list(chunks(values)) for values in m[kind][:4]] for m in self.models]
+            for k in tqdm(range(len(fields[0][0])), desc="report", disable=None, leave=False):
+                write_script(folder, f"{kind}-{k}", [[as_lists(parts[k]) for parts in model] for model in fields])
 
     def write_pages(self, folder, explained):
         bins = {
@@ -129,7 +121,7 @@ class Report:
             "n_images": self.dataset.n_images,
             "n_captions": len(self.dataset),
             "names": [m["name"] for m in self.models],
-            "bins": {kind: [(bin_value(b), bin_label(b)) for b in some] for kind, some in bins.items()},
+            "bins": {kind: [bin_texts(*bounds) for bounds in of_kind] for kind, of_kind in bins.items()},
         }
         first_page = {
             **summary(self.models, bins),
@@ -151,6 +143,11 @@ class Report:
 # ---- files ----
 
 
+def chunks(values):
+    """values in parts of CHUNK."""
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+
+
 def as_lists(values):
     """An array as lists of numbers; four decimals of a score are enough to look at."""
     return values.tolist() if values.dtype.kind == "i" else [[round(x, 4) for x in row] for row in values.tolist()]
@@ -166,15 +163,11 @@ def check_place(folder):
     """InputError unless the folder is missing, empty or an earlier report, and can be made."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in folder.iterdir()}
-    except FileNotFoundError:
-        there = set()
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
-        what = "is a file; name a folder" if os.path.isfile(folder) else f"cannot be made ({reason(error)})"
-        raise InputError(f"--report {folder}: {what}") from None
+        raise InputError(f"--report {folder}: no folder can be made here ({reason(error)})") from None
     if there - CONTENTS or (there and not is_report(folder)):
-        other = sorted(there - CONTENTS or there)[0]
-        raise InputError(f"--report {folder}: holds {other}, which is no part of a report; name another folder")
+        raise InputError(f"--report {folder}: holds {min(there - CONTENTS or there)}, no report; name another folder")
     if not os.access(folder.parent, os.W_OK):
         raise InputError(f"--report {folder}: cannot be made (no right to write in {folder.parent})")
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from files.errors import InputError
+from reporting.metrics import METRICS, recalls
 
-RECALLS = ("r1", "r5", "r10", "medr", "meanr")
-SIX_RECALLS = ("r1", "r5", "r10", "r1i", "r5i", "r10i")  # image to text, text to image; rsum is their sum
 TIES = ("worst", "released")  # the orders of equal scores that --ties offers
 ORDERS = (*TIES, "best")
 
@@ -121,18 +120,11 @@ def one_direction(rank, sims, npts, return_ranks, ties):
     return (recalls(ranks), (ranks, first)) if return_ranks else recalls(ranks)
 
 
-def recalls(ranks):
-    """Ranks from 0 -> (R@1, R@5, R@10 in percent, median rank, mean rank from 1)."""
-    at_k = [100.0 * np.count_nonzero(ranks < k) / len(ranks) for k in (1, 5, 10)]
-    return (*at_k, float(np.floor(np.median(ranks)) + 1), float(ranks.mean() + 1))
-
-
 def metrics(sims, ties="worst"):
     """Both directions of one similarity matrix -> dict.
 
-    The figures r1 r5 r10 medr meanr (image to text), the same with i (text to image: r1i ...), ar and ari (average
-    recall), rsum and r1r5.  'ties': the rule, and the figures under each of ORDERS.  'ranks': (rt, rti), each
-    (ranks from 0, best candidate).  InputError when a similarity is not finite.
+    The figures of METRICS by their keys.  'ties': the rule, and the figures under each of ORDERS.  'ranks': (rt, rti),
+    each (ranks from 0, best candidate).  InputError when a similarity is not finite.
     """
     per = captions_per_image(sims)
     check_finite(sims)
@@ -142,16 +134,8 @@ def metrics(sims, ties="worst"):
 
 
 def figures(image_ranks, caption_ranks):
-    """Ranks from 0 of both directions -> the figures that metrics lists."""
-    r, ri = recalls(image_ranks), recalls(caption_ranks)
-    return {
-        **dict(zip(RECALLS, r)),
-        **{name + "i": value for name, value in zip(RECALLS, ri)},
-        "ar": sum(r[:3]) / 3,
-        "ari": sum(ri[:3]) / 3,
-        "rsum": sum(r[:3]) + sum(ri[:3]),
-        "r1r5": sum(r[:2]) + sum(ri[:2]),
-    }
+    """Ranks from 0 of both directions -> {key: figure} of METRICS."""
+    return {metric.key: metric.of(image_ranks, caption_ranks) for metric in METRICS}
 
 
 # ---- folds

@@ -4,25 +4,18 @@ A page is made from log.jsonl and config.json alone, and loads nothing else.
 """
 
 import math
-import re
 import shlex
 import time
-from datetime import datetime
 from pathlib import Path
 
 from files.errors import InputError
 from files.writing import atomic_write
-from reporting.ranks import RECALLS
+from reporting.metrics import METRICS, columns
 from reporting.rendering import template, text_of_template
 from reporting.run_log import CONFIG, LOG, read_config, read_log
 
 PAGE = "summary.html"
 DATE = "%Y-%m-%dT%H:%M:%S%z"  # in config.json
-VALIDATED = {
-    "Image to text, R@K in percent": {"r1": "R@1", "r5": "R@5", "r10": "R@10"},
-    "Text to image, R@K in percent": {"r1i": "R@1", "r5i": "R@5", "r10i": "R@10"},
-    "Sum of the six recalls": {"rsum": "rsum"},
-}
 LEFT, TOP, WIDTH, HEIGHT = 54, 14, 330, 190  # of a chart's axes within 400 x 250
 POINTS = 300  # of a line; more are averaged, step after step
 
@@ -44,10 +37,10 @@ def write_run_page(folder, kind, best, select, usual):
         "test": shlex.join([*test, "--vocab_path", opt["vocab_path"]]),
         "flags": " ".join(flag(name, opt[name]) for name in sorted(usual) if name in opt and opt[name] != usual[name]),
         "commands": [config["command"], *(again["command"] for again in config.get("resumed", []))],
-        "versions": {name: short(value) for name, value in config["versions"].items()},
+        "versions": config["versions"],
         "data": config["data"],
-        "started": readable(config["time"]),
-        "ended": readable(time.strftime(DATE)),
+        "started": str(config["time"])[:16].replace("T", " "),
+        "ended": time.strftime("%Y-%m-%d %H:%M"),
     }
     title = f"Training: {kind}, {opt['data_name']}"
     text = runs_page({"": read_log(folder / LOG)}, title, select, about)
@@ -67,14 +60,13 @@ def runs_page(logs, title, select="rsum", about=None):
     return template("run.html").render(
         title=title, style=text_of_template("report.css"), about=about, rows=rows, several=len(logs) > 1,
         best=best_of(rows, select), charts=[chart(heading, lines) for heading, lines in charts.items()],
-        columns=[name + end for end in ("", "i") for name in RECALLS] + ["rsum"],
+        columns=columns(),
     )  # fmt: skip
 
 
 def is_whole(row):
-    """Whether a validation has all the figures that the page shows."""
-    shown = ("epoch", "rsum", "r1r5", *RECALLS, *(f"{name}i" for name in RECALLS))
-    return all(isinstance(row.get(name), (int, float)) for name in shown)
+    """Whether a validation has what every page says of it; metrics may be missing, as newer ones are in old logs."""
+    return all(isinstance(row.get(name), (int, float)) for name in ("epoch", "rsum", "r1r5"))
 
 
 def best_of(rows, select):
@@ -90,18 +82,20 @@ def curves(steps, validations):
     if len(losses) == 2:  # one loss alone is the sum
         losses.pop("loss", None)
     found = {
-        "Loss": {name: points((row["Eiters"], row["losses"].get(name)) for row in steps) for name in losses},
-        "Learning rate": {"learning rate": points((row["Eiters"], row.get("lr")) for row in steps)},
-        "Pairs a second": {"pairs a second": points((row["Eiters"], row.get("pairs_per_second")) for row in steps)},
+        "Loss": {name: points(steps, lambda row, name=name: row["losses"].get(name)) for name in losses},
+        "Learning rate": {"learning rate": points(steps, lambda row: row.get("lr"))},
+        "Pairs a second": {"pairs a second": points(steps, lambda row: row.get("pairs_per_second"))},
     }
-    for heading, lines in VALIDATED.items():
-        found[heading] = {name: points((row["Eiters"], row[key]) for row in validations) for key, name in lines.items()}
+    for metric in METRICS:
+        lines = found.setdefault(f"{metric.direction}, {metric.unit}", {})
+        lines[metric.title] = points(validations, lambda row, key=metric.key: row.get(key))
     found = {heading: {name: line for name, line in lines.items() if line} for heading, lines in found.items()}
     return {heading: lines for heading, lines in found.items() if lines}
 
 
-def points(pairs):
-    """(step, value) of those that are finite numbers; of more than POINTS, the means of parts of equal length."""
+def points(rows, value):
+    """(step, value(row)) of the finite values; of more than POINTS, the means of parts of equal length."""
+    pairs = [(row["Eiters"], value(row)) for row in rows]
     pairs = [pair for pair in pairs if isinstance(pair[1], (int, float)) and math.isfinite(pair[1])]
     part = math.ceil(len(pairs) / POINTS) or 1
     parts = [pairs[start : start + part] for start in range(0, len(pairs), part)]
@@ -120,7 +114,8 @@ def beside_each_other(drawn):
 
 def chart(title, lines):
     """{name: [(step, value)]} -> what the template draws: ticks, and for each line its name, points and last value."""
-    top = 100 if "percent" in title else round_up(max(value for line in lines.values() for _, value in line))
+    highest = max(value for line in lines.values() for _, value in line)
+    top = 100 if "percent" in title else float(f"{1.05 * max(highest, 0):.1e}") or 1.0
     last = max(step for line in lines.values() for step, _ in line)
 
     def place(step, value):
@@ -136,32 +131,7 @@ def chart(title, lines):
     }
 
 
-def round_up(value):
-    """The next number with one digit (or 1.5, 2.5) and zeros: the end of an axis."""
-    unit = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
-    return next(end * unit for end in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if value <= end * unit * (1 + 1e-9))
-
-
-# ---- words
-
-
 def flag(name, value):
     """A flag as on the command line."""
-    if value is True:
-        return f"--{name}"
     values = value if isinstance(value, (list, tuple)) else [value]
-    return shlex.join([f"--{name}", *map(str, values)])
-
-
-def short(version):
-    """A version, with git's long hashes cut."""
-    return re.sub(r"\b([0-9a-f]{10})[0-9a-f]{30}\b", r"\1", str(version))
-
-
-def readable(date):
-    """A date of config.json -> '30 November 2026, 20:02'; other texts stay."""
-    try:
-        moment = datetime.strptime(date, DATE)
-    except (TypeError, ValueError):
-        return date
-    return f"{moment.day} {moment:%B %Y, %H:%M}"
+    return f"--{name}" if value is True else shlex.join([f"--{name}", *map(str, values)])

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reporting.metrics import METRICS, columns, recall
 from reporting.printing import ties_line
 
 CURVE = 100  # the largest K of the recall curves
 CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
 BIN_STARTS = (1, 2, 6, 11, 51, 101, 501)  # the first rank of each bin
-FIGURES = ("rsum", "ar", "r1", "r5", "r10", "medr", "meanr", "ari", "r1i", "r5i", "r10i", "medri", "meanri")
 KINDS = ("images", "captions")  # what the queries of each direction are
 
 
@@ -24,6 +24,7 @@ def summary(models, bins):
     return {
         "models": [about(model) for model in models],
         "tables": tables(models),
+        "columns": columns(),
         "curves": [[recall_curve([r[way][0] for r in model["ranks"]]) for model in models] for way in (0, 1)],
         "histograms": {
             kind: [[count_ranks(model[kind].ranks, low, high) for low, high in bins[kind]] for model in models]
@@ -60,7 +61,7 @@ class Table(NamedTuple):
     """A table of figures on the first page."""
 
     title: str
-    rows: list  # of (name, path, [(figure as printed, whether it is the best of its column)])
+    rows: list  # of (name, path, {direction: [(figure as printed, whether it is the best of its column)]})
     notes: list  # lines under the table
 
 
@@ -83,14 +84,21 @@ def tables(models):
 
 
 def figure_rows(models, metrics, ending=""):
-    """The rows of a Table, from each model's metrics; the best of a column is the highest, of ranks the lowest."""
-    figures = np.array([[round(one[name], 1) for name in FIGURES] for one in metrics])  # (models, columns)
-    lowest = np.array(["med" in name or "mean" in name for name in FIGURES])
-    best = np.where(lowest, figures.min(0), figures.max(0))
-    marks = (figures == best) & (len(models) > 1)
+    """The rows of a Table, from each model's metrics."""
+    best = {}
+    for metric in METRICS:
+        figures = [round(one[metric.key], 1) for one in metrics]
+        best[metric.key] = (min if metric.lower_is_better else max)(figures) if len(models) > 1 else None
     return [
-        (model["name"] + ending, model["path"], [(f"{value:.1f}", bool(mark)) for value, mark in zip(*cells)])
-        for model, *cells in zip(models, figures, marks)
+        (
+            model["name"] + ending,
+            model["path"],
+            {
+                way: [(f"{one[entry.key]:.1f}", round(one[entry.key], 1) == best[entry.key]) for entry in entries]
+                for way, entries in columns().items()
+            },
+        )
+        for model, one in zip(models, metrics)
     ]
 
 
@@ -111,7 +119,7 @@ def count_changes(new, old):
 
 def recall_curve(folds):
     """Ranks from 0 of each fold -> mean recall in percent at K = 1 ... CURVE, computed as evaluation does."""
-    return [float(np.mean([100.0 * np.count_nonzero(r < k) / len(r) for r in folds])) for k in range(1, CURVE + 1)]
+    return [float(np.mean([recall(ranks, k) for ranks in folds])) for k in range(1, CURVE + 1)]
 
 
 def rank_bins(largest, possible):
@@ -124,13 +132,9 @@ def count_ranks(ranks, low, high):
     return int(np.count_nonzero((ranks >= low) & (ranks <= high)))
 
 
-def bin_value(bounds):
-    return f"{bounds[0]}-{bounds[1]}"
-
-
-def bin_label(bounds):
-    low, high = bounds
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+def bin_texts(low, high):
+    """A bin as the pages' filter takes it, and as they show it."""
+    return f"{low}-{high}", f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 # ---- names

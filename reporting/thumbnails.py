@@ -13,51 +13,25 @@ from tqdm import tqdm
 from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import InputError, warn
-from files.names import find_pictures, image_names
-from files.pictures import open_picture, warn_proportions
+from files.pictures import open_picture
+from files.text import CAPTIONS_PER_IMAGE
 
 SIDE = 320  # pixels of a thumbnail's longer side
 
 
-# ---- which image is which file ----
-
-
 def image_files(dataset, images):
-    """(files, names) of the images; a file is None where the folder `images` has none of that name.
+    """(files, names) of the images; a file is None if the folder `images`, or None, has no picture of that name.
 
-    Data sets of pictures know their own files. One warning counts the missing files.
+    One warning counts the missing files.  InputError without that folder.
     """
-    if hasattr(dataset, "pictures"):
-        return [Path(p) for p in dataset.pictures], [Path(p).name for p in dataset.pictures]
     if images and not Path(images).is_dir():
         raise InputError(f"--images {images}: no such folder")
-    names = image_names(dataset)
-    if names is None:
-        if images:
-            warn(
-                f"--images: no file has the images' names; need {dataset.folder / dataset.split}_imagename.txt "
-                f"(one a line), or {dataset.split}_ids.txt with Karpathy's dataset_*.json; drawing regions"
-            )
-        return [None] * dataset.n_images, [""] * dataset.n_images
-    files = find_pictures(images, names) if images else [None] * len(names)
+    names, files = dataset.names() or [""] * dataset.n_images, dataset.picture_files(images)
     missing = [name for name, file in zip(names, files) if file is None]
     if images and missing:
-        warn(
-            f"{images}: {len(missing)} of {len(names)} images are not there (first: {missing[0]}); "
-            "their regions are drawn instead"
-        )
+        what = missing[0] or f"no names, which {dataset.folder / dataset.split}_imagename.txt has, one a line"
+        warn(f"{images}: {len(missing)} of {len(names)} images are not there (first: {what}); drawing their regions")
     return files, names
-
-
-# ---- pictures ----
-
-
-def warn_of_sizes(dataset, files):
-    """Warn where the pictures' proportions differ from the sizes that the boxes belong to."""
-    if any(files) and not hasattr(dataset, "pictures"):
-        _, sizes = read_regions(dataset)
-        if sizes is not None:
-            warn_proportions(sizes, files)
 
 
 def make_thumbnails(files, folder, old):
@@ -98,16 +72,12 @@ def thumbnail(file, folder, old):
 
 def read_regions(dataset):
     """(boxes (N, R, 4) as parts of the image, sizes (N, 2)), each None where unknown."""
-    if dataset.boxes is not None:
-        return dataset.boxes, dataset.sizes
-    if not hasattr(dataset, "folder"):
-        return None, None
     paths = [dataset.folder / f"{dataset.split}_{kind}.npy" for kind in ("ims_bbx", "ims_size")]
-    if not all(path.exists() for path in paths):
-        return None, None
+    if dataset.boxes is not None or not all(path.exists() for path in paths):
+        return dataset.boxes, dataset.sizes
     sizes = read_sizes(paths[1])
     boxes = read_boxes(paths[0], sizes)
-    step = 5 if len(boxes) == len(dataset.tokens) else 1
+    step = CAPTIONS_PER_IMAGE if len(boxes) == len(dataset.tokens) else 1
     return boxes[::step], sizes[::step]
 
 

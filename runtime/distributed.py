@@ -22,23 +22,20 @@ from files.errors import InputError, exit_code
 JOIN_LIMIT = datetime.timedelta(minutes=5)  # for all processes to find one another
 JOIN_NOTICE = 10.0  # seconds until a line says that this process waits for the others
 EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other processes may be writing files meanwhile
-BROADCAST_SIZE = 1 << 24  # numbers in one broadcast: 64 MB
 
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # variables that hold a process's number among all
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")  # and on its machine
 
-_group = None  # process group of the exchanges in this file; global_batch.py makes another for gradients
-_device = "cpu"  # where exchanges of whole arrays are fastest
-_gloo = []  # the gloo part of every group made here, see new_group
+_gloo = []  # the gloo part of this process's groups, see start_group
 atexit.register(_gloo.clear)
 
 
 def size():
-    return dist.get_world_size() if _group else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank():
-    return dist.get_rank() if _group else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main():
@@ -80,22 +77,15 @@ def environment_number(*names):
 
 def check_environment(count):
     """Complete the variables by which the processes meet; InputError where they cannot."""
-    number = environment_number(*RANKS)
-    if number is None:
+    number, port = environment_number(*RANKS), environment_number("MASTER_PORT") or 29500  # torchrun's default
+    if number is None or number >= count or not os.environ.get("MASTER_ADDR") or port > 65535:
+        found = {"RANK": number, "MASTER_ADDR": os.environ.get("MASTER_ADDR"), "MASTER_PORT": port}
+        wrong = ", ".join(f"{name} is {value}" for name, value in found.items())
         raise InputError(
-            f"WORLD_SIZE is {count}, but RANK is not set, so each process would train alone into the same folder; "
-            "start with torchrun or srun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {count}, but {wrong}; ranks go from 0 to {count - 1}, ports to 65535, and MASTER_ADDR is "
+            "the machine of process 0; start with torchrun or srun, or unset WORLD_SIZE"
         )
-    if number >= count:
-        raise InputError(f"RANK is {number}, but WORLD_SIZE is {count}: ranks go from 0 to {count - 1}")
-    if not os.environ.get("MASTER_ADDR"):
-        raise InputError(
-            f"WORLD_SIZE is {count}, but MASTER_ADDR is not set; set it to the machine of process 0, or use torchrun"
-        )
-    port = environment_number("MASTER_PORT")
-    if port is not None and not 0 < port < 65536:
-        raise InputError(f"MASTER_PORT is {port}; a port is a number from 1 to 65535")
-    os.environ.update(RANK=str(number), MASTER_PORT=str(port or 29500))  # torchrun's default
+    os.environ.update(RANK=str(number), MASTER_PORT=str(port))
 
 
 def local_rank():
@@ -115,10 +105,9 @@ def local_device(device):
 
     With several processes `cuda` is the GPU of the local rank.
     """
-    global _device
     if not device.startswith("cuda"):
         return device
-    if not _group:
+    if size() == 1:
         if torch.device(device).index is not None:
             torch.cuda.set_device(device)
         return device
@@ -129,8 +118,7 @@ def local_device(device):
             "start one for each (torchrun --nproc_per_node)"
         )
     torch.cuda.set_device(number)
-    _device = f"cuda:{number}"
-    return _device
+    return f"cuda:{number}"
 
 
 # ---- beginning and end ----
@@ -158,14 +146,12 @@ def process_group():
         leave()
         raise
     except (Exception, KeyboardInterrupt) as error:
-        end = error
-        if isinstance(error, RuntimeError) and is_lost_connection(error):
-            what = "lost the connection to another process, which failed or was killed"
-            end = InputError(f"process {rank()} of {size()} stops: {what}")
-        atexit.register(end_at_once, exit_code(end))
-        if end is error:
+        lost = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        atexit.register(end_at_once, 2 if lost else exit_code(error))
+        if not lost:
             raise
-        raise end from error
+        what = f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
+        raise InputError(what) from error
 
 
 def end_at_once(code):
@@ -181,17 +167,15 @@ def end_at_once(code):
 
 def join(count):
     """Meet the other processes; InputError where they do not come within JOIN_LIMIT."""
-    global _group
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     others = "the others" if os.environ["RANK"] == "0" else "process 0"
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     line = f"process {os.environ['RANK']} of {count} waits for {others} at {where}"
     notice = threading.Timer(JOIN_NOTICE, print, [f"{line} ..."], {"file": sys.stderr, "flush": True})
     notice.daemon = True
     notice.start()
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=JOIN_LIMIT)
-        _group = new_group()
+        store, number, count = next(dist.rendezvous("env://", timeout=JOIN_LIMIT))
+        start_group(store, number, count)
         barrier()
     except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
         raise InputError(
@@ -202,54 +186,34 @@ def join(count):
         notice.cancel()
 
 
-def new_group():
-    """Another group of all processes, which `leave` destroys.
+def start_group(store, number, count):
+    """The group of all processes, which `leave` ends.
 
     gloo's thread takes the GIL to free a tensor that Python has dropped.  In torch 2.6 a group's destructor keeps the
     GIL while it waits for this thread: a deadlock.  The destructor of the group's gloo part releases the GIL, so
-    `_gloo` keeps this part until Python ends: DistributedDataParallel outlives `leave`, and its group with it.
+    `_gloo` keeps this part until Python ends.
     """
-    group = dist.new_group(timeout=EXCHANGE_LIMIT)
-    _gloo.append(group._get_backend(torch.device("cpu")))
-    return group
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=EXCHANGE_LIMIT)
+    _gloo.append(dist.group.WORLD._get_backend(torch.device("cpu")))
 
 
 def leave():
     """Wait for the other processes, then end the group."""
-    global _group
     barrier()
     dist.destroy_process_group()
-    _group = None
-
-
-def is_lost_connection(error):
-    """Whether an exchange failed because another process is gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def mute():
     """This process prints errors only; the main process prints the rest."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open to the end
-    sys.stderr = PlainStream(sys.stderr)
+    sys.stderr.isatty = lambda: False  # progress bars stay off
     logging.getLogger().setLevel(logging.ERROR)
-
-
-class PlainStream:
-    """A stream that is no terminal, so that progress bars stay off."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def isatty(self):
-        return False
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
 
 
 def seed_step(seed, step):
     """With several processes, seed every step by (seed, step, rank): a resumed run then repeats its dropout."""
-    if _group:
+    if size() > 1:
         torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, step, rank()]).generate_state(1, np.uint64)[0]))
 
 
@@ -263,19 +227,18 @@ def barrier():
 
 def largest(number):
     """The largest of the processes' numbers, on all of them."""
-    if not _group:
+    if size() == 1:
         return number
     tensor = torch.tensor(number, dtype=torch.float64)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_group)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return type(number)(tensor)
 
 
 def gather_objects(thing):
     """[the thing of every process], on all of them.  It pickles, which is too slow for a training step."""
-    if not _group:
-        return [thing]
-    things = [None] * size()
-    dist.all_gather_object(things, thing, group=_group)
+    things = [thing] * size()
+    if size() > 1:
+        dist.all_gather_object(things, thing)
     return things
 
 
@@ -283,20 +246,25 @@ def exchange_slices(array, counts=None):
     """Completes an array or CPU tensor (rows, ...) of which every process has filled its slice; in place.
 
     counts: rows of each process, one process after the other, where they are not those of `local_slice`.
-    On GPUs the slices travel by NCCL, piece by piece.
     """
-    if not _group:
-        return array
-    whole = torch.as_tensor(array)
-    whole = whole.view(len(whole), -1)
-    counts = counts or [len(range(len(whole))[local_slice(len(whole), process)]) for process in range(size())]
-    for process, rows in enumerate(whole.split(counts)):
-        for piece in rows.split(max(1, BROADCAST_SIZE // max(1, whole.shape[1]))):
-            there = piece.to(_device)
-            dist.broadcast(there, process, group=_group)
-            if there is not piece and process != rank():
-                piece.copy_(there)
+    if size() > 1:
+        whole = torch.as_tensor(array)
+        counts = counts or [len(range(len(whole))[local_slice(len(whole), process)]) for process in range(size())]
+        for process, rows in enumerate(whole.split(counts)):
+            dist.broadcast(rows, process)
     return array
+
+
+def add_gradients(parameters):
+    """Every parameter's .grad becomes its sum over the processes, in one exchange; a missing one counts as 0."""
+    if size() == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for p, grad, whole in zip(trained, grads, flat.split([p.numel() for p in trained])):
+        p.grad = grad.copy_(whole.view_as(grad))  # which keeps the layout in memory that the optimiser expects
 
 
 # ---- exchanges with gradients ----
@@ -308,7 +276,7 @@ class Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=_group)
+        dist.all_reduce(x)
         return x
 
     @staticmethod
@@ -319,12 +287,12 @@ class Sum(torch.autograd.Function):
 @torch.compiler.disable
 def total(x):
     """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
-    return Sum.apply(x) if _group else x
+    return Sum.apply(x) if size() > 1 else x
 
 
 def total_loss(loss):
     """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
-    return total(loss.detach()) + (loss - loss.detach()) if _group else loss
+    return total(loss.detach()) + (loss - loss.detach()) if size() > 1 else loss
 
 
 def gather(rows, counts):
@@ -332,12 +300,12 @@ def gather(rows, counts):
 
     counts: n of each process.  Only this process's rows have a gradient: that of its own use of the result.
     """
-    if not _group:
+    if size() == 1:
         return rows
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=_group)
+    dist.all_gather(parts, padded)
     parts = [part[:n] for part, n in zip(parts, counts)]
     parts[rank()] = rows
     return torch.cat(parts)
@@ -346,6 +314,6 @@ def gather(rows, counts):
 def gather_for_all(rows, counts):
     """The same, where each process uses all rows in its own way: a row's gradient is the sum over the processes."""
     every = gather(rows, counts)
-    if _group and every.requires_grad:
+    if size() > 1 and every.requires_grad:
         every.register_hook(total)
     return every

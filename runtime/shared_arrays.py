@@ -27,13 +27,15 @@ class ArrayStore:
             return np.empty(shape, np.float32)
         path = Path(distributed.gather_objects(temporary_name(self.path.parent, "work"))[0])
         self.files.append(path)
-        if distributed.is_main():
-            create(path, shape)
-        distributed.barrier()
         try:
+            if distributed.is_main():
+                create(path, shape)
+            distributed.barrier()
             return np.lib.format.open_memmap(path, mode="r+")
         except OSError as error:
-            raise InputError(f"{path.parent}: every machine has to see this folder ({reason(error)})") from None
+            raise InputError(
+                f"{path.parent}: needs room for similarities of shape {shape}, seen by every machine ({reason(error)})"
+            ) from None
 
     def keep(self):
         """The first array that was made is complete: its file gets the name of the path."""
@@ -49,14 +51,10 @@ class ArrayStore:
 
 def create(path, shape):
     """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
-    try:
-        open(path, "xb").close()
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
-            os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise InputError(f"{path.parent}: no room for similarities of shape {shape} ({reason(error)})") from None
+    open(path, "xb").close()
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
+        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
 
 
 def exchange(array):

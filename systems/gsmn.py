@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import torch
 import torch.fx.experimental._config
+import torch.nn.functional as F
 
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
 from modules.compiling import compiled
+from modules.explanation import Explanation
 from modules.sides import CaptionSide, ImageSide
 from modules.similarity import Graphs, pair_scores
 
@@ -51,6 +53,8 @@ class GSMN(MatchingModel):
         graphs = Graphs(*parts, self.sim_memory, self.node_matching, self.kernel)
         if not self.is_sparse:
             captions = replace(captions, depends=None)
+        elif captions.depends is None:
+            raise ValueError("a sparse GSMN scores captions by their dependencies, and there are none")
         return pair_scores(graphs, images, captions)
 
     def similarity(self, images, captions):
@@ -61,6 +65,28 @@ class GSMN(MatchingModel):
     def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
         """pair_scores of two sides, given part by part."""
         return self.pair_scores(ImageSide(img_emb, bboxes), CaptionSide(cap_emb, cap_lens, depends))
+
+    @torch.no_grad()
+    def explain(self, image, caption):
+        """What each region and each word adds to the score, from the pieces that compute it."""
+        regions, words = image.emb, caption.emb  # (1, R, D), (1, n, D)
+        boxes = regions.new_zeros(*regions.shape[:2], 4) if image.boxes is None else image.boxes.to(regions)
+        adjacency = graph.adjacency(caption.depends, caption.lengths).to(words) if self.is_sparse else None
+        affinity = F.leaky_relu(regions @ words.transpose(1, 2), 0.1)  # (1, R, n)
+        region_match, word_match = graph.node_matching(  # (1, 1, R or n, K)
+            graph.nodes(regions, self.blocks), graph.nodes(words, self.blocks), self.smooth
+        )
+        visual, textual = self.i2t_match_G, self.t2i_match_G
+        in_regions = visual.node_scores(region_match, visual.edges(boxes)).flatten()
+        in_words = textual.node_scores(word_match, textual.edges(words, adjacency, self.smooth)).flatten()
+        parts = (
+            in_regions / len(in_regions),  # a score is the mean of its nodes
+            in_words / len(in_words),
+            graph.attention(affinity, 1, 2, self.smooth)[0],
+            graph.attention(affinity, 2, 1, self.smooth)[0].t(),
+            textual.graph_convolution_3.edge_weights(words, adjacency, self.smooth)[0],
+        )
+        return Explanation((in_regions.mean() + in_words.mean()).item(), *(part.cpu().numpy() for part in parts))
 
 
 def check_widths(opt):

@@ -11,6 +11,7 @@ from torch import nn
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
 from modules.blocks import all_pairs, padded
+from modules.explanation import Explanation
 from modules.layers import l2norm
 from modules.memory import for_computing, joined
 
@@ -65,15 +66,9 @@ class SCAN(MatchingModel):
         texts, regions, scores = padded(words, lengths), graph.nodes(images.emb, 1), []
         for part in parts:
             longest = int(lengths[part.stop - 1])
-            own, mask = graph.nodes(texts.words[part, :longest], 1), texts.mask[part, :longest]
-            products = graph.block_products(regions, own)  # (1, I, R, C, n)
-            weights = self.attention(products[0], mask)
-            if self.words_ask:
-                cosines = graph.words_ask(products, weights, regions, own).squeeze(3)  # (I, C, n)
-            else:
-                cosines = graph.regions_ask(products, weights, regions, own).squeeze(3)  # (I, C, R)
-                mask = cosines.new_zeros(cosines.shape[1:])
-            scores.append(self.aggregate(cosines, mask))
+            mask = texts.mask[part, :longest]
+            _, cosines = self.matching(regions, graph.nodes(texts.words[part, :longest], 1), mask)
+            scores.append(self.aggregate(cosines, mask if self.words_ask else cosines.new_zeros(cosines.shape[1:])))
         return (joined(scores, 1),)
 
     def sizes(self, R, n, D, gradients):
@@ -82,6 +77,26 @@ class SCAN(MatchingModel):
         if gradients:
             return 4 * (2 * R * D + 2 * R * R), 4 * (4 * n * D + 2 * n * n), 4 * (9 * table + 8 * (R + n))
         return 4 * (R * D + R * R), 4 * (3 * n * D + n * n), 4 * (5 * table + 4 * (R + n))
+
+    def matching(self, regions, words, mask):
+        """Nodes of images and of padded captions, mask (C, n): 0 for words, -inf for padding -> attention (I, R, C, n),
+        and the cosine of each asking node with its context, (I, C, n) or (I, C, R).
+        """
+        products = graph.block_products(regions, words)  # (1, I, R, C, n)
+        weights = self.attention(products[0], mask)
+        ask = graph.words_ask if self.words_ask else graph.regions_ask
+        return weights, ask(products, weights, regions, words).squeeze(3)
+
+    @torch.no_grad()
+    def explain(self, image, caption):
+        """The attention, and the cosine of each word (t2i) or region (i2t) with what it attends to."""
+        words, score = caption.emb, self.similarity(image, caption).item()  # (1, n, D)
+        sides = graph.nodes(image.emb, 1), graph.nodes(words, 1)
+        weights, cosines = self.matching(*sides, words.new_zeros(words.shape[:2]))
+        weights, cosines = weights[0, :, 0].cpu().numpy(), cosines.flatten().cpu().numpy()  # (R, n), (n,) or (R,)
+        if self.words_ask:
+            return Explanation(score, None, cosines, None, weights.T, adds=False)
+        return Explanation(score, cosines, None, weights, None, adds=False)
 
     def attention(self, affinity, mask):
         """Affinities (I, R, C, n) -> weights of the same shape, which add up to 1 over what is attended to."""

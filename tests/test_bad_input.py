@@ -617,13 +617,13 @@ CASES = {
         "test_stack",
         "",
         spoil.another_data_set,
-        "vsrn: made for other_precomp, gsmn for tiny_precomp; give --data_name",
+        "vsrn: evaluated on other_precomp, …, gsmn on tiny_precomp, …",
     ),
     "ensemble of other shapes": (
         "test_stack",
         "",
         spoil.smaller_copy,
-        "vsrn: its data are 3 images and 15 captions, those of gsmn 4 and 20; give --data_path",
+        "vsrn: evaluated on tiny_precomp, 3 images, 15 captions, gsmn on …, 4 images, …",
     ),
     "ensemble with a gap": (
         "test_stack",

@@ -15,7 +15,7 @@ import test_stack
 import testall
 from checkpoints import loading
 from files.errors import InputError
-from reporting.ranks import RECALLS
+from reporting.metrics import RECALLS
 
 KINDS = ("dense", "sparse")
 

@@ -1,20 +1,18 @@
 """How fast this machine computes, and what a GPU would have to do: one table.
 
-    python tools/benchmark.py                                   # similarity, steps, encoding, ranking: some minutes
+    python tools/benchmark.py                                   # similarity and steps: some minutes
     python tools/benchmark.py --parts step --batch_size 64 256  # these rows
-    python tools/benchmark.py --parts counted --data_path data  # kernels and bytes on a GPU, counted without one
+    python tools/benchmark.py --parts counted                   # kernels and bytes on a GPU, counted without one
     python tools/benchmark.py --parts processes --processes 2   # training with one process and with two
-    python tools/benchmark.py --device cuda --json card.json --markdown card.md     # a card, in less than ten minutes
+    python tools/benchmark.py --device cuda                     # a card, in less than ten minutes
 
 "x bare": times as long as the matrix product that every implementation needs, all regions times all words at full
-width, timed in the same run.  Random embeddings and features; captions of 5 to 30 words, or of the lengths of
---data_path's captions.  What fails is a row with its error, and what the time limit leaves out a row that says so.
+width, timed in the same run.  Random embeddings and features; captions of 5 to 30 words, or as long as those of a file
+of word ids.  What fails is a row with its error, and what the time limit leaves out a row that says so.
 docs/performance.md.
 """
 
-import argparse
 import gc
-import json
 import os
 import platform
 import statistics
@@ -24,8 +22,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -34,22 +30,19 @@ from runtime.start import run
 import torch
 
 import data
-import evaluation
 import model
 import train
-from files.errors import InputError
-from files.writing import atomic_write, check_writable
 from modules import literal
 from modules.layers import l2norm
-from runtime import distributed
-from runtime.batches import Share
+from reporting.run_log import read_log
 from runtime.commandline import Parser, positive, whole
 from runtime.devices import device
 from runtime.transfer import on_device
 from systems.options import train_options
-from tools.measuring.work import VOCABULARY, Counter, caption_lengths, random_batch
-from training import global_batch
+from tools import make_demo
+from tools.measuring.work import VOCABULARY, Counter, caption_lengths, dependencies, random_batch
 from training.health import GuardedAdam
+from vocab import deserialize_vocab
 
 CPU = {"float32": [], "without the C kernel": ["--kernel", "torch"]}
 CUDA = {
@@ -74,45 +67,31 @@ def options(argv=None):
     add("--workers", nargs="+", default=[0, 2, 4], type=whole(0), help="processes that read data")
     add("--repeat", default=5, type=whole(), help="measurements of each, of which the median counts")
     add("--minutes", default=9.5, type=positive, help="time limit")
-    add("--data_path", help="folder of data sets: take captions' lengths from a real split")
-    add("--data_name", default="f30k_precomp", help="which data set")
-    add("--json", metavar="FILE", help="write the rows")
-    add("--markdown", metavar="FILE", help="write the rows as tables")
-    add("--own_process", help=argparse.SUPPRESS)  # one of several that --parts processes starts: file of its figures
-    opt = parser.parse_args(argv)
-    opt.lengths = Path(opt.data_path, opt.data_name, "train_precaps_stan.txt") if opt.data_path else None
-    return opt
+    add("--lengths", metavar="FILE", help="a split's precaps_stan.txt: captions as long as these")
+    return parser.parse_args(argv)
 
 
-class Report:
-    """Rows of measurements, printed as they come, and the time that is left for more."""
+def measure(opt):
+    """Measures and prints the rows of the parts that are asked for; yields each as a dict."""
+    ways, end = CUDA if on_cuda(opt) else CPU, time.monotonic() + 60 * opt.minutes
+    usual = [part for part in PARTS if part not in ("counted", "loading", "processes") or on_cuda(opt)]
+    for part in opt.parts or usual:
+        for case, task, *arguments in PARTS[part](opt, ways):
+            row = figures_of(opt, task, *arguments) if time.monotonic() < end else {"skipped": "time limit"}
+            print(f"{part:12}{case:44}" + "  ".join(f"{name} {show(value)}" for name, value in row.items()), flush=True)
+            yield {"part": part, **row}
 
-    def __init__(self, opt):
-        self.opt, self.rows, self.end = opt, [], time.monotonic() + 60 * opt.minutes
 
-    def add(self, part, case, task, *arguments):
-        """Adds the row of task(opt, *arguments), a dict of figures, unless the time is over."""
-        row = {"part": part, "case": case}
-        try:
-            row |= task(self.opt, *arguments) if time.monotonic() < self.end else {"skipped": "time limit"}
-        except Exception as error:  # whatever fails on a new card is a result, too
-            row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        self.rows.append(row)
+def figures_of(opt, task, *arguments):
+    """task(opt, *arguments), a dict of figures, or its error."""
+    try:
+        return task(opt, *arguments)
+    except Exception as error:  # whatever fails on a new card is a result, too
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    finally:
         gc.collect()
-        if on_cuda(self.opt):
+        if on_cuda(opt):
             torch.cuda.empty_cache()
-        figures = "  ".join(f"{name} {show(row[name])}" for name in row if name not in ("part", "case"))
-        print(f"{part:12}{case:44}{figures}", flush=True)
-
-    def markdown(self):
-        """A table for each part."""
-        lines = ["; ".join(f"{name} {value}" for name, value in machine(self.opt).items())]
-        for part in dict.fromkeys(row["part"] for row in self.rows):
-            rows = [row for row in self.rows if row["part"] == part]
-            names = list(dict.fromkeys(name for row in rows for name in row if name not in ("part", "case")))
-            lines += ["", f"| {part} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-            lines += [f"| {row['case']} | {' | '.join(show(row.get(name, '')) for name in names)} |" for row in rows]
-        return "\n".join(lines) + "\n"
 
 
 def show(value):
@@ -124,13 +103,12 @@ def on_cuda(opt):
 
 
 def machine(opt):
-    """What the figures depend on."""
-    found = {"device": opt.device, "torch": torch.__version__, "python": platform.python_version()}
+    """What the figures depend on, in words."""
+    found = f"torch {torch.__version__}, Python {platform.python_version()}, "
     if on_cuda(opt):
         card = torch.cuda.get_device_properties(opt.device)
-        found |= {"card": card.name, "cards": torch.cuda.device_count(), "MB": card.total_memory >> 20}
-        return found | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return found | {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+        return f"{found}{card.name}, {card.total_memory >> 20} MB, CUDA {torch.version.cuda}"
+    return f"{found}{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 # ---- what is measured
@@ -172,15 +150,10 @@ def gsmn(opt, flags=(), where=None):
 
 def embeddings(opt, images, captions, where=None):
     """Unit vectors on a device: regions (I, R, D), words (C, n, D) padded; boxes, dependencies, lengths."""
-    lengths = caption_lengths(captions, opt.lengths)
-    depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
-    make = torch.Generator().manual_seed(0)
-    regions, words = (
-        torch.empty(images, opt.regions, opt.embed_size),
-        torch.empty(captions, max(lengths), opt.embed_size),
-    )
-    regions, words = (l2norm(x.normal_(generator=make)).to(where or opt.device) for x in (regions, words))
-    return regions, words, torch.rand(images, opt.regions, 4, generator=make), depends, lengths
+    lengths, make = caption_lengths(captions, opt.lengths), torch.Generator().manual_seed(0)
+    shapes = (images, opt.regions, opt.embed_size), (captions, max(lengths), opt.embed_size)
+    regions, words = (l2norm(torch.randn(shape, generator=make)).to(where or opt.device) for shape in shapes)
+    return regions, words, torch.rand(images, opt.regions, 4, generator=make), dependencies(lengths), lengths
 
 
 def bare_product(regions, words, lengths):
@@ -241,92 +214,41 @@ def agreement(opt, flags):
     return {"scores": errors[0], "gradient": max(errors[1:])}
 
 
-def encoding(opt, system, flags):
-    """Seconds for 128 images and 640 captions."""
-    net, model_opt = network(opt, [*system, *flags])
-    batch = random_batch(model_opt, caption_lengths(128, opt.lengths), opt.regions)
-    with torch.no_grad():
-        net.eval()
-        images = timed(opt, lambda: net.encode_images(batch.images))["s"]
-        captions = timed(opt, lambda: [net.encode_captions(batch.captions, batch.lengths) for _ in range(5)])["s"]
-    return {"images, s": images, "captions, s": captions}
+def make_scenes(opt, folder, images):
+    """A data set with a train split of so many images; returns the flags that train on it."""
+    width = network(opt, GSMN)[1].img_dim
+    sizes = f"--n_train {images} --n_dev 1 --n_testall 5 --regions {opt.regions} --img_dim {width}"
+    make_demo.make_demo(Path(folder), make_demo.parser().parse_args(sizes.split()))
+    return f"--data_path {folder}/data --vocab_path {folder}/vocab --data_name {make_demo.NAME}".split()
 
 
-def ranking(opt, images):
-    sims = np.random.default_rng(0).normal(size=(images, 5 * images)).astype(np.float32)
-    return {
-        f"{way.__name__}, s": timed(opt, lambda way=way: way(sims))["s"] for way in (evaluation.i2t, evaluation.t2i)
-    }
-
-
-def loading(opt, workers, images=512, batch=128):
-    """Milliseconds for a batch from files, alone; without the start of the workers and their first batches."""
+def loading(opt, workers):
+    """Milliseconds for a batch of 128 from files, alone; without the start of the workers and their first batches."""
     with tempfile.TemporaryDirectory() as folder:
-        model_opt = network(opt, GSMN)[1]
-        model_opt.data_path, name = folder, "random_precomp"
-        write_split(Path(folder) / name, opt, images, model_opt.img_dim)
-        split = data.open_split("train", name, range(VOCABULARY), model_opt)
-        batches = iter(data.make_loader(split, data.in_order(len(split), batch), workers))
+        model_opt = network(opt, [*GSMN, *make_scenes(opt, folder, 512)])[1]
+        vocab = deserialize_vocab(f"{folder}/vocab/{make_demo.NAME}_vocab.json")
+        split = data.open_split("train", make_demo.NAME, vocab, model_opt)
+        batches = iter(data.make_loader(split, data.in_order(len(split), 128), workers))
         for _ in range(2 * workers + 1):
             next(batches)
         start, count = time.perf_counter(), sum(1 for _ in batches)
         return {"ms a batch": 1e3 * (time.perf_counter() - start) / count, "batches": count}
 
 
-def write_split(folder, opt, images, img_dim):
-    """A train split of random features and captions in files."""
-    folder.mkdir()
-    rng, shape = np.random.default_rng(0), (images, opt.regions)
-    np.save(folder / "train_ims.npy", rng.random((*shape, img_dim), np.float32))
-    np.save(folder / "train_ims_bbx.npy", rng.random((*shape, 4), np.float32))
-    np.save(folder / "train_ims_size.npy", np.ones(images, [("image_w", "f4"), ("image_h", "f4")]))
-    words = [rng.integers(4, VOCABULARY, n) for n in caption_lengths(5 * images, opt.lengths)]
-    (folder / "train_precaps_stan.txt").write_text("".join(",".join(map(str, ids)) + "\n" for ids in words))
-
-
-# ---- several processes
-
-
 def processes(opt, count):
-    """A training step of the last batch size in so many processes that torchrun starts on this machine."""
+    """Training with so many processes on this machine: the median step's pairs a second, and the first loss."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command += [__file__, "--device", opt.device, "--batch_size", str(opt.batch_size[-1]), f"--flags={opt.flags}"]
-        command += ["--embed_size", str(opt.embed_size), "--regions", str(opt.regions), "--repeat", str(opt.repeat)]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        if subprocess.run([*command, "--own_process", f"{folder}/figures"], env=environment).returncode:
-            raise InputError(f"--processes {count}: training failed, see the messages above")
-        return json.loads(Path(folder, "figures").read_text())
-
-
-def one_of_several(opt):
-    """The steps of this process, one of those that `processes` starts; the first one writes the figures."""
-    with distributed.process_group():
-        net, model_opt = network(
-            opt, [*GSMN, "--embed_size", str(opt.embed_size)], distributed.local_device(opt.device)
-        )
-        optimizer, replica = GuardedAdam(net.parameters(), 1e-4), global_batch.training_module(net)
-        whole_batch = random_batch(model_opt, caption_lengths(opt.batch_size[-1]), opt.regions)
-        parts = global_batch.split(whole_batch._replace(depends=None), distributed.size())
-        shares = [Share(part.lengths, part.depends, part.ids) for part in parts]
-        batch = parts[distributed.rank()]._replace(shares=shares)
-        losses = []
-        take = lambda: losses.append(train.train_step(replica, optimizer, batch, model_opt.grad_clip)["loss"].item())  # noqa: E731
-        found = timed(opt, take)
-        if distributed.is_main():
-            Path(opt.own_process).write_text(json.dumps(found | {"first loss": losses[0]}))
+        flags = [*GSMN, "--embed_size", str(opt.embed_size), *opt.flags.split(), *make_scenes(opt, folder, 128)]
+        flags += ["--device", opt.device, "--batch_size", str(opt.batch_size[-1]), "--logger_name", folder]
+        flags += ["--model_name", f"{folder}/models", *"--num_epochs 1 --log_step 1 --workers 0".split()]
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(ROOT / "train.py")]
+        subprocess.run([sys.executable, *start, *flags], env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
+        steps, _ = read_log(Path(folder, "log.jsonl"))
+    speed = statistics.median(row["pairs_per_second"] for row in steps)
+    return {"pairs/s": speed, "first loss": steps[0]["losses"]["Le"]}
 
 
 # ---- the parts
-
-
-def measure(opt, report):
-    """All rows of the parts that are asked for; what matters most comes first."""
-    ways = CUDA if on_cuda(opt) else CPU
-    usual = [part for part in PARTS if part not in ("counted", "loading", "processes") or on_cuda(opt)]
-    for part in opt.parts or usual:
-        for case, task, *arguments in PARTS[part](opt, ways):
-            report.add(part, case, task, *arguments)
 
 
 def both(ways):
@@ -348,8 +270,6 @@ PARTS = {
         for system in (GSMN, VSRN) for b in opt.batch_size for name, flags in ways.items()
         if system is GSMN or "--kernel" not in flags
     ],
-    "encoding": lambda opt, ways: [(system[1], encoding, system, []) for system in (GSMN, VSRN)],
-    "ranking": lambda opt, ways: [(f"{n} x {5 * n}", ranking, n) for n in (1000,)],
     "loading": lambda opt, ways: [(f"{n} workers", loading, n) for n in opt.workers],
     "processes": lambda opt, ways: [(f"{n} of them", processes, n) for n in sorted({1, opt.processes})],
 }  # fmt: skip
@@ -357,18 +277,9 @@ PARTS = {
 
 def main(argv=None):
     opt = options(argv)
-    if opt.own_process:
-        one_of_several(opt)
-        return
-    for path in filter(None, (opt.json, opt.markdown)):
-        check_writable(path)
-    report = Report(opt)
-    print("; ".join(f"{name} {value}" for name, value in machine(opt).items()))
-    measure(opt, report)
-    content = json.dumps({"machine": machine(opt), "rows": report.rows}, indent=1)
-    for path, text in ((opt.json, content), (opt.markdown, report.markdown())):
-        if path:
-            atomic_write(path, lambda file, text=text: file.write(text.encode()))
+    print(machine(opt))
+    for _ in measure(opt):
+        pass
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def main(arguments=None):
     check_writable(flags.out)
     paths = list(dict.fromkeys(map(log_of, flags.runs)))
     logs = dict(zip(run_names(paths), map(read_log, paths)))
-    title = f"Training: {next(iter(logs))}" if len(logs) == 1 else f"{len(logs)} trainings"
-    atomic_write(flags.out, lambda file: file.write(runs_page(logs, title).encode()))
+    text = runs_page(logs, f"Training: {', '.join(logs)}")
+    atomic_write(flags.out, lambda file: file.write(text.encode()))
     print(f"{flags.out}: {', '.join(logs)}")
 
 

@@ -7,11 +7,11 @@ time of a sentence, with the second model's embeddings of the images stored and 
 first row is the first model alone, the last one the second model over all pairs. Needs faiss.
 """
 
+import functools
 import json
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,7 +28,6 @@ from checkpoints.loading import open_members
 from files.errors import InputError
 from files.identity import data_identity, difference
 from files.writing import atomic_write, check_writable
-from modules.sides import CaptionSide, ImageSide
 from reporting.explanation import Sentence
 from reporting.provenance import provenance
 from runtime.commandline import Parser
@@ -37,46 +36,31 @@ from tools.searching.collection import best_images
 
 SHORTLISTS = [5, 10, 20, 50, 100, 200, 500, 1000]
 TIMED_SENTENCES, SECONDS = 20, 5.0  # for each K: sentences timed at most, and seconds that all of them may take
-DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
-
-
-class EncodedSplit(NamedTuple):
-    """A model, its split, and the embeddings of the split."""
-
-    model: torch.nn.Module
-    dataset: torch.utils.data.Dataset
-    images: ImageSide
-    captions: CaptionSide
 
 
 # ---- recalls
 
 
 def shortlisted(scores, near):
-    """Scores (Q, C) with those of all candidates outside the shortlists below the rest -> (scores, their value there).
+    """Scores (Q, C) with those of all candidates outside the shortlists below the rest.
 
     near (Q, K): numbers of candidates, -1 for none.
     """
-    outside = scores.min() - 1
-    kept = np.full_like(scores, outside)
+    kept = np.full_like(scores, scores.min() - 1)
     queries, places = np.nonzero(near >= 0)
     kept[queries, near[queries, places]] = scores[queries, near[queries, places]]
-    return kept, outside
+    return kept
 
 
-def recall_row(k, of_images, of_captions, outside=-np.inf):
+def recall_row(k, of_images, of_captions, in_shortlist=(1, 1)):
     """The recalls of one K: {"k", "i2t": {"r1", "r5", "r10", "in_shortlist"}, "t2i": {...}}, all in percent.
 
-    of_images, of_captions: similarities (N, 5N) as images rank captions, and as captions rank images. outside: the
-    score of what is in no shortlist.
+    of_images, of_captions: similarities (N, 5N) as images rank captions, and as captions rank images.  in_shortlist:
+    parts of the images and captions whose answer is in the shortlist.
     """
-    captions = np.arange(of_images.shape[1])
-    owners = captions // (len(captions) // len(of_images))
-    there = {"i2t": of_images[owners, captions] > outside, "t2i": of_captions[owners, captions] > outside}
-    there["i2t"] = there["i2t"].reshape(len(of_images), -1).any(axis=1)
-    row = {"k": k}
-    for way, found in (("i2t", evaluation.i2t(of_images)), ("t2i", evaluation.t2i(of_captions))):
-        row[way] = {**dict(zip(("r1", "r5", "r10"), found)), "in_shortlist": 100 * float(there[way].mean())}
+    row, found = {"k": k}, (evaluation.i2t(of_images), evaluation.t2i(of_captions))
+    for way, figures, there in zip(("i2t", "t2i"), found, in_shortlist):
+        row[way] = {**dict(zip(("r1", "r5", "r10"), figures)), "in_shortlist": 100 * float(there)}
     return row
 
 
@@ -85,39 +69,32 @@ def cascade_recalls(sims, images, captions, kind="exact"):
 
     sims (N, 5N): similarities of the second model; images (N, D), captions (5N, D): vectors of the first.
     """
-    sizes = [k for k in SHORTLISTS if k < len(images)]
+    sizes, per = [k for k in SHORTLISTS if k < len(images)], len(captions) // len(images)
     most = max(sizes, default=1)
     near_captions, _ = faiss_index.nearest(faiss_index.build_index(captions, kind), images, most)  # (N, most)
     near_images, _ = faiss_index.nearest(faiss_index.build_index(images, kind), captions, most)  # (5N, most)
+    is_own = (  # the same shapes
+        near_captions // per == np.arange(len(images))[:, None],
+        near_images == np.arange(len(captions))[:, None] // per,
+    )
     first = images @ captions.T
     rows = [recall_row(0, first, first)]
     for k in tqdm(sizes, desc="recall", disable=None, leave=False):
-        of_images, outside = shortlisted(sims, near_captions[:, :k])
-        of_captions, _ = shortlisted(sims.T, near_images[:, :k])
-        rows.append(recall_row(k, of_images, of_captions.T, outside))
+        of_images = shortlisted(sims, near_captions[:, :k])
+        of_captions = shortlisted(sims.T, near_images[:, :k]).T
+        rows.append(recall_row(k, of_images, of_captions, [own[:, :k].any(1).mean() for own in is_own]))
     return [*rows, recall_row(None, sims, sims)]
 
 
 # ---- time
 
 
-def add_times(rows, first, second, kind):
-    """Adds the milliseconds of a sentence to all rows but the first model's."""
-    index = faiss_index.build_index(first.images.emb.numpy(), kind)
-    for row in tqdm(rows[1:], desc="time", disable=None, leave=False):
-        row["ms"] = time_sentences(first, second, index, row["k"], second.images.emb)
-        row["ms_encoding"] = time_sentences(first, second, index, row["k"], None)
-
-
-def time_sentences(first, second, index, k, stored):
-    """Median milliseconds from a sentence's ids to the second model's order of the nearest k images, or of all (None).
-
-    stored: its embeddings of all images, or None to encode the k.
-    """
+def time_sentences(answer, count):
+    """Median milliseconds of answer(c) for some of `count` captions."""
     times, end = [], time.perf_counter() + SECONDS
-    for c in np.linspace(0, len(second.dataset) - 1, TIMED_SENTENCES).astype(int).tolist():
+    for c in np.linspace(0, count - 1, TIMED_SENTENCES).astype(int).tolist():
         start = time.perf_counter()
-        ask(first, second, index, k, stored, c)
+        answer(c)
         times.append(time.perf_counter() - start)
         if time.perf_counter() > end:
             break
@@ -126,28 +103,30 @@ def time_sentences(first, second, index, k, stored):
 
 @torch.no_grad()
 def ask(first, second, index, k, stored, c):
-    """Caption c as a sentence of the search -> (numbers, scores) of the images it is compared with, best first."""
-    numbers = np.arange(second.dataset.n_images)
+    """Caption c, from its ids, as a sentence of the search -> (numbers, scores) of the second model, best first.
+
+    first, second: checkpoints.loading.Members.  k: images of the index to order, None for all.  stored: the second
+    model's embeddings of all images, or None to encode the k.
+    """
+    dataset, numbers = second.loader.dataset, None
     if k is not None:
-        ids = torch.tensor([first.dataset.tokens[c]])
+        ids = torch.tensor([first.loader.dataset.tokens[c]])
         vector = first.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
         numbers = np.sort(faiss_index.shortlist(index, vector, k)[0])
-    pairs = None if second.dataset.depends is None else second.dataset.depends[c]
-    sentence = Sentence([], second.dataset.tokens[c], pairs)
-    return best_images(second.model, second.dataset, sentence, numbers, None if stored is None else stored[numbers])
+        stored = None if stored is None else stored[numbers]
+    sentence = Sentence([], dataset.tokens[c], None if dataset.depends is None else dataset.depends[c])
+    return best_images(second.model, dataset, sentence, numbers, stored)
 
 
 # ---- command line
 
 
 def print_table(rows):
-    print(f"{'':>6}  " + "  ".join(f"{title:^27}" for title in DIRECTIONS.values()) + "  milliseconds a sentence")
+    print(f"{'':>6}  {'text to image':^27}  {'image to text':^27}  milliseconds a sentence")
     print(f"{'K':>6}  " + "  ".join(["   R@1    R@5   R@10   in K"] * 2) + "    stored  encoded")
     for row in rows:
         name = {0: "first", None: "all"}.get(row["k"], row["k"])
-        figures = "  ".join(
-            "{r1:6.1f} {r5:6.1f} {r10:6.1f} {in_shortlist:6.1f}".format(**row[way]) for way in DIRECTIONS
-        )
+        figures = "  ".join(" ".join(f"{value:6.1f}" for value in row[way].values()) for way in ("t2i", "i2t"))
         times = f"  {row['ms']:10.1f}  {row['ms_encoding']:8.1f}" if "ms" in row else ""
         print(f"{name:>6}  {figures}{times}")
 
@@ -171,13 +150,15 @@ def cascade(flags):
     datasets = [member.loader.dataset for member in members]
     if other := difference(*map(data_identity, datasets)):
         raise InputError(f"{paths[1]}: its data are not those of {paths[0]} ({other}); give --data_path")
-    first, second = (
-        EncodedSplit(member.model, member.loader.dataset, *evaluation.encode_split(member.model, member.loader))
-        for member in members
-    )
-    sims = evaluation.score_all(second.model, second.images, second.captions)
-    rows = cascade_recalls(sims, first.images.emb.numpy(), first.captions.emb.numpy(), flags.kind)
-    add_times(rows, first, second, flags.kind)
+    first, second = members
+    images, captions = (side.emb.numpy() for side in evaluation.encode_split(first.model, first.loader))
+    sides = evaluation.encode_split(second.model, second.loader)
+    rows = cascade_recalls(evaluation.score_all(second.model, *sides), images, captions, flags.kind)
+    index = faiss_index.build_index(images, flags.kind)
+    for row in tqdm(rows[1:], desc="time", disable=None, leave=False):
+        for name, stored in (("ms", sides[0].emb), ("ms_encoding", None)):
+            answer = functools.partial(ask, first, second, index, row["k"], stored)
+            row[name] = time_sentences(answer, len(captions))
     print(f"{flags.split}: {datasets[1].n_images} images, {len(datasets[1])} captions, index {flags.kind}")
     print_table(rows)
     return {**provenance(datasets[1]), "first": members[0].about, "second": members[1].about, "rows": rows}

@@ -11,21 +11,29 @@ regions light up.  Print the page for a figure.  A sentence in words is parsed b
 """
 
 import sys
+from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
 
-from checkpoints.evaluation_options import add_override_flags
+import data
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from checkpoints.loading import load_model
+from files.errors import InputError
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
-from reporting.explain_page import explain_page
-from reporting.image_view import warn_of_notes
+from reporting.explain_page import ExplainedPair, about_model, explain_page
+from reporting.explanation import caption_sentence, caption_text, explain_pair
+from reporting.image_view import ImageViewer, warn_of_notes
 from runtime.commandline import Parser, whole
-from tools.explaining.explainer import Explainer
-from tools.explaining.sentences import add_spacy_flag
-from tools.searching.collection import add_images_flag
+from systems.table import inputs_of
+from tools.searching.collection import add_images_flag, embed_images, score_images
+from tools.searching.sentences import Reader, add_spacy_flag
 
 
 def explain_options(arguments=None):
@@ -56,6 +64,60 @@ def explain_options(arguments=None):
     return flags
 
 
+class Explainer:
+    """explainer.pair(image, caption) -> ExplainedPair.
+
+    An image is a number in the split, a caption a number or a sentence, both as text.  InputError for a model that
+    does not match words and regions, and for numbers that the split does not have.
+    """
+
+    def __init__(self, flags):
+        self.flags = flags
+        self.model, opt, self.vocab = load_model(flags.model_path, **overrides_of(flags))
+        self.reads_trees = inputs_of(opt).dependencies
+        numbered = any(caption.isdecimal() for caption in flags.caption)  # else no dependencies are needed
+        split_opt = SimpleNamespace(**{**vars(opt), "is_sparse": self.reads_trees and numbered})
+        self.dataset = data.open_split(flags.split, opt.data_name, self.vocab, split_opt)
+        self.about = about_model(flags.model_path, opt, self.dataset)
+        self.view, self.sentence = cache(ImageViewer(self.dataset, flags.images)), cache(self.read_sentence)
+
+    def pair(self, image, caption):
+        if image >= self.dataset.n_images:
+            raise InputError(f"--image {image}: {self.flags.split} has images 0 to {self.dataset.n_images - 1}")
+        sentence, heading = self.sentence(caption), f"Image {image}, “{self.text(caption)}”"
+        explanation = explain_pair(self.model, self.dataset, image, sentence)
+        if explanation is None:
+            raise InputError(f"{self.flags.model_path}: a {type(self.model).__name__} matches no words and regions")
+        return ExplainedPair("", heading, self.facts(image, caption), self.view(image), sentence, explanation)
+
+    def read_sentence(self, caption):
+        if not caption.isdecimal():
+            return Reader(self.vocab, self.reads_trees, self.flags.spacy_model)(caption)
+        if int(caption) >= len(self.dataset):
+            raise InputError(f"--caption {caption}: {self.flags.split} has captions 0 to {len(self.dataset) - 1}")
+        return caption_sentence(self.dataset, int(caption))
+
+    def text(self, caption):
+        return caption_text(self.dataset, int(caption)) if caption.isdecimal() else caption
+
+    def facts(self, image, caption):
+        """Whether the sentence is the image's own, and the rank of the image for it; equal scores stand before it."""
+        facts = "The sentence is not from the data."
+        if caption.isdecimal():
+            owner = self.dataset.image_of(int(caption))
+            own = "the image's own" if owner == image else f"not the image's own, but of image {owner}"
+            facts = f"Caption {caption} is {own}."
+        if not self.flags.rank:
+            return facts
+        scores = score_images(self.model, self.embeddings, self.dataset.boxes, self.sentence(caption))
+        rank = np.count_nonzero(scores >= scores[image])
+        return f"{facts} The image has rank {rank:,} of {len(scores):,} for it."
+
+    @cached_property
+    def embeddings(self):
+        return embed_images(self.model, self.dataset)
+
+
 def main(arguments=None):
     flags = explain_options(arguments)
     out = flags.out or "-".join(["explain", *map(str, flags.image), *map(text_as_name, flags.caption)])
@@ -71,9 +133,10 @@ def main(arguments=None):
 
 
 def print_pair(pair):
-    score, regions, words = pair.explanation[:3]
-    parts = [f"{name} {part.sum():.6f}" for name, part in (("regions", regions), ("words", words)) if part is not None]
-    print(f"{pair.heading}: score {score:.6f} = {' + '.join(parts)}\n    {pair.facts}")
+    found = pair.explanation
+    parts = [(name, getattr(found, name)) for name in ("regions", "words") if found.adds]
+    parts = " + ".join(f"{name} {part.sum():.6f}" for name, part in parts if part is not None)
+    print(f"{pair.heading}: score {found.score:.6f}{' = ' if parts else ''}{parts}\n    {pair.facts}")
 
 
 def headed(explainer, flags, pairs):
@@ -84,12 +147,8 @@ def headed(explainer, flags, pairs):
         title = f"“{explainer.text(flags.caption[0])}”: image {flags.image[0]} beside image {flags.image[1]}"
         names = headings = [f"Image {image}" for image in flags.image]
     else:
-        title = f"Image {flags.image[0]}: two sentences"
+        title, names = f"Image {flags.image[0]}: two sentences", ["Left", "Right"]
         headings = [f"“{explainer.text(caption)}”" for caption in flags.caption]
-        names = [
-            f"Caption {caption}" if caption.isdecimal() else f"Sentence {k}"
-            for k, caption in enumerate(flags.caption, 1)
-        ]
     return title, "", [pair._replace(name=name, heading=heading) for pair, name, heading in zip(pairs, names, headings)]
 
 

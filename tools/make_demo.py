@@ -13,11 +13,10 @@ the usual files, for train, dev, testall, and test (the first fifth of testall),
 The same flags always give the same bytes. Files of the same names are replaced, others stay as they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,32 +27,21 @@ from runtime.start import run
 
 from files.errors import InputError, reason
 from runtime.commandline import Parser, number, whole
-from tools.demo_data.captions import Caption, describe, fact_holds
+from tools.demo_data.captions import Caption, describe
 from tools.demo_data.files import write_items, write_lines, write_split
-from tools.demo_data.scenes import Scene, draw, make_projection, region_boxes, region_features, sample_scenes
+from tools.demo_data.scenes import ATTRIBUTES, Scene, draw, region_boxes, region_features, sample_scenes
 from vocab import serialize_vocab, vocab_of_captions
 
 NAME = "demo_precomp"
 FOLDS = 5  # testall is evaluated in five folds; test is the first of them
 
 
-@dataclass
-class Example:
-    """A scene with all that the files say of it; ``twin`` is the number of its twin in the split."""
-
-    scene: Scene
-    twin: int | None
-    captions: list[Caption]
-    boxes: np.ndarray  # (regions, 4)
-    features: np.ndarray  # (regions, img_dim)
-
-
 def make_examples(part: int, count: int, opt: argparse.Namespace, start: int = 0):
-    """Yield ``count`` examples, twins first and side by side; ``start`` is the first one's number.
+    """Yield ``count`` times (scene, its twin's number or None, captions, boxes, features), first twins side by side.
 
-    The other parts' sizes have no influence (``part``: train 0, dev 1, folds 2 to 6).
+    ``start`` is the first one's number. The other parts' sizes have no influence (``part``: 0, 1, folds 2 to 6).
     """
-    projection = make_projection(np.random.default_rng([opt.seed, 99]), opt.img_dim)
+    projection = np.random.default_rng([opt.seed, 99]).normal(0, 1, (len(ATTRIBUTES), opt.img_dim))
     pairs = min(round(count * opt.twins / 2), count // 2)
     for p in range(count - pairs):
         scenes = sample_scenes(np.random.default_rng([opt.seed, part, p, 1]), twins=p < pairs)
@@ -61,63 +49,39 @@ def make_examples(part: int, count: int, opt: argparse.Namespace, start: int = 0
             rng = np.random.default_rng([opt.seed, part, p, 3 + k])
             captions = describe(scene, np.random.default_rng([opt.seed, part, p, 2]), rng)
             boxes = region_boxes(scene, rng, opt.regions)
-            features = region_features(scene, boxes, projection, opt.noise, rng)
-            yield Example(scene, start + 2 * p + 1 - k if p < pairs else None, captions, boxes, features)
-
-
-def record(example: Example, examples: list[Example], name: str) -> dict:
-    """What scenes.json says of one example."""
-    scene, twin = example.scene, example.twin
-    telling = [
-        twin is not None and not all(fact_holds(examples[twin].scene, fact) for fact in caption.facts)
-        for caption in example.captions
-    ]
-    return {
-        "image": name,
-        "width": scene.width,
-        "height": scene.height,
-        "things": [vars(thing) for thing in scene.things],
-        "twin": twin,
-        "swapped": scene.swapped,
-        "facts": [caption.facts for caption in example.captions],
-        "telling": telling,
-    }
-
-
-def captions_of(examples: list[Example]) -> list[Caption]:
-    return [caption for example in examples for caption in example.captions]
+            features = region_features(scene, boxes, projection, rng)
+            yield scene, start + 2 * p + 1 - k if p < pairs else None, captions, boxes, features
 
 
 def make_demo(out: Path, opt: argparse.Namespace) -> None:
     """Make the data set in the folder ``out``; opt: the other flags."""
-    folder, images, vocab_path = out / "data" / NAME, out / "images", out / "vocab"
-    for path in (folder, images, vocab_path):
+    folder, vocab_path, images = out / "data" / NAME, out / "vocab", out / "images"
+    for path in (folder, vocab_path, images):
         path.mkdir(parents=True, exist_ok=True)
     fold = opt.n_testall // FOLDS
     splits = {"train": [*make_examples(0, opt.n_train, opt)], "dev": [*make_examples(1, opt.n_dev, opt)]}
     splits["testall"] = [e for k in range(FOLDS) for e in make_examples(2 + k, fold, opt, start=k * fold)]
     splits["test"] = splits["testall"][:fold]
-    vocab = vocab_of_captions([caption.text for caption in captions_of(splits["train"] + splits["dev"])])
+    known = splits["train"] + splits["dev"]
+    vocab = vocab_of_captions([caption.text for _, _, captions, *_ in known for caption in captions])
     serialize_vocab(vocab, vocab_path / f"{NAME}_vocab.json")
     for split, examples in splits.items():
-        captions, names = (
-            captions_of(examples),
-            [f"{split.removesuffix('all')}_{i:05d}.png" for i in range(len(examples))],
-        )
-        write_split(
-            folder,
-            split,
-            vocab,
-            features=[example.features for example in examples],
-            boxes=[example.boxes for example in examples],
-            sizes=[(example.scene.width, example.scene.height) for example in examples],
-            captions=[caption.text for caption in captions],
-            depends=[caption.depends for caption in captions],
-        )
+        names = [f"{split.removesuffix('all')}_{i:05d}.png" for i in range(len(examples))]
+        scenes, twins, fives, boxes, features = zip(*examples)
+        captions, sizes = list(chain(*fives)), [(scene.width, scene.height) for scene in scenes]
+        texts, depends = [caption.text for caption in captions], [caption.depends for caption in captions]
+        write_split(folder, split, vocab, features, boxes, sizes, texts, depends)
         write_lines(folder / f"{split}_imagename.txt", names)
-        write_items(folder / f"{split}_scenes.json", [record(e, examples, n) for e, n in zip(examples, names)])
-        for example, name in zip(examples, names):
-            draw(example.scene).save(images / name)
+        write_items(folder / f"{split}_scenes.json", [truth(*of, scenes) for of in zip(names, scenes, twins, fives)])
+        for scene, name in zip(scenes, names):
+            draw(scene).save(images / name)
+
+
+def truth(name: str, scene: Scene, twin: int | None, captions: list[Caption], scenes: tuple[Scene]) -> dict:
+    """What scenes.json says of one scene."""
+    facts = [caption.facts for caption in captions]
+    telling = [twin is not None and not scenes[twin].agrees(claims) for claims in facts]
+    return {"image": name, **asdict(scene), "twin": twin, "facts": facts, "telling": telling}
 
 
 def parser() -> Parser:
@@ -127,10 +91,9 @@ def parser() -> Parser:
     add("--n_train", type=whole(), default=400, help="scenes to train on, five captions each")
     add("--n_dev", type=whole(), default=50, help="scenes to validate on")
     add("--n_testall", type=whole(), default=250, help="scenes to test on in five folds; test is the first fifth")
-    add("--regions", type=whole(), default=36, help="regions in a scene")
+    add("--regions", type=whole(), default=24, help="regions in a scene")
     add("--img_dim", type=whole(), default=64, help="width of a region's features")
     add("--twins", type=number(1), default=0.5, help="share of scenes that have a twin with two things exchanged")
-    add("--noise", type=number(), default=0.3, help="deviation of the noise on features")
     add("--seed", type=whole(0), default=0, help="another seed, other scenes")
     return result
 

@@ -25,11 +25,11 @@ from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, text_as_name
 from reporting.image_view import ImageViewer
 from runtime.commandline import Parser, whole
-from tools.explaining.sentences import add_spacy_flag
 from tools.searching.collection import add_images_flag
 from tools.searching.faiss_index import EFFORT, INDEX_KINDS, PROBES, facts_file, need_faiss
 from tools.searching.finders import IndexedImages, Scorer, save_index
 from tools.searching.page import search_page
+from tools.searching.sentences import add_spacy_flag
 
 
 def search_options(arguments=None):

@@ -2,13 +2,12 @@
 
     python tools/study.py docs/study/f30k.ini                 # everything in the table, seeds 0, 1, 2
     python tools/study.py docs/study/f30k.ini --rows self-none neighbors-sparse-boxes --seeds 0 1 2 3 4
-    python tools/study.py docs/study/f30k.ini --summary       # tables and figures of what is finished so far
+    python tools/study.py docs/study/f30k.ini --summary       # tables of what is finished so far
 
 The table is an ini file; docs/study.md says what it may hold.  Each row and seed is a run with a folder of its own
 under --out.  The same command goes on after Ctrl-C, a crash or a reboot: finished runs are left alone, interrupted
-ones resume from their newest checkpoint.  Two studies may share one --out; each takes the runs the other has not
-begun.  results.md (the tables), results.json and results.svg (figures) are written at the end.  Exit code 1 when a run
-failed; the others go on.
+ones resume from their newest checkpoint.  results.md (the tables) and results.json are written at the end.  Exit code
+1 when a run failed; the others go on.
 """
 
 import json
@@ -23,8 +22,7 @@ from files.errors import InputError
 from files.text import read_json
 from files.writing import atomic_write
 from runtime.commandline import Parser, whole
-from tools.studying.charts import dot_charts
-from tools.studying.results import TITLES, collect, column, markdown
+from tools.studying.results import collect, markdown
 from tools.studying.runs import Run, work
 from tools.studying.table import read_table
 
@@ -38,8 +36,7 @@ def parse(arguments):
     add("--jobs", type=whole(), default=2, metavar="N", help="runs at a time")
     add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each run")
     add("--out", metavar="DIR", help="folder for runs and results (default: runs/study/ and the table's name)")
-    add("--summary", action="store_true", help="run nothing: tables and figures of the finished runs")
-    add("--plan", action="store_true", help="run nothing: list the runs in their order, and how far each one is")
+    add("--summary", action="store_true", help="run nothing: tables of the finished runs")
     opt = parser.parse_args(arguments)
     opt.out = Path(opt.out or Path("runs/study") / Path(opt.table).stem)
     return opt
@@ -47,42 +44,27 @@ def parse(arguments):
 
 def runs_of(study, opt):
     """The runs that --rows and --seeds choose, all rows of a seed before the next seed."""
-    for name in opt.rows or ():
-        if name not in study.rows:
-            raise InputError(f"--rows {name}: not in {opt.table}, which has {', '.join(study.rows)}")
-    rows = {name: flags for name, flags in study.rows.items() if name in (opt.rows or study.rows)}
-    seeds = dict.fromkeys(opt.seeds)
-    return [Run(opt.out, name, seed, flags, study.test) for seed in seeds for name, flags in rows.items()]
-
-
-def write_results(results, out):
-    """results.json, results.md and results.svg; prints the tables."""
-    text = markdown(results)
-    charts = {
-        TITLES[key]: {name: column(found, key) for name, found in results["rows"].items()}
-        for key in ("r1", "r1i", "rsum", "twins")
-    }
-    gains = {title: column(found, "gain") for title, found in results["ensembles"].items()}
-    svg = dot_charts({**charts, "rsum gained by an ensemble over the mean of its members": gains})
-    print(text)
-    for name, content in (("md", text), ("json", json.dumps(results, indent=1) + "\n"), ("svg", svg)):
-        atomic_write(out / f"results.{name}", lambda file, content=content: file.write(content.encode()))
-        print(out / f"results.{name}")
+    names, seeds = dict.fromkeys(opt.rows or study.rows), dict.fromkeys(opt.seeds)
+    for name in names.keys() - study.rows.keys():
+        raise InputError(f"--rows {name}: not in {opt.table}, which has {', '.join(study.rows)}")
+    return [Run(opt.out, name, seed, study.rows[name], study.test) for seed in seeds for name in names]
 
 
 def main(arguments=None):
     opt = parse(arguments)
     study = read_table(opt.table)
     runs = runs_of(study, opt)
-    if opt.plan:
-        print("\n".join(f"{one.name:40} {one.state}" for one in runs))
-        return 0
     if study.twins:
         read_json(study.twins)  # a missing file is an error before the work starts
     failed = [] if opt.summary else work(runs, opt.jobs, opt.threads)
     if not any(one.finished for one in runs):
-        raise InputError(f"{opt.out}: no finished run to summarise" + "".join(f"\n  {why}" for why in failed))
-    write_results(collect(study, runs), opt.out)
+        raise InputError(f"{opt.out}: no finished run to summarise" + "".join(f"; {why}" for why in failed))
+    results = collect(study, runs)
+    text = markdown(results)
+    print(text)
+    for name, content in (("md", text), ("json", json.dumps(results, indent=1) + "\n")):
+        atomic_write(opt.out / f"results.{name}", lambda file, content=content: file.write(content.encode()))
+        print(opt.out / f"results.{name}")
     print("".join(f"failed: {why}\n" for why in failed), end="", file=sys.stderr)
     return 1 if failed else 0
 

@@ -5,13 +5,11 @@ images against them, and the loss is computed from the score matrix of the whole
 """
 
 import contextlib
-import warnings
 from itertools import chain
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from modules.sides import CaptionSide, ImageSide
@@ -23,37 +21,18 @@ from vocab import END
 
 
 def training_module(model, accumulate=1):
-    """The module that training calls on a batch: `model`, or with several processes or micro-batches a GlobalBatch."""
-    if distributed.size() == accumulate == 1:
-        return model
-    return data_parallel(GlobalBatch(model, accumulate), model)
+    """The module that training calls on a batch: `model`, or with several processes or micro-batches a GlobalBatch.
 
-
-def model_inside(module):
-    """The model that training_module was given."""
-    module = getattr(module, "module", module)  # of DistributedDataParallel
-    return module.model if isinstance(module, GlobalBatch) else module
-
-
-def data_parallel(module, model):
-    """`module`, whose forward gives losses of `model`, so that backward leaves the sum of all processes' gradients."""
-    if distributed.size() == 1:
-        return module
-    for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of (8, 1): no cost
-    group = distributed.new_group()
-    parallel = DistributedDataParallel(module, process_group=group)
-    parallel.broadcast_buffers = False  # every process computes the same statistics
-    parallel.register_comm_hook(group, add_gradients)
-    return parallel
-
-
-def add_gradients(group, bucket):
-    """Gradients of DistributedDataParallel are added, not averaged: they are parts of one sum."""
-    done = dist.all_reduce(bucket.buffer(), group=group, async_op=True).get_future()
-    return done.then(lambda future: future.value()[0])
+    After its backward pass distributed.add_gradients completes the gradients.  Every process gets the main one's
+    weights, since different kinds of CPU draw different random numbers.
+    """
+    if distributed.size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
+    return model if distributed.size() == accumulate == 1 else GlobalBatch(model, accumulate)
 
 
 class GlobalBatch(nn.Module):
@@ -110,7 +89,8 @@ class GlobalBatch(nn.Module):
         """This process's rows of the score matrix: its images, all captions."""
         if len(images):
             return self.model.similarity(images, captions)
-        return images.emb.new_zeros(0, len(captions)) + zero_of(images.emb, *captions.emb, *self.parameters())
+        # no scores, but both sides get gradients, in whose exchanges the other processes wait for this one
+        return images.emb.new_zeros(0, len(captions)) + sum(0 * x.sum() for x in (images.emb, *captions.emb))
 
 
 def caption_side(emb, shares):
@@ -128,13 +108,7 @@ def encode_weighted(model, part, pairs):
         return images.emb, flat_words(captions.emb, part.lengths), losses
     images = model.encode_images(part.images)  # no rows, but BatchNorm's exchange still takes place
     captions = model.encode_captions(torch.full((1, 1), END), [1])[:0]
-    zero = zero_of(images, captions, *model.parameters())
-    return images, flat_words(captions, []), dict.fromkeys(model.extra_losses, zero)
-
-
-def zero_of(*tensors):
-    """0, with a gradient of 0 for every tensor: DistributedDataParallel waits for a gradient of every parameter."""
-    return sum(0 * x.sum() for x in tensors if x.requires_grad)
+    return images, flat_words(captions, []), dict.fromkeys(model.extra_losses, images.new_zeros(()))
 
 
 def flat_words(captions, lengths):

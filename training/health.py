@@ -7,7 +7,6 @@ from collections import deque
 import torch
 
 from files.errors import InputError
-from training import global_batch
 
 SPREAD = 0.02  # of the margin: the scores of a collapsed model have a smaller standard deviation
 NEAR = 0.1  # of the loss of equal scores: a model that does not learn stays within it
@@ -22,7 +21,6 @@ def stop_training(why):
 @torch.no_grad()
 def first_not_finite(model, batch):
     """The part of the model where NaN or infinity first appears for a batch, in words."""
-    model = global_batch.model_inside(model)
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
             return f"the weights {name}"

@@ -5,13 +5,11 @@ import logging
 import os
 import signal
 import threading
-import time
 
 from runtime import distributed
 from runtime.workers import STOPPING
 
-PATIENCE = 1.0  # seconds, about, between two exchanges about signals
-MOST_STEPS = 100  # between two such exchanges
+EVERY = 8  # steps between two exchanges about signals
 
 
 class Interrupted(BaseException):
@@ -29,9 +27,7 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal, self.immediate = None, False
-        self.steps = self.steps_left = 1  # between two exchanges, and to the next one
-        self.since = time.monotonic()
+        self.signal, self.immediate, self.steps = None, False, 0
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPPING:
@@ -52,18 +48,10 @@ class Stop:
         return self.signal
 
     def requested_in_step(self):
-        """The same, called once after each step: several processes ask one another about once a second.
-
-        The exchange also says after how many steps the next one comes: those of a second, in the slowest process.
-        """
-        if distributed.size() == 1:
-            return self.signal
-        self.steps_left -= 1
-        if self.steps_left:
+        """The same, called once after each step: several processes ask one another after every EVERY steps."""
+        self.steps += 1
+        if distributed.size() > 1 and self.steps % EVERY:
             return None
-        slowest = distributed.largest((time.monotonic() - self.since) / self.steps)
-        self.steps = self.steps_left = max(1, min(MOST_STEPS, int(PATIENCE / slowest)))
-        self.since = time.monotonic()
         return self.requested()
 
     @contextlib.contextmanager

@@ -40,29 +40,27 @@ function strongest(weights, count) {
 function chosenIn(p) {
   if (!chosen) return -1;
   if (p === chosen.pair) return chosen.index;
-  if (chosen.kind === "words") return data.aligned[chosen.pair][chosen.index];
+  if (chosen.kind === "words") return data.words.find(numbers => numbers[chosen.pair] === chosen.index)[p];
   return data.pairs[p].image === data.pairs[chosen.pair].image ? chosen.index : -1;
 }
 
 function choose(pair, kind, index) {
-  chosen = kind === null ? null : { pair, kind, index };
+  chosen = { pair, kind, index };
   data.pairs.forEach((_, p) => show(p));
-  for (const row of all("tr[data-numbers]"))
-    row.classList.toggle("chosen", row.dataset.kind === kind && Number(row.dataset.numbers.split(" ")[pair]) === index);
+  for (const row of all("tr[data-rows]"))
+    row.classList.toggle("chosen", row.dataset.rows === kind && Number(row.dataset.numbers.split(" ")[pair]) === index);
 }
 
 function show(p) {
-  const pair = data.pairs[p], kind = chosen?.kind, index = chosenIn(p), none = index < 0, other = OTHER[kind];
+  const pair = data.pairs[p], kind = chosen.kind, index = chosenIn(p), none = index < 0, other = OTHER[kind];
   const { asks, weights } = none ? { weights: [] } : weightsOf(pair, kind, index);
   const top = Math.max(...weights, 1e-12), lit = strongest(weights, 3).filter(k => weights[k] > 0.2 * top);
   for (const element of all(`[data-kind][data-pair="${p}"]`)) {
     const k = Number(element.dataset.index), weight = element.dataset.kind === other && !none ? weights[k] / top : 0;
     element.classList.toggle("chosen", !none && element.dataset.kind === kind && k === index);
-    if (element.matches(".region")) {
-      element.classList.toggle("lit", other === "regions" && lit.includes(k));
-      element.style.fillOpacity = 0.38 * weight;
-    }
-    if (element.matches("button")) element.style.setProperty("--weight", (0.65 * weight).toFixed(3));
+    element.classList.toggle("lit", element.dataset.kind === other && lit.includes(k));
+    element.style.fillOpacity = 0.38 * weight; // of a region
+    element.style.setProperty("--weight", (0.65 * weight).toFixed(3)); // of a word
   }
   numberRegions(p, none ? [] : kind === "regions" ? [index] : lit);
   one(`section[data-pair="${p}"] .readout`).textContent = none ? "" : readout(pair, kind, index, asks, weights);
@@ -70,9 +68,9 @@ function show(p) {
 
 function readout(pair, kind, index, asks, weights) {
   const list = (nodes, values) => strongest(values, 4).map(k => `${nameOf(pair, nodes, k)} (${number(values[k], 2)})`).join(", ");
-  const verb = asks === kind ? "attends to" : "is attended by", adds = pair.adds[kind];
+  const verb = asks === kind ? "attends to" : "is attended by", value = pair.values[kind]?.[index];
   let text = `${nameOf(pair, kind, index)} ${verb} ${list(OTHER[kind], weights)}.`;
-  if (adds) text += ` It adds ${number(adds[index], 4)} to the score.`;
+  if (value !== undefined) text += pair.adds ? ` It adds ${number(value, 4)} to the score.` : ` Its cosine is ${number(value, 4)}.`;
   const neighbours = kind === "words" && pair.edges ? list("words", pair.edges[index]) : "";
   return neighbours ? `${text} Its neighbours in the graph of words: ${neighbours}.` : text;
 }
@@ -83,7 +81,7 @@ function pointable(element, p, kind, index) {
   return element;
 }
 
-// ---- pictures, sentences and bars
+// ---- pictures and sentences
 
 function place(image, box) {
   const [w, h] = image.size, [x, y, x2, y2] = box;
@@ -121,48 +119,22 @@ function drawWords(p) {
   });
 }
 
-// A column for each node; one scale for words and regions, in both pairs.
-function drawBars(svg, p, kind) {
-  const every = data.pairs.flatMap(pair => [...pair.adds.words ?? [], ...pair.adds.regions ?? []]);
-  const high = Math.max(0, ...every), low = Math.min(0, ...every), left = 52, wide = 480, tall = 130;
-  const pair = data.pairs[p], values = pair.adds[kind], step = (wide - left) / values.length;
-  const under = kind === "words" ? 18 + 6 * Math.max(...pair.tokens.map(token => token.length)) : 26;
-  const y = value => 8 + tall * (high - value) / (high - low || 1);
-  svg.setAttribute("viewBox", `0 0 ${wide} ${tall + 16 + under}`);
-  for (const value of [high, low].filter(v => v !== 0))
-    draw("text", { x: left - 4, y: y(value) + 4, "text-anchor": "end", class: "faint" }, svg, number(value, 3));
-  values.forEach((value, k) => {
-    const x = left + step * k;
-    draw("rect", { x: x + step * 0.12, width: step * 0.76, y: y(Math.max(0, value)), height: Math.abs(y(value) - y(0)), class: value < 0 ? "bar-bad" : "bar-good" }, svg);
-    if (kind === "words" || k % 5 === 0)
-      draw("text", { transform: `translate(${x + step / 2 + 4} ${tall + 16}) rotate(-60)`, "text-anchor": "end" }, svg, kind === "words" ? pair.tokens[k] : k);
-    const rect = draw("rect", { x, y: 8, width: step, height: tall, class: "column" }, svg);
-    draw("title", {}, rect, `${nameOf(pair, kind, k)}: ${number(value, 4)}`);
-    pointable(rect, p, kind, k);
-  });
-  draw("line", { x1: left, x2: wide, y1: y(0), y2: y(0), class: "zero" }, svg);
-}
-
-// Shown before one points: the word that adds most, or the first.
+// Shown before one points: the word with the largest number, or the first.
 function chooseFirst() {
-  const { tokens, adds } = data.pairs[0], words = [...tokens.keys()].filter(w => !isEnd(tokens[w]));
-  if (adds.words) words.sort((a, b) => adds.words[b] - adds.words[a]);
+  const { tokens, values } = data.pairs[0], words = [...tokens.keys()].filter(w => !isEnd(tokens[w]));
+  if (values.words) words.sort((a, b) => values.words[b] - values.words[a]);
   if (words.length) choose(0, "words", words[0]);
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   data = JSON.parse(one("#data").textContent);
   data.pairs.forEach((_, p) => { drawView(p); drawWords(p); });
-  for (const svg of all("svg[data-bars]")) drawBars(svg, Number(svg.dataset.of), svg.dataset.bars);
-  for (const row of all("tr[data-numbers]")) {
+  for (const row of all("tr[data-rows]")) {
     const numbers = row.dataset.numbers.split(" ").map(Number), p = numbers[0] >= 0 ? 0 : 1;
-    for (const event of ["pointerenter", "click"]) row.addEventListener(event, () => choose(p, row.dataset.kind, numbers[p]));
+    for (const event of ["pointerenter", "click"]) row.addEventListener(event, () => choose(p, row.dataset.rows, numbers[p]));
   }
-  addEventListener("keydown", event => { if (event.key === "Escape") choose(-1, null, -1); });
   for (const input of all("input[name=asks]"))
     input.addEventListener("change", () => { if (chosen) choose(chosen.pair, chosen.kind, chosen.index); });
-  const asked = /^#words=(\d+)$/.exec(location.hash); // page.html#words=3 opens with word 3 chosen
-  if (asked && Number(asked[1]) < data.pairs[0].tokens.length) choose(0, "words", Number(asked[1]));
-  else chooseFirst();
+  chooseFirst();
   document.body.dataset.ready = "yes";
 });

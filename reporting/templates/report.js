@@ -1,6 +1,5 @@
 "use strict";
-// The pages of queries: filter, order, page by page, arrow keys; on the summary, copies of tables and the values of
-// the recall curves.
+// The pages of queries: filter, order, page by page, arrow keys.
 // Data are scripts that call report.put(name, value), so that everything works from disk.
 
 const report = {
@@ -278,111 +277,7 @@ function startQueries(kind) {
   follow();
 }
 
-// ---- copies of tables ----
-
-// A table as {columns: [name], groups: [the name above a column, or ""], rows: [[{text, bold}]]}.
-function readTable(table) {
-  const heads = [...table.tHead.rows];
-  const columns = [...heads.at(-1).cells].map(cell => cell.textContent.trim());
-  const groups = heads.length < 2 ? columns.map(() => "") :
-    [...heads[0].cells].flatMap(cell => Array(cell.colSpan).fill(cell.textContent.trim()));
-  while (groups.length < columns.length) groups.push("");
-  const rows = [...table.tBodies[0].rows].map(row => [...row.cells].map(cell =>
-    ({ text: cell.textContent.trim(), bold: cell.classList.contains("best") })));
-  return { columns, groups, rows };
-}
-
-const flatNames = ({ columns, groups }) => columns.map((name, k) => `${groups[k]} ${name}`.trim());
-
-function asMarkdown(table) {
-  const line = cells => `| ${cells.join(" | ")} |`;
-  const cell = ({ text, bold }) => bold ? `**${text}**` : text.replaceAll("|", "\\|");
-  const rule = table.columns.map((_, k) => k ? "---:" : "---");
-  return [line(flatNames(table)), line(rule), ...table.rows.map(row => line(row.map(cell)))].join("\n") + "\n";
-}
-
-// A cell that begins like a formula gets an apostrophe, or a spreadsheet would compute it.
-function asCsv(table) {
-  const plain = text => /^[=+\-@\t\r]/.test(text) ? "'" + text : text;
-  const field = text => /[",\n]/.test(text) ? `"${plain(text).replaceAll('"', '""')}"` : plain(text);
-  const lines = [flatNames(table), ...table.rows.map(row => row.map(({ text }) => text))];
-  return lines.map(cells => cells.map(field).join(",")).join("\n") + "\n";
-}
-
-// For the package booktabs.
-function asLatex({ columns, groups, rows }) {
-  const escape = text => text.replace(/[\\{}$&#_%^~]/g, c => c === "\\" ? "\\textbackslash{}" : "^~".includes(c) ? `\\${c}{}` : `\\${c}`);
-  const line = cells => cells.join(" & ") + " \\\\";
-  const above = [];
-  for (let k = 0; k < columns.length;) {
-    let end = k + 1;
-    while (groups[k] && groups[end] === groups[k]) end += 1;
-    above.push(groups[k] ? `\\multicolumn{${end - k}}{c}{${escape(groups[k])}}` : "");
-    k = end;
-  }
-  const cell = ({ text, bold }) => bold ? `\\textbf{${escape(text)}}` : escape(text);
-  return [
-    `\\begin{tabular}{l${"r".repeat(columns.length - 1)}}`, "\\toprule",
-    ...(groups.some(Boolean) ? [line(above)] : []), line(columns.map(escape)), "\\midrule",
-    ...rows.map(row => line(row.map(cell))), "\\bottomrule", "\\end{tabular}",
-  ].join("\n") + "\n";
-}
-
-async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch { // no permission: the older way
-    const field = make("textarea", { class: "hidden" });
-    field.value = text;
-    document.body.append(field);
-    field.select();
-    document.execCommand("copy");
-    field.remove();
-  }
-}
-
-const FORMATS = { Markdown: asMarkdown, LaTeX: asLatex, CSV: asCsv };
-
-function addCopyButtons(table) {
-  const status = make("span", { role: "status" });
-  const buttons = Object.entries(FORMATS).map(([name, format]) => {
-    const button = make("button", { type: "button", "aria-label": `Copy the table ${table.dataset.copy} as ${name}` }, name);
-    button.addEventListener("click", async () => {
-      await copyText(format(readTable(table)));
-      status.textContent = `${name} copied`;
-      setTimeout(() => { status.textContent = ""; }, 3000);
-    });
-    return button;
-  });
-  table.closest(".scroll").after(make("p", { class: "copy" }, "Copy as", ...buttons, status));
-}
-
-// ---- recall curves: the values under the pointer ----
-
-function startCurve(figure) {
-  const svg = figure.querySelector("svg"), readout = figure.querySelector(".readout");
-  const cursor = svg.querySelector(".cursor");
-  const [curves, names, logs] = ["curves", "names", "logs"].map(name => JSON.parse(readout.dataset[name]));
-  const box = svg.querySelector(".grid"), left = Number(box.getAttribute("x1")), right = Number(box.getAttribute("x2"));
-  svg.addEventListener("pointermove", event => {
-    const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
-    const at = (x - left) / (right - left);
-    const k = logs.reduce((best, log, k) => k && Math.abs(log - at) < Math.abs(logs[best] - at) ? k : best, 1);
-    cursor.setAttribute("x1", left + (right - left) * logs[k]);
-    cursor.setAttribute("x2", left + (right - left) * logs[k]);
-    cursor.setAttribute("visibility", "visible");
-    const values = curves.map((curve, m) => (names.length > 1 ? names[m] + " " : "") + curve[k - 1].toFixed(1));
-    readout.textContent = `K = ${k}: ${values.join(", ")} %`;
-  });
-  svg.addEventListener("pointerleave", () => {
-    cursor.setAttribute("visibility", "hidden");
-    readout.textContent = "\u00a0";
-  });
-}
-
 document.addEventListener("DOMContentLoaded", () => {
   const kind = document.body.dataset.kind;
   if (kind) startQueries(kind);
-  document.querySelectorAll("figure.chart:has(.readout)").forEach(startCurve);
-  document.querySelectorAll("table[data-copy]").forEach(addCopyButtons);
 });

@@ -219,7 +219,7 @@ class Functions(TorchFunctionMode):
         with self.gpu.one_operator("aten::empty"), self.inside(False):
             x = function(*args, **kwargs)
         if device.type == "cuda":
-            if name in ("tensor", "as_tensor", "asarray", "new_tensor"):
+            if name in ("tensor", "as_tensor", "asarray"):
                 self.gpu.sends(x, False, name)
             self.gpu.launch(f"aten::{name}")
             self.gpu.cuda.add(x)
@@ -258,15 +258,6 @@ class Functions(TorchFunctionMode):
 
     def call_cpu(self, function, x):
         return self.move(x, CPU)
-
-    def call_cuda(self, function, x, device=None, non_blocking=False):
-        return self.move(x, CUDA, non_blocking=non_blocking)
-
-    def call_type_as(self, function, x, other):
-        return self.move(x, self.gpu.device(other), other.dtype)
-
-    def call_new_tensor(self, function, x, data, **kwargs):
-        return self.make(function, "new_tensor", (x, data), {"device": self.gpu.device(x), **kwargs})
 
     def call_pin_memory(self, function, x, *device):
         if x in self.gpu.cuda:
@@ -367,28 +358,18 @@ def patches(gpu, functions):
     answers = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
-        "current_device": lambda: 0,
         "set_device": lambda device: None,
         "is_initialized": lambda: True,
         "manual_seed_all": lambda seed: state[0].fill_(seed % 251),
         "get_rng_state_all": lambda: [state[0].clone()],
         "set_rng_state_all": lambda states: state.__setitem__(slice(0, len(states)), [x.clone() for x in states]),
-        "Stream": Idle,
-        "Event": Idle,
-        "stream": Idle,
-        "current_stream": Idle,
+        **dict.fromkeys(("Stream", "stream", "current_stream"), Idle),
         "is_current_stream_capturing": lambda: False,
-        "synchronize": lambda *device: gpu.wait("synchronize"),
         "mem_get_info": lambda *device: (70 << 30, 80 << 30),
-        "memory_reserved": lambda *device: 0,
-        "memory_allocated": lambda *device: 0,
-        "max_memory_allocated": lambda *device: 0,
-        "reset_peak_memory_stats": lambda *device: None,
-        "empty_cache": lambda: None,
+        **dict.fromkeys(("memory_reserved", "memory_allocated"), lambda *device: 0),
         "get_device_properties": lambda *device: SimpleNamespace(
             total_memory=80 << 30, name="stand-in", major=9, minor=0
         ),
-        "get_device_capability": lambda *device: (9, 0),
     }
     for name, answer in answers.items():
         yield mock.patch.object(torch.cuda, name, answer)

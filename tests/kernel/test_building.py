@@ -1,7 +1,5 @@
 """The C kernel's library: compiled once, kept whole, never trusted blindly; without it torch computes."""
 
-import os
-import shutil
 import stat
 import subprocess
 import time
@@ -50,29 +48,12 @@ def test_compiled_once_and_anew_for_other_sources_and_sizes(own_cache, tiny_sour
     assert len(list(own_cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:900], lambda content: content + b"x"])
-def test_a_damaged_library_is_made_again(own_cache, tiny_source, damage):
-    library = building.compiled(2, 8)
-    whole = library.read_bytes()
-    library.write_bytes(damage(whole))
-    assert building.compiled(2, 8).read_bytes() == whole
-    assert len(list(own_cache.iterdir())) == 1
-
-
 def test_a_folder_that_others_may_write_is_not_used(own_cache, tiny_source):
     library = building.compiled(2, 8)
     own_cache.chmod(stat.S_IRWXU | stat.S_IWOTH)
     with pytest.raises(InputError, match=str(own_cache)):
         building.compiled(2, 8)
     assert building.library(2, 8) is None and library.exists()
-
-
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_another_user_is_not_used(own_cache):
-    own_cache.mkdir(parents=True)
-    os.chown(own_cache, 12345, 12345)
-    with pytest.raises(InputError, match="another user"):
-        building.compiled(2, 8)
 
 
 def test_a_compiler_that_hangs_is_ended(tmp_path, monkeypatch, caplog):
@@ -86,15 +67,7 @@ def test_a_compiler_that_hangs_is_ended(tmp_path, monkeypatch, caplog):
     assert "timed out" in caplog.text
 
 
-def test_the_compiler_is_split_like_a_shell_does(monkeypatch, tiny_source):
-    compiler = shutil.which(os.environ.get("CC", "cc").split()[0])
-    monkeypatch.setenv("CC", f'env "A NAME=1" {compiler} -O2')
-    assert building.compiled(2, 8).exists()
-    monkeypatch.setenv("CC", 'cc "')
-    assert building.library(3, 8) is None
-
-
-@pytest.mark.parametrize("environment", [{"CC": "no-such-compiler"}, {"CC": "false"}, {"GSMN_NATIVE": "0"}])
+@pytest.mark.parametrize("environment", [{"CC": "no-such-compiler"}, {"CC": "false '"}, {"GSMN_NATIVE": "0"}])
 def test_without_a_compiler_torch_computes_the_same(environment, monkeypatch, tmp_path, caplog):
     torch.manual_seed(1)
     net, case = model.GSMN(small_opt()), random_case()

@@ -76,16 +76,6 @@ def test_one_program_for_all_batches():
 
 
 @pytest.mark.slow
-def test_past_the_limit_of_programs_torch_computes():
-    """The second side would need one program more than torch may keep."""
-    nets = two_nets("self", False, "eager")
-    with torch._dynamo.config.patch(cache_size_limit=1):
-        plain, compiled = (scores_and_gradients(net, [5, 3, 9], 4, 0) for net in nets)
-    assert_equal(compiled, plain)
-    assert counters["stats"]["unique_graphs"] == 2
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("propagation, is_sparse", [("self", False), ("self", True), ("neighbors", False)])
 def test_inductor_computes_the_same(propagation, is_sparse):
     compare(propagation, is_sparse, "inductor")

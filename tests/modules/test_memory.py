@@ -13,7 +13,7 @@ from kernel import scores
 from modules import memory
 
 WAYS = [pytest.param("torch", id="torch"), pytest.param("auto", id="kernel")]
-CASES = [(36, (12, 4, 13, 5) * 8, 24), (5, (30, 3, 14) * 8, 40), (60, (50, 60), 6)]  # regions, words, images
+CASES = [(36, (12, 4, 13, 5) * 8, 24), (60, (50, 60), 6)]  # regions, words, images
 
 
 def network(way, budget, **changes):
@@ -70,15 +70,6 @@ def test_one_item_that_is_too_large_is_refused(way, regions, words, gradients):
             net.forward_sim(x, caption, boxes, depends, lengths)
 
     assert peak(compute) < 8
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_long_captions_are_cut(way):
-    """50 captions, each of which fits alone."""
-    x, words, boxes, depends, lengths = random_case(4, (150,) * 50, 2, 32)
-    net = network(way, 40, embed_size=32)
-    with torch.no_grad():
-        assert peak(lambda: net.forward_sim(x, words, boxes, depends, lengths)) < 40
 
 
 @pytest.mark.parametrize("limit, shape", [(100, (1, 1)), (1e9, (7, 9))])

@@ -70,9 +70,8 @@ def error(found, exact):
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-6)).item() for a, b in zip(found, exact))
 
 
-@pytest.mark.parametrize("propagation", ["self", "neighbors"])
-@pytest.mark.parametrize("is_sparse", [False, True])
-@pytest.mark.parametrize("regions, lengths", [(5, LENGTHS), (36, LENGTHS), (1, (1, 4, 2)), (5, (1,)), (5, (40, 1))])
+@pytest.mark.parametrize("propagation, is_sparse", [("self", False), ("neighbors", False), ("neighbors", True)])
+@pytest.mark.parametrize("regions, lengths", [(36, LENGTHS), (1, (1, 4, 2)), (5, (1,)), (5, (40, 1))])
 def test_padding_changes_rounding_only(propagation, is_sparse, regions, lengths):
     net = network(propagation=propagation, is_sparse=is_sparse)
     case = random_case(regions=regions, lengths=lengths, width=64)
@@ -83,25 +82,6 @@ def test_padding_changes_rounding_only(propagation, is_sparse, regions, lengths)
     rounding = error(scores_and_gradients(net, case, alone, torch.float32), exact)
     # as for the C kernel: sums in another order, without vector instructions thousands of numbers one after the other
     assert error(single, exact) < 2e-5 + 10 * rounding
-
-
-@pytest.mark.parametrize("propagation, is_sparse", [("self", False), ("neighbors", True)])
-def test_scores_in_float32(propagation, is_sparse):
-    """1e-6 of the largest score where attention is mild.  Gradients have no such bound: graph.py's own of one caption
-    alone, in float32, differ from float64's by 1e-6 of the largest in harmless cases and by 1e-4 in others.
-    """
-    net = network(propagation=propagation, is_sparse=is_sparse, lambda_softmax=1.0)
-    case = random_case(regions=36, lengths=LENGTHS, width=64)
-    exact, single = (scores_and_gradients(net, case, together, dtype)[:2] for dtype in (torch.float64, torch.float32))
-    assert error(single, exact) < 1e-6
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 20])
-def test_number_of_buckets_changes_rounding_only(count, monkeypatch):
-    net, case = network(propagation="neighbors", is_sparse=True), random_case(lengths=LENGTHS, width=64)
-    expected = scores_and_gradients(net, case, alone)
-    monkeypatch.setattr(blocks, "BUCKETS", count)
-    assert error(scores_and_gradients(net, case, together), expected) < 1e-12
 
 
 def test_what_stands_in_the_padding_does_not_matter():

@@ -1,13 +1,10 @@
 """Reading checkpoints: released and own files come out alike; what is none is refused in one line."""
 
 import argparse
-import json
 import random
-import shutil
-import subprocess
 import tarfile
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 import numpy as np
 import pickle_samples
@@ -17,7 +14,6 @@ from tiny import gsmn, message, same, shared, state, vsrn
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from files import pickles
 from files.errors import InputError
 
 # ---- released files
@@ -61,24 +57,6 @@ def test_formats_hold_the_same(old, new):
     assert old["opt"] == new["opt"]
     same(old["model"], new["model"])
     assert all(old[key] == new[key] for key in ("epoch", "best_rsum", "Eiters"))
-
-
-def test_our_python2_files_are_like_real_ones(tmp_path):
-    """The opcodes of the writer used below are those that Python 2 and torch 1.0 used."""
-    real = shared("golden/vsrn/f30k_precomp/checkpoint1_py2.pth.tar")
-    ours = tmp_path / "ours.pth.tar"
-    pickle_samples.torch_save(pickles.read_torch_file(real), ours, legacy=True, pickler=pickle_samples.Python2Pickler)
-    memo = {"BINPUT", "LONG_BINPUT"}  # Python 2 does not store what it does not need again
-    real, ours = ({op: n for op, n in opcodes(path).items() if op not in memo} for path in (real, ours))
-    assert real == ours
-
-
-def opcodes(path):
-    counts = Counter()
-    with open(path, "rb") as file:
-        for _ in range(5):
-            counts.update(opcode.name for opcode, _, _ in pickles.pickletools.genops(file))
-    return counts
 
 
 @pytest.mark.parametrize("model", [gsmn, vsrn])
@@ -191,30 +169,21 @@ def tar(path):
 BAD = {
     "missing": (lambda path: None, "no such"),
     "empty": (write_bytes(b""), "empty"),
-    "blank": (write_bytes(b"\n \n"), "empty"),
     "HTML": (write_bytes(b"\n<!DOCTYPE html><html>Quota exceeded"), "web page"),
-    "HTML with BOM": (write_bytes(b"\xef\xbb\xbf<html>"), "web page"),
     "LFS": (write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "gzip": (write_bytes(b"\x1f\x8b\x08\x00"), "unpack"),
     "tar": (tar, "unpack"),
     "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "NumPy"),
-    "JSON": (lambda path: path.write_text(json.dumps({"a": 1})), "JSON"),
     "text": (write_bytes(b"hello world"), "not a checkpoint"),
     "zip": (zip_of("model/checkpoint.pth.tar"), "unpack"),
-    "zip head": (write_bytes(b"PK\x03\x04"), "damaged"),
-    "zip cut at 20%": (cut(0.2, legacy=False), "damaged"),
     "zip cut at 99%": (cut(0.99, legacy=False), "damaged"),
-    "old cut at 2%": (cut(0.02, legacy=True), "damaged"),
-    "old cut at 50%": (cut(0.5, legacy=True), "damaged"),
     "old cut at 99%": (cut(0.99, legacy=True), "damaged"),
-    "old magic only": (write_bytes(b"\x80\x02K\x01."), "damaged"),
     "flipped bit": (flip, "checksum"),
     "a list": (saved(gsmn()), "list"),
     "no model": (saved({"opt": argparse.Namespace()}), "'model'"),
     "ranks": (saved({"rt": (torch.ones(3),), "rti": (torch.ones(3),)}), "'opt'"),
     "newer": (saved(state(format=checkpoint.FORMAT + 1)), "update"),
     "SCAN": (saved(state(gsmn()[:2])), "2 state dicts"),
-    "three": (saved(state(gsmn()[:3])), "3 state dicts"),
 }
 
 
@@ -254,18 +223,6 @@ def test_a_folder_of_a_run(place, tmp_path):
     assert find_checkpoint(tmp_path, resume=True) == folder / "checkpoint_1.pth.tar"
 
 
-def test_an_unpacked_checkpoint_is_packed_as_the_message_says(tmp_path):
-    save_checkpoint(state(epoch=4), tmp_path / "x.pth.tar")
-    zipfile.ZipFile(tmp_path / "x.pth.tar").extractall(tmp_path)
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    for path in (folder, folder / "data.pkl"):
-        command = message(load_checkpoint, path).split("pack it again: ")[1]
-    if shutil.which("zip") is None:
-        pytest.skip("needs the program zip")
-    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
-    assert load_checkpoint(f"{folder}.pth.tar")["epoch"] == 4
-
-
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_mutated_files(legacy, tmp_path):
     """Whatever happens to a file's bytes, it loads or it is an InputError."""
@@ -273,7 +230,7 @@ def test_mutated_files(legacy, tmp_path):
     torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
     whole = path.read_bytes()
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         data = bytearray(whole)
         for _ in range(rng.choice([1, 1, 3, 30])):
             data[rng.randrange(len(data))] = rng.randrange(256)
@@ -283,4 +240,4 @@ def test_mutated_files(legacy, tmp_path):
         except InputError as error:
             refused += 1
             assert "\n" not in str(error)
-    assert refused > 100
+    assert refused > 30

@@ -1,7 +1,6 @@
 """Runs that are killed, whose folders fail, whose numbers break: what is kept, and what is said."""
 
 import errno
-import importlib
 import itertools
 import json
 import logging
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
-from tiny import flags, names, points, run, same_state, stop_after, validations
+from tiny import flags, names, points, run, same_state, validations
 
 import train
 from checkpoints import checkpoint
@@ -150,13 +149,6 @@ def test_a_best_model_that_cannot_be_written_is_not_to_be_beaten(tiny_data, tmp_
     assert load_checkpoint(tmp_path / "ck/checkpoint_1.pth.tar")["best_rsum"] == 0
 
 
-def test_stopping_on_a_full_disk_is_an_error(tiny_data, tmp_path, monkeypatch):
-    failing_saves(monkeypatch, "checkpoint_0_1.pth.tar")
-    stop_after(monkeypatch, steps=1)
-    with pytest.raises(InputError, match=r"checkpoint_0_1.pth.tar: cannot be written .*: this checkpoint is lost"):
-        run(tiny_data, tmp_path, *FEW)
-
-
 def test_full_disk(tiny_data, tmp_path, caplog):
     """A real limit: neither checkpoints nor curves fit, and the run says so to its end."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -187,17 +179,6 @@ def test_folders_that_vanish_are_made_again(tiny_data, tmp_path, monkeypatch):
     assert names(folder) == ["checkpoint_1.pth.tar", "model_best.pth.tar"]
     assert validated_epochs(tmp_path / "run/log") == [1]
     assert {tag for tag, *_ in points(tmp_path / "run/log")} >= {"rsum", "r1i"}
-
-
-def test_a_file_in_place_of_the_folders(tiny_data, tmp_path, monkeypatch, caplog):
-    def replace():
-        shutil.rmtree(tmp_path / "run")
-        (tmp_path / "run").touch()
-
-    at_step(monkeypatch, 2, replace)
-    with pytest.raises(InputError, match=r"run/ck: cannot be made \((File exists|Not a directory)\)"):
-        run(tiny_data, tmp_path / "run", *FEW)
-    assert f"{tmp_path}/run/log: cannot be written" in caplog.text and (tmp_path / "run").read_text() == ""
 
 
 def test_curves_begin_anew_after_a_failure(tiny_data, tmp_path, monkeypatch, caplog):
@@ -233,15 +214,13 @@ def train_without_curves(reason, *runs):
     assert not {"tensorboard_logger", "google.protobuf.descriptor_pb2"} & sys.modules.keys()
     if reason == "missing":
         sys.modules["tensorboard_logger"] = None
-    elif reason == "upb":
-        os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "upb"
     else:
-        importlib.import_module("google.protobuf.descriptor_pb2")
+        os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "upb"
     for arguments in runs:
         train.main(arguments)
 
 
-@pytest.mark.parametrize("reason", ["missing", "upb", "protobuf is loaded"])
+@pytest.mark.parametrize("reason", ["missing", "upb"])
 def test_without_curves_training_goes_on(tiny_data, tmp_path, reason):
     """A fresh run, and a resumed one, which leaves the event file of the first as it is."""
     run(tiny_data, tmp_path, *FEW, epochs=1)
@@ -295,24 +274,17 @@ def test_the_deterministic_run_is_the_run(tiny_data, tmp_path):
     same_state(plain / "checkpoint_0.pth.tar", fixed / "checkpoint_0.pth.tar")
 
 
-@pytest.mark.parametrize(
-    "model, weights, message",
-    [
-        ("gsmn", "img_enc.fc.bias", "the loss is nan at step 1, first in the weights img_enc.fc.bias"),
-        ("vsrn", "caption_model.decoder.out.bias", "the loss is nan at step 1, first in the weights caption_model"),
-    ],
-)
-def test_broken_weights_are_named(tiny_data, tmp_path, monkeypatch, model, weights, message):
+def test_broken_weights_are_named(tiny_data, tmp_path, monkeypatch):
     step = train.train_step
 
     def breaking(net, *rest):
         result = step(net, *rest)
-        net.get_parameter(weights).data[0] = float("nan")
+        net.caption_model.decoder.out.bias.data[0] = float("nan")
         return result
 
     monkeypatch.setattr(train, "train_step", breaking)
-    with pytest.raises(InputError, match=message):
-        run(tiny_data, tmp_path, *FEW, "--model", model)
+    with pytest.raises(InputError, match="the loss is nan at step 1, first in the weights caption_model"):
+        run(tiny_data, tmp_path, *FEW, "--model", "vsrn")
     assert names(tmp_path / "ck") == []
 
 

@@ -1,10 +1,9 @@
 """tools/benchmark.py: every part gives its row, on the CPU and on the stand-in for a GPU; the counter counts."""
 
-import json
-
 import pytest
 import torch
 from cuda_stand_in import StandIn
+from tiny import message
 
 from files.errors import InputError
 from tools import benchmark
@@ -14,39 +13,33 @@ SMALL = "--images 3 --batch_size 3 --regions 4 --embed_size 32 --repeat 1".split
 SMALL += ["--flags=--img_dim 16 --word_dim 8 --embed_size 32"]
 
 
-def rows(parts, *more):
-    opt = benchmark.options([*SMALL, "--parts", *parts, *more])
-    report = benchmark.Report(opt)
-    benchmark.measure(opt, report)
-    return report
+def rows(part, *more):
+    return list(benchmark.measure(benchmark.options([*SMALL, "--parts", part, *more])))
 
 
-@pytest.mark.parametrize(
-    "part", [part for part in benchmark.PARTS if part not in ("ranking", "processes", "whole step")]
-)
+@pytest.mark.parametrize("part", [part for part in benchmark.PARTS if part not in ("processes", "whole step")])
 def test_a_part_on_a_cpu(part):
-    report = rows([part], "--workers", "0")
-    assert report.rows and not any({"error", "skipped"} & row.keys() for row in report.rows), report.rows
-    assert all(value > 0 for row in report.rows for value in row.values() if isinstance(value, (int, float)))
+    found = rows(part, "--workers", "0")
+    assert found and not any({"error", "skipped"} & row.keys() for row in found), found
+    assert all(value > 0 for row in found for value in row.values() if isinstance(value, (int, float)))
     if part == "agreement":
-        assert all(row["scores"] < 1e-4 for row in report.rows)
+        assert all(row["scores"] < 1e-4 for row in found)
     if part == "counted":
-        assert all(300 < row["kernels"] < 550 for row in report.rows)
+        assert all(300 < row["kernels"] < 550 for row in found)
 
 
-def test_no_row_mixes_devices(monkeypatch):
-    monkeypatch.setitem(benchmark.CUDA, "compiled, float32", [])
-    monkeypatch.setitem(benchmark.CUDA, "compiled, TF32", [])
+def test_no_row_mixes_devices():
     opt = benchmark.options(SMALL)
     opt.device = "cuda"
     with StandIn() as card:
-        report = benchmark.Report(opt)
-        report.add("agreement", "", benchmark.agreement, [])
-        report.add("step", "", benchmark.step, 3, ["--tf32"])
-        report.add("whole step", "", benchmark.whole_step, benchmark.GSMN, 3, [])
-        report.add("similarity", "", benchmark.similarity, [])
-        assert "stand-in" in report.markdown()
-    assert not card.mixes and not any("error" in row for row in report.rows), report.rows
+        found = [
+            benchmark.figures_of(opt, benchmark.agreement, []),
+            benchmark.figures_of(opt, benchmark.step, 3, ["--tf32"]),
+            benchmark.figures_of(opt, benchmark.whole_step, benchmark.GSMN, 3, []),
+            benchmark.figures_of(opt, benchmark.similarity, []),
+        ]
+        assert "stand-in" in benchmark.machine(opt)
+    assert not card.mixes and not any("error" in row for row in found), found
 
 
 def test_kernels_do_not_grow_with_the_batch():
@@ -55,36 +48,16 @@ def test_kernels_do_not_grow_with_the_batch():
     assert few <= 550 and abs(few - many) <= 10
 
 
-def test_the_report_becomes_json_and_tables_and_ends_in_time(tmp_path):
-    files = [tmp_path / "card.json", tmp_path / "card.md"]
-    more = [
-        "--parts",
-        "agreement",
-        "ranking",
-        "--minutes",
-        "1e-9",
-        "--json",
-        str(files[0]),
-        "--markdown",
-        str(files[1]),
-    ]
-    benchmark.main([*SMALL, *more])
-    content = json.loads(files[0].read_text())
-    assert content["machine"]["device"] == "cpu" and {row["skipped"] for row in content["rows"]} == {"time limit"}
-    assert sum(line.startswith("| ") for line in files[1].read_text().splitlines()) == len(content["rows"]) + 2
-
-
-def test_a_failure_is_a_row():
-    report = benchmark.Report(benchmark.options([]))
-    report.add("step", "broken", lambda opt: 1 / 0)
-    assert report.rows == [{"part": "step", "case": "broken", "error": "ZeroDivisionError: division by zero"}]
+def test_the_time_limit_and_failures_are_rows():
+    found = list(benchmark.measure(benchmark.options(["--parts", "agreement", "step", "--minutes", "1e-9"])))
+    assert len(found) == 6 and {row["skipped"] for row in found} == {"time limit"}
+    assert "ZeroDivisionError" in benchmark.figures_of(benchmark.options([]), lambda opt: 1 / 0)["error"]
 
 
 def test_two_processes_have_the_loss_of_one():
     # 16 numbers in each of the 16 blocks: the cosine of one number is its sign, which rounding may turn over
-    report = rows(["processes"], "--batch_size", "5", "--flags=--img_dim 16 --word_dim 8 --embed_size 256")
-    one, two = report.rows
-    assert two["first loss"] == pytest.approx(one["first loss"], rel=1e-5) and two["s"] > 0
+    one, two = rows("processes", "--batch_size", "320", "--flags=--img_dim 16 --word_dim 8 --embed_size 256")
+    assert two["first loss"] == pytest.approx(one["first loss"], rel=1e-5) and two["pairs/s"] > 0
 
 
 @pytest.mark.parametrize("flags", ["--device gpu", "--minutes 0", "--parts none"])
@@ -99,8 +72,7 @@ def test_views_start_no_kernel_and_backward_counts():
         y = x.t().reshape(2, 12)[:, :5].expand(3, 2, 5)
         assert (counter.launches, counter.bytes) == (1, 2 * 4 * 24)  # the reshape of a transposed matrix copies
         (y * 2).sum().backward()
-    assert counter.launches_of["aten::mul"] == 2 and counter.waits == 0  # forward and backward
-    with Counter() as counter:
+        assert counter.launches > 5 and counter.waits == 0
         assert float(x.detach().sum()) == x.sum().item()
     assert counter.waits == 2
 
@@ -111,9 +83,7 @@ def test_bytes_are_those_of_distinct_elements():
 
 
 def test_lengths_of_real_captions(tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/train_precaps_stan.txt").write_text("1,4,2\n1,4,5,2\n")
-    found = benchmark.caption_lengths(50, benchmark.options(["--data_path", str(tmp_path), "--data_name", "x"]).lengths)
-    assert set(found) == {3, 4}
-    with pytest.raises(InputError, match="--data_path"):
-        benchmark.caption_lengths(3, benchmark.options(["--data_path", str(tmp_path)]).lengths)
+    file = tmp_path / "train_precaps_stan.txt"
+    file.write_text("1,4,2\n1,4,5,2\n")
+    assert set(benchmark.caption_lengths(50, file)) == {3, 4}
+    assert "none.txt" in message(benchmark.caption_lengths, 3, tmp_path / "none.txt")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -81,13 +80,6 @@ def test_released_files(name, tmp_path):
     assert outline["opt"]["$namespace"]["data_name"] == before["opt"].data_name  # readable by eye
 
 
-def test_scan_file(tmp_path):
-    """A sibling's file, which our models cannot use, converts all the same."""
-    torch.save(state(gsmn()[:2]), tmp_path / "x.pth.tar")
-    before, after, _ = there_and_back(tmp_path / "x.pth.tar", tmp_path)
-    same(before, after)
-
-
 def test_what_cannot_be_converted(tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
     source, target, back = (str(tmp_path / name) for name in ("x.pth.tar", "x.safetensors", "y.pth.tar"))
@@ -113,12 +105,9 @@ def test_features(order, tmp_path):
     array = np.random.default_rng(0).normal(size=(700, 3, 4)).astype(np.float32)  # more than two chunks
     path = tmp_path / "dev_ims.npy"
     np.save(path, np.asarray(array, order=order))
-    stated = convert.halve(path, path)
+    convert.halve(path, path)
     halved = np.load(path)
     assert halved.dtype == np.float16 and np.array_equal(halved, array.astype(np.float16))
-    normal = np.abs(array) >= np.finfo(np.float16).tiny
-    error = np.abs(halved.astype(np.float64) / array - 1)[normal].max()
-    assert stated == pytest.approx(error, rel=1e-3) and error <= 2**-11
     assert "float16" in message(convert.halve, path, path)
 
 
@@ -152,13 +141,5 @@ def test_features_that_do_not_fit(value, tmp_path):
     path = tmp_path / "dev_ims.npy"
     np.save(path, array)
     before = path.read_bytes()
-    found = message(convert.halve, path, path)
-    assert "image 280" in found and f"{value:g}" in found
+    assert "image 280" in message(convert.halve, path, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_command_line(tmp_path):
-    """The script runs from any folder, and a mistake is one line and exit code 2."""
-    command = [sys.executable, convert.__file__, "none.npy", "half.npy"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.startswith("error: none.npy") and run.stderr.count("\n") == 1

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from tiny import shared
+from tools.explaining import sentences
 
 import test
 import train
 from files.errors import InputError
 from tools import check_data, extract_features, parse_dependencies, prepare_captions, search
-from tools.explaining import sentences
 from tools.own_data import parsers
 
 IMAGES = {"train": 20, "dev": 5, "test": 5}

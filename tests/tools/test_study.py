@@ -30,26 +30,22 @@ common = --num_epochs 2 --workers 0
 a = ${flags:common}
 b = ${flags:common} --propagation neighbors
 """
-# Stands for train.py: an epoch a line of log.jsonl; waits in the epoch that the file `wait` names.
+# Stands for train.py: an epoch is a checkpoint; the second one waits while there is a file `wait`.
 TRAIN = """
 import json, os, signal, sys, time
 from pathlib import Path
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+flags, here = dict(zip(sys.argv[1::2], sys.argv[2::2])), Path(__file__).parent
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-log, models = Path(flags["--logger_name"]), Path(flags["--model_name"])
-log.mkdir(parents=True, exist_ok=True), models.mkdir(parents=True, exist_ok=True)
-here = Path(__file__).parent
+models = Path(flags["--model_name"])
+models.mkdir(exist_ok=True)
 with open(here / "calls", "a") as calls:
     calls.write(json.dumps(["train", *sys.argv[1:], os.environ["OMP_NUM_THREADS"]]) + "\\n")
 if (here / "fail").exists() and "neighbors" in sys.argv:
     print("warming up"), sys.exit("error: no such data")
-first = len(list(models.glob("checkpoint_*")))
-for epoch in range(first, 2):
+for epoch in range(len(list(models.glob("*"))), 2):
     while (here / "wait").exists() and epoch == 1:
         time.sleep(0.01)
     (models / f"checkpoint_{epoch}.pth.tar").touch()
-    with open(log / "log.jsonl", "a") as file:
-        file.write("{}\\n")
 """
 # Stands for test.py: a matrix of similarities that depends on the run's name alone.
 TEST = """
@@ -103,21 +99,16 @@ def test_a_table_is_read(tmp_path):
     "text,says",
     [
         ("[study]\ntest =\n", "no row"),
-        ("[rows]\na = --no_such_flag 1\n", "no_such_flag"),
-        ("[rows]\na = --num_epochs two\n", "two"),
-        ("[rows]\na = --seed 3\n", "--seed"),
         ("[rows]\na = --logger_name=here\n", "--logger_name"),
         ('[rows]\na = --data_name "x\n', "quotation"),
         ("[rows]\na/b =\n", "a/b"),
-        ("[rows]\na =\na =\n", "already exists"),
         ("[rows]\na = ${flags:x}\n", "flags"),
         ("[row]\na =\n", "row is unknown"),
         ("[study]\nrows = 3\n", "rows is unknown"),
         ("a = 1\n", "header"),
-        ("[rows]\na =\n[ensembles]\ne = a\n", "e: has 1"),
-        ("[rows]\na =\n[ensembles]\ne = a z\n", "no row z"),
+        ("[rows]\na =\n[ensembles]\ne = a z\n", "a z"),
         ("[rows]\na =\n[differences]\nd = a\n", "minus"),
-        ("[rows]\na =\n[differences]\nd = a - q\n", "no row q"),
+        ("[rows]\na =\n[differences]\nd = a - q\n", "'q'"),
     ],
 )
 def test_a_wrong_table_is_explained(tmp_path, text, says):
@@ -136,7 +127,7 @@ def test_wrong_flags_stop_before_the_first_run(scripts):
     assert not calls(scripts)
 
 
-def test_runs_go_seed_by_seed_and_only_once(scripts, capsys):
+def test_runs_go_seed_by_seed_and_only_once(scripts):
     flags = ["table.ini", "--jobs", "1", "--threads", "3", "--out", "out"]
     assert study.main([*flags, "--seeds", "0", "1"]) == 0
     order = ["a.seed0", "b.seed0", "a.seed1", "b.seed1"]
@@ -144,14 +135,9 @@ def test_runs_go_seed_by_seed_and_only_once(scripts, capsys):
     assert {call[-1] for call in calls(scripts) if call[0] == "train"} == {"3"}
     assert study.main([*flags, "--seeds", "1", "2", "--rows", "a"]) == 0  # one of them is finished
     assert names_of(calls(scripts)[8:]) == [("train", "a.seed2"), ("test", "a.seed2")]
-    capsys.readouterr()
-    assert study.main([*flags, "--seeds", "0", "3", "--rows", "a", "--plan"]) == 0
-    assert capsys.readouterr().out.split() == ["a.seed0", "finished", "a.seed3", "waits"]
     (scripts / "out/a.seed1/test.json").unlink()  # tested anew, not trained
     assert study.main([*flags, "--seeds", "1"]) == 0 and names_of(calls(scripts)[10:]) == [("test", "a.seed1")]
     (scripts / "table.ini").write_text(TABLE.replace("--workers 0", "--workers 1"))
-    assert "out/a.seed0/run.json" in message(study.main, flags)
-    (scripts / "out/a.seed0/run.json").write_text("[]")
     assert "out/a.seed0/run.json" in message(study.main, flags)
 
 
@@ -161,8 +147,8 @@ def test_a_stopped_study_goes_on_where_it_was(scripts):
 from pathlib import Path; from tools import study; from tools.studying import runs; from runtime.start import run
 runs.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out", "out", "--seeds", "0"]))"""
     process = subprocess.Popen([sys.executable, "-c", start], cwd=scripts, stderr=subprocess.PIPE, text=True)
-    logs = [scripts / "out" / f"{name}.seed0" / "log" / "log.jsonl" for name in "ab"]
-    while not all(path.exists() and path.read_text() for path in logs):  # both runs wait in their second epoch
+    firsts = [scripts / f"out/{name}.seed0/checkpoint/checkpoint_0.pth.tar" for name in "ab"]
+    while not all(path.exists() for path in firsts):  # then both runs wait in their second epoch
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -173,7 +159,6 @@ runs.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out"
     again = [call for call in calls(scripts)[2:] if call[0] == "train"]  # side by side, in either order
     resumed = sorted(call[call.index("--resume") + 1] for call in again)
     assert resumed == ["out/a.seed0/checkpoint", "out/b.seed0/checkpoint"]
-    assert [path.read_text().count("\n") for path in logs] == [2, 2]
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
@@ -187,21 +172,16 @@ def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
     assert study.main(flags) == 0 and "b.seed1" not in (scripts / "out" / "results.md").read_text()
 
 
-def test_a_run_of_another_process_is_left_to_it(scripts, capsys):
-    flags = ["table.ini", "--out", "out", "--seeds", "0"]
-    folder = scripts / "out" / "a.seed0"
-    folder.mkdir(parents=True)
-    with lock_folder(folder):
-        assert study.main(flags) == 0
-    assert "a.seed0: another process" in capsys.readouterr().out
+def test_a_run_of_another_process_is_left_to_it(scripts):
+    (scripts / "out/a.seed0").mkdir(parents=True)
+    with lock_folder(scripts / "out/a.seed0"):
+        assert study.main(["table.ini", "--out", "out", "--seeds", "0"]) == 0
     assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}
-    assert study.main(flags) == 0  # the lock has ended with its process
-    assert {name for _, name in names_of(calls(scripts)[2:])} == {"a.seed0"}
 
 
 def test_results_add_up(scripts):
     """Every figure of results.json follows from the runs' similarities."""
-    scenes = [{"twin": i ^ 1, "telling": [True] * 5, "facts": [[["right", 0, 1]]] * 5} for i in range(4)]
+    scenes = [{"twin": i ^ 1, "telling": [True] * 5} for i in range(4)]
     Path("scenes.json").write_text(json.dumps(scenes))
     Path("twins.ini").write_text(f"{TABLE}[study]\ntwins = scenes.json\n")
     assert study.main(["twins.ini", "--out", "out", "--jobs", "4"]) == 0
@@ -224,8 +204,10 @@ def test_results_add_up(scripts):
     kinds = [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")]
     four = [rsum((x, 0), (y, 2)) for x, y in kinds]
     assert mixed["0,2"]["mixing"] == near((four[0] + four[1] - four[2] - four[3]) / 2)
-    text, svg = (Path(f"out/results.{kind}").read_text() for kind in ("md", "svg"))
-    assert "left, right" in text and "`a`" not in svg and svg.count("<circle") == 2 * 3 * 4 + 3 + 3 + 6
+    spread = (
+        f"{np.mean([rsum(('a', s)) for s in range(3)]):.1f} ± {np.std([rsum(('a', s)) for s in range(3)], ddof=1):.1f}"
+    )
+    assert f" {spread} " in Path("out/results.md").read_text().split("\n")[2]
 
 
 def test_mean_deviation_and_interval():

@@ -1,6 +1,5 @@
 """Writes a split's files, as docs/method.md, section 1, describes them."""
 
-import io
 import json
 from pathlib import Path
 
@@ -19,17 +18,11 @@ def write_split(
     """
     sizes = np.array([tuple(size) for size in sizes], [("image_w", "<i8"), ("image_h", "<i8")])
     for name, array in (("ims", features), ("ims_bbx", boxes)):
-        write_array(folder / f"{split}_{name}.npy", np.asarray(array, np.float32))
-    write_array(folder / f"{split}_ims_size.npy", sizes)
+        np.save(folder / f"{split}_{name}.npy", np.asarray(array, np.float32))
+    np.save(folder / f"{split}_ims_size.npy", sizes)
     write_lines(folder / f"{split}_caps.txt", captions)
     write_lines(folder / f"{split}_precaps_stan.txt", [",".join(map(str, encode(text, vocab))) for text in captions])
     write_items(folder / f"{split}_caps.json", depends)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    content = io.BytesIO()  # into a file numpy writes without the system's reason when the disk is full
-    np.save(content, array)
-    path.write_bytes(content.getbuffer())
 
 
 def write_lines(path: Path, lines: list[str]) -> None:

@@ -2,7 +2,7 @@
 
     with Counter() as counter:
         step()
-    print(counter.launches, counter.bytes, counter.waits, counter.most(5))
+    print(counter.launches, counter.bytes, counter.waits)
 
 Every ATen operator that computes counts as one kernel; views and empty tensors count as none.  The bytes of an
 operator are those of the distinct elements of its tensor arguments and results, read or written once, as if nothing
@@ -10,14 +10,12 @@ stayed in a cache.  Both are estimates: some operators start two kernels, and a 
 makes of it.
 """
 
-from collections import Counter as Tally
-
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from files.errors import InputError
+from files.text import read_lines
 from runtime.batches import Batch
 
 VOCABULARY = 8481  # words, as of Flickr30K
@@ -35,23 +33,15 @@ class Counter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.launches = self.bytes = self.waits = 0
-        self.launches_of, self.bytes_of = Tally(), Tally()  # by operator
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         name = function._schema.name
         self.waits += name in WAITS
         if name not in FREE and not function.is_view and name.startswith(("aten::", "prims::")):
-            size = sum(touched(x) for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
             self.launches += 1
-            self.bytes += size
-            self.launches_of[name] += 1
-            self.bytes_of[name] += size
+            self.bytes += sum(touched(x) for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
         return result
-
-    def most(self, count=10):
-        """The operators that touch most bytes: (name, launches, bytes)."""
-        return [(name, self.launches_of[name], size) for name, size in self.bytes_of.most_common(count)]
 
 
 def touched(x):
@@ -69,11 +59,12 @@ def caption_lengths(count, file=None):
     rng = np.random.default_rng(0)
     if file is None:
         return np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, count)), 5, 30).astype(int).tolist()
-    try:
-        lengths = [line.count(",") + 1 for line in file.read_text().splitlines() if line]
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}; --data_path names the folder that holds data sets") from None
-    return rng.choice(lengths, count).tolist()
+    return rng.choice([line.count(",") + 1 for line in read_lines(file) if line], count).tolist()
+
+
+def dependencies(lengths):
+    """A tree for each caption: word k depends on word k / 2."""
+    return [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
 
 
 def random_batch(opt, lengths, regions=36):
@@ -84,10 +75,9 @@ def random_batch(opt, lengths, regions=36):
         row[:n] = torch.as_tensor(rng.integers(4, VOCABULARY, n))
     images = torch.as_tensor(rng.random((pairs, regions, opt.img_dim), np.float32))
     boxes = torch.as_tensor(rng.random((pairs, regions, 4), np.float32))
-    depends = [[[0, 0]] + [[word // 2, word] for word in range(1, n)] for n in lengths]
     labels = masks = None
     if opt.model == "vsrn":
         labels = torch.zeros(pairs, opt.max_len + 1, dtype=torch.int64)
         labels[:, : lengths[0]] = captions
         masks = (torch.arange(opt.max_len + 1) <= torch.tensor(lengths).unsqueeze(1)).float()
-    return Batch(images, captions, lengths, list(range(pairs)), boxes, depends, labels, masks)
+    return Batch(images, captions, lengths, list(range(pairs)), boxes, dependencies(lengths), labels, masks)

@@ -4,7 +4,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files.arrays import open_array, read_sizes
-from files.names import find_pictures, image_names
+from files.names import find_pictures
 from files.pictures import other_proportions
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
@@ -76,7 +76,7 @@ def name_facts(split):
 def picture_facts(split, folder):
     """Facts of the pictures in a folder: how many are there, and which have other proportions than the sizes."""
     dataset = next(iter(split.data.values()), None)
-    names = None if dataset is None else image_names(dataset)
+    names = None if dataset is None else dataset.names()
     if names is None:
         return ["not looked at: no names of the images"]
     files = find_pictures(folder, names)

@@ -10,10 +10,10 @@ import data
 import evaluation
 from files.arrays import check_five_rows
 from files.errors import InputError, warn
-from files.names import image_names, pictures_in
-from files.pictures import KARPATHY, make_transforms, read_picture
+from files.names import pictures_in
+from files.pictures import KARPATHY, make_transforms
 from files.ragged import Ragged
-from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder
 from modules.sides import CaptionSide, ImageSide
 
 COMPARED = 8  # images whose rows of features are compared, to learn whether each stands there five times
@@ -39,35 +39,25 @@ class FeatureCollection(data.PrecompDataset):
     @cached_property
     def captions(self):
         """The texts, or None where no file has them or it does not fit the features."""
-        path = self._path("caps.txt")
-        if not path.exists():
+        try:
+            return super().captions
+        except InputError as error:
+            warn(f"{error}; they are not shown")
             return None
-        captions = read_captions(path)
-        if len(captions) != len(self.tokens):
-            warn(f"{path}: {len(captions)} captions for {self.n_images} images; they are not shown")
-            return None
-        return captions[: self.length]
 
 
-class PictureCollection:
-    """All pictures of a folder without annotations; attributes and methods as of data.PictureDataset."""
+class PictureCollection(data.PictureDataset):
+    """All pictures of a folder without annotations."""
 
-    boxes = depends = sizes = captions = None
-    tokens = Ragged([])
+    captions, tokens, owner, files = None, Ragged([]), (), ()
 
     def __init__(self, split, folder, crop_size):
         self.folder, self.split, images = folder, split, folder / "images"
         self.pictures = sorted(pictures_in(images)) if images.is_dir() else []
         if not self.pictures:
             raise InputError(f"{images}: no pictures; this data set is searched in the folder images")
-        self.n_images, self.files = len(self.pictures), self.pictures
+        self.n_images = len(self.pictures)
         self.transform, _ = make_transforms(crop_size)
-
-    def __len__(self):
-        return 0
-
-    def image(self, g):
-        return self.transform(read_picture(self.pictures[g]))
 
 
 def open_collection(split, opt, vocab):
@@ -85,7 +75,7 @@ def labels(dataset):
     captions = [""] * dataset.n_images
     for i in reversed(range(len(dataset.captions or ()))):
         captions[dataset.image_of(i)] = dataset.captions[i]
-    return image_names(dataset) or [""] * dataset.n_images, captions
+    return dataset.names() or [""] * dataset.n_images, captions
 
 
 # ---- embeddings and scores
@@ -123,12 +113,6 @@ def best_images(model, dataset, sentence, numbers=None, images=None):
     scores = score_images(model, images, boxes, sentence)
     best = np.argsort(-scores, kind="stable")
     return numbers[best], scores[best]
-
-
-def rank_of_image(model, images, boxes, sentence, number):
-    """The rank, from 1, of image `number` among all; equal scores stand before it, as in evaluation."""
-    scores = score_images(model, images, boxes, sentence)
-    return int(np.count_nonzero(scores >= scores[number]))
 
 
 def add_images_flag(parser):

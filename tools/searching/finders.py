@@ -14,9 +14,9 @@ from files.errors import InputError
 from files.identity import data_identity, difference
 from reporting.provenance import provenance
 from systems.table import inputs_of
-from tools.explaining.sentences import Reader
 from tools.searching import faiss_index
 from tools.searching.collection import best_images, embed_images, labels, open_collection
+from tools.searching.sentences import Reader
 
 
 class Scorer:

@@ -11,10 +11,10 @@ from evaluation import metrics
 from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
-from reporting.ranks import SIX_RECALLS
+from reporting.metrics import METRICS
 from tools.demo_data.twins import told_apart
 
-TITLES = dict(zip((*SIX_RECALLS, "rsum", "twins"), "i2t R@1|R@5|R@10|t2i R@1|R@5|R@10|rsum|twins".split("|")))
+TITLES = {metric.key: metric.full_title for metric in METRICS if not metric.lower_is_better} | {"twins": "twins"}
 # 97.5 % quantiles of Student's t for 1 ... 9 degrees of freedom; for more, the next smaller one is on the safe side
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -23,39 +23,28 @@ def collect(study, runs):
     """Study and its runs -> what the tables show, a dict for a JSON file; unfinished runs are named.
 
     {'rows': {name: {seed: figures}}, 'ensembles': {title: {'s,t': figures}}, 'differences': {title: {seed: figures}},
-    'missing': [names]}.  An ensemble's 'gain' is its rsum less the mean of its members'; 'mixing' compares it with two
-    seeds of each member.
+    'missing': [names]}.
     """
     finished = {(run.row, run.seed): run for run in runs if run.finished}
     scenes = read_json(study.twins) if study.twins else None
 
     @cache
-    def figures(*members):
-        return figures_of([finished[member].sims for member in members], scenes)
-
-    def rsum(*members):
-        return figures(*sorted(members))["rsum"]
+    def figures(members):  # a frozenset
+        return figures_of([finished[member].sims for member in sorted(members)], scenes)
 
     seeds = sorted({seed for _, seed in finished})
-    rows = {name: {s: figures((name, s)) for s in seeds if (name, s) in finished} for name in study.rows}
-    for (name, seed), run in finished.items():
-        rows[name][seed]["minutes"] = round(run.minutes, 1)
-    ensembles = {f"{name}, two seeds": (name, name) for name in rows} | study.ensembles
-    found = {
-        "rows": rows,
-        "ensembles": {
-            title: {
-                f"{s},{t}": {**figures(*sorted([(a, s), (b, t)])), **gains(rsum, finished, a, b, s, t)}
-                for s, t in permutations(seeds, 2)
-                if {(a, s), (b, t)} <= finished.keys() and (a != b or s < t)
-            }
-            for title, (a, b) in ensembles.items()
-        },
-        "differences": {
-            title: {s: difference(rows, of, minus, s) for s in seeds if all(s in rows[name] for name in of + minus)}
-            for title, (of, minus) in study.differences.items()
-        },
+    rows = {name: {} for name in study.rows}
+    for name, seed in sorted(finished):
+        rows[name][seed] = figures(frozenset({(name, seed)}))
+    ensembles = {}
+    for title, (a, b) in {**{f"{name}, two seeds": (name, name) for name in rows}, **study.ensembles}.items():
+        pairs = [(s, t) for s, t in permutations(seeds, 2) if {(a, s), (b, t)} <= finished.keys() and (a != b or s < t)]
+        ensembles[title] = {f"{s},{t}": ensemble(figures, finished, a, b, s, t) for s, t in pairs}
+    differences = {
+        title: {s: difference(rows, of, minus, s) for s in seeds if all(s in rows[name] for name in of + minus)}
+        for title, (of, minus) in study.differences.items()
     }
+    found = {"rows": rows, "ensembles": ensembles, "differences": differences}
     found = {kind: {title: of for title, of in items.items() if of} for kind, items in found.items()}
     return {**found, "missing": [run.name for run in runs if not run.finished]}
 
@@ -66,18 +55,21 @@ def figures_of(paths, scenes):
     if matrices[0].ndim != 2:
         raise InputError(f"{paths[0]}: similarities of folds; remove --fold5 from the test's flags")
     sims = sum(matrix.astype(np.float64) for matrix in matrices) / len(matrices)
-    found = metrics(sims.astype(np.float32))
-    kept = {key: round(float(found[key]), 4) for key in TITLES if key in found}
-    return {**kept, **told_apart(sims, scenes)} if scenes else kept
+    found = metrics(sims.astype(np.float32)) | ({"twins": told_apart(sims, scenes)} if scenes else {})
+    return {key: round(float(found[key]), 4) for key in TITLES if key in found}
 
 
-def gains(rsum, finished, a, b, s, t):
-    """What an ensemble of a with seed s and b with seed t gains.
+def ensemble(figures, finished, a, b, s, t):
+    """Figures of a with seed s and b with seed t; 'gain' is its rsum less the mean of its members'.
 
     'mixing' compares two ensembles of each kind, of the same four models: a with b (s with t, t with s), and a with a
     and b with b.
     """
-    found = {"gain": rsum((a, s), (b, t)) - mean([rsum((a, s)), rsum((b, t))])}
+
+    def rsum(*members):
+        return figures(frozenset(members))["rsum"]
+
+    found = {**figures(frozenset({(a, s), (b, t)})), "gain": rsum((a, s), (b, t)) - mean([rsum((a, s)), rsum((b, t))])}
     if a != b and s < t and {(a, t), (b, s)} <= finished.keys():
         mixed = rsum((a, s), (b, t)) + rsum((a, t), (b, s))
         found["mixing"] = (mixed - rsum((a, s), (a, t)) - rsum((b, s), (b, t))) / 2
@@ -115,32 +107,21 @@ def each(values):
     return ", ".join(f"{value:+.1f}" for value in values)
 
 
-def count(values):
-    return str(len(values))
-
-
 def markdown(results):
     """All tables of a study; figures are percent, mean ± standard deviation over seeds."""
-    rows, claims = results["rows"], {key for found in results["rows"].values() for run in found.values() for key in run}
-    claims = sorted(key for key in claims if key.startswith("twins"))
+    means, count = [(title, key, spread) for key, title in TITLES.items()], lambda values: str(len(values))
+    differences = [("95 % interval of rsum's mean", "rsum", interval), ("rsum of each seed", "rsum", each)]
+    gains = [
+        ("gain over the mean of its members", "gain", spread),
+        ("gain over two seeds of one row", "mixing", spread),
+    ]
     parts = [
         f"Not finished: {', '.join(results['missing'])}." if results["missing"] else "",
-        table("row", rows, ("seeds", "rsum", count), *means(*TITLES), ("minutes", "minutes", spread)),
-        table("twins, by claim", rows if claims else {}, *((key[7:] or "all", key, spread) for key in claims)),
-        table(
-            "difference, seed by seed", results["differences"], ("rsum", "rsum", spread),
-            ("95 % interval of its mean", "rsum", interval), ("each seed", "rsum", each), *means("r1", "r1i", "twins"),
-        ),
-        table(
-            "ensemble", results["ensembles"], ("choices of seeds", "rsum", count), *means("r1", "r1i", "rsum"),
-            ("gain over the mean of its members", "gain", spread), ("gain over two seeds of one row", "mixing", spread),
-        ),
-    ]  # fmt: skip
+        table("row", results["rows"], ("seeds", "rsum", count), *means),
+        table("difference, seed by seed", results["differences"], *means, *differences),
+        table("ensemble", results["ensembles"], ("choices of seeds", "rsum", count), *means, *gains),
+    ]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def means(*keys):
-    return [(TITLES[key], key, spread) for key in keys]
 
 
 def table(name, items, *columns):

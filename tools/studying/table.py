@@ -3,15 +3,15 @@
 import configparser
 import shlex
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 from files.errors import InputError
 from files.text import read_lines
 from systems.options import train_options
 
-SECTIONS = ("study", "flags", "rows", "ensembles", "differences")
+SECTIONS = {"study", "flags", "rows", "ensembles", "differences"}
 OF_THE_TOOL = ("--seed", "--logger_name", "--model_name", "--resume")  # the study chooses these for each run
-LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+")
 
 
 class Study(NamedTuple):
@@ -23,64 +23,58 @@ class Study(NamedTuple):
 
 
 def read_table(path):
-    """The ini file -> Study; InputError names the file, the section and what is wrong with it."""
+    """The ini file -> Study; InputError names the file and what is wrong with it."""
     parser = configparser.ConfigParser(interpolation=configparser.ExtendedInterpolation(), delimiters=("=",))
     parser.optionxform = str  # names keep their capitals
+    lines = read_lines(path)
     try:
-        parser.read_string("\n".join(read_lines(path)), str(path))
-        sections = {name: dict(parser[name]) for name in parser.sections()}
-    except configparser.Error as error:
+        parser.read_string("\n".join(lines))
+        return study_of({name: dict(parser[name]) for name in parser.sections()})
+    except (configparser.Error, ValueError, InputError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}; docs/study.md shows a table") from None
-    check_keys(path, "sections", sections, SECTIONS)
+
+
+def study_of(sections):
     head = sections.get("study", {})
-    check_keys(path, "[study]", head, ("test", "twins"))
-    rows = {name: row_flags(path, name, text) for name, text in sections.get("rows", {}).items()}
-    if not rows:
-        raise InputError(f"{path}: no row; a section [rows] has lines of the form NAME = flags of train.py")
-    ensembles = {title: row_names(path, title, text, rows) for title, text in sections.get("ensembles", {}).items()}
-    for title, names in ensembles.items():
-        if len(names) != 2:
-            raise InputError(f"{path}: [ensembles] {title}: has {len(names)} rows; name two")
-    differences = {title: two_sides(path, title, text, rows) for title, text in sections.get("differences", {}).items()}
-    if "ensembles" not in sections:
-        ensembles = {f"{a} + {b}": (a, b) for a, b in combinations(rows, 2)}
-    if "differences" not in sections:
-        differences = {f"{b} − {a}": ((b,), (a,)) for a, b in combinations(rows, 2)}
-    return Study(rows, ensembles, differences, shlex.split(head.get("test", "")), head.get("twins"))
+    unknown = sorted((sections.keys() - SECTIONS) | (head.keys() - {"test", "twins"}))
+    if unknown or not sections.get("rows"):
+        raise InputError(f"{unknown[0]} is unknown" if unknown else "no row")
+    rows = {name: row_flags(name, text) for name, text in sections["rows"].items()}
+    pairs = list(combinations(rows, 2))
+    ensembles = sections.get("ensembles", {f"{a} + {b}": f"{a} {b}" for a, b in pairs})
+    differences = sections.get("differences", {f"{b} − {a}": f"{b} - {a}" for a, b in pairs})
+    return Study(
+        rows,
+        {title: rows_of(title, text, rows, 2) for title, text in ensembles.items()},
+        {title: two_sides(title, text, rows) for title, text in differences.items()},
+        shlex.split(head.get("test", "")),
+        head.get("twins"),
+    )
 
 
-def check_keys(path, where, found, known):
-    unknown = [name for name in found if name not in known]
-    if unknown:
-        raise InputError(f"{path}: {where}: {unknown[0]} is unknown; known are {', '.join(known)}")
-
-
-def row_flags(path, name, text):
+def row_flags(name, text):
     """The flags of one row, checked as train.py checks them."""
-    if set(name) - LETTERS:
-        raise InputError(f"{path}: [rows] {name}: a name has letters, digits, - _ + only, since it names a folder")
-    try:
-        flags = shlex.split(text)
-        train_options(flags)
-    except (InputError, ValueError) as error:
-        raise InputError(f"{path}: [rows] {name}: {error}") from None
+    flags = shlex.split(text)
+    train_options(flags)
+    if Path(name).name != name:
+        raise InputError(f"{name}: a row's name is a folder's name, too")
     for flag in OF_THE_TOOL:
         if any(given.split("=")[0] == flag for given in flags):
-            raise InputError(f"{path}: [rows] {name}: has {flag}, which the study sets itself; remove it")
+            raise InputError(f"{name}: the study sets {flag} itself")
     return flags
 
 
-def row_names(path, title, text, rows):
+def rows_of(title, text, rows, count=None):
+    """'a b' -> ('a', 'b'), `count` rows or at least one."""
     names = tuple(text.split())
-    for name in names:
-        if name not in rows:
-            raise InputError(f"{path}: {title}: there is no row {name}, but {', '.join(rows)}")
+    if not names or len(names) != (count or len(names)) or set(names) - rows.keys():
+        raise InputError(f"{title}: {text!r} is not {count or 'some'} of the rows {', '.join(rows)}")
     return names
 
 
-def two_sides(path, title, text, rows):
+def two_sides(title, text, rows):
     """'a b - c' -> (('a', 'b'), ('c',))."""
-    sides = [row_names(path, title, side, rows) for side in text.split(" - ")]
-    if len(sides) != 2 or not all(sides):
-        raise InputError(f"{path}: [differences] {title}: {text!r}; write rows, a minus with spaces round it, rows")
-    return tuple(sides)
+    sides = text.split(" - ")
+    if len(sides) != 2:
+        raise InputError(f"{title}: {text!r}: write rows, a minus with spaces round it, rows")
+    return tuple(rows_of(title, side, rows) for side in sides)
