@@ -234,7 +234,7 @@ def test_evalrank_writes_what_the_scripts_write(two_models, tmp_path):
     assert gsmn["checkpoint"]["kind"].startswith("GSMN, dense") and vsrn["checkpoint"]["kind"].startswith("VSRN, ")
     assert gsmn["checkpoint"]["epoch"] == 0 and gsmn["checkpoint"]["flags"]["embed_size"] == 32
     assert (tmp_path / "site/index.html").is_file() and (tmp_path / "ranks.pth.tar").is_file()
-    with pytest.raises(InputError, match="--images is for --report"):
+    with pytest.raises(InputError, match="--images"):
         evaluation.evalrank(two_models, split="test", images=tmp_path)
 
 
