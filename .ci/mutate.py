@@ -30,7 +30,7 @@ TESTS = {  # file: its tests under tests/, those first that are fast or see most
     "reporting/ranks.py": "modules/test_ranks.py test_evaluation.py",
     "systems/gsmn.py": "test_gsmn.py test_recipe.py",
     "systems/scan.py": "test_recipe.py test_scan_vsepp.py",
-    "systems/vsepp.py": "test_recipe.py test_scan_vsepp.py test_pictures.py",
+    "systems/vsepp.py": "test_recipe.py test_scan_vsepp.py test_vsrn.py",
     "systems/vsrn.py": "test_vsrn.py test_recipe.py test_vsrn_golden.py test_pictures.py",
     "systems/table.py": "runtime/test_options.py test_recipe.py test_scan_vsepp.py runtime/test_checkpoint.py",
     "systems/options.py": "runtime/test_options.py test_recipe.py test_train.py runtime/test_checkpoint.py",
