@@ -290,7 +290,7 @@ def test_a_full_card_is_one_line_that_names_the_flags(capsys):
     "error, code, said",
     [
         (InputError("x.npy: bad; mend it"), 2, "error: x.npy: bad; mend it\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
 def test_run_turns_errors_into_exit_codes(capsys, error, code, said):

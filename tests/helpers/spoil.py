@@ -58,7 +58,7 @@ def save(path, words, flags, **more):
 
 
 def written():
-    return {str(path) for path in Path(".").rglob("*") if path.is_file()}
+    return {str(path) for path in Path(".").rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def run(script, flags, monkeypatch, capsys):
