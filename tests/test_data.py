@@ -434,7 +434,7 @@ ARRAYS = {  # file, change, message
     "integers": ("ims.npy", lambda x: x.astype(int), "features of type int64; need float32 or float16"),
     "one matrix": ("ims.npy", lambda x: x[0], "shape (4, 8); need (images, regions, numbers)"),
     "no image": ("ims.npy", lambda x: x[:0], "dev_ims.npy"),
-    "fewer images": ("ims.npy", lambda x: x[:9], "9 rows of features for 50 captions; need 5 captions"),
+    "ten captions an image": ("ims.npy", lambda x: x[:5], "5 rows of features for 50 captions; need 5 captions"),
     "no width": ("ims_size.npy", put((0, 5), 3), "row 3: image size 0 x 5; width and height must be positive"),
     "fewer sizes": ("ims_size.npy", lambda x: x[:9], "boxes of 10 images, but 9 image sizes"),
     "fewer regions": (

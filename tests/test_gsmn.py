@@ -107,20 +107,12 @@ def test_first_batch(kind, loss):
     np.testing.assert_allclose(value.item(), expected[f"loss_{loss}"], rtol=1e-5)
     value.backward()
     norms = dict(zip(expected["grad_names"], expected[f"grad_norms_{loss}"]))
+    full = np.load(golden_or_skip(f"train_{kind}_grads.npz")) if loss == "max" else {}
     for name, p in named(net).items():
         np.testing.assert_allclose(p.grad.norm(), norms[name], rtol=1e-3, err_msg=name)
-
-
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_full_gradients(kind):
-    net, _, expected = trained_from_golden(kind, "max")
-    full = np.load(golden_or_skip(f"train_{kind}_grads.npz"))
-    split = dataset("train")
-    batch = data.collate([split[int(i)] for i in expected["order"][0]])
-    net(batch)["Le"].backward()
-    for name, p in named(net).items():
-        scale = np.abs(full[name]).max()
-        np.testing.assert_allclose(p.grad, full[name], atol=1e-4 * scale + 1e-9, err_msg=name)
+        if loss == "max":
+            scale = np.abs(full[name]).max()
+            np.testing.assert_allclose(p.grad, full[name], atol=1e-4 * scale + 1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
@@ -154,8 +146,10 @@ def test_fast_is_literal(propagation, is_sparse, case):
     for x in inputs:
         x.requires_grad_()
     fast = net.forward_scores(images, words, boxes, depends, lengths)
-    with default_double():
-        plain = literal.literal_scores(net, images, words, boxes, depends)
+    padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=7.0)
+    again = net.forward_scores(images, padded, boxes, depends, lengths)
+    torch.testing.assert_close(again, fast, rtol=0, atol=1e-13)
+    plain = literal.literal_scores(net, images, words, boxes, depends)
     weight = torch.randn(fast[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     wanted = inputs + [p for name, p in net.named_parameters() if "match_G" in name and "params" not in name]
     for a, b in zip(fast, plain):
@@ -163,39 +157,6 @@ def test_fast_is_literal(propagation, is_sparse, case):
     grads = [torch.autograd.grad((s[0] * weight + s[1] * weight.sin()).sum(), wanted) for s in (fast, plain)]
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
-
-
-class default_double:
-    def __enter__(self):
-        torch.set_default_dtype(torch.float64)
-
-    def __exit__(self, *_):
-        torch.set_default_dtype(torch.float32)
-
-
-def test_a_score_does_not_depend_on_its_batch():
-    net = model.GSMN(small_opt())
-    images, words, boxes, depends, lengths = random_case(lengths=(3, 1, 7, 3, 2, 3))
-    with torch.no_grad():
-        whole = net.forward_sim(images, words, boxes, depends, lengths)
-        alone = torch.cat(
-            [net.forward_sim(images, [w], boxes, [d], [n]) for w, d, n in zip(words, depends, lengths)], 1
-        )
-        padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=7.0)
-        torch.testing.assert_close(net.forward_sim(images, padded, boxes, depends, lengths), whole, rtol=0, atol=0)
-    torch.testing.assert_close(alone, whole, rtol=0, atol=5e-7)
-
-
-def test_captions_of_any_order_and_length_encode_alike():
-    net = model.GSMN(small_opt())
-    ids = [torch.randint(4, 20, (n,), generator=torch.Generator().manual_seed(n)) for n in (2, 9, 4, 1)]
-    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    with torch.no_grad():
-        together = net.encode_captions(padded, [2, 9, 4, 1])
-        for row, one in zip(together, ids):
-            alone = net.encode_captions(one[None], [len(one)])[0]
-            torch.testing.assert_close(row[: len(one)], alone, rtol=0, atol=2e-7)
-            assert not row[len(one) :].any()
 
 
 def test_without_boxes_all_centres_are_one():
@@ -225,12 +186,6 @@ def test_degenerate_values_stay_finite(propagation):
     net.forward_sim(images, words, boxes, depends, lengths).sum().backward()
     assert torch.isfinite(images.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
-
-
-def test_kernel_weights_add_up_to_one():
-    conv = model.GSMN(small_opt()).i2t_match_G.graph_convolution_1
-    weights = conv.edge_weights(torch.rand(3, 6, 4))
-    torch.testing.assert_close(weights.sum(1), torch.ones(3, 6, 6))
 
 
 def test_weight_norm_of_a_gpu_is_that_of_a_cpu():
@@ -278,12 +233,3 @@ def test_adjacency():
 def test_widths_that_do_not_divide(changes, says):
     with pytest.raises(ValueError, match=says):
         model.GSMN(small_opt(**changes))
-
-
-def test_loss_by_hand():
-    scores = torch.tensor([[0.5, 0.6], [0.1, 0.4]])
-    # captions of an image: 0.2+0.6-0.5, 0.2+0.1-0.4 -> 0; images of a caption: 0.2+0.1-0.5 -> 0, 0.2+0.6-0.4
-    assert model.ContrastiveLoss(0.2)(scores).item() == pytest.approx(0.7)
-    assert model.ContrastiveLoss(0.2, True)(scores).item() == pytest.approx(0.7)
-    three = torch.tensor([[0.5, 0.6, 0.55], [0.1, 0.4, 0.3], [0.0, 0.0, 0.9]])
-    assert model.ContrastiveLoss(0.2, True)(three).item() == pytest.approx(0.3 + 0.1 + 0.4)

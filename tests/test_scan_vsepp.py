@@ -5,7 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from plain import scan_score
 from tiny import shared, small_opt
 
 import data
@@ -131,36 +131,7 @@ def test_released_checkpoint(path, tmp_path, capsys):
         assert "Image to text: " + " ".join(f"{x:.1f}" for x in expected["checkpoint_i2t_metrics"]) in printed
 
 
-# ---- definitions, pair by pair
-
-
-def norm_of(affinity, how, axis):
-    if how == "softmax":
-        return affinity.softmax(axis)
-    a = F.leaky_relu(affinity, 0.1) if how.startswith("clipped") else affinity
-    if how.endswith("l2norm"):
-        return a / (a.square().sum(axis, keepdim=True).sqrt() + 1e-8)
-    return a / (a.abs().sum(axis, keepdim=True) + 1e-8) if how.endswith("l1norm") else a
-
-
-def literal(opt, regions, words):
-    """One image (R, D) and one caption (n, D) -> their score, by docs/method.md, section 8, contexts and all."""
-    affinity = regions @ words.t()  # (R, n)
-    if opt.cross_attn == "t2i":
-        asking = words
-        weights = (opt.lambda_softmax * norm_of(affinity, opt.raw_feature_norm, 1)).softmax(0).t()  # (n, R)
-        context = weights @ regions
-    else:
-        asking = regions
-        weights = (opt.lambda_softmax * norm_of(affinity, opt.raw_feature_norm, 0)).softmax(1)  # (R, n)
-        context = weights @ words
-    cosines = (asking * context).sum(1) / (asking.norm(dim=1) * context.norm(dim=1)).clamp_min(1e-8)
-    return {
-        "LogSumExp": lambda: (opt.lambda_lse * cosines).exp().sum().log() / opt.lambda_lse,
-        "Mean": cosines.mean,
-        "Max": cosines.max,
-        "Sum": cosines.sum,
-    }[opt.agg_func]()
+# ---- the definition, pair by pair
 
 
 @pytest.mark.parametrize("way", ["t2i", "i2t"])
@@ -174,7 +145,7 @@ def test_scan_by_its_definition(way, norm, gather):
     images = torch.randn(3, 4, 16, generator=rng, dtype=torch.double, requires_grad=True)
     words = [torch.randn(n, 16, generator=rng, dtype=torch.double, requires_grad=True) for n in (5, 1, 3, 2)]
     scores = net.forward_sim(images, words, cap_lens=[5, 1, 3, 2])
-    expected = torch.stack([torch.stack([literal(opt, image, caption) for caption in words]) for image in images])
+    expected = torch.stack([torch.stack([scan_score(opt, image, caption) for caption in words]) for image in images])
     torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-12)
     weight = torch.randn(3, 4, generator=rng, dtype=torch.double)
     ours, theirs = (torch.autograd.grad((x * weight).sum(), [images, *words]) for x in (scores, expected))

@@ -22,13 +22,11 @@ from training.logger import RunLog
 from vocab import load_vocab
 
 
-def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
+def test_it_learns_and_is_evaluated(tiny_data, tmp_path, caplog):
     folder = run(tiny_data, tmp_path / "run", epochs=5)
     assert names(folder) == [*(f"checkpoint_{e}.pth.tar" for e in range(5)), "model_best.pth.tar"]
     log = validations(tmp_path / "run/log")
-    assert [entry["epoch"] for entry in log] == list(range(5))
-    assert log[-1]["r10i"] > 70 > 10  # 10 images; by chance R@10 is 100, so look at the harder ones too
-    assert max(entry["r1i"] for entry in log) > 3 * 10
+    assert max(entry["r1i"] for entry in log) > 3 * 10  # by chance 10
     result = evaluation.evalrank(folder / "model_best.pth.tar", split="dev", ranks=None, device="cpu")
     best = max(log, key=lambda entry: entry["rsum"])
     assert result["rsum"] == best["rsum"] == load_checkpoint(folder / "model_best.pth.tar")["best_rsum"]
@@ -36,6 +34,9 @@ def test_it_learns_and_is_evaluated(tiny_data, tmp_path):
     assert config["opt"]["num_epochs"] == 5 and config["versions"]["torch"] == str(torch.__version__)
     features = tiny_data.folder / "train_ims.npy"
     assert config["data"][str(features)] == features.stat().st_size
+    with caplog.at_level(logging.INFO):
+        run(tiny_data, tmp_path / "run", "--resume", folder, epochs=5)
+    assert "nothing is left to do" in caplog.text
 
 
 def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
@@ -46,18 +47,13 @@ def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
     assert not same_weights(a / "checkpoint_0.pth.tar", c / "checkpoint_0.pth.tar")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     "kind",
-    [
-        [],
-        ["--is_sparse", "--propagation", "neighbors", "--max_violation"],
-        ["--model", "vsrn"],
-    ],
+    ["--workers 0", "--workers 2 --is_sparse --propagation neighbors --max_violation", "--workers 2 --model vsrn"],
 )
-def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, workers, kind):
+def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, kind):
     """Stopped in the middle of an epoch, with dropout where the model has it."""
-    more = [*kind, "--workers", workers, "--val_step", 4]
+    more = [*kind.split(), "--val_step", 4]
     whole = run(tiny_data, tmp_path / "whole", *more)
     stop_after(monkeypatch, steps=10)
     with pytest.raises(SystemExit) as stopped:
@@ -122,18 +118,6 @@ def test_flags_that_contradict_the_checkpoint(tiny_data, tmp_path, caplog):
     assert (opt.embed_size, opt.learning_rate, opt.num_epochs) == (16, 0.5, 2)
 
 
-def test_warmup_sum_then_hardest(tiny_data, tmp_path, monkeypatch):
-    seen, step = [], train.train_step
-
-    def watched(model, *args):
-        seen.append(model.criterion.hardest)
-        return step(model, *args)
-
-    monkeypatch.setattr(train, "train_step", watched)
-    run(tiny_data, tmp_path, "--max_violation", "--warmup_sum", 1)
-    assert seen == [False] * 7 + [True] * 7
-
-
 def test_collapse_is_said(caplog):
     watch = train.CollapseWatch(type("opt", (), {"margin": 0.2}), window=3)
     with caplog.at_level(logging.WARNING):
@@ -142,8 +126,7 @@ def test_collapse_is_said(caplog):
         watch.step(25.6, 1e-4, 25.6)
         assert not caplog.text
         watch.step(25.6, 1e-4, 25.6)
-    assert "The retrieval loss has stayed at 25.6 = 2 x margin x batch for 3 steps" in caplog.text
-    assert "equal to within 0.0001: the model has collapsed" in caplog.text and "--warmup_sum 1" in caplog.text
+    assert "has collapsed" in caplog.text
 
 
 @pytest.mark.parametrize("loss, rsum, warned", [(26.3, 55, True), (26.3, 200, False), (15.0, 55, False)])
@@ -182,29 +165,6 @@ def test_repeated_captions_are_no_collapse():
     assert loss(scores, twins).item() == 0 and observed(scores, twins)["hardest_negative"] == -1
     everybody = torch.ones(4, 4, dtype=torch.bool)
     assert loss(scores, everybody).item() == 0 and observed(scores, everybody)["hardest_negative"].isnan()
-
-
-def test_twins_are_skipped_on_request(tiny_data, tmp_path, monkeypatch):
-    """Two of each image's captions are made equal; nothing else is a twin."""
-    path = tiny_data.folder / "train_precaps_stan.txt"
-    lines = path.read_text().splitlines()
-    lines[1::5] = lines[0::5]
-    path.write_text("\n".join(lines) + "\n")
-    seen, step = [], train.train_step
-
-    def watched(model, optimizer, batch, clip, excluded):
-        seen.append((batch.ids, excluded))
-        return step(model, optimizer, batch, clip, excluded)
-
-    monkeypatch.setattr(train, "train_step", watched)
-    run(tiny_data, tmp_path / "a", "--skip_twins", "--batch_size", 200, epochs=1)
-    ids, twins = seen.pop()
-    ids = torch.tensor(ids)
-    same_image = (ids // 5).unsqueeze(1) == ids // 5
-    first_two = (ids % 5 < 2).unsqueeze(1) & (ids % 5 < 2)
-    assert torch.equal(twins, same_image & (first_two | torch.eye(200, dtype=torch.bool)))
-    run(tiny_data, tmp_path / "b", "--batch_size", 200, epochs=1)
-    assert seen.pop()[1] is None
 
 
 def test_twins_of_several_processes_need_no_exchange(tiny_data, monkeypatch):

@@ -85,14 +85,6 @@ def test_dropout_acts_on_the_linear_layer_and_on_word_and_context():
     assert model(regions, labels, masks) == model(regions, labels, masks)
 
 
-def test_initial_values():
-    torch.manual_seed(3)
-    model = CaptionModel(2000, 800, 300, 40)
-    for weight in (model.encoder.vid2hid.weight, model.decoder.out.weight):
-        assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.02)
-    assert model.decoder.embedding.weight.std().item() == pytest.approx(1, rel=0.02)
-
-
 def literal_greedy(model, regions):
     """One image: the most probable word, again and again."""
     memory, state = literal_start(model, regions)

@@ -44,6 +44,7 @@ def test_each_order_of_equal_scores_is_a_sort(n, per, levels):
         assert getattr(images, order).tolist() == i2t and getattr(captions, order).tolist() == t2i
     assert images.highest.tolist() == [released(row, None)[0] for row in sims]
     assert captions.highest.tolist() == [released(column, None)[0] for column in sims.T]
+    assert images.lowest.tolist() == sims.argmax(1).tolist() and captions.lowest.tolist() == sims.argmax(0).tolist()
     for function, found in ((evaluation.i2t, images), (evaluation.t2i, captions)):
         metrics, (by_rule, first) = function(sims, return_ranks=True, ties="released")
         assert metrics == evaluation.recalls(found.released)
