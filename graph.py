@@ -121,6 +121,11 @@ def weight_norm(v, g):
     return torch._weight_norm(v, g, 0)
 
 
+def initial_norm(weight, shape, dim=None):
+    """‖weight‖ along `dim`, of this shape.  On the meta device, where shapes count, torch would load its compiler."""
+    return weight.new_empty(shape) if weight.is_meta else torch.linalg.vector_norm(weight, dim=dim).view(shape)
+
+
 class WeightNormLinear(nn.Module):
     """Linear layer with the weight g · v / ‖v‖ row by row, stored as the released `weight_g`, `weight_v`."""
 
@@ -128,7 +133,7 @@ class WeightNormLinear(nn.Module):
         super().__init__()
         start = nn.Linear(in_features, out_features)
         self.bias = nn.Parameter(start.bias.detach())
-        self.weight_g = nn.Parameter(start.weight.detach().norm(dim=1, keepdim=True))
+        self.weight_g = nn.Parameter(initial_norm(start.weight.detach(), (out_features, 1), dim=1))
         self.weight_v = nn.Parameter(start.weight.detach())
 
     def weight(self):
@@ -159,7 +164,7 @@ class SpatialConvolution(Kernels):
     def __init__(self, feat_dim, hid_dim):
         super().__init__(feat_dim, hid_dim, bias=False)
         self.mean_rho = nn.Parameter(torch.rand(KERNELS, 1))
-        self.mean_theta = nn.Parameter((torch.rand(KERNELS, 1) * 2 - 1) * math.pi)
+        self.mean_theta = nn.Parameter(torch.empty(KERNELS, 1).uniform_(-math.pi, math.pi))
         self.precision_rho = nn.Parameter(torch.rand(KERNELS, 1))
         self.precision_theta = nn.Parameter(torch.rand(KERNELS, 1))
 
@@ -190,7 +195,7 @@ class SemanticConvolution(Kernels):
     def __init__(self, feat_dim, hid_dim):
         super().__init__(feat_dim, hid_dim, bias=True)
         # cancels, so it is never trained; kept for the released files
-        self.params = nn.Parameter(torch.rand(KERNELS, 1) * 2 - 1, requires_grad=False)
+        self.params = nn.Parameter(torch.empty(KERNELS, 1).uniform_(-1, 1), requires_grad=False)
 
     def edge_weights(self, words, adjacency, smooth, mask=None):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> (C, n, n), the same for all kernels.

@@ -8,6 +8,7 @@ before memory is taken for them.
 import argparse
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from files.errors import InputError
 from systems.table import titles
@@ -83,6 +84,20 @@ def check_fields(checkpoint, path):
 # ---- sizes, before memory is taken for them
 
 
+class NoInitialValues(TorchFunctionMode):
+    """Inside, modules are made without initial values: on the meta device torch would load its compiler for them."""
+
+    NAMES = ("normal_", "uniform_", "xavier_normal_", "kaiming_uniform_")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in self.NAMES:
+            return args[0] if args else kwargs["tensor"]
+        if function is torch.rand:
+            function = torch.empty
+        return function(*args, **kwargs)
+
+
 def check_shapes(build, opt, saved, path):
     """InputError where the model that `opt` describes has other tensors than a checkpoint holds.
 
@@ -94,7 +109,7 @@ def check_shapes(build, opt, saved, path):
     if opt.num_layers > present:  # a model of a million layers takes minutes even without memory
         raise InputError(f"{path}: its opt says --num_layers {opt.num_layers}, but it holds {present} tensors")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NoInitialValues():
             model = build(opt)
     except (InputError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its opt describes no {opt.model} model ({first_line(error)})") from None

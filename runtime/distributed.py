@@ -26,6 +26,7 @@ EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other p
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # variables that hold a process's number among all
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")  # and on its machine
 
+_sum = None  # of tensors, with its gradient, outside compiled programs; see start_group
 _gloo = []  # the gloo part of this process's groups, see start_group
 atexit.register(_gloo.clear)
 
@@ -196,6 +197,8 @@ def start_group(store, number, count):
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=EXCHANGE_LIMIT)
     _gloo.append(dist.group.WORLD._get_backend(torch.device("cpu")))
+    global _sum
+    _sum = torch.compiler.disable(Sum.apply)  # not at import, which would load the compiler into every command
 
 
 def leave():
@@ -284,10 +287,9 @@ class Sum(torch.autograd.Function):
         return Sum.apply(grad)
 
 
-@torch.compiler.disable
 def total(x):
     """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
-    return Sum.apply(x) if size() > 1 else x
+    return _sum(x) if size() > 1 else x
 
 
 def total_loss(loss):

@@ -34,7 +34,7 @@ class WholeWeightNormLinear(nn.Module):
         super().__init__()
         start = nn.Linear(in_features, out_features)
         self.bias = nn.Parameter(start.bias.detach())
-        self.weight_g = nn.Parameter(start.weight.detach().norm())
+        self.weight_g = nn.Parameter(graph.initial_norm(start.weight.detach(), ()))
         self.weight_v = nn.Parameter(start.weight.detach())
 
     def forward(self, x):
