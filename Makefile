@@ -26,8 +26,8 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 
-$(VENV)/installed_for_tests: $(VENV)/installed requirements-dev.txt
-	$(BIN)/pip install -r requirements-dev.txt
+$(VENV)/installed_for_tests: $(VENV)/installed tests/requirements.txt
+	$(BIN)/pip install -r tests/requirements.txt
 	touch $@
 
 clean:

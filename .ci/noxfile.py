@@ -68,7 +68,7 @@ for cell, (version, packages) in PACKAGES.items():
 
     @nox.session(name=cell, python=version)
     def of_versions(session, cell=cell, packages=packages):
-        session.install("-r", str(ROOT / "requirements-dev.txt"), *packages)
+        session.install("-r", str(ROOT / "tests/requirements.txt"), *packages)
         suite(session, cell, "python")
 
 

@@ -1,7 +1,7 @@
 """GSMN's scores of all pairs of images and captions within a memory budget, by the device's fastest implementation.
 
-On a CPU that is the C kernel (kernel/); without a C compiler, and on a GPU, graph.py, block by block (blocks.py).  Both
-compute docs/method.md, section 7.  Letters for shapes as in graph.py.
+On a CPU that is the C kernel (modules/kernel/); without a C compiler, and on a GPU, graph.py by blocks.py.
+Both compute docs/method.md, section 7.  Letters for shapes as in graph.py.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 import graph
-from kernel import scores as compiled
 from modules.blocks import all_pairs, padded
+from modules.kernel import scores as compiled
 from modules.memory import for_computing, joined
 from modules.sides import ImageSide
 from runtime.transfer import send

@@ -83,12 +83,12 @@ def one_direction(direction, short, end, of):
     )
 
 
-METRICS = (  # in the order of the printed block
+METRICS = [  # in the order of the printed block
     Metric("rsum", "rsum", BOTH, sum_of_recalls, "sum", line="rsum"),
     *one_direction(I2T, "i2t", "", of_images),
     *one_direction(T2I, "t2i", "i", of_captions),
     Metric("r1r5", "R@1 + R@5", BOTH, partial(sum_of_recalls, ks=(1, 5)), "sum"),
-)
+]
 
 
 def columns():

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("checkpoints", "docs", "files", "kernel", "modules", "reporting", "runtime", "systems", "tests", "tools",
+FOLDERS = ("checkpoints", "docs", "files", "modules", "reporting", "runtime", "systems", "tests", "tools",
            "training")  # fmt: skip
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

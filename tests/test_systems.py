@@ -17,8 +17,11 @@ from tiny import SIZES, dataset_of, write_model
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.loading import load_model
 from files import features
+from reporting import ranks
+from reporting.metrics import METRICS
 from systems.table import SYSTEMS
 
+ROOT = Path(__file__).parents[1]
 SYSTEMS.pop("toy")  # importing toy.py adds it; only the processes of these tests shall know it
 with_toy.LOSSES.pop("infonce")
 
@@ -74,9 +77,24 @@ def test_every_weight_is_in_a_checkpoint(tiny_data, tmp_path, model):
         net.further_parts()
 
 
+TESTS_A_NAME = re.compile(rf"""(==|!=|\bin\b|\bcase\b)[ (\[{{]*(["'])({"|".join(SYSTEMS)})\2""")
+
+
+def test_nothing_tests_the_name_of_a_system():
+    product = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in ("tests", ".venv")]
+    assert len(product) > 100
+    places = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in product
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if TESTS_A_NAME.search(line)
+    ]
+    assert places == []
+
+
 # ---- docs/extend.md
 
-PAGE = (Path(__file__).parents[1] / "docs/extend.md").read_text()
+PAGE = (ROOT / "docs/extend.md").read_text()
 EXAMPLES = dict(re.findall(r"^## ([^\n]+)\n.*?```python\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE))
 
 
@@ -112,3 +130,13 @@ def test_a_data_format(tiny_data, monkeypatch):
     after = dataset_of(tiny_data, "dev")
     assert after.features_file.suffix == ".pt"
     assert all(torch.equal(before[i].image, after[i].image) for i in range(len(before)))
+
+
+def test_a_metric():
+    sims = np.zeros((20, 100))
+    sims[np.arange(100) // 5, np.arange(100)] = 1
+    exec(EXAMPLES["A metric"], {})
+    try:
+        assert ranks.metrics(sims)["r20"] == 100.0
+    finally:
+        METRICS.pop()

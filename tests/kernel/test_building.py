@@ -12,7 +12,7 @@ from tiny import random_case, small_opt
 
 import model
 from files.errors import InputError
-from kernel import building, scores
+from modules.kernel import building, scores
 
 pytestmark = pytest.mark.skipif(
     building.library(16, 32) is None, reason="the C kernel is switched off (GSMN_NATIVE=0) or cannot be compiled (CC)"

@@ -10,8 +10,8 @@ from torch._inductor import pattern_matcher
 
 import model
 from files import errors
-from kernel import scores as kernel
 from modules.compiling import compiled
+from modules.kernel import scores as kernel
 
 # torch 2.6's inductor compiles again where two of its sizes are equal by chance
 BY_CHANCE = "guard_size_oblivious(v != a)" in inspect.getsource(pattern_matcher)

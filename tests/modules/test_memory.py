@@ -9,8 +9,8 @@ from tiny import random_case, small_opt
 import evaluation
 import model
 from files.errors import InputError
-from kernel import scores
 from modules import memory
+from modules.kernel import scores
 
 WAYS = [pytest.param("torch", id="torch"), pytest.param("auto", id="kernel")]
 CASES = [(36, (12, 4, 13, 5) * 8, 24), (60, (50, 60), 6)]  # regions, words, images

@@ -10,8 +10,8 @@ from tiny import random_case, small_opt
 
 import graph
 import model
-from kernel import scores as compiled
 from modules import blocks
+from modules.kernel import scores as compiled
 
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)
 

@@ -12,7 +12,7 @@ from tiny import random_case, small_opt
 
 import evaluation
 import model
-from kernel import scores as compiled
+from modules.kernel import scores as compiled
 
 SIZES = [(3, 24, 60), (16, 32, 64), (20, 40, 60)]  # blocks, hidden width, embedding
 

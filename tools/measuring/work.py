@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from files.text import read_lines
 from runtime.batches import Batch
+from systems.table import inputs_of
 
 VOCABULARY = 8481  # words, as of Flickr30K
 
@@ -76,7 +77,7 @@ def random_batch(opt, lengths, regions=36):
     images = torch.as_tensor(rng.random((pairs, regions, opt.img_dim), np.float32))
     boxes = torch.as_tensor(rng.random((pairs, regions, 4), np.float32))
     labels = masks = None
-    if opt.model == "vsrn":
+    if inputs_of(opt).label_length:
         labels = torch.zeros(pairs, opt.max_len + 1, dtype=torch.int64)
         labels[:, : lengths[0]] = captions
         masks = (torch.arange(opt.max_len + 1) <= torch.tensor(lengths).unsqueeze(1)).float()

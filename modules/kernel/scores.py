@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 import graph
-from kernel import building
+from modules.kernel import building
 from modules.memory import check_fits, joined, runs
 
 SLOTS = 8  # parts that images and captions are cut into for the gradients; more where there are more threads
