@@ -463,7 +463,7 @@ TEXTS = {  # file, change of its text, message
     "no captions": ("precaps_stan.txt", lambda x: "", "10 rows of features for 0 captions"),
     "few pairs": ("caps.json", lambda x: "[]", "dependencies of 0 captions, but there are 50 captions"),
     "broken JSON": ("caps.json", lambda x: x[:-9], "not valid JSON"),
-    "fewer texts": ("caps.txt", lambda x: x + "more\n", "51 captions, but dev_precaps_stan.txt has 50"),
+    "fewer texts": ("caps.txt", lambda x: x + "more\n", "51 captions"),
     "empty text": ("caps.txt", lambda x: "a dog\n\n" + x, "line 2: empty caption"),
 }
 

@@ -366,7 +366,8 @@ def patches(gpu, functions):
         **dict.fromkeys(("Stream", "stream", "current_stream"), Idle),
         "is_current_stream_capturing": lambda: False,
         "mem_get_info": lambda *device: (70 << 30, 80 << 30),
-        **dict.fromkeys(("memory_reserved", "memory_allocated"), lambda *device: 0),
+        **dict.fromkeys(("memory_reserved", "memory_allocated", "max_memory_allocated"), lambda *device: 0),
+        **dict.fromkeys(("synchronize", "reset_peak_memory_stats", "empty_cache"), lambda *device: None),
         "get_device_properties": lambda *device: SimpleNamespace(
             total_memory=80 << 30, name="stand-in", major=9, minor=0
         ),

@@ -148,7 +148,7 @@ def test_complaints(tiny, tmp_path, monkeypatch):
     assert "pip install spacy" in message(call, path, out, "--image", "0", "--caption", "a red dog")
     write_model(tiny, path, **VSRN)
     said = message(call, path, out, "--image", "0")
-    assert str(path) in said and "vsrn" in said and not list(tmp_path.glob("x*"))
+    assert str(path) in said and "VSRN" in said and not list(tmp_path.glob("x*"))
 
 
 def test_a_sentence_is_read_as_the_files_are(tiny, capsys):

@@ -223,16 +223,17 @@ class Npz(FileSource):
             raise InputError(f"{self.folder}: no such folder (--npz)")
 
     def __call__(self, names, wanted):
-        paths = sorted(self.folder.glob("*.npz"))
-        match = Matcher([path.name for path in paths])
-        for index in map(int, wanted):
-            if (found := match(names[index])) is None:
+        wanted = [int(index) for index in wanted]
+        match, missing = Matcher([names[index] for index in wanted]), set(range(len(wanted)))
+        for path in sorted(self.folder.glob("*.npz")):
+            if (found := match(path.stem)) not in missing:
                 continue
             try:
-                regions = self.fit(index, *self.read(paths[found]))
+                regions = self.fit(wanted[found], *self.read(path))
             except InputError as error:
-                self.pass_over(error)
+                self.pass_over(error)  # a file of another name may have this image too
                 continue
+            missing.remove(found)
             yield regions
 
     def read(self, path):
