@@ -115,3 +115,21 @@ def add_override_flags(parser, split="test", boxes=False):
     add_device_flag(group)
     if boxes:
         add("--boxes", choices=["normalized", "none"], help="GSMN's boxes, or no geometry (default: the checkpoint's)")
+
+
+def add_images_flag(parser):
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of the picture files, named in {split}_imagename.txt beside the data; the regions of an image "
+        "without a picture are drawn",
+    )
+
+
+def add_spacy_flag(parser):
+    """--spacy_model, for commands that read a sentence of the user's."""
+    parser.add_argument(
+        "--spacy_model",
+        metavar="NAME",
+        help="sparse GSMN: spaCy's model that parses the sentence (default: any installed English one)",
+    )

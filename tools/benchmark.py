@@ -25,7 +25,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from runtime.start import run
+from runtime.start import guarded, run
+
+from runtime.commandline import Parser, positive, whole
+
+PART_NAMES = ("counted", "agreement", "similarity", "step", "whole step", "loading", "processes")
+
+
+def options(argv=None):
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PART_NAMES, help="rows to measure (default: all but counted, loading, processes)")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--batch_size", nargs="+", default=[64], type=whole(), help="pairs of a training step")
+    add("--images", default=128, type=whole(), help="images of the similarity, with five captions each")
+    add("--regions", default=36, type=whole(), help="regions of an image")
+    add("--embed_size", default=1024, type=whole(), help="width of GSMN's embeddings")
+    add("--flags", default="", help="more flags of train.py, in quotes, as --flags='--propagation neighbors'")
+    add("--processes", default=2, type=whole(), help="processes to compare with one")
+    add("--workers", nargs="+", default=[0, 2, 4], type=whole(0), help="processes that read data")
+    add("--repeat", default=5, type=whole(), help="measurements of each, of which the median counts")
+    add("--minutes", default=9.5, type=positive, help="time limit")
+    add("--lengths", metavar="FILE", help="a split's precaps_stan.txt: captions as long as these")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    guarded(options)  # before torch is loaded
 
 import torch
 
@@ -35,8 +61,7 @@ import train
 from modules import literal
 from modules.layers import l2norm
 from reporting.run_log import read_log
-from runtime.commandline import Parser, positive, whole
-from runtime.devices import device
+from runtime.devices import choose
 from runtime.transfer import on_device
 from systems.options import train_options
 from tools import make_demo
@@ -51,24 +76,6 @@ CUDA = {
 }  # fmt: skip
 GSMN = ["--model", "gsmn", "--bi_gru", "--max_violation"]
 VSRN = ["--model", "vsrn", "--max_violation"]
-
-
-def options(argv=None):
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, help="rows to measure (default: all but counted, loading, processes)")
-    add("--device", default="cpu", type=device, help="cpu or cuda")
-    add("--batch_size", nargs="+", default=[64], type=whole(), help="pairs of a training step")
-    add("--images", default=128, type=whole(), help="images of the similarity, with five captions each")
-    add("--regions", default=36, type=whole(), help="regions of an image")
-    add("--embed_size", default=1024, type=whole(), help="width of GSMN's embeddings")
-    add("--flags", default="", help="more flags of train.py, in quotes, as --flags='--propagation neighbors'")
-    add("--processes", default=2, type=whole(), help="processes to compare with one")
-    add("--workers", nargs="+", default=[0, 2, 4], type=whole(0), help="processes that read data")
-    add("--repeat", default=5, type=whole(), help="measurements of each, of which the median counts")
-    add("--minutes", default=9.5, type=positive, help="time limit")
-    add("--lengths", metavar="FILE", help="a split's precaps_stan.txt: captions as long as these")
-    return parser.parse_args(argv)
 
 
 def measure(opt):
@@ -277,6 +284,7 @@ PARTS = {
 
 def main(argv=None):
     opt = options(argv)
+    opt.device = choose(opt.device)
     print(machine(opt))
     for _ in measure(opt):
         pass

@@ -10,14 +10,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import run
+from runtime.start import guarded, run
+
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from files.errors import InputError
+from runtime.commandline import Parser, whole
+
+
+def caption_tool_options(arguments=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--model_path", required=True, help="checkpoint written by train.py --model vsrn")
+    add_override_flags(parser)
+    parser.add_argument("--image", type=int, nargs="+", default=[0], help="numbers of the images, from 0")
+    parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    guarded(caption_tool_options)  # before torch is loaded
 
 import torch
 
-from checkpoints.evaluation_options import add_override_flags, overrides_of
 from checkpoints.loading import open_checkpoint, trained_model
-from files.errors import InputError
-from runtime.commandline import Parser, whole
 from tools.searching.collection import open_collection
 from vocab import END
 
@@ -43,15 +57,6 @@ def write_captions(model, dataset, vocab, images, beam):
     features = torch.stack([dataset.image(g) for g in images]).to(model.device)
     written = model.caption_model.decode(model.img_enc(features)[1], beam)
     return [(" ".join(vocab.idx2word[i] for i in ids if i != END), score) for ids, score in written]
-
-
-def caption_tool_options(arguments=None):
-    parser = Parser(description=__doc__)
-    parser.add_argument("--model_path", required=True, help="checkpoint written by train.py --model vsrn")
-    add_override_flags(parser)
-    parser.add_argument("--image", type=int, nargs="+", default=[0], help="numbers of the images, from 0")
-    parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
-    return parser.parse_args(arguments)
 
 
 def main(arguments=None):

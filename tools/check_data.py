@@ -15,18 +15,59 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import run
+from runtime.start import guarded, run
 
-from data import open_split
-from files.arrays import open_array
-from files.checksum import sha256
 from files.errors import InputError
 from files.text import PICTURES, data_folder, read_lines
 from runtime.commandline import Parser
 from systems.options import completed
 from systems.table import SYSTEMS
-from tools.own_data import data_facts
 from tools.own_data.splits import SPLITS
+
+
+def models_asked(opt):
+    """The kinds of model asked for: {title: complete flags}."""
+    asked = {}
+    for system in [SYSTEMS[opt.model]] if opt.model else SYSTEMS.values():
+        for variant, flags in system.variants.items():
+            if not opt.model or flags.get("is_sparse", False) == opt.is_sparse:
+                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, img_dim=opt.img_dim, boxes=opt.boxes)
+                asked[f"{system.title} {variant}".strip()] = completed(own, model=system.name, **flags)
+    return asked
+
+
+def data_check_options(argv=None):
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
+    add("--data_name", required=True, help="data set: the folder's name under --data_path")
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
+    add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
+    add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
+    add(
+        "--boxes",
+        default="normalized",
+        choices=["normalized", "none"],
+        help="none: GSMN without geometry, which needs no boxes (default: normalized)",
+    )
+    add("--img_dim", type=int, help="width of the features (default: as train's)")
+    add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
+    add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
+    add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
+    opt = parser.parse_args(argv)
+    if opt.is_sparse and not (opt.model and models_asked(opt)):
+        parser.error("--is_sparse: goes with the --model that has a sparse graph")
+    opt.checksum = opt.checksum and not opt.quick
+    return opt
+
+
+if __name__ == "__main__":
+    guarded(data_check_options)  # before torch is loaded
+
+from data import open_split
+from files.arrays import open_array
+from files.checksum import sha256
+from tools.own_data import data_facts
 from vocab import load_vocab
 
 FILES = {  # what each holds, who needs it, what makes it
@@ -105,43 +146,7 @@ class Split:
         return f"\n{'':20}".join([*facts, *faults])
 
 
-def models_asked(opt):
-    """The kinds of model asked for: {title: complete flags}."""
-    asked = {}
-    for system in [SYSTEMS[opt.model]] if opt.model else SYSTEMS.values():
-        for variant, flags in system.variants.items():
-            if not opt.model or flags.get("is_sparse", False) == opt.is_sparse:
-                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, img_dim=opt.img_dim, boxes=opt.boxes)
-                asked[f"{system.title} {variant}".strip()] = completed(own, model=system.name, **flags)
-    return asked
-
-
 # ---- command line
-
-
-def data_check_options(argv=None):
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
-    add("--data_name", required=True, help="data set: the folder's name under --data_path")
-    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
-    add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
-    add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
-    add(
-        "--boxes",
-        default="normalized",
-        choices=["normalized", "none"],
-        help="none: GSMN without geometry, which needs no boxes (default: normalized)",
-    )
-    add("--img_dim", type=int, help="width of the features (default: as train's)")
-    add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
-    add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
-    add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
-    opt = parser.parse_args(argv)
-    if opt.is_sparse and not (opt.model and models_asked(opt)):
-        parser.error("--is_sparse: goes with the --model that has a sparse graph")
-    opt.checksum = opt.checksum and not opt.quick
-    return opt
 
 
 def main(argv=None):

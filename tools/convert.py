@@ -15,7 +15,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import run
+from runtime.start import guarded, run
+
+from runtime.commandline import Parser
+
+
+def convert_options(arguments=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", type=Path, help="file to read: .pth.tar, .safetensors or .npy")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    guarded(convert_options)  # before torch is loaded
 
 import torch
 
@@ -25,7 +39,6 @@ from files.arrays import open_array
 from files.errors import InputError, optional_package
 from files.text import read_bytes
 from files.writing import atomic_write
-from runtime.commandline import Parser
 
 # Names of the state dicts in `model`, by their number; others are called model.0, model.1 ...
 PARTS = {4: ["img_enc", "txt_enc", "i2t_match_G", "t2i_match_G"], 2: ["img_enc", "txt_enc"]}
@@ -130,11 +143,7 @@ WAYS = {
 
 
 def main(arguments=None):
-    parser = Parser(description=__doc__)
-    parser.add_argument("source", type=Path, help="file to read: .pth.tar, .safetensors or .npy")
-    parser.add_argument("target", type=Path, help="file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    opt = parser.parse_args(arguments)
+    opt = convert_options(arguments)
     source, target = opt.source, opt.target
     endings = [path.suffix if path.suffix in (".npy", ".safetensors") else "" for path in (source, target)]
     if tuple(endings) not in WAYS:

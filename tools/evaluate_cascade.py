@@ -18,20 +18,36 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import run
+from runtime.start import guarded, run
+
+from checkpoints.evaluation_options import add_override_flags, overrides_of
+from files.errors import InputError
+from files.writing import atomic_write, check_writable
+from runtime.commandline import Parser
+from tools.searching import faiss_index
+
+
+def cascade_options(arguments=None):
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--model_path", required=True, help="checkpoint of one vector an image, such as VSRN, which finds the nearest")
+    add("--rerank", required=True, metavar="PATH", help="checkpoint that orders the nearest, such as GSMN")
+    add_override_flags(parser, boxes=True)
+    add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="kind of index (default: exact)")
+    add("--json", metavar="FILE", help="write the figures as JSON (default: no file)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    guarded(cascade_options)  # before torch is loaded
 
 import torch
 
 import evaluation
-from checkpoints.evaluation_options import add_override_flags, overrides_of
 from checkpoints.loading import open_members
-from files.errors import InputError
 from files.identity import data_identity, difference
-from files.writing import atomic_write, check_writable
 from reporting.explanation import Sentence
 from reporting.provenance import provenance
-from runtime.commandline import Parser
-from tools.searching import faiss_index
 from tools.searching.collection import best_images
 
 SHORTLISTS = [5, 10, 20, 50, 100, 200, 500, 1000]
@@ -129,17 +145,6 @@ def print_table(rows):
         figures = "  ".join(" ".join(f"{value:6.1f}" for value in row[way].values()) for way in ("t2i", "i2t"))
         times = f"  {row['ms']:10.1f}  {row['ms_encoding']:8.1f}" if "ms" in row else ""
         print(f"{name:>6}  {figures}{times}")
-
-
-def cascade_options(arguments=None):
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--model_path", required=True, help="checkpoint of one vector an image, such as VSRN, which finds the nearest")
-    add("--rerank", required=True, metavar="PATH", help="checkpoint that orders the nearest, such as GSMN")
-    add_override_flags(parser, boxes=True)
-    add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="kind of index (default: exact)")
-    add("--json", metavar="FILE", help="write the figures as JSON (default: no file)")
-    return parser.parse_args(arguments)
 
 
 def cascade(flags):

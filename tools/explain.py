@@ -19,21 +19,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import run
+from runtime.start import guarded, run
 
-import data
-from checkpoints.evaluation_options import add_override_flags, overrides_of
-from checkpoints.loading import load_model
+from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, overrides_of
 from files.errors import InputError
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
-from reporting.explain_page import ExplainedPair, about_model, explain_page
-from reporting.explanation import caption_sentence, caption_text, explain_pair
-from reporting.image_view import ImageViewer, warn_of_notes
 from runtime.commandline import Parser, whole
 from systems.table import inputs_of
-from tools.searching.collection import add_images_flag, embed_images, score_images
-from tools.searching.sentences import Reader, add_spacy_flag
 
 
 def explain_options(arguments=None):
@@ -62,6 +55,18 @@ def explain_options(arguments=None):
     if len(flags.image) * len(flags.caption) > 2:
         parser.error("--image, --caption: a page shows two pairs at most; give two images, or two captions")
     return flags
+
+
+if __name__ == "__main__":
+    guarded(explain_options)  # before torch is loaded
+
+import data
+from checkpoints.loading import load_model
+from reporting.explain_page import ExplainedPair, about_model, explain_page
+from reporting.explanation import caption_sentence, caption_text, explain_pair
+from reporting.image_view import ImageViewer, warn_of_notes
+from tools.searching.collection import embed_images, score_images
+from tools.searching.sentences import Reader
 
 
 class Explainer:

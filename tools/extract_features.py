@@ -32,7 +32,7 @@ from files.errors import InputError, reason, warn
 from files.text import data_folder, read_json, read_lines
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, number, whole
-from runtime.devices import default_device, device
+from systems.options import add_device_flag
 from tools.own_data.notes import Notes
 from tools.own_data.splits import SPLITS, splits_asked, unfinished
 
@@ -258,7 +258,7 @@ def feature_options(argv=None):
     )
     add("--batch_size", default=8, type=whole(1), help="pictures the network sees at once (default: 8)")
     add("--workers", default=2, type=whole(0), help="processes that read pictures (default: 2)")
-    add("--device", default=default_device(), type=device, help="cpu, cuda, cuda:1, ... (default: cuda where it works)")
+    add_device_flag(parser)
     add(
         "--dtype",
         default="float32",
@@ -280,7 +280,10 @@ def make_source(opt, notes):
         from tools.own_data.region_files import Npz, Tsv
 
         return Tsv(opt, notes) if opt.tsv else Npz(opt, notes)
+    from runtime import devices  # and torch, which --help does not need
     from tools.own_data.region_sources import Detector, Grid
+
+    opt.device = devices.choose(opt.device)
 
     return Grid(opt, notes) if opt.grid else Detector(opt, notes)
 

@@ -18,18 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import run
+from runtime.start import guarded, run
 
-from checkpoints.evaluation_options import add_override_flags
+from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, text_as_name
-from reporting.image_view import ImageViewer
 from runtime.commandline import Parser, whole
-from tools.searching.collection import add_images_flag
 from tools.searching.faiss_index import EFFORT, INDEX_KINDS, PROBES, facts_file, need_faiss
-from tools.searching.finders import IndexedImages, Scorer, save_index
-from tools.searching.page import search_page
-from tools.searching.sentences import add_spacy_flag
 
 
 def search_options(arguments=None):
@@ -66,6 +61,14 @@ def search_options(arguments=None):
         f"(default: {EFFORT}); more find more and take longer",
     )
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    guarded(search_options)  # before torch is loaded
+
+from reporting.image_view import ImageViewer
+from tools.searching.finders import IndexedImages, Scorer, save_index
+from tools.searching.page import search_page
 
 
 def check_flags(flags):

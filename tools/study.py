@@ -16,15 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from runtime.start import run
+from runtime.start import guarded, run
 
 from files.errors import InputError
 from files.text import read_json
 from files.writing import atomic_write
 from runtime.commandline import Parser, whole
-from tools.studying.results import collect, markdown
-from tools.studying.runs import Run, work
-from tools.studying.table import read_table
 
 
 def parse(arguments):
@@ -40,6 +37,14 @@ def parse(arguments):
     opt = parser.parse_args(arguments)
     opt.out = Path(opt.out or Path("runs/study") / Path(opt.table).stem)
     return opt
+
+
+if __name__ == "__main__":
+    guarded(parse)  # before torch is loaded
+
+from tools.studying.results import collect, markdown
+from tools.studying.runs import Run, work
+from tools.studying.table import read_table
 
 
 def runs_of(study, opt):

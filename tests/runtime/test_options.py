@@ -36,6 +36,15 @@ def test_help_and_mistakes_need_no_torch(script):
     assert without_torch(script)[0] == 1  # the program itself does need it
 
 
+COMMANDS = ["test.py", "testall.py", "vocab.py", *(f"tools/{path.name}" for path in ROOT.glob("tools/[!_]*.py"))]
+
+
+@pytest.mark.parametrize("script", sorted(COMMANDS))
+def test_the_help_of_every_command_needs_no_torch(script):
+    code, out, err = without_torch(script, "--help")
+    assert code == 0 and "--help" in out, err
+
+
 def test_a_flag_of_the_other_model_is_named():
     with pytest.raises(InputError, match=r"--max_len 9; --max_len is a flag of --model vsrn; .* --help lists"):
         train_options(["--max_len", "9"])

@@ -113,12 +113,3 @@ def best_images(model, dataset, sentence, numbers=None, images=None):
     scores = score_images(model, images, boxes, sentence)
     best = np.argsort(-scores, kind="stable")
     return numbers[best], scores[best]
-
-
-def add_images_flag(parser):
-    parser.add_argument(
-        "--images",
-        metavar="DIR",
-        help="folder of the picture files, named in {split}_imagename.txt beside the data; the regions of an image "
-        "without a picture are drawn",
-    )

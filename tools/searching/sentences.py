@@ -36,12 +36,3 @@ class Reader:
         if len(heads) != n_words or not is_tree(heads):
             raise InputError(f"{self.parser.name} gives no tree over the {n_words} words of {text!r}")
         return pairs_of(heads)
-
-
-def add_spacy_flag(parser):
-    """--spacy_model, for commands that read a sentence of the user's."""
-    parser.add_argument(
-        "--spacy_model",
-        metavar="NAME",
-        help="sparse GSMN: spaCy's model that parses the sentence (default: any installed English one)",
-    )
