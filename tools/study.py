@@ -24,7 +24,7 @@ from files.writing import atomic_write
 from runtime.commandline import Parser, whole
 
 
-def parse(arguments):
+def parse(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("table", metavar="TABLE", help="ini file of the rows, ensembles and differences")
