@@ -49,6 +49,9 @@ def test_a_toy_trains_resumes_and_is_evaluated(tiny_data, tmp_path):
     for name, epochs in (("whole", 2), ("parts", 1)):
         ended(tmp_path, with_toy.train_with, *with_toy.flags(tiny_data, tmp_path / name), "--num_epochs", epochs)
     ended(tmp_path, with_toy.train_with, "--resume", tmp_path / "parts/ck", "--num_epochs", 2)
+    both = with_toy.flags(tiny_data, tmp_path / "both")
+    ended(tmp_path, with_toy.train_with, *both, "--num_epochs", 1, processes=2)
+    assert (tmp_path / "both/ck/checkpoint_0.pth.tar").exists()
     whole, parts = (tmp_path / name / "ck/checkpoint_1.pth.tar" for name in ("whole", "parts"))
     ended(tmp_path, with_toy.compare, whole, parts)
     write_model(tiny_data, tmp_path / "gsmn.pth.tar")

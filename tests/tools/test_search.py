@@ -33,7 +33,11 @@ def similarities(tiny, net, opt, words, caption=8):
 
 
 @pytest.mark.parametrize("rows", [1, 5], ids=["row-an-image", "row-a-caption"])
-@pytest.mark.parametrize("changes", [{}, {"propagation": "neighbors"}, VSRN], ids=["gsmn", "neighbors", "vsrn"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"propagation": "neighbors"}, VSRN, {"model": "scan"}, {"model": "vsepp"}],
+    ids=["gsmn", "neighbors", "vsrn", "scan", "vsepp"],
+)
 def test_finds_what_the_similarities_say_even_without_captions(tiny, capsys, changes, rows):
     for path in tiny.folder.glob("test_ims*.npy"):
         np.save(path, np.repeat(np.load(path), rows, axis=0))
@@ -288,3 +292,14 @@ def test_kinds_of_index():
     short, scores = shortlist(ivf, q[:1], 1000)
     assert 1 < len(short) < 1000 and (short >= 0).all()
     np.testing.assert_allclose(scores, x[short] @ q[0], rtol=1e-5)
+
+
+def test_an_index_of_vse_whose_answers_scan_orders(indexed, tmp_path, capsys):
+    for model in ("vsepp", "scan"):
+        write_model(indexed, tmp_path / model, model=model)
+    make_index(tmp_path / "vsepp", tmp_path / "v.index")
+    numbers, scores, _ = ask(
+        indexed, capsys, "--rerank", tmp_path / "scan", "--shortlist", 12, name=tmp_path / "v.index"
+    )
+    best, expected, _ = find(tmp_path / "scan", capsys, "--query", "a red dog", "--top", 12)
+    assert dict(zip(numbers, scores)) == pytest.approx(dict(zip(best, expected)), abs=PRINTED)
