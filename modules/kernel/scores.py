@@ -163,10 +163,7 @@ class Scratch(dict):
 
     def __init__(self, shapes):
         sizes = {name: -(-math.prod(shape) // 16) * 16 for name, shape in shapes.items()}  # whole vectors
-        total = sum(sizes.values())
-        SPARE_MEMORY.sort(key=len)
-        fitting = next((i for i, memory in enumerate(SPARE_MEMORY) if len(memory) >= total), 0)
-        memory = SPARE_MEMORY.pop(fitting) if SPARE_MEMORY else torch.empty(0)
+        total, memory = sum(sizes.values()), SPARE_MEMORY.pop() if SPARE_MEMORY else torch.empty(0)
         if len(memory) < total:
             del memory  # before the new one is made
             memory = torch.empty(total + 16, dtype=torch.float32)
