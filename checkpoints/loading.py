@@ -10,6 +10,7 @@ from checkpoints import checkpoint
 from checkpoints.evaluation_options import OVERRIDES
 from checkpoints.fields import check_shapes
 from files.errors import InputError
+from files.identity import data_identity, difference
 from model import build_model
 from runtime import devices, distributed
 from systems.options import defaults
@@ -124,10 +125,14 @@ def describe_checkpoint(path, loaded, opt):
 
 
 def check_same_data(first, member):
-    """InputError unless two members have the same data set, by its name and its size."""
+    """InputError unless two members have the same items in the same order, of a data set of one name."""
     ours, theirs = (
         f"{one.opt.data_name}, {one.loader.dataset.n_images} images, {len(one.loader.dataset)} captions"
         for one in (member, first)
     )
     if ours != theirs:
         raise InputError(f"{member.path}: evaluated on {ours}, {first.path} on {theirs}; give --data_path, --data_name")
+    if member is not first:
+        other = difference(*(data_identity(one.loader.dataset) for one in (first, member)))
+        if other:
+            raise InputError(f"{member.path}: its data have {other} than those of {first.path}; give --data_path")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import VSRN, golden, shared, write_model
+from tiny import VSRN, golden, make_tiny, shared, write_model
 
 import evaluation
 import test_stack
@@ -202,6 +202,17 @@ def test_a_model_that_scores_all_pairs_alike_cannot_be_normalised(two_models, mo
     monkeypatch.setattr(evaluation, "score_all", lambda model, images, captions, sims: sims.fill(0.25))
     with pytest.raises(InputError, match=r"gsmn\.pth\.tar: .* normalised"):
         sims_of(two_models, normalize=True)
+
+
+def test_members_of_an_ensemble_have_the_same_items_in_the_same_order(two_models, tmp_path):
+    """The same images and captions, the last image first: refused, since similarities are added by position."""
+    other = make_tiny(tmp_path / "other")
+    for name in ("test_caps.txt", "test_precaps_stan.txt"):
+        lines = (other.folder / name).read_text().splitlines()
+        (other.folder / name).write_text("\n".join(lines[-5:] + lines[:-5]) + "\n")
+    write_model(other, tmp_path / "other.pth.tar")
+    with pytest.raises(InputError, match=r"other\.pth\.tar: its data have other captions"):
+        evaluation.evaluate([two_models[0], tmp_path / "other.pth.tar"], "test", device="cpu")
 
 
 def test_a_missing_checkpoint_is_found_before_the_first_is_evaluated(two_models, tmp_path, capsys):
