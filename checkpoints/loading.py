@@ -107,7 +107,8 @@ def open_members(paths, split, fold5, overrides):
             )
         about = describe_checkpoint(path, loaded, opt)
         members.append(Member(str(path), trained_model(loaded, opt, path), opt, loader, about))
-        check_same_data(members[0], members[-1])
+        if len(members) > 1:
+            check_same_data(members[0], members[-1])
     return members
 
 
@@ -126,13 +127,12 @@ def describe_checkpoint(path, loaded, opt):
 
 def check_same_data(first, member):
     """InputError unless two members have the same items in the same order, of a data set of one name."""
-    ours, theirs = (
-        f"{one.opt.data_name}, {one.loader.dataset.n_images} images, {len(one.loader.dataset)} captions"
-        for one in (member, first)
-    )
-    if ours != theirs:
-        raise InputError(f"{member.path}: evaluated on {ours}, {first.path} on {theirs}; give --data_path, --data_name")
-    if member is not first:
-        other = difference(*(data_identity(one.loader.dataset) for one in (first, member)))
-        if other:
-            raise InputError(f"{member.path}: its data have {other} than those of {first.path}; give --data_path")
+    names = member.opt.data_name, first.opt.data_name
+    what = f"the name {names[0]}, not {names[1]}"
+    if names[0] == names[1]:
+        what = difference(*(data_identity(one.loader.dataset) for one in (member, first)))
+    if what:
+        raise InputError(
+            f"{member.path}: its data have {what}; it cannot be evaluated together with {first.path}; "
+            "give --data_path, --data_name"
+        )

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from files.text import PICTURES
 from model import EncoderCaption, MatchingModel
 from modules.backbone import EncoderImageFull
 from modules.caption_model import CaptionModel
@@ -13,6 +12,7 @@ from modules.order_similarity import vector_similarity
 from modules.packing import in_float32
 from modules.sides import CaptionSide, ImageSide
 from runtime.transfer import send
+from systems.table import reads_pictures
 
 RELATION_LAYERS = 4
 
@@ -106,7 +106,7 @@ class VSRN(MatchingModel):
         if opt.measure not in ("cosine", "order"):
             raise ValueError(f"--measure {opt.measure}: it can be cosine or order")
         self.measure, self.inner_product, self.caption_model = opt.measure, opt.measure == "cosine", None
-        if opt.data_name in PICTURES:
+        if reads_pictures(opt):
             self.img_enc = EncoderImageFull(
                 opt.cnn_type, opt.embed_size, not opt.no_pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
             )

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import add_override_flags, overrides_of
-from files.errors import InputError
 from files.writing import atomic_write, check_writable
 from runtime.commandline import Parser
 from tools.searching import faiss_index
@@ -45,7 +44,6 @@ import torch
 
 import evaluation
 from checkpoints.loading import open_members
-from files.identity import data_identity, difference
 from reporting.explanation import Sentence
 from reporting.provenance import provenance
 from tools.searching.collection import best_images
@@ -152,10 +150,8 @@ def cascade(flags):
     paths = (flags.model_path, flags.rerank)
     members = open_members(paths, flags.split, False, overrides_of(flags))
     faiss_index.need_vectors(members[0].model, paths[0])
-    datasets = [member.loader.dataset for member in members]
-    if other := difference(*map(data_identity, datasets)):
-        raise InputError(f"{paths[1]}: its data are not those of {paths[0]} ({other}); give --data_path")
     first, second = members
+    dataset = second.loader.dataset
     images, captions = (side.emb.numpy() for side in evaluation.encode_split(first.model, first.loader))
     sides = evaluation.encode_split(second.model, second.loader)
     rows = cascade_recalls(evaluation.score_all(second.model, *sides), images, captions, flags.kind)
@@ -164,9 +160,9 @@ def cascade(flags):
         for name, stored in (("ms", sides[0].emb), ("ms_encoding", None)):
             answer = functools.partial(ask, first, second, index, row["k"], stored)
             row[name] = time_sentences(answer, len(captions))
-    print(f"{flags.split}: {datasets[1].n_images} images, {len(datasets[1])} captions, index {flags.kind}")
+    print(f"{flags.split}: {dataset.n_images} images, {len(dataset)} captions, index {flags.kind}")
     print_table(rows)
-    return {**provenance(datasets[1]), "first": members[0].about, "second": members[1].about, "rows": rows}
+    return {**provenance(dataset), "first": members[0].about, "second": members[1].about, "rows": rows}
 
 
 def main(arguments=None):
