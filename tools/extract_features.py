@@ -173,10 +173,10 @@ def feature_options(argv=None):
     parser = Parser(description=__doc__)
     add_data_flags(parser)
     add_split_flags(parser, "imagename.txt", "extract")
-    add = parser.add_mutually_exclusive_group(required=True).add_argument
-    add("--images", type=Path, metavar="DIR", help="folder of the pictures, for --detector and --grid")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the pictures; with --npz only their sizes are used")
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--tsv", type=Path, nargs="+", metavar="FILE", help="regions of bottom-up attention's or LXMERT's TSV files")
-    add("--npz", type=Path, metavar="DIR", help="regions of MILVLG's npz files")
+    add("--npz", type=Path, metavar="DIR", help="regions of MILVLG's npz files, or of cocobu_att and cocobu_box")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--detector", default="fasterrcnn_resnet50_fpn_v2", metavar="NAME", help="torchvision's detector")
     add(
@@ -201,9 +201,11 @@ def feature_options(argv=None):
     add("--dtype", default="float32", choices=["float32", "float16"], help="of the features; training reads either")
     add("--shard", default=500, type=whole(1), metavar="N", help="images that an interruption may cost")
     opt = parser.parse_args(argv)
-    if opt.no_pretrained and opt.images:
+    if (opt.tsv and opt.images) or not (opt.tsv or opt.npz or opt.images):
+        parser.error("--images, --tsv, --npz: give the pictures, or one kind of another extractor's files")
+    if opt.no_pretrained and not (opt.tsv or opt.npz):
         warn("--no_pretrained: the weights are random, and so are the features; use them to try the steps only")
-    if opt.grid and not opt.images:
+    if opt.grid and (opt.tsv or opt.npz):
         parser.error("--grid: goes with --images; the files of another extractor have their regions")
     for path in opt.tsv or ():
         if not path.is_file():
