@@ -129,7 +129,7 @@ def test_check_data_on_pictures(tmp_path, capsys):
     vocab.serialize_vocab(WORDS, tmp_path / "f8k_vocab.json")
     assert check_data.main(where) == 0
     said = capsys.readouterr().out
-    assert "10 captions of 2 pictures" in said and "VSRN: training can start" in said
+    assert "10 captions of 2 images" in said and "VSRN: training can start" in said
     assert "GSMN dense: training cannot start" in said and "VSE++: training can start" in said
     assert check_data.main([*where, "--model", "gsmn"]) == 1
     (folder / "images" / "1.png").unlink()

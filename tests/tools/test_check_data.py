@@ -281,7 +281,7 @@ def test_pictures_of_other_proportions_are_counted(check, tmp_path):
     )
     assert line_of(said, "train", "--images").endswith("not looked at: no names of the images")
     (check.folder / "dev_imagename.txt").write_text("a\n")
-    assert "not looked at: " in line_of(check("--images", str(folder))[1], "dev", "--images")
+    assert "dev_imagename.txt: " in line_of(check("--images", str(folder))[1], "dev", "--images")
     assert "no such folder (--images)" in message(check, "--images", str(folder / "none"))
 
 

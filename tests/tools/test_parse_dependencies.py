@@ -128,7 +128,7 @@ def test_words_are_those_of_the_word_ids(folder, chain):
     seen = [[word for words in caption for word in words] for caption in chain[0].seen]
     assert [[word.lower() for word in words] for words in seen] == [tokenize(text) for text in CAPTIONS]
     # in the caption's own spelling
-    assert chain[0].seen[:2] == [[["A", "dog", "runs", "."]], [["Two", "cats", "."], ["They", "sleep", "!"]]]
+    assert chain[0].seen[:2] == [(("A", "dog", "runs", "."),), (("Two", "cats", "."), ("They", "sleep", "!"))]
 
 
 @pytest.mark.parametrize("changed", [False, True])
