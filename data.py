@@ -62,30 +62,26 @@ class PrecompDataset(Dataset):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
         self.inputs = inputs_of(opt)
         self.features_file = features_file(self.folder, split)
-        self.images = self._open_features(opt.img_dim)
+        if not self.features_file.exists():
+            raise InputError(f"{self.features_file}: no such file; {NO_FEATURES}")
+        self.images = open_features(self.features_file, self.inputs.vectors)
+        if self.images.shape[2] != opt.img_dim:
+            raise InputError(
+                f"{self.features_file}: features are {self.images.shape[2]} wide, but --img_dim is {opt.img_dim}; "
+                "they must be equal"
+            )
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes()
         self.depends = self._read_depends() if self.inputs.dependencies else None
 
-    def _open_features(self, img_dim):
-        if not self.features_file.exists():
-            raise InputError(f"{self.features_file}: no such file; {NO_FEATURES}")
-        images = open_features(self.features_file, self.inputs.vectors)
-        if images.shape[2] != img_dim:
-            raise InputError(
-                f"{self.features_file}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; "
-                "they must be equal"
-            )
-        return images
-
     def _read_depends(self):
         path = self._need("caps.json", "only --is_sparse needs it")
-        pairs = read_dependencies(path)
-        if len(pairs) != len(self.tokens):
+        pairs, captions = read_dependencies(path), len(self.tokens)
+        if len(pairs) != captions:
             raise InputError(
-                f"{path}: dependencies of {len(pairs)} captions, but there are "
-                f"{len(self.tokens)} captions; make them from the same captions"
+                f"{path}: dependencies of {len(pairs)} captions, but there are {captions} captions; "
+                "make them from the same captions"
             )
         return Ragged(pairs, pairs=True)
 
@@ -98,9 +94,10 @@ class PrecompDataset(Dataset):
         return self.folder / f"{self.split}_{ending}"
 
     def _need(self, ending, advice="check --data_path, --data_name and the split"):
-        if not self._path(ending).exists():
-            raise InputError(f"{self._path(ending)}: no such file; {advice}")
-        return self._path(ending)
+        path = self._path(ending)
+        if not path.exists():
+            raise InputError(f"{path}: no such file; {advice}")
+        return path
 
     def _read_tokens(self):
         ready = self._path("precaps_stan.txt")
@@ -109,8 +106,7 @@ class PrecompDataset(Dataset):
             if self.inputs.ids:
                 warn(f"{ready} is missing: making the word ids from {source.name} with the vocabulary")
             return encode_all(read_captions(source), self.vocab, source)
-        tokens = Ragged(read_ids(ready, len(self.vocab)))
-        captions = []
+        tokens, captions = Ragged(read_ids(ready, len(self.vocab))), []
         with contextlib.suppress(InputError):  # captions that cannot be read are refused where they are shown
             captions = read_captions(self._path("caps.txt"))
         check_ids(tokens, ready, captions, self.vocab)
@@ -138,16 +134,16 @@ class PrecompDataset(Dataset):
         if self.inputs.boxes == "none":
             return None, None
         advice = "without boxes give --boxes none"
-        sizes = read_sizes(self._need("ims_size.npy", advice))
-        path = self._need("ims_bbx.npy", advice)
-        for rows, file in ((sizes, self._path("ims_size.npy")), (open_array(path), path)):
+        sizes_path, path = self._need("ims_size.npy", advice), self._need("ims_bbx.npy", advice)
+        sizes = read_sizes(sizes_path)
+        for rows, file in ((sizes, sizes_path), (open_array(path), path)):
             if rows.shape[:1] == (len(self.tokens),):
                 check_five_rows(rows, file)
         boxes = read_boxes(path, sizes)
         images, regions = len(self.tokens) // CAPTIONS_PER_IMAGE, self.images.shape[1]
         if len(boxes) not in (images, len(self.tokens)) or boxes.shape[1] != regions:
             raise InputError(
-                f"{self._path('ims_bbx.npy')}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; "
+                f"{path}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; "
                 f"need {regions} regions in {images} images, as the features and captions have"
             )
         return self._per_image(sizes), self._per_image(boxes)
@@ -168,13 +164,12 @@ class PrecompDataset(Dataset):
     @cached_property
     def captions(self):
         """The texts, read at their first use; None without {split}_caps.txt."""
-        if not self._path("caps.txt").exists():
+        path = self._path("caps.txt")
+        if not path.exists():
             return None
-        captions = read_captions(self._path("caps.txt"))
+        captions = read_captions(path)
         if len(captions) != len(self.tokens):
-            raise InputError(
-                f"{self._path('caps.txt')}: {len(captions)} captions, but the split has {len(self.tokens)}"
-            )
+            raise InputError(f"{path}: {len(captions)} captions, but the split has {len(self.tokens)}")
         return captions[: self.length]
 
     def __getstate__(self):

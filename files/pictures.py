@@ -18,6 +18,8 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # forms that only an optional package reads
 HEIF_READER = False
 with contextlib.suppress(ImportError):  # optional: pictures of telephones
     from pillow_heif import register_heif_opener
@@ -54,13 +56,12 @@ def coco_pairs(folder, split):
     """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
     year = "train2014" if split == "train" else "val2014"
     path = folder / "annotations" / f"captions_{year}.json"
-    captions = captions_by_number(read_coco(path), path)
-    pairs = []
-    for number in caption_numbers(folder / "annotations" / f"coco_{split}_ids.npy"):
+    numbers_path = folder / "annotations" / f"coco_{split}_ids.npy"
+    captions, pairs = captions_by_number(read_coco(path), path), []
+    for number in caption_numbers(numbers_path):
         if number not in captions:
             raise InputError(
-                f"{folder / 'annotations' / f'coco_{split}_ids.npy'}: annotation {number} is not in {path}; "
-                "take both files from the same release"
+                f"{numbers_path}: annotation {number} is not in {path}; take both files from the same release"
             )
         picture, caption = captions[number]
         pairs.append((f"{year}/{picture.name}", caption.text))
@@ -74,11 +75,9 @@ def caption_numbers(path):
         raise InputError(f"{path}: numbers of type {numbers.dtype}; need whole numbers")
     seen = {}
     for place, number in enumerate(numbers.ravel().tolist()):
-        if number in seen:
-            raise InputError(
-                f"{path}: annotation {number} occurs twice, at {seen[number]} and {place}; name every caption once"
-            )
-        seen[number] = place
+        if seen.setdefault(number, place) != place:
+            places = f"{seen[number]} and {place}"
+            raise InputError(f"{path}: annotation {number} occurs twice, at {places}; name every caption once")
     return list(seen)
 
 
@@ -101,16 +100,12 @@ def need_pictures(folder, names):
 
 def first_five(pairs, folder, split):
     """The first five captions of each image, images in the order they first appear."""
-    groups = {}
+    groups, five = {}, CAPTIONS_PER_IMAGE
     for path, text in pairs:
         groups.setdefault(path, []).append(text)
-    few = sum(len(texts) < CAPTIONS_PER_IMAGE for texts in groups.values())
-    if few:
-        raise InputError(
-            f"{folder}: {few} images of the split {split} have fewer than "
-            f"{CAPTIONS_PER_IMAGE} captions; evaluation needs {CAPTIONS_PER_IMAGE} for each"
-        )
-    return [(path, text) for path, texts in groups.items() for text in texts[:CAPTIONS_PER_IMAGE]]
+    if few := sum(len(texts) < five for texts in groups.values()):
+        raise InputError(f"{folder}: {few} images of the split {split} have fewer than {five} captions; need {five}")
+    return [(path, text) for path, texts in groups.items() for text in texts[:five]]
 
 
 # ---- one picture ----
@@ -130,13 +125,14 @@ def open_picture(path, side=None):
     """
     try:
         with open_regular(path, "no such picture") as file:
-            if form := _unread_form(file.peek(16)[:16]):
-                raise InputError(f"{path}: {form}; convert it to JPEG, or install pillow-heif")
+            head = file.peek(16)[:16]
+            if head[4:8] == b"ftyp" and head[8:12] in HEIC and not HEIF_READER:
+                raise InputError(f"{path}: a picture of the form HEIC; convert it to JPEG, or install pillow-heif")
             with Image.open(file) as image:
                 if side:
                     image.draft(None, (2 * side, 2 * side))
                 picture, change = as_rgb(ImageOps.exif_transpose(image), path)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None
     if side:
         picture.thumbnail((side, side))
@@ -155,14 +151,6 @@ def as_rgb(image, path):
         image, change = image.convert("RGBA"), "transparent pictures, laid on white"
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB"), change
-
-
-def _unread_form(head):
-    """'a HEIC picture' or the like, for a form that only an optional package reads, which is not installed."""
-    form = head[8:12].decode("latin-1")
-    if head[4:8] != b"ftyp" or form == "avif" or HEIF_READER:
-        return None
-    return f"a picture of the form HEIC ({form})" if form in ("heic", "heix", "hevc", "mif1", "msf1") else None
 
 
 def make_transforms(crop_size):
@@ -187,7 +175,7 @@ def picture_size(path):
         with open_regular(path) as file, Image.open(file) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
             return image.size[::-1] if turned else image.size
-    except (InputError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+    except (InputError, *UNREADABLE):
         return None
 
 
@@ -220,7 +208,8 @@ def warn_proportions(sizes, files):
     """Warn, in one line, where pictures have other proportions than the sizes that the boxes belong to."""
     if found := other_proportions(sizes, files):
         g, (w, h), (v, u) = found[0]
+        first = f"{files[g]} is {v} x {u}, the data set says {w} x {h}"
         warn(
             f"{len(found)} of {len(files)} pictures have other proportions than the sizes in the data set (first: "
-            f"{files[g]} is {v} x {u}, the data set says {w} x {h}): boxes are drawn in the wrong places there"
+            f"{first}): boxes are drawn in the wrong places there"
         )
