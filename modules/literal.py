@@ -1,4 +1,4 @@
-"""GSMN's similarity written plainly from docs/method.md, section 2: the reference for the fast code.
+"""GSMN's similarity, and one of SCAN's, written plainly from docs/method.md: the reference for the fast code.
 
 Like the released code it goes through the captions one by one and forms the attended contexts and the
 neighbours' features of every pair.  It uses nothing of graph.py, only parameters by their released names.
