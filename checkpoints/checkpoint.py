@@ -283,7 +283,7 @@ def versions():
     found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
         with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a folder not ours
             answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
             found["git"] = answer.stdout.strip()
