@@ -156,10 +156,10 @@ def extract_split(folder, split, source, opt, notes):
 
 def write_record(path, opt):
     """What made the features: extractor, weights, date, command, versions; beside them, as JSON."""
-    model = opt.grid or opt.detector if opt.images else "another extractor's files"
+    files = opt.tsv or opt.npz
     record = {
-        "model": model,
-        "weights": "of the files" if not opt.images else "random" if opt.no_pretrained else "the library's pretrained",
+        "model": "another extractor's files" if files else opt.grid or opt.detector,
+        "weights": "of the files" if files else "random" if opt.no_pretrained else "the library's pretrained",
         "source": given(opt),
         "regions": opt.regions,
         "dtype": opt.dtype,
@@ -218,8 +218,13 @@ def feature_options(argv=None):
     add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
     add("--data_name", required=True, help="data set: the folder's name under --data_path")
     add("--split", nargs="+", choices=SPLITS, help="splits to extract (default: each that has a {split}_imagename.txt)")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures, for --detector and --grid")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the pictures, for --detector and --grid, and for the sizes that --npz files may lack",
+    )
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--tsv",
         type=Path,
@@ -227,7 +232,9 @@ def feature_options(argv=None):
         metavar="FILE",
         help="another extractor's output: bottom-up attention's TSV, or LXMERT's",
     )
-    source.add_argument("--npz", type=Path, metavar="DIR", help="another extractor's output: MILVLG's npz files")
+    source.add_argument(
+        "--npz", type=Path, metavar="DIR", help="another extractor's output: MILVLG's npz files, or cocobu_att"
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--detector",
@@ -268,9 +275,11 @@ def feature_options(argv=None):
     add("--shard", default=500, type=whole(1), metavar="N", help="images that an interruption may cost (default: 500)")
     add("--overwrite", action="store_true", help="extract again where the files are there already")
     opt = parser.parse_args(argv)
-    if opt.no_pretrained and opt.images:
+    if (opt.tsv and opt.images) or not (opt.tsv or opt.npz or opt.images):
+        parser.error("--images, --tsv, --npz: give the pictures, or one kind of another extractor's files")
+    if opt.no_pretrained and not (opt.tsv or opt.npz):
         warn("--no_pretrained: the weights are random, and so are the features; use them to try the steps only")
-    if opt.grid and not opt.images:
+    if opt.grid and (opt.tsv or opt.npz):
         parser.error("--grid: goes with --images; the files of another extractor have their regions")
     return opt
 

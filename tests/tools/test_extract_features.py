@@ -433,8 +433,30 @@ def test_npz(three):
     whole = (folder / "1_a.npz").read_bytes()
     (folder / "1_a.npz").write_bytes(whole[: len(whole) // 2])
     assert "1_a.npz: truncated" in three.error("--npz", folder, "--regions", "3", "--overwrite")
+    (folder / "1_a.npz").write_text("<!DOCTYPE html><title>Too large</title>")
+    assert "1_a.npz: a web page" in three.error("--npz", folder, "--regions", "3", "--overwrite")
     np.savez(folder / "1_a.npz", x=three.found[0][1])
     assert "1_a.npz: " in (said := three.error("--npz", folder, "--overwrite")) and "need x, bbox" in said
+
+
+def test_features_and_boxes_in_two_folders(three, capsys):
+    """cocobu_att and cocobu_box.  They have no sizes: those of the pictures, else of all boxes, which a note counts."""
+    att, box = three.root / "cocobu_att", three.root / "cocobu_box"
+    att.mkdir()
+    for name, (_, x) in zip(("42", "7", "1_a"), three.found):
+        np.savez(att / f"{name}.npz", feat=x)
+    assert "no boxes" in three.error("--npz", att, "--regions", "3")
+    box.mkdir()
+    for name, (boxes, _) in zip(("42", "7", "1_a"), three.found):
+        np.save(box / f"{name}.npy", boxes)
+        Image.new("RGB", (60, 50)).save(three.photos / f"{name}.png")
+    *_, sizes = three.extract("--npz", att, "--regions", "3")
+    assert "without a size" in capsys.readouterr().out
+    assert np.array_equal(sizes, [np.ceil(boxes[:, 2:].max(0)) for boxes, _ in three.found])
+    flags = ("--npz", att, "--regions", "3", "--overwrite")
+    check_three(three, three.extract(*flags, "--images", three.photos), [0, 1, 2])
+    (box / "7.npy").unlink()
+    assert "1 of 3 images" in (said := three.error(*flags)) and "7.npy" in said
 
 
 def test_no_boxes_in_a_file(three, capsys):

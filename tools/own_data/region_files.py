@@ -1,4 +1,4 @@
-"""Files of other extractors -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's npz.
+"""Files of other extractors -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's and cocobu's npz.
 
 A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
 """
@@ -6,15 +6,19 @@ A source is called with the names of a split and the numbers of those that are w
 import base64
 import binascii
 import itertools
+import math
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from files.arrays import open_array
 from files.errors import InputError, reason
-from files.names import Matcher
+from files.names import Matcher, find_pictures
 from files.opening import open_regular
+from files.pictures import picture_size
 from tools.own_data.region_sources import Regions
 
 BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -214,37 +218,60 @@ def bytes_of(text, where, column, kind="<f4"):
 
 
 class Npz(FileSource):
-    """MILVLG's folder of .npz files, one an image: x (boxes, F) or (F, boxes), bbox, image_w, image_h."""
+    """A folder of .npz files, one an image.
+
+    MILVLG's have x (boxes, F) or (F, boxes), bbox, image_w, image_h.  Those of a folder such as cocobu_att have feat
+    (boxes, F), and their boxes lie in the folder cocobu_box beside it.
+    """
 
     def __init__(self, opt, notes):
         super().__init__(opt, notes)
         self.folder = Path(opt.npz)
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder (--npz)")
+        self.boxes = self.folder.with_name(re.sub(r"_att(?=_|$)", "_box", self.folder.absolute().name))
+        self.pictures = opt.images
 
     def __call__(self, names, wanted):
         wanted = [int(index) for index in wanted]
+        pictures = find_pictures(self.pictures, names, links=True) if self.pictures else [None] * len(names)
         match, missing = Matcher([names[index] for index in wanted]), set(range(len(wanted)))
         for path in sorted(self.folder.glob("*.npz")):
             if (found := match(path.stem)) not in missing:
                 continue
             try:
-                regions = self.fit(wanted[found], *self.read(path))
+                regions = self.fit(wanted[found], *self.read(path, pictures[wanted[found]]))
             except InputError as error:
                 self.pass_over(error)  # a file of another name may have this image too
                 continue
             missing.remove(found)
             yield regions
 
-    def read(self, path):
+    def read(self, path, picture):
+        """(path, features, boxes, size); where the files lack the size, that of the picture or of all boxes."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+                if "feat" in arrays.files and "bbox" not in arrays.files:
+                    x, boxes = np.asarray(arrays["feat"], np.float32), self.boxes_of(path)
+                    return path, x, boxes, (picture and picture_size(picture)) or self.extent(path, boxes)
                 x, boxes = (np.asarray(arrays[name], np.float32) for name in ("x", "bbox"))
                 size = tuple(int(arrays[name]) for name in ("image_w", "image_h"))
         except KeyError as error:
-            raise InputError(f"{path}: {error}; need x, bbox, image_w and image_h") from None
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise InputError(f"{path}: truncated or not an .npz file of arrays ({error}); extract it again") from None
+            raise InputError(f"{path}: {error}; need x, bbox, image_w and image_h, or feat") from None
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError):
+            raise InputError(f"{path}: truncated or not an .npz file of arrays; extract it again") from None
         if x.ndim == 2 and boxes.ndim == 2 and len(x) != len(boxes) == x.shape[1]:
             x = x.T  # as older releases wrote it
         return path, x, boxes, size
+
+    def boxes_of(self, path):
+        if self.boxes == self.folder or not self.boxes.is_dir():
+            raise InputError(f"{path}: no boxes in it; its folder needs another beside it, as cocobu_box of cocobu_att")
+        return np.asarray(open_array(self.boxes / f"{path.stem}.npy"), np.float32)
+
+    def extent(self, path, boxes):
+        """The smallest size (width, height) that holds these boxes."""
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or not np.isfinite(boxes).all():
+            raise InputError(f"{path}: boxes {boxes.shape} with numbers that are no corners; extract them again")
+        self.notes.add("images without a size, for which that of all their boxes stands; --images gives it", path)
+        return tuple(math.ceil(side) for side in boxes[:, 2:].max(axis=0))
