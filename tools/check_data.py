@@ -22,7 +22,7 @@ from files.text import PICTURES, data_folder, read_lines
 from runtime.commandline import Parser
 from systems.options import completed
 from systems.table import SYSTEMS
-from tools.own_data.splits import SPLITS
+from tools.own_data.splits import SPLITS, add_data_flags
 
 
 def models_asked(opt):
@@ -38,18 +38,12 @@ def models_asked(opt):
 
 def data_check_options(argv=None):
     parser = Parser(description=__doc__)
+    add_data_flags(parser)
     add = parser.add_argument
-    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
-    add("--data_name", required=True, help="data set: the folder's name under --data_path")
-    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
     add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
     add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
-    add(
-        "--boxes",
-        default="normalized",
-        choices=["normalized", "none"],
-        help="none: GSMN without geometry, which needs no boxes (default: normalized)",
-    )
+    add("--boxes", default="normalized", choices=["normalized", "none"], help="none: GSMN without geometry")
     add("--img_dim", type=int, help="width of the features (default: as train's)")
     add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")

@@ -22,6 +22,7 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
 from files.writing import atomic_write, check_writable
 from reporting.eccv import letters
 from runtime.commandline import Parser
+from tools.own_data.splits import add_data_flags
 
 COCO_TEST = 25000  # captions of COCO's test split that count
 
@@ -48,11 +49,9 @@ def numbers_of(five, known):
 
 def coco_options(arguments=None):
     parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
-    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
-    add("--data_name", required=True, help="data set: the folder's name under --data_path")
-    add("--split", default="testall", help="split whose {split}_caps.txt is read (default: testall)")
+    parser.add_argument("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
+    add_data_flags(parser)
+    parser.add_argument("--split", default="testall", help="split whose {split}_caps.txt is read")
     return parser.parse_args(arguments)
 
 
