@@ -145,12 +145,6 @@ class Browser:
         with contextlib.suppress(RuntimeError):  # the page may just be changing
             return self.run(expression)
 
-    def press(self, key):
-        """A key, as 'ArrowRight' or 'Tab'."""
-        code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39}[key]
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
     def point(self, x, y):
         """Move the mouse to a place of the window."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
