@@ -5,7 +5,6 @@
 """
 
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,12 +121,13 @@ def short_names(paths):
 
     ['runs/dense/model_best.pth.tar', 'runs/sparse/model_best.pth.tar', 'ensemble'] -> ['dense', 'sparse', 'ensemble']
     """
-    parts = [Path(path).parts for path in paths if path != "ensemble"]
-    if len(set(parts)) < len(parts) or len(parts) == 1:
+    parts = [list(Path(path).parts) for path in paths if path != "ensemble"]
+    if len(set(map(tuple, parts))) < len(parts) or len(parts) == 1:
         names = [Path(path).name.removesuffix(".tar").removesuffix(".pth") for path in paths]
         return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
-    shortest = min(map(len, parts))
-    first = min(len(os.path.commonprefix(parts)), shortest - 1)
-    last = min(len(os.path.commonprefix([p[::-1] for p in parts])), shortest - 1 - first)
-    names = iter("/".join(p[first : len(p) - last]) for p in parts)
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({path[end] for path in parts}) == 1:
+            for path in parts:
+                del path[end]
+    names = map("/".join, parts)
     return [path if path == "ensemble" else next(names).removesuffix(".tar").removesuffix(".pth") for path in paths]
