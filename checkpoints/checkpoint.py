@@ -1,9 +1,6 @@
 """Writes and reads checkpoints: complete, atomic, and safe to open from any source.
 
-A checkpoint is a dict (docs/method.md, section 5).  Released files hold `epoch`, `model` (a list of state
-dicts), `best_rsum`, `opt` (argparse.Namespace) and `Eiters`.  Ours add `format`, `saved` (seconds since
-1970), `versions`, `step`, `optimizer`, `further` (other
-modules' state dicts by name), `vocab` (words in the order of their ids) and `rng`.
+A checkpoint is a dict; docs/method.md, section 5, lists its keys.
 """
 
 import argparse
@@ -32,10 +29,6 @@ FORMAT = 1
 BEST = "model_best.pth.tar"
 
 
-class CheckpointError(InputError):
-    """A checkpoint could not be written or removed; an earlier file of its name is intact."""
-
-
 # ---- reading
 
 
@@ -61,10 +54,9 @@ def load_checkpoint(path):
     """The checkpoint that a path means for an evaluation (find_checkpoint), on the CPU and ready to use.
 
     Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
-    in `model` and `further` without DataParallel's 'module.', counters present (docs/method.md,
-    section 5).  The older format has no checksums: a warning gives the file's sha256.
-    Raises InputError, one line, where there is no checkpoint, it is damaged, a field has another type than
-    fields.FIELDS says, it asks for code, or its format is newer than this program.
+    in `model` and `further` without DataParallel's 'module.', counters present.  The older format has no checksums:
+    a warning gives the file's sha256.  Raises InputError, one line, where there is no checkpoint, it is damaged, a
+    field has another type than fields.FIELDS says, it asks for code, or its format is newer than this program.
     """
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
@@ -117,7 +109,12 @@ def complete(opt, model, path):
     opt.model decides which system's they are; the state dicts are asked only where it is missing.
     """
     if not hasattr(opt, "model"):
-        system = system_holding(model, opt, path)
+        system = next((system for system in SYSTEMS.values() if system.holds(model, opt)), None)
+        if system is None:
+            raise InputError(
+                f"{path}: its opt names no model, and its {len(model)} state dicts are not those of {titles()}; "
+                "write opt.model into the file, or get another"
+            )
         opt = argparse.Namespace(**{"model": system.name, **system.released, **vars(opt)})
     check_options(opt, path)
     flags = {}
@@ -127,17 +124,6 @@ def complete(opt, model, path):
     if any(name.startswith("cnn.") for state in model for name in state):
         flags["no_pretrained"] = True  # the CNN's weights are in the file
     return completed(opt, **flags)
-
-
-def system_holding(model, opt, path):
-    """The System whose released file these state dicts and flags are."""
-    for system in SYSTEMS.values():
-        if system.holds(model, opt):
-            return system
-    raise InputError(
-        f"{path}: its opt names no model, and its {len(model)} state dicts are not those of {titles()}; "
-        "write opt.model into the file, or get another"
-    )
 
 
 # ---- vocabulary
@@ -175,7 +161,7 @@ def check_vocab(checkpoint, vocab, path="checkpoint"):
 def save_checkpoint(state, path):
     """Write a checkpoint (the keys above), whole or not at all; adds `format`, `saved` and `versions`.
 
-    CheckpointError when the disk is full, the folder read-only or gone; an older file of that name stays.
+    InputError when the disk is full, the folder read-only or gone; an older file of that name stays.
     ValueError, with nothing written, for a value that load_checkpoint would refuse.
     """
     stamp = {"format": FORMAT, "saved": time.time(), "versions": versions()}
@@ -183,15 +169,13 @@ def save_checkpoint(state, path):
 
 
 def write_checkpoint(state, path):
-    """Write `state` as it is, atomically; CheckpointError as save_checkpoint."""
+    """Write `state` as it is, atomically; InputError as save_checkpoint."""
     try:
         atomic_write(path, lambda file: torch.save(state, file))
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
     except RuntimeError as error:  # of torch's zip writer, which hides the system's error
         if not isinstance(error.__context__, OSError):
             raise
-        raise CheckpointError(f"{path}: cannot be written ({reason(error.__context__)})") from error
+        raise InputError(f"{path}: cannot be written ({reason(error.__context__)})") from error
 
 
 def plain(value, name="checkpoint"):
@@ -244,8 +228,7 @@ def restore_rng(state):
 def restore_training(checkpoint, model, optimizer, path):
     """Restore an optimiser and the random generators from a checkpoint.
 
-    Raises InputError, with nothing changed, where the optimiser's state does not fit the model's parameters, and
-    where a random state is broken.
+    InputError where the optimiser's state does not fit the model's parameters, and where a random state is broken.
     """
     parameters = list(model.parameters())
     check_optimizer(checkpoint["optimizer"], parameters, path)
@@ -272,8 +255,8 @@ def adam_state(saved, parameters, optimizer):
             return {"step": entry["step"], **{name: empty.copy_(entry[name]) for name, empty in moments.items()}}
 
     state = optimizer.state_dict()
-    settings = {name: saved["param_groups"][0][name] for name in ("lr", "betas", "eps", "weight_decay")}
-    state["param_groups"][0].update(settings)
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        state["param_groups"][0][name] = saved["param_groups"][0][name]
     return {**state, "state": {number: own(number, entry) for number, entry in saved["state"].items()}}
 
 
@@ -283,7 +266,7 @@ def versions():
     found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
         with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a folder not ours
             answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
             found["git"] = answer.stdout.strip()
@@ -318,14 +301,14 @@ class Keeper:
         self.failed.pop(name == BEST, None)
         try:
             prune(self.folder, self.keep if name != BEST else 0)
-        except CheckpointError as error:
+        except InputError as error:
             self.say(str(error))
         return True
 
     def check(self):
-        """CheckpointError when the newest checkpoint, or the best, is not on the disk."""
+        """InputError when the newest checkpoint, or the best, is not on the disk."""
         for error in self.failed.values():
-            raise CheckpointError(f"{error}: this checkpoint is lost, those written before are good")
+            raise InputError(f"{error}: this checkpoint is lost, those written before are good")
 
 
 def newest(folder, say=warn):
@@ -346,7 +329,7 @@ def newest(folder, say=warn):
 def prune(folder, keep):
     """Remove all but the newest `keep` of a folder's checkpoint_*.pth.tar (0 keeps all); model_best stays.
 
-    Unreadable files are left alone.  CheckpointError when one cannot be removed.
+    Unreadable files are left alone.  InputError when one cannot be removed.
     """
     if keep <= 0:
         return
@@ -354,7 +337,7 @@ def prune(folder, keep):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be removed ({reason(error)})") from error
+            raise InputError(f"{path}: cannot be removed ({reason(error)})") from error
 
 
 def ordered(folder, patterns, say=lambda line: None):

@@ -27,16 +27,13 @@ def is_count(value, least=0):
     return type(value) is int and is_number(value, least)
 
 
-def is_table(value):
-    return isinstance(value, dict)
-
-
-def is_table_of(value, check):
-    return is_table(value) and all(type(name) is str and check(item) for name, item in value.items())
+def is_table(value, check=lambda item: True):
+    """Whether this is a dict whose values pass `check`."""
+    return isinstance(value, dict) and all(map(check, value.values()))
 
 
 def is_state_dict(value):
-    return is_table_of(value, torch.is_tensor)
+    return is_table(value, torch.is_tensor) and all(type(name) is str for name in value)
 
 
 def is_vocabulary(value):
@@ -54,7 +51,7 @@ def is_flag(value):
 FIELDS = {
     "opt": lambda value: isinstance(value, argparse.Namespace),
     "model": lambda value: isinstance(value, list) and all(map(is_state_dict, value)),
-    "further": lambda value: is_table_of(value, is_state_dict),
+    "further": lambda value: is_table(value, is_state_dict) and all(type(name) is str for name in value),
     "caption_model": lambda value: value is None or is_state_dict(value),
     **dict.fromkeys(("epoch", "step", "Eiters", "format"), is_count),
     "best_epoch": lambda value: is_count(value, -1),
@@ -119,21 +116,16 @@ def check_shapes(build, opt, saved, path):
     for name, state in [*zip(model.parts, states), *further.items()]:
         if name in further and name not in known:
             raise InputError(f"{path}: holds a {name}, but the model of its opt has none; get the file again")
-        check_state(getattr(model, name).state_dict(), state, f"{path}: {name}")
+        known_state = getattr(model, name).state_dict()
+        for key in {**known_state, **state}:
+            ours, theirs = described(known_state.get(key)), described(state.get(key))
+            # BatchNorm counts batches since torch 0.4.1 only
+            if ours != theirs and not (key not in state and key.endswith("num_batches_tracked")):
+                raise InputError(f"{path}: {name}.{key} is {theirs}, but by its opt {ours}; get the file again")
     wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(tensor.numel() for state in states for tensor in state.values())
     if wanted > 2 * held + SPARE:  # a released file lacks the caption model: its widths are only in opt
         raise InputError(f"{path}: its opt describes {wanted:,} numbers, but it holds {held:,}; get the file again")
-
-
-def check_state(wanted, state, where):
-    """InputError naming the first tensor that is missing, not known, of another shape, or whole where it is real."""
-    for name in {**wanted, **state}:
-        if name not in state and name.endswith("num_batches_tracked"):
-            continue  # BatchNorm counts since torch 0.4.1 only
-        ours, theirs = described(wanted.get(name)), described(state.get(name))
-        if ours != theirs:
-            raise InputError(f"{where}.{name} is {theirs}, but by its opt {ours}; get the file again")
 
 
 def described(tensor):
@@ -163,20 +155,17 @@ def optimizer_fault(groups, entries, parameters):
     for number, entry in entries.items():
         if type(number) is not int or not 0 <= number < count or not is_table(entry):
             return "an entry of no parameter"
-        step = entry.get("step")
+        step, shape = entry.get("step"), parameters[number].shape
         step = step.item() if torch.is_tensor(step) and step.numel() == 1 else step
-        moments = (
-            is_moment(entry.get("exp_avg"), parameters[number]),
-            is_moment(entry.get("exp_avg_sq"), parameters[number], 0),
-        )
-        if not is_number(step, 0) or not all(moments):
+        right = is_moment(entry.get("exp_avg"), shape) and is_moment(entry.get("exp_avg_sq"), shape, 0)
+        if not right or not is_number(step, 0):
             return f"the step or a moment of parameter {number}"
     return None
 
 
-def is_moment(moment, parameter, least=-torch.inf):
-    """Whether this is a tensor of finite reals from `least` on, of a parameter's shape."""
-    if not torch.is_tensor(moment) or moment.shape != parameter.shape or not moment.is_floating_point():
+def is_moment(moment, shape, least=-torch.inf):
+    """Whether this is a tensor of this shape, of finite reals from `least` on."""
+    if not torch.is_tensor(moment) or moment.shape != shape or not moment.is_floating_point():
         return False
     return bool((torch.isfinite(moment) & (moment >= least)).all())
 

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from files.errors import InputError, reason
+from files.errors import InputError
 from files.opening import open_regular
 
 # Every name that the pickle of a checkpoint may use.  NumPy's, pathlib's and torch.device become plain values.
@@ -38,13 +38,12 @@ TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"}
 TAKERS = {"REDUCE", "NEWOBJ", "BINPERSID"}  # operations that take the tuple before them
 UNUSUAL = {"DUP", "POP", "POP_MARK", "BYTEARRAY8"}  # would hide a tuple or take memory; only odd objects need them
 
-# First bytes of files that are often taken for a checkpoint by mistake.
+# First bytes of files that are often taken for a checkpoint by mistake; files/opening.py knows failed downloads
 STRANGERS = {
-    b"<": "a web page was saved in place of the file; download it again",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with 'git lfs pull'",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"\x93NUMPY": "a NumPy array, not a checkpoint; give a .pth.tar file",
     b"{": "JSON, not a checkpoint; give a .pth.tar file",
+    b"<": "a web page was saved in place of the file; download it again",
 }
 DAMAGED = "incomplete or damaged; copy or download it again"
 
@@ -59,8 +58,9 @@ def read_torch_file(path, lazily=False):
     """
     import torch  # the commands that read no checkpoint start without it
 
+    is_zip = is_zip_file(path)
     with open_checkpoint(path) as file:
-        is_zip = inspect(file, path, sums=not lazily)
+        (inspect_zip if is_zip else inspect_pickles)(file, path, sums=not lazily)
     load = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=is_zip and lazily)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]):
         warnings.simplefilter("ignore")  # torch remarks on its own old formats
@@ -90,47 +90,32 @@ def checkpoint_names(folder):
 
 
 def is_zip_file(path):
-    """Whether a file of torch.save is a zip file; the older format has no checksums."""
+    """Whether a file of torch.save is a zip file; the older format has no checksums.  InputError for other files."""
     with open_checkpoint(path) as file:
-        return file.read(2) == b"PK"
-
-
-# ---- the look at a file before it is loaded
-
-
-def inspect(file, path, sums):
-    """True for a zip file, False for the older format; InputError for other files and for what is not harmless."""
-    try:
         head = file.read(512)
-        file.seek(0)
-        refuse_strangers(head, path)
-        (inspect_zip if head.startswith(b"PK") else inspect_pickles)(file, path, sums)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    start = head[:64].removeprefix(codecs.BOM_UTF8).lstrip()
+    found = [what for mark, what in STRANGERS.items() if start.startswith(mark)]
+    if head[257:262] == b"ustar":
+        found = ["a tar archive; unpack it (tar xf) and give the checkpoint in it"]
+    if found or not start:
+        raise InputError(f"{path}: {found[0] if found else 'empty, not a checkpoint; copy or download it again'}")
     return head.startswith(b"PK")
 
 
-def refuse_strangers(head, path):
-    start = head[:64].removeprefix(codecs.BOM_UTF8).lstrip()
-    found = [what for mark, what in STRANGERS.items() if start.startswith(mark)]
-    if not start:
-        found = ["empty, not a checkpoint; copy or download it again"]
-    if head[257:262] == b"ustar":
-        found = ["a tar archive; unpack it (tar xf) and give the checkpoint in it"]
-    if found:
-        raise InputError(f"{path}: {found[0]}")
+# ---- the look at a file before it is loaded
 
 
 def inspect_zip(file, path, sums):
     """InputError unless the archive is whole (torch.load ignores checksums) and its pickles are harmless."""
     try:
         with zipfile.ZipFile(file) as archive:
+            pickled = [record for record in archive.infolist() if record.filename.endswith(".pkl")]
             for record in archive.infolist():  # by record, since a name can stand in the archive twice
                 if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
                     refuse(path, f"{record.filename} is compressed, which torch.save never does")
-                if record.filename.endswith(".pkl"):
-                    look_through(archive.open(record), path, ALLOWED)
-            if not any(name.endswith(".pkl") for name in archive.namelist()):
+            for record in pickled:
+                look_through(archive.open(record), path, ALLOWED)
+            if not pickled:
                 raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")
             if sums and (broken := archive.testzip()):
                 raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
@@ -140,12 +125,12 @@ def inspect_zip(file, path, sums):
         raise InputError(f"{path}: {DAMAGED}") from error
 
 
-def inspect_pickles(file, path, _sums):
-    """The same for the older format: five pickles (the fourth is the content), then raw numbers."""
+def inspect_pickles(file, path, sums):
+    """The same for the older format: five pickles (the fourth is the content), then raw numbers without checksums."""
     for number in range(5):
         try:
             look_through(file, path, ALLOWED)
-        except (InputError, OSError):
+        except InputError:
             raise
         except Exception as error:
             if number == 0:
@@ -153,12 +138,13 @@ def inspect_pickles(file, path, _sums):
             return  # incomplete, or no checkpoint after all: torch.load notices
 
 
-def look_through(file, path, allowed=None, most=OPERATIONS):
+def look_through(file, path, allowed=None, most=None):
     """Go through the next pickle of an open file; runs nothing.
 
-    InputError where it has more than `most` operations, can take for ever, or asks for a name that the pattern
-    `allowed` does not match.
+    InputError where it has more operations than `most` (default: OPERATIONS), can take for ever, or asks for a name
+    that the pattern `allowed` does not match.
     """
+    most = most or OPERATIONS
     memo, is_tuple, shared, kept, large = {}, False, 0, 0, 0  # memo: number of a stored object -> whether it is a tuple
     for step, (opcode, value, at) in enumerate(pickletools.genops(file)):
         name = opcode.name

@@ -17,39 +17,21 @@ class Found(NamedTuple):
     ranks: np.ndarray  # (Q,) from 1, as evaluation counts them
 
 
-def best_of(row, own, ties="worst"):
-    """row (C,) scores, own: range of the query's own candidates -> (best ids, their scores, own positions, own scores).
+def find_best(sims, ranks, per, offset, captions_ask, ties="worst"):
+    """One block of similarities -> Found, for its images or its captions. sims (N, per · N); ranks from 0.
 
-    The best are SHOWN candidates, or all where there are fewer.
     ties: the order of equal scores, as in reporting/ranks.py; the first own candidate's position is the query's rank.
     """
-    k = min(SHOWN, len(row))
-    best = np.flatnonzero(row >= np.partition(row, -k)[-k])
-    is_own = (best >= own.start) & (best < own.stop)
-    keys = (best, is_own, -row[best]) if ties == "worst" else (-best, -row[best])
-    best = best[np.lexsort(keys)[:k]]
-    return best, row[best], own_positions(row, own, ties), row[own.start : own.stop]
-
-
-def own_positions(row, own, ties):
-    """Positions from 1 of the query's own candidates among all, (own,)."""
-    scores = row[own.start : own.stop, None]  # (own, 1)
-    above, equal = np.count_nonzero(row > scores, axis=1), row == scores  # (own,), (own, C)
-    if ties == "released":  # equals of a higher index come first
-        return above + np.count_nonzero(equal & (np.arange(len(row)) > np.array(own)[:, None]), axis=1) + 1
-    rivals = np.count_nonzero(equal, axis=1) - np.count_nonzero(equal[:, own.start : own.stop], axis=1)
-    earlier = np.tril(equal[:, own.start : own.stop], -1)  # own equals, which keep their order
-    return above + rivals + np.count_nonzero(earlier, axis=1) + 1
-
-
-def find_best(sims, ranks, per, offset, captions_ask, ties="worst"):
-    """One block of similarities -> Found, for its images or its captions. sims (N, per · N); ranks from 0."""
-    n = len(sims)
-    rows = transposed_rows(sims) if captions_ask else sims
-    owns = (range(q // per, q // per + 1) if captions_ask else range(q * per, (q + 1) * per) for q in range(len(ranks)))
-    found = zip(*(best_of(row, own, ties) for row, own in zip(rows, owns)))
-    ids, scores, positions, own_scores = map(np.stack, found)
-    return Found(ids + offset * (n if captions_ask else n * per), scores, positions, own_scores, ranks + 1)
+    n, parts, every = len(sims), [], np.arange(sims.shape[not captions_ask])
+    places = np.empty_like(every)  # of each candidate, from 0
+    for q, row in enumerate(transposed_rows(sims) if captions_ask else sims):
+        own = np.arange(q // per, q // per + 1) if captions_ask else np.arange(q * per, (q + 1) * per)
+        before = every[::-1] if ties == "released" else np.concatenate([np.delete(every, own), own])
+        order = before[np.argsort(-row[before], kind="stable")]
+        places[order] = every
+        best = order[:SHOWN]
+        parts.append((best + offset * (n if captions_ask else n * per), row[best], places[own] + 1, row[own]))
+    return Found(*map(np.stack, zip(*parts)), ranks + 1)
 
 
 def transposed_rows(sims, block=512):

@@ -20,7 +20,7 @@ from reporting.explained_queries import page_links
 from reporting.explanation import caption_text
 from reporting.provenance import provenance
 from reporting.rendering import TEMPLATES, template
-from reporting.summary import KINDS, bin_texts, rank_bins, short_names, summary
+from reporting.summary import KINDS, short_names, summary
 from reporting.thumbnails import drawings, image_files, make_thumbnails, read_regions
 
 CHUNK = 200  # queries in one file of data
@@ -69,8 +69,6 @@ class Report:
         ranks = ranks if isinstance(ranks, list) else [ranks]
         found = both_ways(blocks, ranks, self.ties)
         self.models.append({"path": result["model"], "result": result, "ranks": ranks, **found})
-        n, m = blocks[0].shape
-        self.possible_ranks = {"images": m - m // n + 1, "captions": n}
 
     def write(self):
         """Write the site beside its place and put it there whole; prints where."""
@@ -81,7 +79,7 @@ class Report:
         with replaced(self.folder) as folder:
             for name in ("thumbs", "data"):
                 (folder / name).mkdir()
-            thumbs = make_thumbnails(self.files, folder / "thumbs", self.folder / "thumbs")
+            thumbs = make_thumbnails(self.files, folder / "thumbs")
             explained = {}
             if self.explanations:
                 folds = 5 if self.kind == "fold5" else 1
@@ -110,10 +108,6 @@ class Report:
                 write_script(folder, f"{kind}-{k}", [[as_lists(parts[k]) for parts in model] for model in fields])
 
     def write_pages(self, folder, explained):
-        bins = {
-            kind: rank_bins(max(m[kind].ranks.max() for m in self.models), possible)
-            for kind, possible in self.possible_ranks.items()
-        }
         common = {
             "generator": GENERATOR,
             "data_name": self.data_name,
@@ -121,10 +115,9 @@ class Report:
             "n_images": self.dataset.n_images,
             "n_captions": len(self.dataset),
             "names": [m["name"] for m in self.models],
-            "bins": {kind: [bin_texts(*bounds) for bounds in of_kind] for kind, of_kind in bins.items()},
         }
         first_page = {
-            **summary(self.models, bins),
+            **summary(self.models),
             "provenance": provenance(self.dataset, command=self.command),
             "explained": explained,
             "folds": self.kind == "fold5",

@@ -1,4 +1,4 @@
-"""The first page of a report: tables, recall curves, ranks by bin, what an ensemble changes, what each model is.
+"""The first page of a report: tables, recall curves, what an ensemble changes, what each model is.
 
 `models` is the report's list of dicts, one for each model: name, path, result (as evaluation.evaluate has it), ranks
 (for each fold ((image ranks, best), (caption ranks, best)) from 0) and, under images and captions, its Found.
@@ -15,21 +15,18 @@ from reporting.printing import ties_line
 
 CURVE = 100  # the largest K of the recall curves
 CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
-BIN_STARTS = (1, 2, 6, 11, 51, 101, 501)  # the first rank of each bin
 KINDS = ("images", "captions")  # what the queries of each direction are
 
 
-def summary(models, bins):
-    """What index.html shows of the models; bins: {kind: as rank_bins}."""
+def summary(models):
+    """What index.html shows of the models."""
     return {
         "models": [about(model) for model in models],
         "tables": tables(models),
         "columns": columns(),
-        "curves": [[recall_curve([r[way][0] for r in model["ranks"]]) for model in models] for way in (0, 1)],
-        "histograms": {
-            kind: [[count_ranks(model[kind].ranks, low, high) for low, high in bins[kind]] for model in models]
-            for kind in KINDS
-        },
+        "curves": [
+            [[mean_recall(model["ranks"], way, k) for k in range(1, CURVE + 1)] for model in models] for way in (0, 1)
+        ],
         "gains": gains(models),
         "ks": CURVE_TICKS,
         "logs": [round(math.log(k or 1, CURVE), 4) for k in range(CURVE + 1)],
@@ -41,17 +38,12 @@ def about(model):
     result = model["result"]
     if "checkpoint" in result:
         known = result["checkpoint"]
-        flags = [flag_text(name, value) for name, value in known["flags"].items()]
+        flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in known["flags"].items()]
         return {"name": model["name"], **known, "path": Path(known["path"]).resolve(), "flags": flags}
     how = result.get("ensemble", {"weights": None, "normalize": False})
     weights = "weights " + " ".join(f"{weight:g}" for weight in how["weights"]) if how["weights"] else "equal weights"
     kind = f"mean of the {'normalised ' if how['normalize'] else ''}similarities"
     return {"name": model["name"], "kind": kind, "epoch": "", "path": "", "flags": [weights]}
-
-
-def flag_text(name, value):
-    """A flag as on the command line."""
-    return f"--{name}" if value is True else f"--{name} {value}"
 
 
 # ---- tables of figures
@@ -105,36 +97,20 @@ def figure_rows(models, metrics, ending=""):
 def gains(models):
     """For an ensemble, against each single model: (its number, [(better, equal, worse) for each direction])."""
     *singles, last = models
-    changes = [[count_changes(last[kind].ranks, model[kind].ranks) for kind in KINDS] for model in singles]
-    return list(enumerate(changes))
-
-
-def count_changes(new, old):
-    """How many ranks are better, equal and worse than the old ones."""
-    return [int(np.count_nonzero(change)) for change in (new < old, new == old, new > old)]
+    pairs = [[(last[kind].ranks, model[kind].ranks) for kind in KINDS] for model in singles]
+    return list(enumerate([[(count(a < b), count(a == b), count(a > b)) for a, b in ways] for ways in pairs]))
 
 
 # ---- ranks
 
 
-def recall_curve(folds):
-    """Ranks from 0 of each fold -> mean recall in percent at K = 1 ... CURVE, computed as evaluation does."""
-    return [float(np.mean([recall(ranks, k) for ranks in folds])) for k in range(1, CURVE + 1)]
+def count(marks):
+    return int(np.count_nonzero(marks))
 
 
-def rank_bins(largest, possible):
-    """Bins of ranks from 1 to the largest that a query has; none goes beyond the largest possible -> [(low, high)]."""
-    ends = [start - 1 for start in BIN_STARTS[1:]] + [possible]
-    return [(low, min(high, possible)) for low, high in zip(BIN_STARTS, ends) if low <= largest]
-
-
-def count_ranks(ranks, low, high):
-    return int(np.count_nonzero((ranks >= low) & (ranks <= high)))
-
-
-def bin_texts(low, high):
-    """A bin as the pages' filter takes it, and as they show it."""
-    return f"{low}-{high}", f"{low:,}" if low == high else f"{low:,}–{high:,}"
+def mean_recall(folds, way, k):
+    """Each fold's ranks, from 0, both ways -> the mean of their recalls at K, in percent."""
+    return float(np.mean([recall(ranks[way][0], k) for ranks in folds]))
 
 
 # ---- names
@@ -145,17 +121,13 @@ def short_names(paths):
 
     ['runs/dense/model_best.pth.tar', 'runs/sparse/model_best.pth.tar', 'ensemble'] -> ['dense', 'sparse', 'ensemble']
     """
-    parts = [Path(path).parts for path in paths if path != "ensemble"]
-    if len(set(parts)) < len(parts) or len(parts) == 1:
+    parts = [list(Path(path).parts) for path in paths if path != "ensemble"]
+    if len(set(map(tuple, parts))) < len(parts) or len(parts) == 1:
         names = [Path(path).name.removesuffix(".tar").removesuffix(".pth") for path in paths]
         return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
-    shortest = min(map(len, parts))
-    first = min(shared(parts), shortest - 1)
-    last = min(shared([p[::-1] for p in parts]), shortest - 1 - first)
-    names = iter("/".join(p[first : len(p) - last]) for p in parts)
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({path[end] for path in parts}) == 1:
+            for path in parts:
+                del path[end]
+    names = map("/".join, parts)
     return [path if path == "ensemble" else next(names).removesuffix(".tar").removesuffix(".pth") for path in paths]
-
-
-def shared(sequences):
-    """How many items all sequences begin with."""
-    return next((k for k, items in enumerate(zip(*sequences)) if len(set(items)) > 1), min(map(len, sequences)))

@@ -1,9 +1,6 @@
 """The small pictures of a report: thumbnails of the images, or their regions as boxes on a blank page."""
 
-import hashlib
 import os
-import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,40 +31,28 @@ def image_files(dataset, images):
     return files, names
 
 
-def make_thumbnails(files, folder, old):
+def make_thumbnails(files, folder):
     """A thumbnail of every image in `folder` -> [its file's name, or None where the image's regions are drawn].
 
-    files: as image_files gives them. old: the folder of an earlier report, whose thumbnails are taken over where the
-    image file is still the same.
+    files: as image_files gives them.
     """
+
+    def make(number):
+        if files[number] is None:
+            return None
+        try:
+            open_picture(files[number], SIDE)[0].save(folder / f"{number}.jpg", quality=80)
+        except (InputError, OSError):
+            return None
+        return f"{number}.jpg"
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tasks = pool.map(lambda file: thumbnail(file, folder, old), files)
+        tasks = pool.map(make, range(len(files)))
         made = list(tqdm(tasks, desc="thumbnails", total=len(files), disable=None, leave=False))
     broken = [file for file, name in zip(files, made) if file and not name]
     if broken:
         warn(f"{len(broken)} images cannot be read (first: {broken[0]}); their regions are drawn instead")
     return made
-
-
-def thumbnail(file, folder, old):
-    """Make or take over one thumbnail -> its file's name; None without an image that can be read.
-
-    The name depends on the image file's size and time, so that a changed image has a new thumbnail.
-    """
-    if file is None:
-        return None
-    try:
-        state = file.stat()
-        key = f"{file.name} {state.st_size} {state.st_mtime_ns} {SIDE}".encode()
-        name = f"{re.sub('[^A-Za-z0-9_-]', '_', file.stem)[:60]}-{hashlib.sha1(key).hexdigest()[:8]}.jpg"
-        picture = None if (old / name).is_file() else open_picture(file, SIDE)[0]
-    except (InputError, OSError):
-        return None
-    if picture is None:
-        shutil.copyfile(old / name, folder / name)
-    else:
-        picture.save(folder / name, quality=80)
-    return name
 
 
 def read_regions(dataset):

@@ -1,5 +1,5 @@
 "use strict";
-// The pages of queries: filter, order, page by page, arrow keys.
+// The pages of queries: filter, order, page by page.
 // Data are scripts that call report.put(name, value), so that everything works from disk.
 
 const report = {
@@ -193,12 +193,12 @@ function startQueries(kind) {
   const state = { page: 1, query: null, queries: [], drawing: 0 };
   const pages = () => Math.max(1, Math.ceil(state.queries.length / PAGE));
 
-  const draw = focus => drawPage(focus).catch(error => {
+  const draw = () => drawPage().catch(error => {
     document.getElementById("count").textContent = `Nothing can be shown: ${error.message}`;
     throw error;
   });
 
-  async function drawPage(focus) {
+  async function drawPage() {
     const turn = ++state.drawing;
     state.queries = state.query === null ? choose(kind, form) : [state.query].filter(q => q in report.data.ranks[kind][0]);
     state.page = Math.min(state.page, pages());
@@ -210,7 +210,6 @@ function startQueries(kind) {
     if (turn !== state.drawing) return; // something newer is being drawn
     list.replaceChildren(...cards);
     say();
-    if (focus) goTo(focus > 0 ? cards[0] : cards.at(-1));
     document.body.dataset.ready = turn;
   }
 
@@ -227,12 +226,11 @@ function startQueries(kind) {
 
   const inRange = step => state.page + step >= 1 && state.page + step <= pages();
 
-  function turnPage(step, focus) {
-    if (!inRange(step)) return;
+  function turnPage(step) {
     state.page += step;
     writeAddress(form, state.page, true);
-    if (!focus) scrollTo({ top: 0 });
-    draw(focus ? step : 0);
+    scrollTo({ top: 0 });
+    draw();
   }
 
   function changed() {
@@ -248,21 +246,6 @@ function startQueries(kind) {
     draw();
   }
 
-  function goTo(card) {
-    card?.focus({ preventScroll: true });
-    card?.scrollIntoView({ block: "start" });
-  }
-
-  function onKey(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step || event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, .scroll")) return;
-    const cards = [...list.children], at = cards.indexOf(document.activeElement?.closest(".query"));
-    const next = at < 0 ? (step > 0 ? 0 : -1) : at + step;
-    event.preventDefault();
-    if (cards[next]) goTo(cards[next]);
-    else if (at >= 0) turnPage(step, true);
-  }
-
   let timer;
   form.addEventListener("input", event => {
     clearTimeout(timer);
@@ -272,7 +255,6 @@ function startQueries(kind) {
   form.addEventListener("reset", () => setTimeout(changed));
   for (const button of document.querySelectorAll("[data-step]"))
     button.addEventListener("click", () => turnPage(Number(button.dataset.step)));
-  addEventListener("keydown", onKey);
   addEventListener("popstate", follow);
   follow();
 }

@@ -1,6 +1,5 @@
 """A headless Chromium for the tests of pages, spoken to in its DevTools protocol over a pipe."""
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -63,7 +62,6 @@ class Browser:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Performance.enable", timeDomain="threadTicks")
 
     def close(self):
         with contextlib.suppress(Exception):
@@ -130,10 +128,6 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", "thrown"))
         return result["result"].get("value")
 
-    def processor_time(self):
-        """Seconds that the page's scripts and layout have computed; a busy machine does not change them."""
-        return {m["name"]: m["value"] for m in self.call("Performance.getMetrics")["metrics"]}["ThreadTime"]
-
     def wait(self, expression, timeout=60):
         end = time.monotonic() + timeout
         while not self.try_run(expression):
@@ -145,32 +139,14 @@ class Browser:
         with contextlib.suppress(RuntimeError):  # the page may just be changing
             return self.run(expression)
 
-    def press(self, key):
-        """A key, as 'ArrowRight' or 'Tab'."""
-        code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39}[key]
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
     def point(self, x, y):
         """Move the mouse to a place of the window."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def screen(self, width=1280, height=900, phone=False, dark=False):
-        """Choose the window's size in CSS pixels, and the colour scheme."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=2 if phone else 1,
-            mobile=phone,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-
-    def screenshot(self, path, whole=False):
-        """Write what is seen (or the whole page) as PNG."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-        Path(path).write_bytes(base64.b64decode(data))
+    def screen(self, width=1280, height=900, phone=False):
+        """Choose the window's size in CSS pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
 
 def pipe():

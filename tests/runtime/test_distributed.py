@@ -22,7 +22,7 @@ from forked import Forked, all_ended
 import data
 import evaluation
 import train
-from checkpoints.checkpoint import CheckpointError, load_checkpoint
+from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
 from model import build_model
 from runtime import distributed, shared_arrays
@@ -332,9 +332,7 @@ def meet_and_leave_often(folder):
         distributed.leave()
 
 
-@pytest.mark.parametrize(
-    "error, code", [(InputError, 2), (CheckpointError, 2), (KeyError, 1), (KeyboardInterrupt, 130)]
-)
+@pytest.mark.parametrize("error, code", [(InputError, 2), (KeyError, 1), (KeyboardInterrupt, 130)])
 def test_every_fault_has_the_exit_code_of_one_process(monkeypatch, error, code):
     ends = []
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -127,7 +127,7 @@ def failing_saves(monkeypatch, *bad):
 
     def write(state, path):
         if path.name in bad:
-            raise checkpoint.CheckpointError(f"{path}: cannot be written (No space left on device)")
+            raise InputError(f"{path}: cannot be written (No space left on device)")
         save(state, path)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)

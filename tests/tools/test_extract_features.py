@@ -427,6 +427,8 @@ def test_npz(three, capsys):
     whole = (folder / "1_a.npz").read_bytes()
     (folder / "1_a.npz").write_bytes(whole[: len(whole) // 2])
     assert "1_a.npz: truncated" in three.error("--npz", folder, "--regions", "3", "--overwrite")
+    (folder / "1_a.npz").write_text("<!DOCTYPE html><title>Too large</title>")
+    assert "1_a.npz: a web page" in three.error("--npz", folder, "--regions", "3", "--overwrite")
     np.savez(folder / "1_a.npz", x=three.found[0][1])
     assert "1_a.npz: " in (said := three.error("--npz", folder, "--overwrite")) and "need x, bbox" in said
 

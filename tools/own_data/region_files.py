@@ -198,7 +198,7 @@ class Npz(FileSource):
     def read(self, path, picture):
         """(path, features, boxes, size); where the files lack the size, that of the picture or of all boxes."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
                 if "feat" in arrays.files and "bbox" not in arrays.files:
                     x, boxes = np.asarray(arrays["feat"], np.float32), self.boxes_of(path)
                     return path, x, boxes, (picture and picture_size(picture)) or self.extent(path, boxes)
@@ -206,8 +206,8 @@ class Npz(FileSource):
                 size = tuple(int(arrays[name]) for name in ("image_w", "image_h"))
         except KeyError as error:
             raise InputError(f"{path}: {error}; need x, bbox, image_w and image_h, or feat") from None
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise InputError(f"{path}: truncated or not an .npz file of arrays ({error}); extract it again") from None
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError):
+            raise InputError(f"{path}: truncated or not an .npz file of arrays; extract it again") from None
         if x.ndim == 2 and boxes.ndim == 2 and len(x) != len(boxes) == x.shape[1]:
             x = x.T  # as older releases wrote it
         return path, x, boxes, size
