@@ -66,10 +66,8 @@ class PrecompDataset(Dataset):
             raise InputError(f"{self.features_file}: no such file; {NO_FEATURES}")
         self.images = open_features(self.features_file, self.inputs.vectors)
         if self.images.shape[2] != opt.img_dim:
-            raise InputError(
-                f"{self.features_file}: features are {self.images.shape[2]} wide, but --img_dim is {opt.img_dim}; "
-                "they must be equal"
-            )
+            width = self.images.shape[2]
+            raise InputError(f"{self.features_file}: features are {width} wide, but --img_dim is {opt.img_dim}")
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes()
@@ -79,10 +77,7 @@ class PrecompDataset(Dataset):
         path = self._need("caps.json", "only --is_sparse needs it")
         pairs, captions = read_dependencies(path), len(self.tokens)
         if len(pairs) != captions:
-            raise InputError(
-                f"{path}: dependencies of {len(pairs)} captions, but there are {captions} captions; "
-                "make them from the same captions"
-            )
+            raise InputError(f"{path}: dependencies of {len(pairs)} captions, but there are {captions}; parse these")
         return Ragged(pairs, pairs=True)
 
     @property
@@ -115,8 +110,7 @@ class PrecompDataset(Dataset):
 
     def _count(self):
         """Set the numbers of images and captions, and of captions for a row of features; compare rows and captions."""
-        rows, captions = len(self.images), len(self.tokens)
-        five = CAPTIONS_PER_IMAGE
+        rows, captions, five = len(self.images), len(self.tokens), CAPTIONS_PER_IMAGE
         if captions % five or captions not in (rows, five * rows):
             raise InputError(
                 f"{self.features_file}: {rows} rows of features for {captions} captions; "
@@ -127,7 +121,7 @@ class PrecompDataset(Dataset):
             check_five_rows(self.images, self.features_file, range(0, rows // five, step))
         self.im_div = captions // rows
         self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions
-        self.n_images = self.length // CAPTIONS_PER_IMAGE
+        self.n_images = self.length // five
 
     def _read_boxes(self):
         """Sizes of the images and boxes of their regions, (None, None) where the system reads none."""
@@ -221,17 +215,14 @@ class PrecompDataset(Dataset):
         return torch.empty(0, *self.images.shape[1:], dtype=kind)
 
     def read_rows(self, rows, out):
-        """Copy these rows of features into the tensor out (len(rows), R, F).  InputError for NaN or infinity."""
+        """Copy these rows of features into the tensor out (len(rows), R, F). InputError for NaN or infinity."""
         target = out.numpy()
         with np.errstate(over="ignore"):  # float64 beyond float32: infinity, which is refused
             for place, row in enumerate(rows):
                 target[place] = self.images[row]
         if len(out) and not torch.stack(torch.aminmax(out)).isfinite().all():  # one pass; NaN is passed on
             row = next(row for row, features in zip(rows, out) if not torch.isfinite(features).all())
-            raise InputError(
-                f"{self.features_file}, row {row}: NaN or infinity among the features; "
-                "extract the features of this image again"
-            )
+            raise InputError(f"{self.features_file}, row {row}: NaN or infinity; extract this image again")
 
     def check_features(self):
         """InputError for the first row that holds NaN or infinity."""
@@ -249,9 +240,8 @@ class PrecompDataset(Dataset):
         caption = self.tokens[i]
         boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
         depends = None if self.depends is None else self.depends[i]
-        length = self.inputs.label_length
-        label, mask = label_and_mask(caption, length) if length else (None, None)
-        return Item(image, caption, i, boxes, depends, label, mask)
+        label = label_and_mask(caption, self.inputs.label_length) if self.inputs.label_length else (None, None)
+        return Item(image, caption, i, boxes, depends, *label)
 
 
 class PictureDataset(Dataset):

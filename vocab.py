@@ -241,9 +241,8 @@ def load_vocab(vocab_path, data_name, size=None):
     if sizes:
         raise InputError(f"{', '.join(sizes)}; {size} are needed: give the vocabulary of the training (--vocab_path)")
     raise InputError(
-        f"{paths[0]}: no such file; put the data set's published vocabulary there, or say where it is with "
-        "--vocab_path, since word ids and released checkpoints belong to it; for captions of your own build one: "
-        f"python vocab.py --data_name {data_name}"
+        f"{paths[0]}: no such file; put the data set's published vocabulary there, or name its folder by --vocab_path; "
+        f"for captions of your own build one: python vocab.py --data_name {data_name}"
     )
 
 
@@ -293,9 +292,8 @@ def write_vocab(vocab, path, overwrite=False):
     """Write {data_name}_vocab.json; InputError where a vocabulary with other words is there, unless overwrite."""
     if not overwrite and (other := other_vocab(vocab, path)):
         raise InputError(
-            f"{other}: is there already, with {len(deserialize_vocab(other)):,} words; these captions give "
-            f"{len(vocab):,}. Word ids and checkpoints belong to it: write to another --vocab_path, or replace it "
-            "with --overwrite"
+            f"{other}: is there already, with {len(deserialize_vocab(other)):,} words, and word ids and checkpoints "
+            f"belong to it; these captions give {len(vocab):,}: use another --vocab_path, or --overwrite"
         )
     make_folder(path.parent)
     serialize_vocab(vocab, path)
