@@ -104,6 +104,7 @@ def test_missing_files_are_told(tiny_data, monkeypatch):
     assert "has: tiny_precomp" in message(build, monkeypatch, tiny_data)
 
 
+@pytest.mark.slow
 def test_flickr8k_captions_give_the_published_words():
     ours = vocab.build_vocab(shared("real/flickr8k_precomp").parent, "flickr8k_precomp")
     assert ours.word2idx.keys() == vocab.load_vocab(shared("real/vocab"), "f8k_precomp").word2idx.keys()
