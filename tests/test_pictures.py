@@ -255,8 +255,8 @@ def damage(path, how):
 def test_damaged_picture_is_named(tmp_path, content, workers, workers_end):
     path = make_flickr(tmp_path) / "images" / "2.png"
     path.write_bytes(path.read_bytes()[content] if isinstance(content, slice) else content)
-    loader = data.get_test_loader("test", "f8k", WORDS, 4, workers, options(tmp_path))
-    assert "images/2.png: not a readable picture" in message(list, loader)
+    said = message(lambda: list(data.get_test_loader("test", "f8k", WORDS, 4, workers, options(tmp_path))))
+    assert "images/2.png: not a readable picture" in said
 
 
 # ---- faults of annotations

@@ -42,8 +42,8 @@ def captioner(path, **overrides):
     model = trained_model(loaded, opt, path)
     if "caption_model" not in loaded["further"]:
         raise InputError(
-            f"{path}: a checkpoint of {opt.model} without a caption model; train one on region "
-            "features with train.py --model vsrn (released checkpoints have none)"
+            f"{path}: a checkpoint of {opt.model} without a caption model, as released ones are; train.py --model vsrn "
+            "trains one on region features"
         )
     return model, opt, vocab
 
@@ -66,13 +66,9 @@ def main(arguments=None):
     written = write_captions(model, dataset, vocab, flags.image, flags.beam)
     for g, (caption, score) in zip(flags.image, written):
         print(f"image {g}: {caption}   (log-probability {score:.2f})")
-        for text in captions_of(dataset, g):
-            print(f"    people wrote: {text}")
-
-
-def captions_of(dataset, g):
-    """The texts of an image's captions, as far as the split has any."""
-    return [text for i, text in enumerate(dataset.captions or ()) if dataset.image_of(i) == g]
+        for i, text in enumerate(dataset.captions or ()):
+            if dataset.image_of(i) == g:
+                print(f"    people wrote: {text}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def search_options(arguments=None):
     add = parser.add_argument
     add("--model_path", help="checkpoint of the model that searches (default with --index: the one that made it)")
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
-    add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
+    add("--top", default=10, type=whole(), metavar="K", help="images to show")
     add_images_flag(parser)
     add(
         "--out",
@@ -43,16 +43,10 @@ def search_options(arguments=None):
     add_spacy_flag(parser)
     add = parser.add_argument_group("index").add_argument
     add("--save_index", metavar="FILE", help="write an index of the split's images, and FILE.json beside it, and end")
-    add("--kind", default="exact", choices=INDEX_KINDS, help="with --save_index: kind of index (default: exact)")
+    add("--kind", default="exact", choices=INDEX_KINDS, help="with --save_index: kind of index")
     add("--index", metavar="FILE", help="search this index, which knows its data and split")
     add("--rerank", metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
-    add(
-        "--shortlist",
-        default=100,
-        type=whole(),
-        metavar="K",
-        help="with --rerank: images of the index to re-order (default: 100)",
-    )
+    add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
     add(
         "--breadth",
         type=whole(),
@@ -123,16 +117,12 @@ def answer(finder, text, flags, viewer, number):
 
 
 def main(arguments=None):
-    flags = search_options(arguments)
+    flags, number = search_options(arguments), 1
     check_flags(flags)
     if flags.save_index:
         print(save_index(flags))
-    else:
-        search(flags)
-
-
-def search(flags):
-    finder, number = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags), 1
+        return
+    finder = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags)
     viewer = ImageViewer(finder.dataset, flags.images) if flags.images or flags.out else None
     for text in [flags.query] if flags.query is not None else queries():
         try:
