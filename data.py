@@ -112,10 +112,8 @@ class PrecompDataset(Dataset):
         """Set the numbers of images and captions, and of captions for a row of features; compare rows and captions."""
         rows, captions, five = len(self.images), len(self.tokens), CAPTIONS_PER_IMAGE
         if captions % five or captions not in (rows, five * rows):
-            raise InputError(
-                f"{self.features_file}: {rows} rows of features for {captions} captions; "
-                f"need {five} captions for each image, and a row for each image or each caption"
-            )
+            needed = f"{five} captions for each image, and a row for each image or each caption"
+            raise InputError(f"{self.features_file}: {rows} rows of features for {captions} captions; need {needed}")
         if rows == captions:
             step = max(1, rows // five // COMPARED_IMAGES)
             check_five_rows(self.images, self.features_file, range(0, rows // five, step))
@@ -136,10 +134,8 @@ class PrecompDataset(Dataset):
         boxes = read_boxes(path, sizes)
         images, regions = len(self.tokens) // CAPTIONS_PER_IMAGE, self.images.shape[1]
         if len(boxes) not in (images, len(self.tokens)) or boxes.shape[1] != regions:
-            raise InputError(
-                f"{path}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; "
-                f"need {regions} regions in {images} images, as the features and captions have"
-            )
+            found, needed = boxes.shape[1::-1], f"{regions} in {images}, as the features and captions have"
+            raise InputError(f"{path}: boxes of {found[0]} regions in {found[1]} images; need {needed}")
         return self._per_image(sizes), self._per_image(boxes)
 
     def _per_image(self, rows):
@@ -312,10 +308,8 @@ def check_name(data_name, opt):
     data_folder(opt.data_path, data_name)
     if data_name in PICTURES and not system_of(opt).pictures:
         others = [name for name, system in SYSTEMS.items() if system.pictures]
-        raise InputError(
-            f"--data_name {data_name}: pictures, which {system_of(opt).title} cannot read; extract region features, "
-            f"or give --model {' or '.join(others)}"
-        )
+        cure = f"extract region features, or give --model {' or '.join(others)}"
+        raise InputError(f"--data_name {data_name}: pictures, which {system_of(opt).title} cannot read; {cure}")
 
 
 def feature_width(opt):

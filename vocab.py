@@ -42,18 +42,12 @@ _NO_BLANKS = re.compile("[\u0e01-\u0e30\u0e81-\u0eb0\u1000-\u102a\u1780-\u17b3\u
 
 
 class Vocabulary:
-    """Words numbered from 0, the four special words first; vocab(word) is the word's id, or <unk>'s."""
+    """Different words numbered from 0, the four special ones first; vocab(word) is the word's id, or <unk>'s."""
 
     def __init__(self, words=()):
-        self.word2idx, self.idx2word, self.idx = {}, {}, 0
-        for word in words:
-            self.add_word(word)
-
-    def add_word(self, word):
-        if word not in self.word2idx:
-            self.word2idx[word] = self.idx
-            self.idx2word[self.idx] = word
-            self.idx += 1
+        self.idx2word = dict(enumerate(dict.fromkeys(words)))
+        self.word2idx = {word: i for i, word in self.idx2word.items()}
+        self.idx = len(self.word2idx)
 
     def __call__(self, word):
         return self.word2idx.get(word, self.word2idx["<unk>"])
@@ -65,17 +59,12 @@ class Vocabulary:
 # ---- tokens ----
 
 
-@functools.lru_cache(maxsize=1)
-def _word_tokenizer():
-    from nltk.tokenize import NLTKWordTokenizer  # takes 1.5 s, and is not needed where ids are read
-
-    return NLTKWordTokenizer()
-
-
 @functools.lru_cache(maxsize=4096)  # a small data set's captions come again and again, and each takes a millisecond
 def split_words(text):
     """The words of a caption as they are spelt, a tuple for each sentence (docs/method.md, section 1)."""
-    words = _word_tokenizer()
+    from nltk.tokenize import NLTKWordTokenizer  # takes 1.5 s, and is not needed where ids are read
+
+    words = NLTKWordTokenizer()
     return tuple(tuple(words.tokenize(sentence)) for sentence in punkt.sent_tokenize(text))
 
 

@@ -62,18 +62,12 @@ def find_pictures(folder, names, links=False):
         guesses = {name: match(name) for name in inside if name not in files}
         used = Counter(guesses.values())  # a file that two names mean belongs to neither
         files |= {name: rest[guess] for name, guess in guesses.items() if guess is not None and used[guess] == 1}
-    found = [files.get(name) for name in names]
-    return found if links else without_links(folder, found)
-
-
-def without_links(folder, files):
-    """The same files, None and one warning for those that a link leads to out of the folder."""
-    root = os.path.realpath(folder) + os.sep
-    outside = {file for file in files if file and not os.path.realpath(file).startswith(root)}
+    found, root = [files.get(name) for name in names], os.path.realpath(folder) + os.sep
+    outside = {file for file in found if file and not links and not os.path.realpath(file).startswith(root)}
     if outside:
         first = f"(first: {min(outside)})"
         warn(f"{folder}: {len(outside)} pictures are not shown, since they are links that lead out of it {first}")
-    return [None if file in outside else file for file in files]
+    return [None if file in outside else file for file in found]
 
 
 def pictures_in(folder):
@@ -109,10 +103,8 @@ def one_each(lines, dataset, path):
     captions = len(dataset.tokens)
     per = len(dataset) // dataset.n_images
     if len(lines) not in (captions, captions // per):
-        raise InputError(
-            f"{path}: {len(lines)} lines; need one for each of {captions // per} images; "
-            "write it again from the source of these captions (tools/prepare_captions.py)"
-        )
+        needed = f"one for each of {captions // per} images, as tools/prepare_captions.py writes"
+        raise InputError(f"{path}: {len(lines)} lines; need {needed}")
     return lines[:: per if len(lines) == captions else 1][: dataset.n_images]
 
 

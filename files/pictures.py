@@ -36,7 +36,8 @@ def captioned_pictures(folder, data_name, split, use_restval=False):
     split = "test" if split == "testall" else split
     splits = ["train", "restval"] if split == "train" and use_restval else [split]
     if data_name in KARPATHY:
-        pairs = flickr_pairs(folder, KARPATHY[data_name], splits)
+        entries = [one for one in read_karpathy(folder / KARPATHY[data_name]) if one.split in splits]
+        pairs = [(one.name, caption.text) for one in entries for caption in one.captions]
     else:
         pairs = [pair for name in splits for pair in coco_pairs(folder, name)]
     if not pairs:
@@ -55,36 +56,18 @@ def training_captions(data_path, data_name):
 def coco_pairs(folder, split):
     """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
     year = "train2014" if split == "train" else "val2014"
-    path = folder / "annotations" / f"captions_{year}.json"
-    numbers_path = folder / "annotations" / f"coco_{split}_ids.npy"
-    captions, pairs = captions_by_number(read_coco(path), path), []
-    for number in caption_numbers(numbers_path):
-        if number not in captions:
-            raise InputError(
-                f"{numbers_path}: annotation {number} is not in {path}; take both files from the same release"
-            )
-        picture, caption = captions[number]
-        pairs.append((f"{year}/{picture.name}", caption.text))
-    return pairs
-
-
-def caption_numbers(path):
-    """The annotation numbers of a coco_{split}_ids.npy; InputError where one occurs twice."""
-    numbers = open_array(path)
+    source, path = folder / "annotations" / f"captions_{year}.json", folder / "annotations" / f"coco_{split}_ids.npy"
+    captions, numbers, seen = captions_by_number(read_coco(source), source), open_array(path), {}
     if numbers.dtype.kind not in "iu":
         raise InputError(f"{path}: numbers of type {numbers.dtype}; need whole numbers")
-    seen = {}
     for place, number in enumerate(numbers.ravel().tolist()):
+        if number not in captions:
+            raise InputError(f"{path}: annotation {number} is not in {source}; take both files from the same release")
         if seen.setdefault(number, place) != place:
             places = f"{seen[number]} and {place}"
             raise InputError(f"{path}: annotation {number} occurs twice, at {places}; name every caption once")
-    return list(seen)
-
-
-def flickr_pairs(folder, name, splits):
-    """Karpathy's JSON for Flickr."""
-    pictures = [picture for picture in read_karpathy(folder / name) if picture.split in splits]
-    return [(picture.name, caption.text) for picture in pictures for caption in picture.captions]
+    chosen = [captions[number] for number in seen]
+    return [(f"{year}/{picture.name}", caption.text) for picture, caption in chosen]
 
 
 def need_pictures(folder, names):
@@ -208,8 +191,7 @@ def warn_proportions(sizes, files):
     """Warn, in one line, where pictures have other proportions than the sizes that the boxes belong to."""
     if found := other_proportions(sizes, files):
         g, (w, h), (v, u) = found[0]
-        first = f"{files[g]} is {v} x {u}, the data set says {w} x {h}"
         warn(
-            f"{len(found)} of {len(files)} pictures have other proportions than the sizes in the data set (first: "
-            f"{first}): boxes are drawn in the wrong places there"
+            f"{len(found)} of {len(files)} pictures have other proportions than the data set's sizes, so boxes are drawn "
+            f"in the wrong places (first: {files[g]} is {v} x {u}, the data set says {w} x {h})"
         )

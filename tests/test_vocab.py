@@ -25,10 +25,7 @@ WORDS = [*vocab.SPECIAL, "a", "dog"]
 
 @pytest.mark.parametrize("example", CAPTIONS, ids=lambda example: example["caption"][:20])
 def test_twenty_captions_keep_their_tokens_and_ids(example):
-    words = vocab.Vocabulary(vocab.SPECIAL)
-    for one in CAPTIONS:
-        for token in one["tokens"].split():
-            words.add_word(token)
+    words = vocab.Vocabulary([*vocab.SPECIAL, *(token for one in CAPTIONS for token in one["tokens"].split())])
     assert vocab.tokenize(example["caption"]) == example["tokens"].split()
     assert vocab.encode(example["caption"], words) == example["ids"]
 

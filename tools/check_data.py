@@ -138,7 +138,12 @@ def main(argv=None):
     if opt.images and not opt.images.is_dir():
         raise InputError(f"{opt.images}: no such folder (--images)")
     print(f"{folder}")
-    vocab = read_vocab(opt)
+    vocab = None
+    try:
+        vocab = load_vocab(opt.vocab_path, opt.data_name)
+        print(f"  vocabulary: {len(vocab)} words")
+    except InputError as error:
+        print(f"  vocabulary: {error}")
     opt.img_dim = opt.img_dim or width(folder)
     blocked = report_splits(folder, vocab, opt)
     ready = [way for way in models_asked(opt) if way not in blocked]
@@ -165,16 +170,6 @@ def report_splits(folder, vocab, opt):
             problems = dict.fromkeys(models_asked(opt), f"there is no {name} split")
         blocked = {**problems, **blocked} if needed else blocked
     return blocked
-
-
-def read_vocab(opt):
-    try:
-        vocab = load_vocab(opt.vocab_path, opt.data_name)
-    except InputError as error:
-        print(f"  vocabulary: {error}")
-        return None
-    print(f"  vocabulary: {len(vocab)} words")
-    return vocab
 
 
 def width(folder):

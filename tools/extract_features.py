@@ -232,9 +232,8 @@ def main(argv=None):
             for split in todo:
                 print(extract_split(folder, split, source, opt))
         except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be written ({reason(error)}); free some room, and the same command goes on"
-            ) from error
+            cure = "free some room, and the same command goes on"
+            raise InputError(f"{folder}: cannot be written ({reason(error)}); {cure}") from error
 
 
 if __name__ == "__main__":

@@ -78,9 +78,7 @@ def has_dependencies(folder, split):
         return False
     there, captions = len(read_dependencies(target)), len(read_captions(source))
     if there != captions:
-        raise InputError(
-            f"{target}: dependencies of {there} captions, but {source.name} has {captions}; --overwrite makes them anew"
-        )
+        raise InputError(f"{target}: dependencies of {there} captions, but there are {captions}; give --overwrite")
     return True
 
 

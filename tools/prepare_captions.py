@@ -29,6 +29,8 @@ from tools.own_data.caption_sources import read_source
 from tools.own_data.notes import Notes
 from tools.own_data.splits import SPLITS, add_data_flags
 
+MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
+
 
 def clean(pictures, notes, tidy):
     """Every caption tidied, without the empty ones; notes on both.
@@ -113,9 +115,9 @@ def assign_splits(pictures, opt):
 
 
 def draw_splits(pictures, opt):
+    count, n = opt.dev + opt.test, len(pictures)
     if not opt.dev:
         raise InputError(f"{opt.source}: has no splits; say --dev N --test N, or which one it is with --split")
-    count, n = opt.dev + opt.test, len(pictures)
     if count >= n:
         raise InputError(f"{opt.source}: --dev {opt.dev} and --test {opt.test} leave no image of {n} for train")
     drawn = random.Random(opt.seed).sample(range(n), count)
@@ -161,8 +163,8 @@ def contents(splits, texts, vocab, opt, notes):
     return files
 
 
-def write_files(files, vocab, opt):
-    """Write the files whose content is new; returns the paths whose content was replaced.
+def write_files(files, vocab, opt, notes):
+    """Write the files whose content is new; notes the files that were made from those replaced.
 
     InputError, before anything is written, where a file has other content and --overwrite is not given.
     """
@@ -181,7 +183,11 @@ def write_files(files, vocab, opt):
             make_folder(path.parent)
             atomic_write(path, lambda file, content=content: file.write(content))
         print(f"{path}: {'written' if path in new else 'unchanged'}")
-    return other
+    for path in other:
+        split, _, ending = path.name.partition("_")
+        for made in (path.with_name(f"{split}_{name}") for name in MADE_FROM.get(ending, ())):
+            if made.exists():
+                notes.add("files made from the replaced ones, which must be made again", made)
 
 
 def holds(path, content):
@@ -189,18 +195,6 @@ def holds(path, content):
         return path.read_bytes() == content
     except OSError:  # not there; or not a file, which writing will say
         return False
-
-
-MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
-
-
-def note_stale(replaced, notes):
-    """Note the files that were made from the replaced ones and do not fit any more."""
-    for path in replaced:
-        split, _, ending = path.name.partition("_")
-        for name in MADE_FROM.get(ending, []):
-            if (stale := path.with_name(f"{split}_{name}")).exists():
-                notes.add("files made from the replaced ones, which must be made again", stale)
 
 
 # ---- command line
@@ -253,7 +247,7 @@ def main(argv=None):
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
         texts = {split: [caption.text for p in some for caption in p.captions] for split, some in splits.items()}
         vocab = choose_vocab(texts, opt)
-        note_stale(write_files(contents(splits, texts, vocab, opt, notes), vocab, opt), notes)
+        write_files(contents(splits, texts, vocab, opt, notes), vocab, opt, notes)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ class Row(NamedTuple):
 def pictures_of(rows, image, caption, split):
     """Rows with the same image are one picture. image, caption, split: their columns' places; split may be None."""
     pictures = {}
-    for row, name in zip(rows, without_numbers([name_of(row.cells[image], row.where) for row in rows])):
+    cells = [(row.cells[image], row.where) for row in rows]
+    names = [str(cell) if type(cell) is int else text_of(cell, "image name", where).strip() for cell, where in cells]
+    for row, name in zip(rows, without_numbers(names)):
         if not name:
             raise InputError(f"{row.where}: no image name")
         if name not in pictures:
@@ -65,10 +67,6 @@ def pictures_of(rows, image, caption, split):
         texts = texts_of(row.cells[caption], row.where)
         pictures[name].captions.extend(Caption(text, row.where) for text in texts)
     return list(pictures.values())
-
-
-def name_of(cell, where):
-    return str(cell) if type(cell) is int else text_of(cell, "image name", where).strip()
 
 
 def texts_of(cell, where):
@@ -120,10 +118,8 @@ def choose_columns(titles, rows, asked, path):
     else:
         image, caption = guessed_columns([row.cells for row in rows])
     if rows and (image is None or caption is None):
-        raise InputError(
-            f"{path}: {here}; say which hold image and caption, as --columns image,caption or --columns 1,2, and "
-            "quote cells that have commas"
-        )
+        how = "as --columns image,caption or --columns 1,2, and quote cells that have commas"
+        raise InputError(f"{path}: {here}; say which hold image and caption, {how}")
     return image, caption, of_title(("split",))
 
 
@@ -224,14 +220,13 @@ def read_json_or_lines(path):
     lines = [(f"{path}, line {i}", line.strip()) for i, line in enumerate(read_lines(path), 1) if line.strip()]
     if len(lines) < 2 or not all(line[0] + line[-1] == "{}" for _, line in lines):
         return read_json(path)
-    return [json_line(line, where) for where, line in lines]
-
-
-def json_line(line, where):
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); write or copy it again") from None
+    found = []
+    for where, line in lines:
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON ({error}); write or copy it again") from None
+    return found
 
 
 def listed_rows(content, path):

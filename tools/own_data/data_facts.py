@@ -82,7 +82,7 @@ def of_pictures(split):
 def of_ids(split):
     if split.vocab is None:
         return ["not read without the vocabulary"]
-    tokens = Ragged(read_ids(split.path("precaps_stan.txt"), len(split.vocab)))
+    tokens, path = Ragged(read_ids(split.path("precaps_stan.txt"), len(split.vocab))), split.path("caps.txt")
     if not len(tokens):
         return ["0 captions"]
     unknown = 100 * np.sum(tokens.flat == UNK) / max(np.sum(tokens.flat > END), 1)
@@ -90,24 +90,15 @@ def of_ids(split):
     facts = [f"{len(tokens):,} captions of {lengths}, {unknown:.1f} % of the words <unk>"]
     bare = [ids[0] != START or ids[-1] != END for ids in map(tokens.__getitem__, range(len(tokens)))]
     facts += counted({"captions not from <start> to <end>": places("line", bare, 1)})
-    if split.path("caps.txt").exists() and not split.opt.quick:
-        facts.append(agreement_of_ids(tokens, ids_of_captions(split)))
-    return facts
-
-
-def ids_of_captions(split):
-    """The ids that the captions give; a data set that reads words has them already."""
-    path = split.path("caps.txt")
-    ready = (data.tokens for data in split.data.values() if not data.inputs.ids)
-    return next(ready, None) or encode_all(read_captions(path), split.vocab, path)
-
-
-def agreement_of_ids(tokens, ours):
+    if split.opt.quick or not path.exists():
+        return facts
+    read = (data.tokens for data in split.data.values() if not data.inputs.ids)  # by a system that reads words
+    ours = next(read, None) or encode_all(read_captions(path), split.vocab, path)
     if len(tokens) != len(ours):
-        return f"not the captions of caps.txt, which has {len(ours):,}"
+        return [*facts, f"not the captions of caps.txt, which has {len(ours):,}"]
     other = places("line", [ours[i] != tokens[i] for i in range(len(ours))], 1)
     differ = counted({"captions with other ids than caps.txt gives with this vocabulary": other})
-    return differ[0] if differ else "the ids of caps.txt, line for line"
+    return facts + (differ or ["the ids of caps.txt, line for line"])
 
 
 def of_dependencies(split):
@@ -140,12 +131,14 @@ def of_features(split):
     facts = [f"{images.dtype} {images.shape}, {path.stat().st_size / 1e9:.3g} GB"]
     if split.opt.quick or images.ndim != 3 or images.dtype.kind != "f" or not images.size:
         return facts
-    found = scan(images, split.name)
-    facts.append(f"values {found.low:.4g} to {found.high:.4g}, mean {found.mean:.4g}, deviation {found.deviation:.4g}")
+    found = Scan(images, split.name)
+    facts.append(f"values {found.low:.4g} to {found.high:.4g}")
     checks = {"regions all zero": found.zeros, "regions that repeat another of their image": found.repeats}
     faults = {"rows of features with NaN or infinity": found.broken}
     if split.n_captions() == len(images):  # a row for each caption
-        faults["images whose five rows of features differ"] = different_rows(found.hashes)
+        five = found.hashes[: len(images) // CAPTIONS_PER_IMAGE * CAPTIONS_PER_IMAGE].reshape(-1, CAPTIONS_PER_IMAGE)
+        differ = np.flatnonzero((five != five[:, :1]).any(axis=1)) * CAPTIONS_PER_IMAGE
+        faults["images whose five rows of features differ"] = [f"row {row}" for row in differ]
     else:
         checks["images with the features of an earlier one"] = places("row", repeated(found.hashes[None])[0])
     for fault in counted(faults):
@@ -154,13 +147,17 @@ def of_features(split):
 
 
 class Scan:
-    """Statistics of features, gathered chunk by chunk."""
+    """What stands in features (N, R, F), read once, CHUNK_BYTES at a time."""
 
-    def __init__(self, images, regions, width):
-        self.low, self.high, self.n, self.sum, self.squares = np.inf, -np.inf, 0, 0.0, 0.0
+    def __init__(self, images, name):
+        self.low, self.high, self.hashes = np.inf, -np.inf, np.zeros(len(images), np.uint64)
         self.zeros, self.repeats, self.broken = [], [], []
-        self.hashes = np.zeros(images, np.uint64)
-        self.weights = np.random.default_rng(0).integers(2**63, size=max(regions, width), dtype=np.uint64)
+        self.weights = np.random.default_rng(0).integers(2**63, size=max(images.shape[1:]), dtype=np.uint64)
+        step = max(1, CHUNK_BYTES // (4 * images[0].size))
+        with tqdm(total=len(images), desc=f"{name} features", unit=" images", disable=None, leave=False) as bar:
+            for start in range(0, len(images), step):
+                self.add(start, np.ascontiguousarray(images[start : start + step], np.float32))
+                bar.update(min(step, len(images) - start))
 
     def add(self, start, x):
         """x: (images, R, F) float32, of which the first is image `start`."""
@@ -168,9 +165,6 @@ class Scan:
         good = x if finite.all() else x[finite]
         if good.size:
             self.low, self.high = min(self.low, good.min()), max(self.high, good.max())
-            self.n += good.size
-            self.sum += good.sum(dtype=np.float64)
-            self.squares += np.square(good, dtype=np.float64).sum()
         # a hash: equal vectors have equal sums of their bits times some fixed numbers, modulo 2^64
         regions = x.view(np.uint32) @ self.weights[: x.shape[2]]  # (images, R)
         self.hashes[start : start + len(x)] = regions @ self.weights[: x.shape[1]]
@@ -178,25 +172,6 @@ class Scan:
         self.broken += places("row", ~finite.all(axis=(1, 2)), start)
         self.zeros += regions_where(zero, start)
         self.repeats += regions_where(repeated(regions) & ~zero, start)
-
-    @property
-    def mean(self):
-        return self.sum / max(self.n, 1)
-
-    @property
-    def deviation(self):
-        return max(self.squares / max(self.n, 1) - self.mean**2, 0) ** 0.5
-
-
-def scan(images, name):
-    """Read features (N, R, F) once, CHUNK_BYTES at a time."""
-    found = Scan(*images.shape)
-    step = max(1, CHUNK_BYTES // (4 * images[0].size))
-    with tqdm(total=len(images), desc=f"{name} features", unit=" images", disable=None, leave=False) as bar:
-        for start in range(0, len(images), step):
-            found.add(start, np.ascontiguousarray(images[start : start + step], np.float32))
-            bar.update(min(step, len(images) - start))
-    return found
 
 
 def repeated(values):
@@ -206,13 +181,6 @@ def repeated(values):
     later = np.zeros(values.shape, bool)
     np.put_along_axis(later, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
     return later
-
-
-def different_rows(hashes):
-    """The first rows of the images whose five rows are not equal, where there is a row for each caption."""
-    whole = len(hashes) // CAPTIONS_PER_IMAGE * CAPTIONS_PER_IMAGE
-    five = hashes[:whole].reshape(-1, CAPTIONS_PER_IMAGE)
-    return [f"row {CAPTIONS_PER_IMAGE * i}" for i in np.flatnonzero((five != five[:, :1]).any(axis=1))]
 
 
 def of_boxes(split):

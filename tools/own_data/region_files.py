@@ -44,9 +44,7 @@ class FileSource:
         The whole image fills the missing places; its features are the mean of the others.
         """
         if not (features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)):
-            raise InputError(
-                f"{where}: features {features.shape} and boxes {boxes.shape}; need (boxes, width), (boxes, 4)"
-            )
+            raise InputError(f"{where}: features {features.shape}, boxes {boxes.shape}; need (N, width) and (N, 4)")
         if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
             raise InputError(f"{where}: features or boxes with NaN or infinity; extract this image again")
         if min(size) < 1:

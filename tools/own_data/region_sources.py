@@ -184,10 +184,8 @@ def backbone(name, pretrained):
             raise InputError(f"--grid {name}: timm cannot make it ({error})") from None
         raise InputError(f"--grid {name}: neither torchvision nor timm has such a model") from None
     except Exception as error:  # timm's loaders raise the exceptions of several libraries
-        raise InputError(
-            f"--grid {name}: timm cannot fetch or read its weights ({error}); fetch them into its cache on a machine "
-            "with a network, or pass --no_pretrained"
-        ) from None
+        cure = "fetch them on a machine with a network, or pass --no_pretrained"
+        raise InputError(f"--grid {name}: timm cannot fetch or read its weights ({error}); {cure}") from None
     config = timm.get_pretrained_cfg(name)
     return TimmMap(model), config.mean, config.std
 
