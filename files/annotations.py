@@ -174,6 +174,6 @@ def captions_by_number(pictures, path):
             if found[caption.number][1] is not caption:
                 names = f"{first.name} and {picture.name}"
                 raise InputError(
-                    f"{path}: the annotation number {caption.number} occurs twice, for {names}; number anew"
+                    f"{path}: annotation number {caption.number} occurs twice, for {names}; number them anew"
                 )
     return found

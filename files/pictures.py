@@ -192,6 +192,6 @@ def warn_proportions(sizes, files):
     if found := other_proportions(sizes, files):
         g, (w, h), (v, u) = found[0]
         warn(
-            f"{len(found)} of {len(files)} pictures have other proportions than the data set's sizes, so boxes are drawn "
-            f"in the wrong places (first: {files[g]} is {v} x {u}, the data set says {w} x {h})"
+            f"{len(found)} of {len(files)} pictures have other proportions than the data set's sizes, and boxes are in "
+            f"the wrong places (first: {files[g]} is {v} x {u}, the data set says {w} x {h})"
         )
