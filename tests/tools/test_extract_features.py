@@ -74,6 +74,10 @@ class Place:
     def error(self, *flags):
         return message(self.extract, *flags)
 
+    def tsv(self, text, name="a.tsv"):
+        (self.root / name).write_text(text)
+        return self.root / name
+
     def arrays(self):
         features, boxes = (np.load(self.folder / f"dev_{name}.npy") for name in ("ims", "ims_bbx"))
         return features, boxes, read_sizes(self.folder / "dev_ims_size.npy")
@@ -345,15 +349,6 @@ def line(layout, name, boxes, features, conf=()):
     return "\t".join(str(values.get(column, "")) for column in layout) + "\n"
 
 
-def npz_folder(three, names=("42", "7", "1_a"), **more):
-    """MILVLG's files of the three images; the second one's features lie as older releases wrote them."""
-    folder = three.root / "npz"
-    folder.mkdir()
-    for i, (name, (boxes, x)) in enumerate(zip(names, three.found)):
-        np.savez_compressed(folder / name, x=x.T if i == 1 else x, bbox=boxes, image_w=60, image_h=50, **more)
-    return folder
-
-
 @pytest.fixture
 def three(place):
     """Three images with 3, 4 and 2 boxes, for --regions 3."""
@@ -372,10 +367,9 @@ def check_three(place, arrays, best):
 
 
 def test_bottom_up_tsv(three, capsys):
-    path, more = three.root / "a.tsv", three.root / "b.tsv"
-    other = line(BUTD, 99, *regions(9, 3))
-    path.write_text(line(BUTD, 7, *three.found[1]) + other + line(BUTD, "1_a", *three.found[2]))
-    more.write_text(line(BUTD, 42, *three.found[0]) + line(BUTD, 7, *regions(8, 3)))
+    rows = [line(BUTD, name, *found) for name, found in zip((42, 7, "1_a"), three.found)]
+    path = three.tsv(rows[1] + line(BUTD, 99, *regions(9, 3)) + rows[2])
+    more = three.tsv(rows[0] + line(BUTD, 7, *regions(8, 3)), "b.tsv")
     said = three.error("--tsv", path, "--regions", "3")
     assert "1 of 3 images of dev are not there (first: COCO_val2014_000000000042.jpg)" in said
     check_three(three, three.extract("--tsv", path, more, "--regions", "3"), [0, 1, 2])
@@ -385,28 +379,30 @@ def test_bottom_up_tsv(three, capsys):
 
 
 def test_lxmert_tsv_takes_the_most_certain(three):
-    path = three.root / "a.tsv"
     confs = [(3, 2, 1), (0.1, 0.4, 0.2, 0.3), (1, 1)]
     names = ["COCO_val2014_000000000042", "COCO_train2014_000000000007", "1_a"]
-    path.write_text("".join(line(LXMERT, *row) for row in [(n, *f, c) for n, f, c in zip(names, three.found, confs)]))
-    check_three(three, three.extract("--tsv", path, "--regions", "3"), [1, 3, 2])
+    text = "".join(line(LXMERT, name, *found, conf) for name, found, conf in zip(names, three.found, confs))
+    check_three(three, three.extract("--tsv", three.tsv(text), "--regions", "3"), [1, 3, 2])
 
 
 def test_npz(three, capsys):
-    info = np.array({"a": 1}, dtype=object)  # pickled in the file, never read
-    folder = npz_folder(three, ("COCO_val2014_000000000042.jpg", "000000000007", "1_a"), info=info)
-    check_three(three, three.extract("--npz", folder, "--regions", "3"), [0, 1, 2])
+    folder, info = three.root / "npz", np.array({"a": 1}, dtype=object)  # pickled in the file, never read
+    folder.mkdir()
+    for name, (boxes, x) in zip(("COCO_val2014_000000000042.jpg", "000000000007", "1_a"), three.found):
+        x = x.T if name.endswith("7") else x  # as older releases wrote them
+        np.savez_compressed(folder / name, x=x, bbox=boxes, image_w=60, image_h=50, info=info)
+    flags = "--npz", folder, "--regions", "3", "--overwrite"
+    check_three(three, three.extract(*flags), [0, 1, 2])
     (folder / "000000000042.npz").write_bytes(b"PK")  # a damaged one is passed over where another name has the image
-    three.extract("--npz", folder, "--regions", "3", "--overwrite")
+    three.extract(*flags)
     assert "damaged parts of files passed over: 1 (first: " in capsys.readouterr().out
     (folder / "000000000042.npz").unlink()
-    whole = (folder / "1_a.npz").read_bytes()
-    (folder / "1_a.npz").write_bytes(whole[: len(whole) // 2])
-    assert "1_a.npz: truncated" in three.error("--npz", folder, "--regions", "3", "--overwrite")
-    (folder / "1_a.npz").write_text("<!DOCTYPE html><title>Too large</title>")
-    assert "1_a.npz: a web page" in three.error("--npz", folder, "--regions", "3", "--overwrite")
-    np.savez(folder / "1_a.npz", x=three.found[0][1])
-    assert "1_a.npz: " in (said := three.error("--npz", folder, "--overwrite")) and "need x, bbox" in said
+    path = folder / "1_a.npz"
+    for content, said in ((path.read_bytes()[:300], "truncated"), (b"<!DOCTYPE html><title>Too large", "a web page")):
+        path.write_bytes(content)
+        assert f"1_a.npz: {said}" in three.error(*flags)
+    np.savez(path, x=three.found[0][1])
+    assert "1_a.npz: " in (said := three.error(*flags)) and "need x, bbox" in said
 
 
 def test_features_and_boxes_in_two_folders(three, capsys):
@@ -430,9 +426,8 @@ def test_features_and_boxes_in_two_folders(three, capsys):
 
 
 def test_no_boxes_in_a_file(three, capsys):
-    path = three.root / "a.tsv"
     rows = [(42, *three.found[0]), (7, *regions(0, 0)), ("1_a", *three.found[2])]
-    path.write_text("".join(line(BUTD, *row) for row in rows))
+    path = three.tsv("".join(line(BUTD, *row) for row in rows))
     features, boxes, _ = three.extract("--tsv", path, "--regions", "3")
     assert boxes[1].tolist() == [[0, 0, 60, 50]] * 3 and not features[1].any()
     assert "line 2: 0)" in capsys.readouterr().out
@@ -441,22 +436,18 @@ def test_no_boxes_in_a_file(three, capsys):
 def test_damaged_lines_are_passed_over_where_another_copy_follows(three, capsys):
     """Cut off, glued together, not base64, NaN, blank, and damage in the line of an image that nobody wants."""
     good = [line(BUTD, name, *found) for name, found in zip((42, 7, "1_a"), three.found)]
-    path = three.root / "a.tsv"
-    features = np.full((3, 5), np.nan)
     bad = [
         good[0][:9] + "\n",
         good[0].rstrip("\n") + good[1],
         good[2][:-3] + "!\n",
-        line(BUTD, 42, three.found[0][0], features),
+        line(BUTD, 42, three.found[0][0], np.full((3, 5), np.nan)),
         "99\t60\t50\tno number\t\t\n",
         "\n",
     ]
-    path.write_text("".join([*bad, *good, "\n"]))
+    path = three.tsv("".join([*bad, *good, "\n"]))
     check_three(three, three.extract("--tsv", path, "--regions", "3"), [0, 1, 2])
-    said = capsys.readouterr().out
-    assert f"damaged parts of files passed over: 4 (first: {path}, line 1: " in said
-    path.write_text("".join([*bad, *good[1:]]))
-    said = three.error("--tsv", path, "--regions", "3", "--overwrite")
+    assert f"damaged parts of files passed over: 4 (first: {path}, line 1: " in capsys.readouterr().out
+    said = three.error("--tsv", three.tsv("".join([*bad, *good[1:]])), "--regions", "3", "--overwrite")
     assert "1 of 3 images" in said and f"4 damaged parts, the first: {path}, line 1: " in said
     assert "damaged parts of files passed over: 4" in capsys.readouterr().out  # the notes come with an error too
 
@@ -464,13 +455,12 @@ def test_damaged_lines_are_passed_over_where_another_copy_follows(three, capsys)
 @pytest.mark.parametrize("layout", [BUTD, LXMERT])
 def test_tsv_cut_in_the_middle(three, layout):
     """The last line ends at one of ten places."""
-    path = three.root / "a.tsv"
     rows = [(name, *found, np.ones(len(found[0]))) for name, found in zip((42, 7, "1_a"), three.found)]
     first, second, last = (line(layout, *row) for row in rows)
     for end in range(1, len(last) - 1, len(last) // 10):
-        path.write_text(first + second + last[:end])
+        path = three.tsv(first + second + last[:end])
         said = three.error("--tsv", path, "--regions", "3", "--shard", "1")
-        assert f"{path}, line 3: " in said and "\n" not in said and "again" in said
+        assert f"{path}, line 3: " in said and "again" in said
     assert not (three.folder / "dev_ims.npy").exists()
 
 
@@ -486,42 +476,33 @@ def test_tsv_cut_in_the_middle(three, layout):
     ],
 )
 def test_bad_tsv(three, text, said):
-    path = three.root / "a.tsv"
-    path.write_text(text)
-    assert said in three.error("--tsv", path)
+    assert said in three.error("--tsv", three.tsv(text))
 
 
 def test_beyond_float16(three):
-    path = three.root / "a.tsv"
-    path.write_text(line(BUTD, 42, regions(0, 1)[0], np.full((1, 5), 1e6)))
+    path = three.tsv(line(BUTD, 42, regions(0, 1)[0], np.full((1, 5), 1e6)))
     assert "try --dtype float32" in three.error("--tsv", path, "--dtype", "float16")
 
 
 def test_other_columns_and_kinds_of_numbers(three):
     """float64, printed by Python 3, a seventh column, and a first line glued to the next: the same features."""
 
-    def lines(kind, wrap=bytes):
-        rows = []
+    def rows(kind, wrap=bytes, *more):
         for number in (41, 42, 43):
-            boxes, features = regions(number, 2)
-            cells = [wrap(base64.b64encode(np.ascontiguousarray(x, kind).tobytes())) for x in (boxes, features)]
-            rows.append([str(number).encode(), b"640", b"480", b"2", *cells])
-        return rows
+            cells = (wrap(base64.b64encode(np.ascontiguousarray(x, kind).tobytes())) for x in regions(number, 2))
+            yield b"\t".join([str(number).encode(), b"640", b"480", b"2", *cells, *more])
 
-    printed = lines("<f4", lambda text: repr(text).encode())
-    more = [[*row, b"AAAA"] for row in lines("<f4")]
-    forms = (lines("<f8"), printed, more)
-    for k, rows in enumerate(forms):
-        text = b"\n".join(b"\t".join(row) for row in rows) + b"\n"
-        (three.root / f"{k}.tsv").write_bytes(text)
-        (three.root / f"glued{k}.tsv").write_bytes(b"\t".join(rows[0] + rows[1]) + b"\n" + text)
-    for path in sorted(three.root.glob("*[0-9].tsv")):
-        notes = Notes()
-        found = list(Tsv(SimpleNamespace(tsv=[path], regions=2), notes)(["41", "42", "43"], range(3)))
-        assert [region.index for region in found] == [0, 1, 2]
-        for region, number in zip(found, (41, 42, 43)):
-            np.testing.assert_allclose(region.features, regions(number, 2)[1], rtol=1e-6)
-        assert bool(notes.kinds) == ("glued" in path.name or "2" in path.name)
+    forms = {"float64": rows("<f8"), "printed": rows("<f4", lambda text: repr(text).encode())}
+    for name, lines in {**forms, "seven": rows("<f4", bytes, b"AAAA")}.items():
+        first, *others = lines
+        for glued in (b"", b"\t".join([first, *others[:1]]) + b"\n"):
+            path, notes = three.root / "a.tsv", Notes()
+            path.write_bytes(glued + b"\n".join([first, *others]) + b"\n")
+            found = list(Tsv(SimpleNamespace(tsv=[path], regions=2), notes)(["41", "42", "43"], range(3)))
+            assert [region.index for region in found] == [0, 1, 2]
+            for region, number in zip(found, (41, 42, 43)):
+                np.testing.assert_allclose(region.features, regions(number, 2)[1], rtol=1e-6)
+            assert bool(notes.kinds) == (bool(glued) or name == "seven")
 
 
 def test_exchanged_sides_are_noted():

@@ -12,6 +12,7 @@ from tiny import message
 from files.arrays import read_sizes
 from tools import make_demo as tool
 from tools.demo_data.scenes import ATTRIBUTES, COLOURS, OPPOSITE, Scene, Thing, region_features
+from tools.own_data.stanford_scheme import is_tree, pairs_of
 from vocab import build_vocab, deserialize_vocab, encode, tokenize
 
 NAME = tool.NAME
@@ -103,18 +104,11 @@ def test_features_are_blind_to_place():
 
 def test_dependencies_are_trees(demo):
     for text, pairs in zip(lines(demo, "train", "caps"), load(demo, "train", "caps.json")):
-        words, root = ["ROOT", *text.split()], pairs[0][1]
-        heads = {dependent: governor for governor, dependent in pairs}
-        assert pairs[0][0] == 0 and len(pairs) == len(heads) and sorted(heads) == list(range(1, len(words)))
-        for word, head in heads.items():  # one head each, and every path ends at the root
-            path = [word]
-            while path[-1] in heads and len(path) <= len(words):
-                path.append(heads[path[-1]])
-            assert path[-2:] == [root, 0]
-            if words[word] in ("a", "an", "the", "of"):
-                assert head > word  # articles and 'of' hang below the noun behind them
-            if words[word] == ".":
-                assert head == root and word == len(words) - 1
+        words, heads = text.split(), [head for _, head in sorted((word, head) for head, word in pairs)]
+        assert is_tree(heads) and pairs == sorted(pairs_of(heads), key=lambda pair: (pair[0] != 0, pair[1]))
+        assert len(heads) == len(words) and words[-1] == "." and heads[-1] == pairs[0][1]
+        # articles and 'of' hang below the noun behind them
+        assert all(head > k for k, (word, head) in enumerate(zip(words, heads), 1) if word in ("a", "an", "the", "of"))
 
 
 @pytest.mark.parametrize("split", SPLITS)
