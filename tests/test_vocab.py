@@ -263,6 +263,7 @@ def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
     vocab.serialize_vocab(vocab.Vocabulary(WORDS), tmp_path / "x_vocab.json")
     vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "cat"]), tmp_path / "x_vocab.pkl")
     assert [len(vocab.load_vocab(tmp_path, "x", size)) for size in (None, 6, 7)] == [6, 6, 7]
+    assert len(vocab.load_vocab(tmp_path, "other", 7, trained_on="x")) == 7
     with pytest.raises(InputError, match=r"json has 6 words, .*pkl has 7 words; 8 are needed"):
         vocab.load_vocab(tmp_path, "x", 8)
 
