@@ -109,8 +109,9 @@ def check_ids(tokens, path, captions, vocab):
     raise InputError(
         f"{path}: made with another vocabulary, or from other captions: of {len(sample)} captions compared "
         f"{len(different)} have other ids by this vocabulary (line {i + 1}: {str(tokens[i])[:60]}, where it gives "
-        f"{str(encode(captions[i], vocab))[:60]}); give the vocabulary that the ids were made with "
-        "(--vocab_path), or make the ids again from the captions (tools/prepare_captions.py)"
+        f"{str(encode(captions[i], vocab))[:60]}); train with the vocabulary that the ids were made with "
+        "(--vocab_path); for a model of another data set, rename this file: the ids are then made from the captions, "
+        "with the model's vocabulary"
     )
 
 
@@ -214,12 +215,14 @@ def _checked_words(word2idx, idx2word, idx, path):
     return [words[id_] for id_ in range(len(words))]
 
 
-def load_vocab(vocab_path, data_name, size=None):
+def load_vocab(vocab_path, data_name, size=None, trained_on=None):
     """The vocabulary {data_name}_vocab.json or .pkl in the folder vocab_path.
 
     size: a checkpoint's number of words; chooses the file with this number, InputError where none has it.
+    trained_on: the checkpoint's data set, whose file is looked at too.
     """
-    paths = [Path(vocab_path) / f"{data_name}_vocab{ending}" for ending in (".json", ".pkl")]
+    names = dict.fromkeys(filter(None, (data_name, trained_on)))
+    paths = [Path(vocab_path) / f"{name}_vocab{ending}" for name in names for ending in (".json", ".pkl")]
     sizes = []
     for path in paths:
         if path.exists():

@@ -44,7 +44,7 @@ TESTS = {  # file: its tests under tests/, those first that are fast or see most
     "systems/options.py": "runtime/test_options.py test_recipe.py test_train.py runtime/test_checkpoint.py",
     "modules/losses.py": "test_recipe.py runtime/test_logger.py test_train.py",
 }
-ENOUGH = 40  # seconds of the tests that a fault is tried by
+ENOUGH = 10  # seconds of the tests that a fault is tried by
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, In NotIn, Is IsNot, And Or, Add Sub, Mult Div, FloorDiv Mult, Mod Mult, Pow Mult"
 SWAPS = {getattr(ast, a): getattr(ast, b) for a, b in map(str.split, PAIRS.split(","))}
 SWAPS = {**{b: a for a, b in SWAPS.items()}, **SWAPS}
@@ -152,7 +152,7 @@ def in_fork(arguments, plugin, limit):
         signal.alarm(limit)
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        os._exit(pytest.main(["-p", "no:cacheprovider", *arguments], [plugin]))
+        os._exit(pytest.main(["-p", "no:cacheprovider", *arguments], [plugin] if plugin else []))
     passes = os.waitpid(pid, 0)[1] == 0
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what it has started
@@ -184,8 +184,7 @@ def main():
     parser.add_argument("--map", type=Path, default=Path(tempfile.gettempdir(), "gsmn-tests-of-lines.json"))
     parser.add_argument("--whole", action="store_true", help="try each fault by all tests of its file, without the map")
     args = parser.parse_args()
-    os.environ.update({"GSMN_SHARED": str(ROOT.parent / "shared"), "PYTHONDONTWRITEBYTECODE": "1"})
-    sys.dont_write_bytecode = True  # two mutants of one second and size would have one cached file
+    os.environ.setdefault("GSMN_SHARED", str(ROOT.parent / "shared"))
     chance, chosen = random.Random(args.seed), []
     for file in args.files:
         every = [(file, *one) for one in mutants(file) if args.line in one[0]]
@@ -194,8 +193,13 @@ def main():
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(f"git ls-files -z | xargs -0 cp --parents -t {copy}", shell=True, check=True, cwd=ROOT)
         os.chdir(copy)
-        if not args.whole and not args.map.exists():
-            in_fork(dict.fromkeys(test for file in TESTS for test in of_file(file)), Mapper(args.map), 7200)
+        whole = dict.fromkeys(test for file in TESTS for test in of_file(file))
+        if args.whole or args.map.exists():
+            in_fork(["--collect-only", *whole], None, 600)  # compiles all files
+        else:
+            in_fork(whole, Mapper(args.map), 7200)
+        sys.dont_write_bytecode = True  # two faults of one second and size would have one compiled file
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         tests = {} if args.whole else json.loads(args.map.read_text())
         catcher = Path(copy, "catcher")
         for file, line, changed, lines in chosen:

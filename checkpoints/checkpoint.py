@@ -152,7 +152,10 @@ def check_vocab(checkpoint, vocab, path="checkpoint"):
     if len(given) != size:
         differ.insert(0, f"{len(given)} words, not {size}")
     if differ:
-        raise InputError(f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path")
+        inside = ", or in an evaluation leave that out, since it is in the checkpoint" if "vocab" in checkpoint else ""
+        raise InputError(
+            f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path{inside}"
+        )
 
 
 # ---- writing

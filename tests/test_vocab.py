@@ -255,6 +255,7 @@ def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
     vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "cat"]), tmp_path / "x_vocab.pkl")
     assert [len(vocab.load_vocab(tmp_path, "x", size)) for size in (None, 6, 7)] == [6, 6, 7]
     assert "8 are needed" in message(vocab.load_vocab, tmp_path, "x", 8)
+    assert len(vocab.load_vocab(tmp_path, "other", 7, trained_on="x")) == 7
 
 
 @pytest.mark.parametrize("suffix", ["json", "pkl"])
