@@ -116,19 +116,20 @@ def test_a_page_has_a_largest_size(tiny, tmp_path, capsys, monkeypatch):
 
 def test_complaints(tiny, tmp_path, capsys, monkeypatch):
     def told(*flags):
-        return message(lambda: find(tiny.model, capsys, *flags))
+        return message(find, tiny.model, capsys, *flags)
 
+    dog = "--query", "a dog"
     assert "no words" in told("--query", " ")
-    assert "no such folder" in told("--query", "a dog", "--images", tmp_path / "none")
-    assert "no folder" in told("--query", "a dog", "--out", tmp_path / "none" / "x.html")
-    assert "none_ims.npy" in told("--query", "a dog", "--split", "none")
+    assert "no such folder" in told(*dog, "--images", tmp_path / "none")
+    assert "no folder" in told(*dog, "--out", tmp_path / "none" / "x.html")
+    assert "none_ims.npy" in told(*dog, "--split", "none")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("größer".encode()), encoding="ascii"))
     assert "ascii" in told()
     (tiny.folder / "test_caps.txt").write_text("one\n")
-    assert "test_caps.txt" in find(tiny.model, capsys, "--query", "a dog")[2].err
+    assert "test_caps.txt" in find(tiny.model, capsys, *dog)[2].err
     write_model(tiny, tiny.model, is_sparse=True)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    assert "pip install spacy" in told("--query", "a dog")
+    assert "pip install spacy" in told(*dog)
 
 
 # ---- an index
