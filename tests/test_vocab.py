@@ -67,31 +67,26 @@ def test_a_vocabulary_holds_frequent_words_in_the_order_seen(tmp_path):
     assert words.idx2word == dict(enumerate(words.word2idx))
 
 
-def command(tiny, vocab_path, hash_seed):
-    """vocab.py as a program, which needs no torch."""
-    without_torch = tiny.folder.parents[1] / "without_torch"
-    without_torch.mkdir(exist_ok=True)
+def test_the_command_writes_the_same_file_whatever_the_hash_seed(tiny_data, monkeypatch):
+    """As a program, which needs no torch, and in this process, whose hashes of texts are others."""
+    without_torch, folders = (
+        tiny_data.folder.parents[1] / "without_torch",
+        [Path(tiny_data.vocab_path, n) for n in "ab"],
+    )
+    without_torch.mkdir()
     (without_torch / "torch.py").write_text("raise ImportError('vocab.py needs no torch')")
-    flags = ["--data_path", tiny.data_path, "--data_name", tiny.data_name, "--vocab_path", str(vocab_path)]
-    return subprocess.run(
-        [sys.executable, str(REPO / "vocab.py"), *flags, "--threshold", "2"],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(without_torch)},
+    flags = ["--data_path", tiny_data.data_path, "--data_name", tiny_data.data_name, "--vocab_path"]
+    done = subprocess.run(
+        [sys.executable, str(REPO / "vocab.py"), *flags, str(folders[0])],
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(without_torch)},
         capture_output=True,
         text=True,
     )
-
-
-def test_the_command_writes_the_same_file_whatever_the_hash_seed(tiny_data):
-    written = []
-    for seed in "12":
-        folder = Path(tiny_data.vocab_path, f"new{seed}")
-        done = command(tiny_data, folder, seed)
-        path = folder / "tiny_precomp_vocab.json"
-        assert done.returncode == 0 and f"{path}: " in done.stdout
-        assert "250/250" not in done.stderr  # a progress bar is for terminals
-        written.append(path.read_bytes())
-    assert written[0] == written[1]
-    assert vocab.deserialize_vocab(path)("dog") > vocab.UNK
+    path, again = (folder / "tiny_precomp_vocab.json" for folder in folders)
+    assert done.returncode == 0 and f"{path}: " in done.stdout
+    assert "250/250" not in done.stderr  # a progress bar is for terminals
+    build(monkeypatch, tiny_data, "--vocab_path", str(folders[1]))
+    assert path.read_bytes() == again.read_bytes() and vocab.deserialize_vocab(path)("dog") > vocab.UNK
 
 
 def test_missing_files_are_told(tiny_data, monkeypatch):
