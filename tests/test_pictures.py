@@ -286,10 +286,7 @@ COCO_FAULTS = {
     "few captions": (ids(3000, 3001), "fewer than 5"),
     "no captions": (ids(), "no captions"),
     "no annotations": (lambda f: (f / VAL).unlink(), "captions_val2014.json: no such file"),
-    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "no list of images"),
-    "no json": (lambda f: (f / VAL).write_text("{"), "captions_val2014.json"),
-    "no text": (change(VAL, lambda c: c["annotations"][5].pop("caption")), "annotation 3000: "),
-    "no image entry": (change(VAL, lambda c: c["images"].pop(1)), "annotation 3000: belongs to image 103"),
+    "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "captions_val2014.json: has no list of images"),
     "numbers unique within an image only": (
         change(VAL, lambda c: [one.update(id=one["id"] % 1000) for one in c["annotations"]]),
         "annotation number 0 occurs twice, for COCO_val2014_000000000002.jpg and COCO_val2014_000000000003.jpg",
@@ -307,15 +304,6 @@ def test_faults_of_coco_are_named(tmp_path, fault):
     apply(folder)
     said = message(data.open_split, "test", "coco", WORDS, options(tmp_path))
     assert str(folder) in said and told in said
-
-
-@pytest.mark.parametrize("key", ["images", "split", "filename", "sentences", "raw"])
-def test_faults_of_karpathys_json_are_named(tmp_path, key):
-    place = {"images": "", "raw": ", image 0, sentence 0"}.get(key, ", image 0")
-    path = make_flickr(tmp_path) / pictures.KARPATHY["f8k"]
-    path.write_text(path.read_text().replace(f'"{key}"', '"other"'))
-    said = message(data.open_split, "test", "f8k", WORDS, options(tmp_path))
-    assert f"dataset_flickr8k.json{place}: " in said and key in said
 
 
 def test_names_must_differ_and_the_folder_exist(tmp_path):
