@@ -177,13 +177,17 @@ def test_an_index_answers_without_the_data(indexed, tmp_path, capsys):
     assert ask(indexed, capsys, "--data_path", tmp_path, "--model_path", tmp_path / "copy")[:2] == there
 
 
-def test_another_model_orders_the_shortlist(indexed, capsys):
-    rerank = ["--rerank", indexed.root / "gsmn", "--shortlist"]
-    best, scores, _ = find(indexed.root / "gsmn", capsys, "--query", "a red dog", "--top", 12)
-    numbers, again, _ = ask(indexed, capsys, *rerank, IMAGES)
-    assert numbers == best and again == pytest.approx(scores, abs=PRINTED)
-    near = ask(indexed, capsys, top=4)[0]
-    numbers, again, _ = ask(indexed, capsys, *rerank, 4, top=3)
+@pytest.mark.parametrize("first, second", [("vsrn", "gsmn"), ("vsepp", "scan")])
+def test_another_model_orders_the_shortlist(indexed, tmp_path, capsys, first, second):
+    for name in (first, second):
+        write_model(indexed, tmp_path / name, model=name)
+    make_index(tmp_path / first, tmp_path / "an.index")
+    asked, rerank = {"name": tmp_path / "an.index"}, ["--rerank", tmp_path / second, "--shortlist"]
+    best, scores, _ = find(tmp_path / second, capsys, "--query", "a red dog", "--top", 12)
+    numbers, again, _ = ask(indexed, capsys, *rerank, IMAGES, **asked)
+    assert dict(zip(numbers, again)) == pytest.approx(dict(zip(best, scores)), abs=PRINTED)
+    near = ask(indexed, capsys, top=4, **asked)[0]
+    numbers, again, _ = ask(indexed, capsys, *rerank, 4, top=3, **asked)
     assert numbers == [g for g in best if g in near][:3]
     assert again == pytest.approx([scores[best.index(g)] for g in numbers], abs=PRINTED)
 
@@ -293,14 +297,3 @@ def test_kinds_of_index():
     short, scores = shortlist(ivf, q[:1], 1000)
     assert 1 < len(short) < 1000 and (short >= 0).all()
     np.testing.assert_allclose(scores, x[short] @ q[0], rtol=1e-5)
-
-
-def test_an_index_of_vse_whose_answers_scan_orders(indexed, tmp_path, capsys):
-    for model in ("vsepp", "scan"):
-        write_model(indexed, tmp_path / model, model=model)
-    make_index(tmp_path / "vsepp", tmp_path / "v.index")
-    numbers, scores, _ = ask(
-        indexed, capsys, "--rerank", tmp_path / "scan", "--shortlist", 12, name=tmp_path / "v.index"
-    )
-    best, expected, _ = find(tmp_path / "scan", capsys, "--query", "a red dog", "--top", 12)
-    assert dict(zip(numbers, scores)) == pytest.approx(dict(zip(best, expected)), abs=PRINTED)
