@@ -18,7 +18,7 @@ from tqdm import tqdm
 from files.errors import InputError, warn
 from files.opening import open_regular
 from files.pickles import ANY_MODULE, restricted_load
-from files.pictures import training_captions
+from files.pictures import captioned_pictures
 from files.ragged import Ragged
 from files.text import PICTURES, data_folder, read_captions, read_json
 from files.writing import atomic_write, make_folder
@@ -256,7 +256,7 @@ def build_vocab(data_path, data_name, threshold=4):
     """
     source = data_folder(data_path, data_name)
     if data_name in PICTURES:
-        captions = training_captions(data_path, data_name)
+        captions = [text for split in ("train", "dev") for _, text in captioned_pictures(source, data_name, split)]
     else:
         source = source / "train_caps.txt"
         captions = read_captions(source) + read_captions(source.with_name("dev_caps.txt"))

@@ -14,7 +14,7 @@ from files.arrays import open_array
 from files.errors import InputError, warn
 from files.names import find_pictures
 from files.opening import open_regular
-from files.text import CAPTIONS_PER_IMAGE, data_folder
+from files.text import CAPTIONS_PER_IMAGE
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -45,12 +45,6 @@ def captioned_pictures(folder, data_name, split, use_restval=False):
     names = list(dict.fromkeys(name for name, _ in pairs))
     file_of = dict(zip(names, need_pictures(folder / "images", names)))
     return [(file_of[name], text) for name, text in pairs]
-
-
-def training_captions(data_path, data_name):
-    """The captions a vocabulary is built from: those of train and dev."""
-    folder = data_folder(data_path, data_name)
-    return [text for split in ("train", "dev") for _, text in captioned_pictures(folder, data_name, split)]
 
 
 def coco_pairs(folder, split):

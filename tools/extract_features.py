@@ -179,21 +179,11 @@ def feature_options(argv=None):
     add("--npz", type=Path, metavar="DIR", help="regions of MILVLG's npz files, or of cocobu_att and cocobu_box")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--detector", default="fasterrcnn_resnet50_fpn_v2", metavar="NAME", help="torchvision's detector")
-    add(
-        "--grid",
-        metavar="NAME",
-        help="no detector: a grid over the last map of a backbone of torchvision, timm or, with its package, "
-        "efficientnet-lite0",
-    )
+    add("--grid", metavar="NAME", help="a grid over the last map of a backbone (torchvision, timm, efficientnet-lite0)")
     add = parser.add_argument
     add("--no_pretrained", action="store_true", help="random weights, always the same: only to try the steps")
     add("--regions", default=36, type=whole(1), help="regions an image")
-    add(
-        "--size",
-        type=whole(1),
-        metavar="PIXELS",
-        help="the shorter side as a detector sees it (default: its own, 800), both sides for a grid (default: 224)",
-    )
+    add("--size", type=whole(1), metavar="PIXELS", help="shorter side for a detector (its own), both for a grid (224)")
     add("--min_score", default=0.0, type=number(1), metavar="P", help="least certainty of a detector's box")
     add("--batch_size", default=8, type=whole(1), help="pictures the network sees at once")
     add("--workers", default=2, type=whole(0), help="processes that read pictures")

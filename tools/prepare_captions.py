@@ -205,21 +205,12 @@ def caption_options(argv=None):
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
     add("--format", default="auto", choices=["auto", "karpathy", "coco", "table"], help="auto: seen from the source")
-    add(
-        "--columns",
-        type=lambda text: text.split(","),
-        metavar="IMAGE,CAPTION",
-        help="a table's columns, by titles or numbers from 1 (default: seen from titles and cells)",
-    )
+    of_table = "a table's columns, by titles or numbers from 1 (default: seen from titles and cells)"
+    add("--columns", type=lambda text: text.split(","), metavar="IMAGE,CAPTION", help=of_table)
     add("--plain", action="store_true", help="replace entities of web pages (&quot;) and curly quotes in captions")
     add_data_flags(parser)
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json")
-    add(
-        "--vocab",
-        type=Path,
-        metavar="FILE",
-        help="use this vocabulary, .json or .pkl (default: made of train and dev, or, without train, the one there)",
-    )
+    add("--vocab", type=Path, metavar="FILE", help="vocabulary to use (default: of train and dev, else the one there)")
     add("--threshold", default=4, type=int, help="words seen less often become <unk>")
     add("--split", choices=SPLITS, help="the whole source is this split (default: its own splits, or --dev, --test)")
     add("--dev", default=0, type=whole(0), metavar="N", help="images drawn for dev; the rest is train")

@@ -34,11 +34,7 @@ def search_options(arguments=None):
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show")
     add_images_flag(parser)
-    add(
-        "--out",
-        metavar="FILE.html",
-        help="page to write; several sentences get FILE, FILE-2, ... (default with --images: search-SENTENCE.html)",
-    )
+    add("--out", metavar="FILE.html", help="page to write, FILE-2 ... further on (with --images: search-SENTENCE.html)")
     add_override_flags(parser, split=None, boxes=True)
     add_spacy_flag(parser)
     add = parser.add_argument_group("index").add_argument
@@ -47,13 +43,8 @@ def search_options(arguments=None):
     add("--index", metavar="FILE", help="search this index, which knows its data and split")
     add("--rerank", metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
     add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
-    add(
-        "--breadth",
-        type=whole(),
-        metavar="N",
-        help=f"with --index: groups that an ivf looks into (default: {PROBES}), or candidates that an hnsw keeps "
-        f"(default: {EFFORT}); more find more and take longer",
-    )
+    of_kind = f"groups that an ivf looks into (default: {PROBES}), candidates of an hnsw (default: {EFFORT})"
+    add("--breadth", type=whole(), metavar="N", help=f"with --index: {of_kind}; more find more and take longer")
     return parser.parse_args(arguments)
 
 

@@ -44,8 +44,12 @@ class IndexedImages:
 
     def __init__(self, flags):
         self.index, self.flags = faiss_index.read_index(flags.index), flags
-        self.adopt_data()
-        facts, path = self.index.facts, flags.model_path or self.index.facts["checkpoint"]["path"]
+        facts = self.index.facts
+        if flags.split not in (None, facts["split"]):
+            raise InputError(f"--split {flags.split}: {flags.index} holds the split {facts['split']}")
+        place, path = Path(facts["data"]), flags.model_path or facts["checkpoint"]["path"]
+        flags.split, flags.data_name = facts["split"], flags.data_name or place.name  # where they are not given
+        flags.data_path = flags.data_path or str(place.parent)
         loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
         self.model, self.reader = trained_model(loaded, opt, path), Reader(vocab)
         faiss_index.need_vectors(self.model, path)
@@ -57,15 +61,6 @@ class IndexedImages:
         self.scorer = Scorer(flags.rerank, flags) if flags.rerank else None
         if flags.breadth:
             faiss_index.set_breadth(self.index.faiss, flags.breadth)
-
-    def adopt_data(self):
-        """Flags of the data that are not given are those of the index."""
-        flags, facts = self.flags, self.index.facts
-        if flags.split not in (None, facts["split"]):
-            raise InputError(f"--split {flags.split}: {flags.index} holds the split {facts['split']}")
-        place = Path(facts["data"])
-        flags.split, flags.data_name = facts["split"], flags.data_name or place.name
-        flags.data_path = flags.data_path or str(place.parent)
 
     def open_data(self, opt, vocab):
         """The images behind the index, which are not needed for a list of names; InputError where they are others."""
