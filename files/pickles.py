@@ -19,7 +19,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from files.errors import InputError, reason
+from files.errors import InputError
 from files.opening import open_regular
 
 # Every name that the pickle of a checkpoint may use.  NumPy's, pathlib's and torch.device become plain values.
@@ -141,8 +141,8 @@ def inspect_pickles(file, path, sums):
 def look_through(file, path, allowed=None, most=None):
     """Go through the next pickle of an open file; runs nothing.
 
-    InputError where it has more operations than `most` (default: OPERATIONS), can take for ever, or asks for a name that the pattern
-    `allowed` does not match.
+    InputError where it has more operations than `most` (default: OPERATIONS), can take for ever, or asks for a name
+    that the pattern `allowed` does not match.
     """
     most = most or OPERATIONS
     memo, is_tuple, shared, kept, large = {}, False, 0, 0, 0  # memo: number of a stored object -> whether it is a tuple
