@@ -20,9 +20,9 @@ matrix: $(VENV)/installed_for_tests
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): some minutes, and with PyTorch for CUDA some gigabytes."
-	@echo "Without a GPU PyTorch's CPU wheels do, which are much smaller: install torch and torchvision from them first,"
-	@echo "as PyTorch's page for installing says, with $(BIN)/pip (python -m venv $(VENV) makes it)."
+	@echo "Without a GPU: make TORCH_INDEX=ADDRESS takes PyTorch's much smaller CPU wheels (README, Install)."
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install torch torchvision --index-url $(TORCH_INDEX))
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 

@@ -62,31 +62,22 @@ class PrecompDataset(Dataset):
         self.folder, self.split, self.vocab = data_folder(opt.data_path, data_name), split, vocab
         self.inputs = inputs_of(opt)
         self.features_file = features_file(self.folder, split)
-        self.images = self._open_features(opt.img_dim)
+        if not self.features_file.exists():
+            raise InputError(f"{self.features_file}: no such file; {NO_FEATURES}")
+        self.images = open_features(self.features_file, self.inputs.vectors)
+        if self.images.shape[2] != opt.img_dim:
+            width = self.images.shape[2]
+            raise InputError(f"{self.features_file}: features are {width} wide, but --img_dim is {opt.img_dim}")
         self.tokens = self._read_tokens()
         self._count()
         self.sizes, self.boxes = self._read_boxes()
         self.depends = self._read_depends() if self.inputs.dependencies else None
 
-    def _open_features(self, img_dim):
-        if not self.features_file.exists():
-            raise InputError(f"{self.features_file}: no such file; {NO_FEATURES}")
-        images = open_features(self.features_file, self.inputs.vectors)
-        if images.shape[2] != img_dim:
-            raise InputError(
-                f"{self.features_file}: features are {images.shape[2]} wide, but --img_dim is {img_dim}; "
-                "they must be equal"
-            )
-        return images
-
     def _read_depends(self):
         path = self._need("caps.json", "only --is_sparse needs it")
-        pairs = read_dependencies(path)
-        if len(pairs) != len(self.tokens):
-            raise InputError(
-                f"{path}: dependencies of {len(pairs)} captions, but there are "
-                f"{len(self.tokens)} captions; make them from the same captions"
-            )
+        pairs, captions = read_dependencies(path), len(self.tokens)
+        if len(pairs) != captions:
+            raise InputError(f"{path}: dependencies of {len(pairs)} captions, but there are {captions}; parse these")
         return Ragged(pairs, pairs=True)
 
     @property
@@ -98,9 +89,10 @@ class PrecompDataset(Dataset):
         return self.folder / f"{self.split}_{ending}"
 
     def _need(self, ending, advice="check --data_path, --data_name and the split"):
-        if not self._path(ending).exists():
-            raise InputError(f"{self._path(ending)}: no such file; {advice}")
-        return self._path(ending)
+        path = self._path(ending)
+        if not path.exists():
+            raise InputError(f"{path}: no such file; {advice}")
+        return path
 
     def _read_tokens(self):
         ready = self._path("precaps_stan.txt")
@@ -109,8 +101,7 @@ class PrecompDataset(Dataset):
             if self.inputs.ids:
                 warn(f"{ready} is missing: making the word ids from {source.name} with the vocabulary")
             return encode_all(read_captions(source), self.vocab, source)
-        tokens = Ragged(read_ids(ready, len(self.vocab)))
-        captions = []
+        tokens, captions = Ragged(read_ids(ready, len(self.vocab))), []
         with contextlib.suppress(InputError):  # captions that cannot be read are refused where they are shown
             captions = read_captions(self._path("caps.txt"))
         check_ids(tokens, ready, captions, self.vocab)
@@ -119,37 +110,32 @@ class PrecompDataset(Dataset):
 
     def _count(self):
         """Set the numbers of images and captions, and of captions for a row of features; compare rows and captions."""
-        rows, captions = len(self.images), len(self.tokens)
-        five = CAPTIONS_PER_IMAGE
+        rows, captions, five = len(self.images), len(self.tokens), CAPTIONS_PER_IMAGE
         if captions % five or captions not in (rows, five * rows):
-            raise InputError(
-                f"{self.features_file}: {rows} rows of features for {captions} captions; "
-                f"need {five} captions for each image, and a row for each image or each caption"
-            )
+            needed = f"{five} captions for each image, and a row for each image or each caption"
+            raise InputError(f"{self.features_file}: {rows} rows of features for {captions} captions; need {needed}")
         if rows == captions:
             step = max(1, rows // five // COMPARED_IMAGES)
             check_five_rows(self.images, self.features_file, range(0, rows // five, step))
         self.im_div = captions // rows
         self.length = min(captions, DEV_CAPTIONS) if self.split == "dev" else captions
-        self.n_images = self.length // CAPTIONS_PER_IMAGE
+        self.n_images = self.length // five
 
     def _read_boxes(self):
         """Sizes of the images and boxes of their regions, (None, None) where the system reads none."""
         if self.inputs.boxes == "none":
             return None, None
         advice = "without boxes give --boxes none"
-        sizes = read_sizes(self._need("ims_size.npy", advice))
-        path = self._need("ims_bbx.npy", advice)
-        for rows, file in ((sizes, self._path("ims_size.npy")), (open_array(path), path)):
+        sizes_path, path = self._need("ims_size.npy", advice), self._need("ims_bbx.npy", advice)
+        sizes = read_sizes(sizes_path)
+        for rows, file in ((sizes, sizes_path), (open_array(path), path)):
             if rows.shape[:1] == (len(self.tokens),):
                 check_five_rows(rows, file)
         boxes = read_boxes(path, sizes)
         images, regions = len(self.tokens) // CAPTIONS_PER_IMAGE, self.images.shape[1]
         if len(boxes) not in (images, len(self.tokens)) or boxes.shape[1] != regions:
-            raise InputError(
-                f"{self._path('ims_bbx.npy')}: boxes of {boxes.shape[1]} regions in {len(boxes)} images; "
-                f"need {regions} regions in {images} images, as the features and captions have"
-            )
+            found, needed = boxes.shape[1::-1], f"{regions} in {images}, as the features and captions have"
+            raise InputError(f"{path}: boxes of {found[0]} regions in {found[1]} images; need {needed}")
         return self._per_image(sizes), self._per_image(boxes)
 
     def _per_image(self, rows):
@@ -168,13 +154,12 @@ class PrecompDataset(Dataset):
     @cached_property
     def captions(self):
         """The texts, read at their first use; None without {split}_caps.txt."""
-        if not self._path("caps.txt").exists():
+        path = self._path("caps.txt")
+        if not path.exists():
             return None
-        captions = read_captions(self._path("caps.txt"))
+        captions = read_captions(path)
         if len(captions) != len(self.tokens):
-            raise InputError(
-                f"{self._path('caps.txt')}: {len(captions)} captions, but the split has {len(self.tokens)}"
-            )
+            raise InputError(f"{path}: {len(captions)} captions, but the split has {len(self.tokens)}")
         return captions[: self.length]
 
     def __getstate__(self):
@@ -226,17 +211,14 @@ class PrecompDataset(Dataset):
         return torch.empty(0, *self.images.shape[1:], dtype=kind)
 
     def read_rows(self, rows, out):
-        """Copy these rows of features into the tensor out (len(rows), R, F).  InputError for NaN or infinity."""
+        """Copy these rows of features into the tensor out (len(rows), R, F). InputError for NaN or infinity."""
         target = out.numpy()
         with np.errstate(over="ignore"):  # float64 beyond float32: infinity, which is refused
             for place, row in enumerate(rows):
                 target[place] = self.images[row]
         if len(out) and not torch.stack(torch.aminmax(out)).isfinite().all():  # one pass; NaN is passed on
             row = next(row for row, features in zip(rows, out) if not torch.isfinite(features).all())
-            raise InputError(
-                f"{self.features_file}, row {row}: NaN or infinity among the features; "
-                "extract the features of this image again"
-            )
+            raise InputError(f"{self.features_file}, row {row}: NaN or infinity; extract this image again")
 
     def check_features(self):
         """InputError for the first row that holds NaN or infinity."""
@@ -254,9 +236,8 @@ class PrecompDataset(Dataset):
         caption = self.tokens[i]
         boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
         depends = None if self.depends is None else self.depends[i]
-        length = self.inputs.label_length
-        label, mask = label_and_mask(caption, length) if length else (None, None)
-        return Item(image, caption, i, boxes, depends, label, mask)
+        label = label_and_mask(caption, self.inputs.label_length) if self.inputs.label_length else (None, None)
+        return Item(image, caption, i, boxes, depends, *label)
 
 
 class PictureDataset(Dataset):
@@ -327,10 +308,8 @@ def check_name(data_name, opt):
     data_folder(opt.data_path, data_name)
     if data_name in PICTURES and not system_of(opt).pictures:
         others = [name for name, system in SYSTEMS.items() if system.pictures]
-        raise InputError(
-            f"--data_name {data_name}: pictures, which {system_of(opt).title} cannot read; extract region features, "
-            f"or give --model {' or '.join(others)}"
-        )
+        cure = f"extract region features, or give --model {' or '.join(others)}"
+        raise InputError(f"--data_name {data_name}: pictures, which {system_of(opt).title} cannot read; {cure}")
 
 
 def feature_width(opt):

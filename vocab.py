@@ -42,18 +42,12 @@ _NO_BLANKS = re.compile("[\u0e01-\u0e30\u0e81-\u0eb0\u1000-\u102a\u1780-\u17b3\u
 
 
 class Vocabulary:
-    """Words numbered from 0, the four special words first; vocab(word) is the word's id, or <unk>'s."""
+    """Different words numbered from 0, the four special ones first; vocab(word) is the word's id, or <unk>'s."""
 
     def __init__(self, words=()):
-        self.word2idx, self.idx2word, self.idx = {}, {}, 0
-        for word in words:
-            self.add_word(word)
-
-    def add_word(self, word):
-        if word not in self.word2idx:
-            self.word2idx[word] = self.idx
-            self.idx2word[self.idx] = word
-            self.idx += 1
+        self.idx2word = dict(enumerate(dict.fromkeys(words)))
+        self.word2idx = {word: i for i, word in self.idx2word.items()}
+        self.idx = len(self.word2idx)
 
     def __call__(self, word):
         return self.word2idx.get(word, self.word2idx["<unk>"])
@@ -65,17 +59,13 @@ class Vocabulary:
 # ---- tokens ----
 
 
-@functools.lru_cache(maxsize=1)
-def _word_tokenizer():
+@functools.lru_cache(maxsize=4096)  # a small data set's captions come again and again, and each takes a millisecond
+def split_words(text):
+    """The words of a caption as they are spelt, a tuple for each sentence (docs/method.md, section 1)."""
     from nltk.tokenize import NLTKWordTokenizer  # takes 1.5 s, and is not needed where ids are read
 
-    return NLTKWordTokenizer()
-
-
-def split_words(text):
-    """The words of a caption as they are spelt, a list for each sentence (docs/method.md, section 1)."""
-    words = _word_tokenizer()
-    return [words.tokenize(sentence) for sentence in punkt.sent_tokenize(text)]
+    words = NLTKWordTokenizer()
+    return tuple(tuple(words.tokenize(sentence)) for sentence in punkt.sent_tokenize(text))
 
 
 def tokenize(text):
@@ -115,12 +105,13 @@ def check_ids(tokens, path, captions, vocab):
     if fault := fault_of_captions([captions[i] for i in different]):
         warn(f"{path}: not compared with the captions' text: {fault}")
         return
-    first = different[0]
+    i = different[0]
     raise InputError(
         f"{path}: made with another vocabulary, or from other captions: of {len(sample)} captions compared "
-        f"{len(different)} have other ids by this vocabulary (line {first + 1}: {str(tokens[first])[:60]}, where it "
-        f"gives {str(encode(captions[first], vocab))[:60]}); use the vocabulary that the ids were made with "
-        "(--vocab_path), or make the ids again from the captions (tools/prepare_captions.py)"
+        f"{len(different)} have other ids by this vocabulary (line {i + 1}: {str(tokens[i])[:60]}, where it gives "
+        f"{str(encode(captions[i], vocab))[:60]}); train with the vocabulary that the ids were made with "
+        "(--vocab_path); for a model of another data set, rename this file: the ids are then made from the captions, "
+        "with the model's vocabulary"
     )
 
 
@@ -185,22 +176,15 @@ def serialize_vocab(vocab, path):
 def deserialize_vocab(path):
     """Read a vocabulary from JSON or, when the name ends in .pkl, from a pickle of Python 2 or 3; no code in it runs.
 
-    InputError unless the ids are 0, 1, 2 ..., each once, and the special words come first.
+    A plain table of words and ids is one too. InputError unless the ids are 0, 1, 2 ..., each once, and the special
+    words come first.
     """
-    if str(path).endswith(".pkl"):
-        content = _unpickle(path)
-    else:
-        content = read_json(path)
-    if is_word_table(content):
+    content = _unpickle(path) if str(path).endswith(".pkl") else read_json(path)
+    if isinstance(content, dict) and content.get(SPECIAL[1]) == START and "word2idx" not in content:
         content = {"word2idx": content, "idx2word": {n: word for word, n in content.items()}, "idx": len(content)}
     if not isinstance(content, dict) or not {"word2idx", "idx2word", "idx"} <= content.keys():
         raise InputError(f"{path}: not a vocabulary; it needs word2idx, idx2word and idx")
-    return Vocabulary(_checked_words(content, path))
-
-
-def is_word_table(content):
-    """Whether this is a plain table of words and their ids."""
-    return isinstance(content, dict) and content.get(SPECIAL[1]) == START and "word2idx" not in content
+    return Vocabulary(_checked_words(content["word2idx"], content["idx2word"], content["idx"], path))
 
 
 def _unpickle(path):
@@ -214,9 +198,8 @@ def _unpickle(path):
     return loaded.__dict__ if type(loaded) is Holder else loaded
 
 
-def _checked_words(content, path):
-    """The words in the order of their ids, after checking that both tables agree."""
-    word2idx, idx2word = content["word2idx"], content["idx2word"]
+def _checked_words(word2idx, idx2word, idx, path):
+    """The words in the order of their ids, after checking that the tables agree."""
     if not isinstance(word2idx, dict) or not isinstance(idx2word, dict):
         raise InputError(f"{path}: word2idx and idx2word must be tables")
     words = {id_: word for word, id_ in word2idx.items() if isinstance(word, str) and type(id_) is int}
@@ -227,31 +210,32 @@ def _checked_words(content, path):
             raise InputError(f"{path}: {word} must have id {id_}, which is {words.get(id_)!r}")
     if {str(id_): word for id_, word in words.items()} != {str(id_): word for id_, word in idx2word.items()}:
         raise InputError(f"{path}: idx2word does not match word2idx")
-    if content["idx"] != len(words):
+    if idx != len(words):
         raise InputError(f"{path}: idx must be {len(words)}, the number of words")
     return [words[id_] for id_ in range(len(words))]
 
 
-def load_vocab(vocab_path, data_name, size=None):
+def load_vocab(vocab_path, data_name, size=None, trained_on=None):
     """The vocabulary {data_name}_vocab.json or .pkl in the folder vocab_path.
 
     size: a checkpoint's number of words; chooses the file with this number, InputError where none has it.
+    trained_on: the checkpoint's data set, whose file is looked at too.
     """
-    names = [Path(vocab_path) / f"{data_name}_vocab{suffix}" for suffix in (".json", ".pkl")]
-    found = {name: None for name in names if name.exists()}
-    if not found:
-        raise InputError(
-            f"{names[0]}: no such file; put the data set's published vocabulary there, or say where it is with "
-            "--vocab_path, since word ids and released checkpoints belong to it; for captions of your own build one: "
-            f"python vocab.py --data_name {data_name}"
-        )
-    for name in found:
-        vocab = deserialize_vocab(name)
-        if size in (None, len(vocab)):
-            return vocab
-        found[name] = len(vocab)
-    sizes = ", ".join(f"{name} has {n} words" for name, n in found.items())
-    raise InputError(f"{sizes}; {size} are needed: give the vocabulary of the training (--vocab_path)")
+    names = dict.fromkeys(filter(None, (data_name, trained_on)))
+    paths = [Path(vocab_path) / f"{name}_vocab{ending}" for name in names for ending in (".json", ".pkl")]
+    sizes = []
+    for path in paths:
+        if path.exists():
+            vocab = deserialize_vocab(path)
+            if size in (None, len(vocab)):
+                return vocab
+            sizes.append(f"{path} has {len(vocab)} words")
+    if sizes:
+        raise InputError(f"{', '.join(sizes)}; {size} are needed: give the vocabulary of the training (--vocab_path)")
+    raise InputError(
+        f"{paths[0]}: no such file; put the data set's published vocabulary there, or name its folder by --vocab_path; "
+        f"for captions of your own build one: python vocab.py --data_name {data_name}"
+    )
 
 
 # ---- building ----
@@ -266,29 +250,26 @@ def vocab_of_captions(captions, threshold=4):
 
 
 def build_vocab(data_path, data_name, threshold=4):
-    """The vocabulary of train_caps.txt and dev_caps.txt in data_path/data_name, or of a picture data set."""
+    """The vocabulary of train_caps.txt and dev_caps.txt in data_path/data_name, or of a picture data set.
+
+    InputError for captions that are printed bytes, warnings for words without blanks and for odd marks.
+    """
     source = data_folder(data_path, data_name)
     if data_name in PICTURES:
         captions = training_captions(data_path, data_name)
     else:
-        captions = read_captions(source / "train_caps.txt") + read_captions(source / "dev_caps.txt")
         source = source / "train_caps.txt"
-    check_captions(captions, source)
-    return vocab_of_captions(captions, threshold)
-
-
-def check_captions(captions, source):
-    """Before a vocabulary is made of them: InputError for printed bytes, a warning for words without blanks."""
-    fault = fault_of_captions(captions)
-    if fault == PRINTED_BYTES:
-        raise InputError(f"{source}: {fault}")
-    if fault:
+        captions = read_captions(source) + read_captions(source.with_name("dev_caps.txt"))
+    if fault := fault_of_captions(captions):
+        if fault == PRINTED_BYTES:
+            raise InputError(f"{source}: {fault}")
         warn(f"{source}: {fault}")
     for what, numbers in odd_marks(captions):
         warn(
             f"{source}: {len(numbers):,} captions have {what}, which make words of their own (first: line "
             f"{numbers[0] + 1}); tools/prepare_captions.py --plain replaces them"
         )
+    return vocab_of_captions(captions, threshold)
 
 
 def other_vocab(vocab, path):
@@ -303,9 +284,8 @@ def write_vocab(vocab, path, overwrite=False):
     """Write {data_name}_vocab.json; InputError where a vocabulary with other words is there, unless overwrite."""
     if not overwrite and (other := other_vocab(vocab, path)):
         raise InputError(
-            f"{other}: is there already, with {len(deserialize_vocab(other)):,} words; these captions give "
-            f"{len(vocab):,}. Word ids and checkpoints belong to it: write to another --vocab_path, or replace it "
-            "with --overwrite"
+            f"{other}: is there already, with {len(deserialize_vocab(other)):,} words, and word ids and checkpoints "
+            f"belong to it; these captions give {len(vocab):,}: use another --vocab_path, or --overwrite"
         )
     make_folder(path.parent)
     serialize_vocab(vocab, path)
@@ -314,15 +294,15 @@ def write_vocab(vocab, path, overwrite=False):
 
 def main():
     parser = commandline.Parser(description="Build a vocabulary from train_caps.txt and dev_caps.txt.")
-    parser.add_argument("--data_path", default="./data/", help="folder of the data sets")
-    parser.add_argument("--data_name", required=True, help="data set: a folder in data_path")
-    parser.add_argument("--vocab_path", default="./vocab/", help="folder to write {data_name}_vocab.json to")
-    parser.add_argument("--threshold", type=commandline.whole(), default=4, help="words seen less often become <unk>")
-    parser.add_argument("--overwrite", action="store_true", help="replace a vocabulary that has other words")
+    add = parser.add_argument
+    add("--data_path", default="./data/", help="folder of the data sets")
+    add("--data_name", required=True, help="data set: a folder in data_path")
+    add("--vocab_path", default="./vocab/", help="folder to write {data_name}_vocab.json to")
+    add("--threshold", type=commandline.whole(), default=4, help="words seen less often become <unk>")
+    add("--overwrite", action="store_true", help="replace a vocabulary that has other words")
     opt = parser.parse_args()
     vocab = build_vocab(opt.data_path, opt.data_name, opt.threshold)
-    path = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
-    write_vocab(vocab, path, opt.overwrite)
+    write_vocab(vocab, Path(opt.vocab_path) / f"{opt.data_name}_vocab.json", opt.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,27 @@
 """Puts faults into the code, one at a time, and lists those that no test notices.
 
-    python .ci/mutate.py                                 # five of each file; some minutes each
-    python .ci/mutate.py --sample 20 --seed 1 train.py   # others of one file
+    python .ci/mutate.py                              # 200 of the 1,400 faults: half an hour of one core
+    python .ci/mutate.py --share 1 train.py           # all of one file
+    python .ci/mutate.py --line margin --whole        # those whose line says margin, by all tests of the file
 
 Works on a copy of the repository.  A fault is another operator, number or truth value, a condition turned round, or a
-call or an assignment to an attribute that is left out.  One that survives needs a test, or a reason.
+call or an assignment to an attribute that is left out.  The first run notes which test executes which line (--map); a
+fault is then tried by the tests that execute its line, quickest first.  One that survives needs a test, or a reason.
 """
 
 import argparse
 import ast
+import contextlib
+import json
+import math
 import os
 import random
 import signal
 import subprocess
+import sys
 import tempfile
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -24,84 +32,184 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {  # file: its tests under tests/, those first that are fast or see most
     "train.py": "test_recipe.py runtime/test_logger.py test_train.py runtime/test_reliability.py",
     "model.py": "test_recipe.py test_gsmn.py test_scan_vsepp.py test_vsrn.py test_vsrn_golden.py test_systems.py",
-    "graph.py": "test_gsmn.py modules/test_padded.py modules/test_similarity.py test_recipe.py test_scan_vsepp.py",
+    "graph.py": "test_gsmn.py modules/test_similarity.py test_recipe.py test_scan_vsepp.py",
     "data.py": "test_data.py test_pictures.py test_recipe.py test_train.py test_bad_input.py",
     "evaluation.py": "test_evaluation.py modules/test_similarity.py test_scan_vsepp.py runtime/test_distributed.py",
     "reporting/ranks.py": "modules/test_ranks.py test_evaluation.py",
-    "systems/gsmn.py": "test_gsmn.py test_recipe.py",
-    "systems/scan.py": "test_recipe.py test_scan_vsepp.py",
+    "systems/gsmn.py": "test_gsmn.py test_recipe.py tools/test_explain.py",
+    "systems/scan.py": "test_recipe.py test_scan_vsepp.py tools/test_explain.py",
     "systems/vsepp.py": "test_recipe.py test_scan_vsepp.py test_vsrn.py",
     "systems/vsrn.py": "test_vsrn.py test_recipe.py test_vsrn_golden.py test_pictures.py",
     "systems/table.py": "runtime/test_options.py test_recipe.py test_scan_vsepp.py runtime/test_checkpoint.py",
     "systems/options.py": "runtime/test_options.py test_recipe.py test_train.py runtime/test_checkpoint.py",
     "modules/losses.py": "test_recipe.py runtime/test_logger.py test_train.py",
 }
+ENOUGH = 10  # seconds of the tests that a fault is tried by
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, In NotIn, Is IsNot, And Or, Add Sub, Mult Div, FloorDiv Mult, Mod Mult, Pow Mult"
 SWAPS = {getattr(ast, a): getattr(ast, b) for a, b in map(str.split, PAIRS.split(","))}
 SWAPS = {**{b: a for a, b in SWAPS.items()}, **SWAPS}
 VALUES = {bool: lambda value: not value, int: lambda value: value + 1, float: lambda value: 2 * value + 0.1}
+MESSAGES = ("logging.", "print(", "warn(", "if __name__")
+
+
+def that_matter(node, first=0, last=0):
+    """(node, its first and last line, of a whole statement) of all below, without messages and annotations."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Raise, ast.arg)) or ast.unparse(child).startswith(MESSAGES):
+            continue
+        if isinstance(child, ast.stmt):
+            body = getattr(child, "body", None)
+            first, last = child.lineno, body[0].lineno - 1 if body else child.end_lineno
+        yield child, (first, max(first, last))
+        yield from that_matter(child, first, last)
 
 
 def faults(tree):
-    """(dict or list, key, what to put there) of every fault."""
-    for node in ast.walk(tree):
+    """(dict or list, key, what to put there, lines) of every fault."""
+    for node, lines in [(tree, None), *that_matter(tree)]:
         if isinstance(node, ast.Constant) and type(node.value) in VALUES:
-            yield vars(node), "value", VALUES[type(node.value)](node.value)
+            yield vars(node), "value", VALUES[type(node.value)](node.value), lines
         elif isinstance(node, ast.Compare):
-            yield node.ops, 0, SWAPS[type(node.ops[0])]()
+            yield node.ops, 0, SWAPS[type(node.ops[0])](), lines
         elif type(getattr(node, "op", None)) in SWAPS:
-            yield vars(node), "op", SWAPS[type(node.op)]()
+            yield vars(node), "op", SWAPS[type(node.op)](), lines
         elif isinstance(node, (ast.If, ast.IfExp)):
-            yield vars(node), "test", ast.UnaryOp(ast.Not(), node.test)
+            yield vars(node), "test", ast.UnaryOp(ast.Not(), node.test), lines
         statements = node.body if isinstance(getattr(node, "body", None), list) else []
         for number, statement in enumerate(statements):
             target = getattr(statement, "targets", [None])[0]
             call = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+            call = call and not ast.unparse(statement).startswith(MESSAGES)
             if call or isinstance(statement, ast.AugAssign) or isinstance(target, (ast.Attribute, ast.Subscript)):
-                yield statements, number, ast.Pass()
+                yield statements, number, ast.Pass(), (statement.lineno, statement.end_lineno)
 
 
-def mutants(source):
-    """[(the line before and after, the changed source)] of every fault."""
-    tree = ast.parse(source)
+def mutants(file):
+    """[(the line before and after, the changed source, first and last line)] of every fault."""
+    tree = ast.parse((ROOT / file).read_text())
     before, found = ast.unparse(tree).splitlines(), []
-    for place, key, new in list(faults(tree)):
+    for place, key, new, lines in list(faults(tree)):
         old, place[key] = place[key], new
         after = ast.unparse(tree)
-        lines = next((a, b) for a, b in zip(before, after.splitlines()) if a != b)
-        found.append(("  ->  ".join(line.strip() for line in lines), after))
+        changed = next((a, b) for a, b in zip(before, after.splitlines()) if a != b)
+        found.append(("  ->  ".join(line.strip() for line in changed), after, lines))
         place[key] = old
     return found
 
 
-def notice(tests, limit=900):
-    """Whether a test fails, or takes more than `limit` seconds.  In a fork, which has torch loaded."""
+# ---- tests, in a fork, which has torch loaded
+
+
+class Watcher:
+    """Writes the name of the first test that fails to `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.path.write_text(report.nodeid)
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+class Mapper:
+    """Writes {test: [its seconds, {file: lines that it executes}]} to `path`."""
+
+    def __init__(self, path):
+        self.path, self.tests, self.files = path, {}, {str(Path(file).resolve()): file for file in TESTS}
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        start, self.lines = sum(os.times()[:4]), defaultdict(set)
+        sys.settrace(self.trace)
+        yield
+        sys.settrace(None)
+        lines = {file: sorted(numbers) for file, numbers in self.lines.items()}
+        self.tests[item.nodeid] = [sum(os.times()[:4]) - start, lines]
+
+    def trace(self, frame, event, argument):
+        file = self.files.get(frame.f_code.co_filename)
+        if file is None:
+            return None
+        note = self.lines[file].add
+
+        def line(frame, event, argument):
+            note(frame.f_lineno)
+            return line
+
+        return line(frame, event, argument)
+
+    def pytest_sessionfinish(self):
+        self.path.write_text(json.dumps(self.tests))
+
+
+def in_fork(arguments, plugin, limit):
+    """Whether pytest passes within `limit` seconds."""
     pid = os.fork()
     if not pid:
+        os.setsid()
         signal.alarm(limit)
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        os._exit(pytest.main(["-x", "-p", "no:cacheprovider", *tests]))
-    return os.waitpid(pid, 0)[1] != 0
+        os._exit(pytest.main(["-p", "no:cacheprovider", *arguments], [plugin] if plugin else []))
+    passes = os.waitpid(pid, 0)[1] == 0
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # what it has started
+    return passes
+
+
+def quickest(tests, file, lines):
+    """The tests of the map that execute one of the lines, ENOUGH of them."""
+    taken, total = [], 0
+    for name, (seconds, executed) in sorted(tests.items(), key=lambda item: item[1][0]):
+        if any(lines[0] <= line <= lines[1] for line in executed.get(file, ())):
+            if taken and total + seconds > ENOUGH:
+                break
+            taken.append(name)
+            total += seconds
+    return taken
+
+
+def of_file(file):
+    return [f"tests/{name}" for name in TESTS[file].split()]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", default=list(TESTS), metavar="FILE")
-    parser.add_argument("--sample", type=int, default=5, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=0.14, help="of each file's faults (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses them")
+    parser.add_argument("--line", default="", help="only faults whose line, before and after, contains this")
+    parser.add_argument("--map", type=Path, default=Path(tempfile.gettempdir(), "gsmn-tests-of-lines.json"))
+    parser.add_argument("--whole", action="store_true", help="try each fault by all tests of its file, without the map")
     args = parser.parse_args()
     os.environ.setdefault("GSMN_SHARED", str(ROOT.parent / "shared"))
+    chance, chosen = random.Random(args.seed), []
+    for file in args.files:
+        every = [(file, *one) for one in mutants(file) if args.line in one[0]]
+        chosen += chance.sample(every, math.ceil(args.share * len(every)))
+    chance.shuffle(chosen)
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(f"git ls-files -z | xargs -0 cp --parents -t {copy}", shell=True, check=True, cwd=ROOT)
         os.chdir(copy)
-        for file in args.files:
-            source, tests = Path(file).read_text(), [f"tests/{name}" for name in TESTS[file].split()]
-            every = mutants(source)
-            for line, changed in random.Random(args.seed).sample(every, min(args.sample, len(every))):
-                Path(file).write_text(changed)
-                print(f"{'caught' if notice(tests) else 'SURVIVED'}  {file}: {line}", flush=True)
+        whole = dict.fromkeys(test for file in TESTS for test in of_file(file))
+        if args.whole or args.map.exists():
+            in_fork(["--collect-only", *whole], None, 600)  # compiles all files
+        else:
+            in_fork(whole, Mapper(args.map), 7200)
+        sys.dont_write_bytecode = True  # two faults of one second and size would have one compiled file
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        tests = {} if args.whole else json.loads(args.map.read_text())
+        catcher = Path(copy, "catcher")
+        for file, line, changed, lines in chosen:
+            source, start = Path(file).read_text(), time.time()
+            Path(file).write_text(changed)
+            catcher.write_text("time")
+            passes = in_fork(["-x", *(quickest(tests, file, lines) or of_file(file))], Watcher(catcher), 600)
             Path(file).write_text(source)
+            by = "SURVIVED" if passes else catcher.read_text()
+            print(f"{file}:{lines[0]}: {line}\n    {by}  {time.time() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,10 @@ def check_vocab(checkpoint, vocab, path="checkpoint"):
     if len(given) != size:
         differ.insert(0, f"{len(given)} words, not {size}")
     if differ:
-        raise InputError(f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path")
+        inside = ", or in an evaluation leave that out, since it is in the checkpoint" if "vocab" in checkpoint else ""
+        raise InputError(
+            f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path{inside}"
+        )
 
 
 # ---- writing
@@ -266,7 +269,7 @@ def versions():
     found = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
-        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
         with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a folder not ours
             answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
             found["git"] = answer.stdout.strip()

@@ -67,7 +67,12 @@ def add_evaluation_flags(parser, fold5):
     add("--batch_size", type=whole(), help="captions in a batch (default: the checkpoint's)")
     add("--workers", default=0, type=whole(0), help="processes that read data")
     add_precision_flags(group, None, None)
-    add("--sim_memory", type=number(), metavar="MB", help="GSMN: memory for the similarity (default: the checkpoint's)")
+    add(
+        "--sim_memory",
+        type=number(),
+        metavar="MB",
+        help="GSMN, SCAN: memory for the similarity (default: the checkpoint's)",
+    )
     add_kernel_flag(add, None)
     add_compile_flag(add)
 
@@ -84,15 +89,15 @@ def add_result_flags(parser):
         type=whole(0),
         default=0,
         metavar="N",
-        help="GSMN, with --report: explain the N worst queries each way, a page of at most 0.5 MB for each, with the "
-        "true pair beside the pair found",
+        help="GSMN or SCAN, with --report: explain the N worst queries each way, a page of at most 0.5 MB for each, "
+        "with the true pair beside the pair found",
     )
     add(
         "--explain_pair",
         nargs="+",
         default=[],
         metavar="IMAGE:CAPTION",
-        help="GSMN, with --report: pairs to explain beside the caption's own, numbers from 0",
+        help="GSMN or SCAN, with --report: pairs to explain beside the caption's own, numbers from 0",
     )
 
 

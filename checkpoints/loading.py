@@ -73,7 +73,7 @@ def vocab_of(loaded, opt, overrides, path):
     """The vocabulary inside the checkpoint; for a released one, the file whose size is that of the embedding."""
     vocab = checkpoint.vocabulary(loaded)
     if vocab is None:
-        return load_vocab(opt.vocab_path, opt.data_name, size=opt.vocab_size)
+        return load_vocab(opt.vocab_path, opt.data_name, opt.vocab_size, loaded["opt"].data_name)
     if overrides.get("vocab_path") is not None:
         checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), path)
     return vocab

@@ -62,9 +62,8 @@ def each_once(pictures):
     seen = {}
     for picture in pictures:
         name = picture.longer_name or picture.name
-        if name in seen:
-            raise InputError(f"{picture.where}: {name} is also the name of {seen[name]}; names must differ")
-        seen[name] = picture.where
+        if seen.setdefault(name, picture) is not picture:
+            raise InputError(f"{picture.where}: {name} is also the name of {seen[name].where}; names must differ")
     return pictures
 
 
@@ -108,29 +107,23 @@ def read_coco(path, named=True):
     annotation needs no id. named: every image must have a name of its own. InputError for a caption of an image
     that the file does not list.
     """
-    content = read_json(path)
+    from pycocotools.coco import COCO
+
+    content, index = read_json(path), COCO()
     images = coco_images(list_of(content, "images", path), path, named)
     annotations = list_of(content, "annotations", path)
-    captions = [coco_caption(one, i, images, path) for i, one in enumerate(annotations) if not is_other(one)]
+    kept = [i for i, one in enumerate(annotations) if "caption" in one or not NOT_CAPTIONS & one.keys()]
+    captions = [coco_caption(annotations[i], i, images, path) for i in kept]
     if not captions:
         raise InputError(f"{path}: none of its {len(annotations)} annotations has a caption; give captions_*.json")
-    index = coco_index(list(images.values()), captions)
+    index.dataset = {"images": list(images.values()), "annotations": captions}
+    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does
+        index.createIndex()
     pictures = [
         Picture(image["name"], [one["caption"] for one in index.imgToAnns[number]], image["where"])
         for number, image in index.imgs.items()
     ]
     return each_once(pictures) if named else pictures
-
-
-def coco_index(images, annotations):
-    """pycocotools' index of images and annotations, without what it prints."""
-    from pycocotools.coco import COCO
-
-    index = COCO()
-    index.dataset = {"images": images, "annotations": annotations}
-    with contextlib.redirect_stdout(io.StringIO()):
-        index.createIndex()
-    return index
 
 
 def coco_images(images, path, named):
@@ -144,10 +137,8 @@ def coco_images(images, path, named):
         name = text_of(image.get("file_name"), "file_name", where) if named else None
         first = found.setdefault(number, {"id": number, "name": name, "where": where})
         if first["name"] != name:
-            raise InputError(
-                f"{path}: the image number {number} occurs twice, for {first['name']} and {name}; "
-                "give every image a number of its own"
-            )
+            names = f"{first['name']} and {name}"
+            raise InputError(f"{path}: the image number {number} occurs twice, for {names}; number the images anew")
     return found
 
 
@@ -161,10 +152,6 @@ def coco_caption(annotation, place, images, path):
         raise InputError(f"{where}: belongs to image {image}, which the file does not list")
     caption = Caption(text_of(annotation.get("caption"), "caption", where), where, number)
     return {"id": place, "image_id": image, "caption": caption}
-
-
-def is_other(annotation):
-    return "caption" not in annotation and bool(NOT_CAPTIONS & annotation.keys())
 
 
 def number_of(value):
@@ -183,10 +170,10 @@ def captions_by_number(pictures, path):
         for caption in picture.captions:
             if caption.number is None:
                 raise InputError(f"{caption.where}: has no id; captions are named by their ids here")
-            if caption.number in found:
+            first, _ = found.setdefault(caption.number, (picture, caption))
+            if found[caption.number][1] is not caption:
+                names = f"{first.name} and {picture.name}"
                 raise InputError(
-                    f"{path}: the annotation number {caption.number} occurs twice, for {found[caption.number][0].name} "
-                    f"and {picture.name}; numbers must be unique in the whole file, number the annotations anew"
+                    f"{path}: annotation number {caption.number} occurs twice, for {names}; number them anew"
                 )
-            found[caption.number] = picture, caption
     return found

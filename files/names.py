@@ -21,20 +21,14 @@ def name_keys(name):
     The kinds are the whole path, its ends (a/b.jpg, b.jpg), the file name without its ending, and COCO's number.
     Then the same of the name spelt alike: '/' between folders, composed accents, small letters, no query of an address.
     """
+    found = []
     alike = unicodedata.normalize("NFC", re.sub(r"^(\w+://[^?#]*)[?#].*", r"\1", name).replace("\\", "/")).casefold()
-    return [
-        (f"{spelling} {kind}", key) for spelling, text in (("as", name), ("like", alike)) for kind, key in keys(text)
-    ]
-
-
-def keys(name):
-    yield "path", name
-    parts = [part for part in name.split("/") if part]
-    yield from (("end", "/".join(parts[i:])) for i in range(len(parts)))
-    stem = Path(name).stem
-    yield "stem", stem
-    if number := re.fullmatch(r"(?:coco_[^\W_]+_)?0*(\d{1,18})", stem, re.ASCII | re.IGNORECASE):
-        yield "number", number[1]
+    for spelling, text in (("as", name), ("like", alike)):
+        parts, stem = [part for part in text.split("/") if part], Path(text).stem
+        number = re.fullmatch(r"(?:coco_[^\W_]+_)?0*(\d{1,18})", stem, re.ASCII | re.IGNORECASE)
+        found += [(f"{spelling} path", text), *((f"{spelling} end", "/".join(parts[i:])) for i in range(len(parts)))]
+        found += [(f"{spelling} stem", stem), *([(f"{spelling} number", number[1])] if number else [])]
+    return found
 
 
 class Matcher:
@@ -59,36 +53,21 @@ def find_pictures(folder, names, links=False):
     name leads out of the folder. links: also take links that lead out of it, which a page must not show.
     """
     folder = Path(folder)
-    files = {name: folder / name if is_file(folder, name) else None for name in names}
-    if None in files.values() and folder.is_dir():
+    inside = [name for name in names if ".." not in Path(name).parts]
+    files = {name: folder / name for name in inside if not os.path.isabs(name) and os.path.isfile(folder / name)}
+    if len(files) < len(set(names)) and folder.is_dir():
         taken = set(files.values())
         rest = [path for path in sorted(pictures_in(folder)) if path not in taken]
-        files.update(guess_pictures(folder, [name for name, file in files.items() if file is None], rest))
-    return [files[name] for name in names] if links else without_links(folder, [files[name] for name in names])
-
-
-def without_links(folder, files):
-    """The same files, None and one warning for those that a link leads to out of the folder."""
-    root = os.path.realpath(folder) + os.sep
-    outside = {file for file in files if file and not os.path.realpath(file).startswith(root)}
+        match = Matcher([path.relative_to(folder).as_posix() for path in rest])
+        guesses = {name: match(name) for name in inside if name not in files}
+        used = Counter(guesses.values())  # a file that two names mean belongs to neither
+        files |= {name: rest[guess] for name, guess in guesses.items() if guess is not None and used[guess] == 1}
+    found, root = [files.get(name) for name in names], os.path.realpath(folder) + os.sep
+    outside = {file for file in found if file and not links and not os.path.realpath(file).startswith(root)}
     if outside:
-        warn(
-            f"{folder}: {len(outside)} pictures are not shown, since they are links that lead out of it "
-            f"(first: {min(outside)})"
-        )
-    return [None if file in outside else file for file in files]
-
-
-def is_file(folder, name):
-    return not os.path.isabs(name) and ".." not in Path(name).parts and os.path.isfile(folder / name)
-
-
-def guess_pictures(folder, names, files):
-    """{name: file} where a name means one file, which no other name means too."""
-    match = Matcher([path.relative_to(folder).as_posix() for path in files])
-    guesses = {name: match(name) for name in names if ".." not in Path(name).parts}
-    used = Counter(guesses.values())
-    return {name: files[guess] for name, guess in guesses.items() if guess is not None and used[guess] == 1}
+        first = f"(first: {min(outside)})"
+        warn(f"{folder}: {len(outside)} pictures are not shown, since they are links that lead out of it {first}")
+    return [None if file in outside else file for file in found]
 
 
 def pictures_in(folder):
@@ -124,27 +103,21 @@ def one_each(lines, dataset, path):
     captions = len(dataset.tokens)
     per = len(dataset) // dataset.n_images
     if len(lines) not in (captions, captions // per):
-        raise InputError(
-            f"{path}: {len(lines)} lines; need one for each of {captions // per} images; "
-            "write it again from the source of these captions (tools/prepare_captions.py)"
-        )
+        needed = f"one for each of {captions // per} images, as tools/prepare_captions.py writes"
+        raise InputError(f"{path}: {len(lines)} lines; need {needed}")
     return lines[:: per if len(lines) == captions else 1][: dataset.n_images]
 
 
 def names_of_ids(ids, split, source, path):
-    """Names by 'cocoid' or 'imgid', whichever gives more images of this split."""
+    """Names by 'cocoid' or 'imgid', whichever gives more images of this split; testall and test are one there."""
+    ours = "test" if split == "testall" else split
     try:
         images = read_json(source)["images"]
         tables = [{str(image[key]): image for image in images if key in image} for key in ("cocoid", "imgid")]
-        agree = [sum(of_split(table.get(id), split) for id in ids) for table in tables]
+        agree = [[SPLIT_NAMES.get(table[id]["split"]) for id in ids if id in table].count(ours) for table in tables]
         table = tables[int(agree[1] > agree[0])]
         return [str(Path(table[id].get("filepath", ""), table[id]["filename"])) for id in ids]
     except KeyError as error:
         raise InputError(f"{path}: {error} is not in {source}; take both from the same data set") from None
     except (AttributeError, TypeError):
         raise InputError(f"{source}: not Karpathy's JSON (images with filename and imgid)") from None
-
-
-def of_split(image, split):
-    """Whether an entry of Karpathy's JSON, or None, is of one of our splits; testall and test are one there."""
-    return image is not None and SPLIT_NAMES.get(image["split"]) == ("test" if split == "testall" else split)

@@ -18,6 +18,8 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder
 
 KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # forms that only an optional package reads
 HEIF_READER = False
 with contextlib.suppress(ImportError):  # optional: pictures of telephones
     from pillow_heif import register_heif_opener
@@ -34,7 +36,8 @@ def captioned_pictures(folder, data_name, split, use_restval=False):
     split = "test" if split == "testall" else split
     splits = ["train", "restval"] if split == "train" and use_restval else [split]
     if data_name in KARPATHY:
-        pairs = flickr_pairs(folder, KARPATHY[data_name], splits)
+        entries = [one for one in read_karpathy(folder / KARPATHY[data_name]) if one.split in splits]
+        pairs = [(one.name, caption.text) for one in entries for caption in one.captions]
     else:
         pairs = [pair for name in splits for pair in coco_pairs(folder, name)]
     if not pairs:
@@ -53,39 +56,18 @@ def training_captions(data_path, data_name):
 def coco_pairs(folder, split):
     """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
     year = "train2014" if split == "train" else "val2014"
-    path = folder / "annotations" / f"captions_{year}.json"
-    captions = captions_by_number(read_coco(path), path)
-    pairs = []
-    for number in caption_numbers(folder / "annotations" / f"coco_{split}_ids.npy"):
-        if number not in captions:
-            raise InputError(
-                f"{folder / 'annotations' / f'coco_{split}_ids.npy'}: annotation {number} is not in {path}; "
-                "take both files from the same release"
-            )
-        picture, caption = captions[number]
-        pairs.append((f"{year}/{picture.name}", caption.text))
-    return pairs
-
-
-def caption_numbers(path):
-    """The annotation numbers of a coco_{split}_ids.npy; InputError where one occurs twice."""
-    numbers = open_array(path)
+    source, path = folder / "annotations" / f"captions_{year}.json", folder / "annotations" / f"coco_{split}_ids.npy"
+    captions, numbers, seen = captions_by_number(read_coco(source), source), open_array(path), {}
     if numbers.dtype.kind not in "iu":
         raise InputError(f"{path}: numbers of type {numbers.dtype}; need whole numbers")
-    seen = {}
     for place, number in enumerate(numbers.ravel().tolist()):
-        if number in seen:
-            raise InputError(
-                f"{path}: annotation {number} occurs twice, at {seen[number]} and {place}; name every caption once"
-            )
-        seen[number] = place
-    return list(seen)
-
-
-def flickr_pairs(folder, name, splits):
-    """Karpathy's JSON for Flickr."""
-    pictures = [picture for picture in read_karpathy(folder / name) if picture.split in splits]
-    return [(picture.name, caption.text) for picture in pictures for caption in picture.captions]
+        if number not in captions:
+            raise InputError(f"{path}: annotation {number} is not in {source}; take both files from the same release")
+        if seen.setdefault(number, place) != place:
+            places = f"{seen[number]} and {place}"
+            raise InputError(f"{path}: annotation {number} occurs twice, at {places}; name every caption once")
+    chosen = [captions[number] for number in seen]
+    return [(f"{year}/{picture.name}", caption.text) for picture, caption in chosen]
 
 
 def need_pictures(folder, names):
@@ -101,16 +83,12 @@ def need_pictures(folder, names):
 
 def first_five(pairs, folder, split):
     """The first five captions of each image, images in the order they first appear."""
-    groups = {}
+    groups, five = {}, CAPTIONS_PER_IMAGE
     for path, text in pairs:
         groups.setdefault(path, []).append(text)
-    few = sum(len(texts) < CAPTIONS_PER_IMAGE for texts in groups.values())
-    if few:
-        raise InputError(
-            f"{folder}: {few} images of the split {split} have fewer than "
-            f"{CAPTIONS_PER_IMAGE} captions; evaluation needs {CAPTIONS_PER_IMAGE} for each"
-        )
-    return [(path, text) for path, texts in groups.items() for text in texts[:CAPTIONS_PER_IMAGE]]
+    if few := sum(len(texts) < five for texts in groups.values()):
+        raise InputError(f"{folder}: {few} images of the split {split} have fewer than {five} captions; need {five}")
+    return [(path, text) for path, texts in groups.items() for text in texts[:five]]
 
 
 # ---- one picture ----
@@ -130,13 +108,14 @@ def open_picture(path, side=None):
     """
     try:
         with open_regular(path, "no such picture") as file:
-            if form := _unread_form(file.peek(16)[:16]):
-                raise InputError(f"{path}: {form}; convert it to JPEG, or install pillow-heif")
+            head = file.peek(16)[:16]
+            if head[4:8] == b"ftyp" and head[8:12] in HEIC and not HEIF_READER:
+                raise InputError(f"{path}: a picture of the form HEIC; convert it to JPEG, or install pillow-heif")
             with Image.open(file) as image:
                 if side:
                     image.draft(None, (2 * side, 2 * side))
                 picture, change = as_rgb(ImageOps.exif_transpose(image), path)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None
     if side:
         picture.thumbnail((side, side))
@@ -155,14 +134,6 @@ def as_rgb(image, path):
         image, change = image.convert("RGBA"), "transparent pictures, laid on white"
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB"), change
-
-
-def _unread_form(head):
-    """'a HEIC picture' or the like, for a form that only an optional package reads, which is not installed."""
-    form = head[8:12].decode("latin-1")
-    if head[4:8] != b"ftyp" or form == "avif" or HEIF_READER:
-        return None
-    return f"a picture of the form HEIC ({form})" if form in ("heic", "heix", "hevc", "mif1", "msf1") else None
 
 
 def make_transforms(crop_size):
@@ -187,7 +158,7 @@ def picture_size(path):
         with open_regular(path) as file, Image.open(file) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
             return image.size[::-1] if turned else image.size
-    except (InputError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+    except (InputError, *UNREADABLE):
         return None
 
 
@@ -221,6 +192,6 @@ def warn_proportions(sizes, files):
     if found := other_proportions(sizes, files):
         g, (w, h), (v, u) = found[0]
         warn(
-            f"{len(found)} of {len(files)} pictures have other proportions than the sizes in the data set (first: "
-            f"{files[g]} is {v} x {u}, the data set says {w} x {h}): boxes are drawn in the wrong places there"
+            f"{len(found)} of {len(files)} pictures have other proportions than the data set's sizes, and boxes are in "
+            f"the wrong places (first: {files[g]} is {v} x {u}, the data set says {w} x {h})"
         )

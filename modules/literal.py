@@ -1,4 +1,4 @@
-"""GSMN's similarity written plainly from docs/method.md, section 2: the reference for the fast code.
+"""GSMN's similarity, and one of SCAN's, written plainly from docs/method.md: the reference for the fast code.
 
 Like the released code it goes through the captions one by one and forms the attended contexts and the
 neighbours' features of every pair.  It uses nothing of graph.py, only parameters by their released names.
@@ -39,10 +39,20 @@ def visual_scores(model, images, words, boxes):
     return node_scores(graph, convolve(graph, conv, match, edges, edges.new_ones(edges.shape[1], edges.shape[1])))
 
 
-def textual_scores(model, images, words, pairs):
+def matched_words(images, words, smooth, blocks):
+    """Cosines (I, n, K) of each word with the regions that it attends to."""
     raw = affinity(images, words).transpose(1, 2)  # (I, n, R)
-    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
-    match = block_cosine(words.expand(len(images), *words.shape), weights @ images, model.blocks)  # (I, n, K)
+    weights = torch.softmax(smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
+    return block_cosine(words.expand(len(images), *words.shape), weights @ images, blocks)
+
+
+def scan_scores(images, words, smooth):
+    """SCAN's t-i AVG of images (I, R, D) with one caption (n, D) -> (I,)."""
+    return matched_words(images, words, smooth, 1).mean((1, 2))
+
+
+def textual_scores(model, images, words, pairs):
+    match = matched_words(images, words, model.smooth, model.blocks)
     graph = model.t2i_match_G
     conv = graph.graph_convolution_3
     n = len(words)

@@ -16,7 +16,7 @@ from reporting.run_log import CONFIG, LOG, read_config, read_log
 
 PAGE = "summary.html"
 DATE = "%Y-%m-%dT%H:%M:%S%z"  # in config.json
-LEFT, TOP, WIDTH, HEIGHT = 54, 14, 330, 190  # of a chart's axes within 400 x 250
+LEFT, TOP, WIDTH, HEIGHT = 66, 14, 318, 190  # of a chart's axes within 400 x 250
 POINTS = 300  # of a line; more are averaged, step after step
 
 

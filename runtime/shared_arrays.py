@@ -49,10 +49,10 @@ class ArrayStore:
             path.unlink(missing_ok=True)
 
 
-def create(path, shape):
+def create(path, shape, dtype=np.float32):
     """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
     open(path, "xb").close()
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
         os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import resource
 from argparse import Namespace
 from itertools import chain
@@ -10,17 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import make_tiny, shared
+from tiny import make_tiny, message, shared
 
 import data
 import vocab
 from files import boxes
 from files.arrays import read_sizes
-from files.errors import InputError
 from files.text import read_json
 from systems.options import completed
-
-WORKERS = [0, 2]
 
 
 def dataset(tiny, split="dev", **more):
@@ -84,14 +82,9 @@ def test_gsmn_batch_equals_the_reference():
     train = data.PrecompDataset("train", "f30k_precomp", words, opt)
     expected = np.load(folder / "train_dense.npz")
     batch = data.collate([train[i] for i in expected["order"][0].tolist()])
-    for ours, name in (
-        (batch.ids, "ids"),
-        (batch.lengths, "lengths"),
-        (batch.captions, "targets"),
-        (batch.images, "images"),
-        (batch.bboxes, "bboxes"),
-    ):
-        assert np.array_equal(ours, expected[f"batch0_{name}"]), name
+    ours = {"ids": batch.ids, "lengths": batch.lengths, "targets": batch.captions, "images": batch.images}
+    for name, array in {**ours, "bboxes": batch.bboxes}.items():
+        assert np.array_equal(array, expected[f"batch0_{name}"]), name
     pairs = json.loads((folder / "f30k_precomp" / "train_caps.json").read_text())
     assert batch.depends == [pairs[i] for i in batch.ids]
 
@@ -109,15 +102,9 @@ def test_vsrn_items_and_batches_equal_the_reference(data_name):
     expected = np.load(shared(f"golden/vsrn/{data_name}/batch.npz"))
     train = data.PrecompDataset("train", data_name, words, opt)
     batch = data.collate([train[i] for i in expected["batch_order"][0].tolist()])
-    for ours, name in (
-        (batch.ids, "ids"),
-        (batch.lengths, "lengths"),
-        (batch.captions, "targets"),
-        (batch.images, "images"),
-        (batch.labels, "caption_labels"),
-        (batch.masks, "caption_masks"),
-    ):
-        assert np.array_equal(ours, expected[name]), name
+    ours = {"ids": batch.ids, "lengths": batch.lengths, "targets": batch.captions, "images": batch.images}
+    for name, array in {**ours, "caption_labels": batch.labels, "caption_masks": batch.masks}.items():
+        assert np.array_equal(array, expected[name]), name
     for order, ordered in zip(expected["batch_order"], expected["batch_order_sorted"]):
         assert data.collate([train[i] for i in order.tolist()]).ids == ordered.tolist()
 
@@ -237,12 +224,31 @@ def test_gsmn_without_boxes_sizes_texts_and_dependencies(tiny_data):
     assert [boxes for _, boxes in data.image_loader(dev, 8)] == [None, None]
 
 
+CHINESE = ["一只棕色的狗在草地上奔跑。", "两个人在沙滩上踢足球。"] * 25
+PRINTED = [repr(text.encode()) for text in ("a red dog .", "a blue car .") for _ in range(25)]
+
+
 @pytest.mark.parametrize("model", ["gsmn", "vsrn"])
-def test_another_vocabulary_is_noticed(tiny_data, capsys, model):
-    (tiny_data.folder / "dev_precaps_stan.txt").write_text("1,4,3,14,2\n" * 50)
-    (tiny_data.folder / "dev_caps.txt").write_text("a zebra there\n" * 50)
+@pytest.mark.parametrize(
+    "captions, ids, told",
+    [
+        (["a zebra there"] * 50, "1,4,3,14,2", "33 % of the words are <unk>"),
+        (CHINESE, None, "dev_caps.txt: 1.0 words a caption"),
+        (None, "1,4,2", "dev_precaps_stan.txt: 1.0 words a caption"),
+        (PRINTED, "1,4,5,6,7,2", "b'...'"),
+    ],
+)
+def test_captions_and_ids_that_look_wrong_are_noticed(tiny_data, capsys, model, captions, ids, told):
+    """No reason to refuse them, nor, for captions that cannot be cut into words, to blame the vocabulary."""
+    caps, precaps = (tiny_data.folder / f"dev_{ending}.txt" for ending in ("caps", "precaps_stan"))
+    for path, lines in ((caps, captions), (precaps, ids and [ids] * 50)):
+        path.unlink()
+        if lines:
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if model == "vsrn" and not captions:
+        return  # it reads no ids
     dataset(tiny_data, model=model)
-    assert "33 % of the words are <unk>" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_ids_of_another_vocabulary_are_refused(tiny_data):
@@ -251,13 +257,13 @@ def test_ids_of_another_vocabulary_are_refused(tiny_data):
     other = vocab.Vocabulary([*vocab.SPECIAL, *reversed([words.idx2word[i] for i in range(4, len(words))])])
     (vocab_file,) = Path(tiny_data.vocab_path).iterdir()
     vocab.serialize_vocab(other, vocab_file)
-    with pytest.raises(InputError) as error:
-        dataset(tiny_data)
-    said = str(error.value)
-    assert said.startswith(f"{tiny_data.folder / 'dev_precaps_stan.txt'}: made with another vocabulary, or from ")
-    assert "of 50 captions compared 50 have other ids by this vocabulary" in said
-    assert "line 1: [1, 4, " in said and "--vocab_path" in said and "tools/prepare_captions.py" in said
+    said = message(dataset, tiny_data)
+    assert said.startswith(str(tiny_data.folder / "dev_precaps_stan.txt")) and "of 50 captions compared 50" in said
+    assert "line 1: [1, 4, " in said and "--vocab_path" in said and "rename" in said
     dataset(tiny_data, model="vsrn")  # makes its own ids
+    (tiny_data.folder / "dev_precaps_stan.txt").rename(tiny_data.folder / "aside.txt")
+    assert dataset(tiny_data).tokens[0] == vocab.encode(dataset(tiny_data).captions[0], other)
+    (tiny_data.folder / "aside.txt").rename(tiny_data.folder / "dev_precaps_stan.txt")
     (tiny_data.folder / "dev_caps.txt").unlink()
     dataset(tiny_data)  # nothing to compare with
 
@@ -270,40 +276,10 @@ def test_some_captions_may_have_other_ids(tiny_data):
     assert len(dataset(tiny_data)) == 50
 
 
-CHINESE = ["一只棕色的狗在草地上奔跑。", "两个人在沙滩上踢足球。", "孩子们在公园里玩耍。"]
-
-
-@pytest.mark.parametrize("model", ["gsmn", "vsrn"])
-def test_captions_without_blanks_are_noticed(tiny_data, capsys, model):
-    (tiny_data.folder / "dev_caps.txt").write_text("\n".join(CHINESE * 16 + CHINESE[:2]) + "\n", encoding="utf-8")
-    (tiny_data.folder / "dev_precaps_stan.txt").unlink()
-    dataset(tiny_data, model=model)
-    said = capsys.readouterr().err
-    assert "dev_caps.txt: 1.0 words a caption; words must be separated by blanks first" in said and "<unk>" not in said
-
-
-def test_ids_of_one_word_a_caption_are_noticed(tiny_data, capsys):
-    (tiny_data.folder / "dev_precaps_stan.txt").write_text("1,4,2\n" * 50)
-    (tiny_data.folder / "dev_caps.txt").unlink()
-    dataset(tiny_data)
-    assert "dev_precaps_stan.txt: 1.0 words a caption; words must be separated" in capsys.readouterr().err
-
-
-def test_printed_bytes_are_named(tiny_data, capsys):
-    path = tiny_data.folder / "dev_caps.txt"
-    path.write_text("".join(f"{line.encode()!r}\n" for line in path.read_text().splitlines()))
-    dataset(tiny_data, model="vsrn")
-    assert "dev_caps.txt: captions are written as b'...', as Python 3 prints bytes" in capsys.readouterr().err
-    dataset(tiny_data)  # the ids are right: no reason to blame the vocabulary
-    said = capsys.readouterr().err
-    assert "dev_precaps_stan.txt: not compared with the captions' text: captions are written as b'...'" in said
-
-
 def test_published_flickr8k_reads():
     words = vocab.load_vocab(shared("real/vocab"), "flickr8k_precomp")
-    dev = data.PrecompDataset(
-        "dev", "flickr8k_precomp", words, completed(Namespace(data_path=shared("real"), img_dim=256, is_sparse=True))
-    )
+    opt = completed(Namespace(data_path=shared("real"), img_dim=256, is_sparse=True))
+    dev = data.PrecompDataset("dev", "flickr8k_precomp", words, opt)
     batch = next(iter(data.make_loader(dev, data.in_order(5000, 128), 0)))
     assert len(dev) == 5000 and batch.images.shape == (128, 36, 256)
     assert batch.bboxes.min() == 0 and 0.99 < batch.bboxes.max() <= 1.01
@@ -359,7 +335,7 @@ def test_loaders_do_not_depend_on_workers_nor_touch_the_random_state(tiny_data):
     opt = completed(Namespace(data_path=tiny_data.data_path, img_dim=8, is_sparse=True, seed=3))
     state = torch.get_rng_state()
     runs = []
-    for workers in WORKERS:
+    for workers in (0, 2):
         train, dev = data.get_loaders(tiny_data.data_name, words, 64, workers, opt)
         train.batch_sampler.set_epoch(1, start_step=1)
         images = data.image_loader(dev.dataset, 4, workers)
@@ -399,25 +375,22 @@ def test_a_row_for_each_caption_must_be_the_images(tiny_data):
     other = np.random.default_rng(0).normal(size=(50, 4, 8)).astype(np.float32)
     damaged = features.repeat(5, 0)
     damaged[12] += 1
-    count = "50 rows for 50 captions, but rows 0 to 4, which are of one image, differ; "
     for rows, told in (
-        (other, count + "this looks like 50 images with one caption each, but every image needs five captions"),
-        (np.tile(features, (5, 1, 1)), count + "row 10 repeats row 0: the file lists all images five times; repeat"),
-        (damaged, "rows 10 to 14, which are of one image, differ; make the file again"),
+        (other, "rows 0 to 4, .* 50 images with one caption each"),
+        (np.tile(features, (5, 1, 1)), "row 10 repeats row 0"),
+        (damaged, "rows 10 to 14"),
     ):
-        resave(tiny_data, "dev_ims.npy", lambda _, rows=rows: rows)
+        np.save(tiny_data.folder / "dev_ims.npy", rows)
         for more in ({}, {"model": "vsrn"}):
-            with pytest.raises(InputError, match=f"dev_ims.npy: .*{told}"):
-                dataset(tiny_data, **more)
-    resave(tiny_data, "dev_ims.npy", lambda _: features)
+            refused(tiny_data, told, "ims.npy", **more)
+    np.save(tiny_data.folder / "dev_ims.npy", features)
     for kind, repeated, tiled in (
         ("ims_size", {"ims_bbx": pixels.repeat(5, 0)}, np.tile(sizes, 5)),
         ("ims_bbx", {"ims_size": sizes.repeat(5)}, np.tile(pixels, (5, 1, 1))),
     ):
         for name, rows in {**repeated, kind: tiled}.items():
-            resave(tiny_data, f"dev_{name}.npy", lambda _, rows=rows: rows)
-        with pytest.raises(InputError, match=f"dev_{kind}.npy: {count}row 10 repeats row 0"):
-            dataset(tiny_data)
+            np.save(tiny_data.folder / f"dev_{name}.npy", rows)
+        refused(tiny_data, "row 10 repeats row 0", f"{kind}.npy")
         assert dataset(tiny_data, boxes="none").sizes is None
 
 
@@ -429,100 +402,65 @@ def put(value, *where):
     return change
 
 
-ARRAYS = {  # file, change, message
-    "other width": ("ims.npy", lambda x: x[:, :, :7], "features are 7 wide, but --img_dim is 8; they must be"),
-    "integers": ("ims.npy", lambda x: x.astype(int), "features of type int64; need float32 or float16"),
-    "one matrix": ("ims.npy", lambda x: x[0], "shape (4, 8); need (images, regions, numbers)"),
-    "no image": ("ims.npy", lambda x: x[:0], "dev_ims.npy"),
-    "ten captions an image": ("ims.npy", lambda x: x[:5], "5 rows of features for 50 captions; need 5 captions"),
-    "no width": ("ims_size.npy", put((0, 5), 3), "row 3: image size 0 x 5; width and height must be positive"),
+ARRAYS = {  # file, change, part of the message
+    "other width": ("ims.npy", lambda x: x[:, :, :7], "7 wide, but --img_dim is 8"),
+    "integers": ("ims.npy", lambda x: x.astype(int), "int64"),
+    "one matrix": ("ims.npy", lambda x: x[0], r"shape \(4, 8\)"),
+    "no image": ("ims.npy", lambda x: x[:0], "shape"),
+    "ten captions an image": ("ims.npy", lambda x: x[:5], "5 rows of features for 50 captions"),
+    "no width": ("ims_size.npy", put((0, 5), 3), "row 3: image size 0 x 5"),
     "fewer sizes": ("ims_size.npy", lambda x: x[:9], "boxes of 10 images, but 9 image sizes"),
-    "fewer regions": (
-        "ims_bbx.npy",
-        lambda x: x[:, :3],
-        "boxes of 3 regions in 10 images; need 4 regions in 10 images",
-    ),
-    "flat boxes": (
-        "ims_bbx.npy",
-        lambda x: x.reshape(10, 16),
-        "shape (10, 16), type float32; need (images, regions, 4)",
-    ),
-    "box of text": ("ims_bbx.npy", lambda x: x.astype("S4"), "need (images, regions, 4)"),
-    "box outside": (
-        "ims_bbx.npy",
-        put((0, 0, 9, 140), 6, 2),
-        "row 6, region 2: box [0.0, 0.0, 9.0, 140.0] lies outside its image of 206 x 106 pixels",
-    ),
-    "box left of it": ("ims_bbx.npy", put(-60, 0, 0, 0), "row 0, region 0: box [-60.0, "),
-    "box of NaN": ("ims_bbx.npy", put(np.nan, 1, 0, 0), "row 1, region 0: box [nan, "),
+    "fewer regions": ("ims_bbx.npy", lambda x: x[:, :3], "boxes of 3 regions"),
+    "flat boxes": ("ims_bbx.npy", lambda x: x.reshape(10, 16), r"shape \(10, 16\)"),
+    "box of text": ("ims_bbx.npy", lambda x: x.astype("S4"), r"\(images, regions, 4\)"),
+    "box outside": ("ims_bbx.npy", put((0, 0, 9, 140), 6, 2), "row 6, region 2: .* outside its image of 206 x 106"),
+    "box left of it": ("ims_bbx.npy", put(-60, 0, 0, 0), r"row 0, region 0: box \[-60.0, "),
+    "box of NaN": ("ims_bbx.npy", put(np.nan, 1, 0, 0), r"row 1, region 0: box \[nan, "),
 }
-TEXTS = {  # file, change of its text, message
+TEXTS = {  # file, change of its text, or None to remove it, part of the message
     "unknown id": ("precaps_stan.txt", lambda x: x + "1,99,2\n", "line 51: word id 99"),
     "empty ids": ("precaps_stan.txt", lambda x: "\n" + x, "line 1: empty"),
     "not five": ("precaps_stan.txt", lambda x: x.split("\n", 2)[2], "10 rows of features for 48 captions"),
     "no captions": ("precaps_stan.txt", lambda x: "", "10 rows of features for 0 captions"),
-    "few pairs": ("caps.json", lambda x: "[]", "dependencies of 0 captions, but there are 50 captions"),
-    "broken JSON": ("caps.json", lambda x: x[:-9], "not valid JSON"),
+    "few pairs": ("caps.json", lambda x: "[]", "dependencies of 0 captions"),
+    "broken JSON": ("caps.json", lambda x: x[:-9], "JSON"),
     "fewer texts": ("caps.txt", lambda x: x + "more\n", "51 captions"),
     "empty text": ("caps.txt", lambda x: "a dog\n\n" + x, "line 2: empty caption"),
+    "no features": ("ims.npy", None, "no such file; check --data_path"),
+    "no boxes": ("ims_bbx.npy", None, "--boxes none"),
+    "no sizes": ("ims_size.npy", None, "--boxes none"),
+    "no pairs": ("caps.json", None, "--is_sparse"),
 }
 
 
 def refused(tiny, text, file, **more):
-    with pytest.raises(InputError) as error:
-        dev = dataset(tiny, is_sparse=True, **more)
-        assert dev.captions
-    message = str(error.value)
-    assert message.startswith(str(tiny.folder / f"dev_{file}")) and text in message, message
+    """The data set or its captions are refused in one line that begins with the file."""
+    said = message(lambda: dataset(tiny, **{"is_sparse": True, **more}).captions)
+    assert said.startswith(str(tiny.folder / f"dev_{file}")) and re.search(text, said), said
 
 
-@pytest.mark.parametrize("case", ARRAYS)
-def test_unusable_arrays(tiny_data, case):
-    file, change, text = ARRAYS[case]
-    resave(tiny_data, f"dev_{file}", change)
-    refused(tiny_data, text, "ims_bbx.npy" if case == "fewer sizes" else file)
-
-
-@pytest.mark.parametrize("case", TEXTS)
-def test_unusable_texts(tiny_data, case):
-    file, change, text = TEXTS[case]
+@pytest.mark.parametrize("case", [*ARRAYS, *TEXTS])
+def test_unusable_files(tiny_data, case):
+    file, change, text = (ARRAYS | TEXTS)[case]
     path = tiny_data.folder / f"dev_{file}"
-    path.write_text(change(path.read_text()))
-    refused(tiny_data, text, "ims.npy" if "rows of features" in text else file)
-
-
-@pytest.mark.parametrize(
-    "file, advice",
-    [
-        ("ims.npy", "check --data_path"),
-        ("ims_bbx.npy", "--boxes none"),
-        ("ims_size.npy", "--boxes none"),
-        ("caps.json", "--is_sparse"),
-    ],
-)
-def test_missing_files(tiny_data, file, advice):
-    (tiny_data.folder / f"dev_{file}").unlink()
-    refused(tiny_data, f"no such file; {advice}" if advice[0] == "c" else advice, file)
+    if case in ARRAYS:
+        resave(tiny_data, path.name, change)
+    elif change:
+        path.write_text(change(path.read_text()))
+    else:
+        path.unlink()
+    refused(tiny_data, text, "ims_bbx.npy" if case == "fewer sizes" else "ims.npy" if "rows of" in text else file)
 
 
 def test_unknown_data_name_and_split(tiny_data):
-    with pytest.raises(InputError, match=r"data/other: no such folder; .*data has: tiny_precomp; check --data_p"):
-        dataset(tiny_data, data_name="other")
-    with pytest.raises(InputError, match=r"data has: tiny_precomp; did you mean tiny_precomp\?"):
-        dataset(tiny_data, data_name="tiny_percomp")
-    with pytest.raises(InputError, match=r"val_ims.npy: no such file; check --data_path, --data_name and"):
-        dataset(tiny_data, "val")
+    assert "data has: tiny_precomp" in message(lambda: dataset(tiny_data, data_name="other"))
+    assert "did you mean tiny_precomp?" in message(lambda: dataset(tiny_data, data_name="tiny_percomp"))
+    assert "val_ims.npy: no such file" in message(dataset, tiny_data, "val")
 
 
-@pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value, workers", [(np.nan, 0), (np.inf, 2)])
 def test_features_that_are_no_numbers_are_named_from_workers_too(tiny_data, workers, value, workers_end):
     resave(tiny_data, "dev_ims.npy", put(value, 6, 1, 2))
     dev = dataset(tiny_data)
     for loader in (data.make_loader(dev, [[1], [31]], workers), data.image_loader(dev, 4, workers)):
-        with pytest.raises(InputError) as error:
-            list(loader)
-        assert str(error.value) == (
-            f"{tiny_data.folder / 'dev_ims.npy'}, row 6: NaN or infinity among the "
-            "features; extract the features of this image again"
-        )
+        assert message(list, loader).startswith(f"{tiny_data.folder / 'dev_ims.npy'}, row 6: NaN or infinity")

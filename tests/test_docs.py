@@ -1,9 +1,18 @@
 """README and docs: the map names every file, links lead somewhere, documented commands have the flags they use."""
 
+import csv
 import re
+import shlex
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from tiny import COLOURS, TEMPLATES, THINGS
+
+from tools import parse_dependencies
+from tools.searching import sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,3 +99,58 @@ def test_readme_names_every_tool_once():
     table = (ROOT / "README.md").read_text().partition("## Tools")[2].partition("```")[0]
     named = re.findall(r"`tools/(\w+\.py)`", table.partition("| tool |")[2])
     assert sorted(named) == sorted(path.name for path in (ROOT / "tools").glob("*.py") if path.name != "__init__.py")
+
+
+# ---- the page of one's own data, run as it is written
+
+SMALL = {  # flags after those of the page: no download, a few seconds
+    "tools/prepare_captions.py": "--dev 3 --test 3 --threshold 1",
+    "tools/extract_features.py": "--grid shufflenet_v2_x0_5 --no_pretrained --size 64 --workers 0 --regions 4",
+    "train.py": "--embed_size 16 --word_dim 8 --num_epochs 1 --workers 0 --batch_size 20 --device cpu",
+    "train.py --model vsrn": "--dim_vid 16 --dim_hidden 8 --dim_word 8 --max_len 20",
+    "train.py --data_name": "--num_block 4 --feat_dim 4 --hid_dim 8",
+}
+
+
+class Chain:
+    """Stands in for spaCy: every word depends on the one before it."""
+
+    name = "chain"
+
+    def __init__(self, opt):
+        pass
+
+    def __call__(self, captions):
+        return [list(range(sum(map(len, caption)))) for caption in captions]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The page's folder photos/ and its captions.csv, sixteen pictures of noise."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    things = [(colour, thing) for colour in COLOURS for thing in THINGS]
+    with open("captions.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for i, (colour, thing) in enumerate(things):
+            noise = np.random.default_rng(i).integers(0, 256, (60, 80, 3), np.uint8)
+            Image.fromarray(noise).save(f"photos/{i}.jpg")
+            rows.writerows((f"{i}.jpg", text.format(colour, thing)) for text in TEMPLATES)
+    monkeypatch.setitem(parse_dependencies.PARSERS, "spacy", Chain)
+    monkeypatch.setattr(sentences, "Spacy", Chain)
+
+
+def test_the_page_of_own_data_runs(photos):
+    pytest.importorskip("faiss")
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    ran = [line.removeprefix("python ").partition("#")[0] for line in lines if line.startswith("python ")]
+    ran = [line for line in ran if "corenlp" not in line]  # needs a server
+    assert len(ran) >= 11
+    for line in ran:
+        small = " ".join(flags for start, flags in SMALL.items() if line.startswith(start))
+        script, *flags = shlex.split(f"{line} {small}")
+        main = import_module(script.removesuffix(".py").replace("/", ".")).main
+        assert not main(flags), line
+    assert list(Path().glob("search-*.html"))

@@ -133,10 +133,12 @@ def test_ten_steps(kind, loss):
 
 # ---- against the literal definition
 
+MANY = {"regions": 36, "lengths": (3, 1, 18, 3, 2, 7, 12, 1)}  # lengths that are padded to fewer
+
 
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
 @pytest.mark.parametrize("is_sparse", [False, True])
-@pytest.mark.parametrize("case", [{}, {"regions": 1}, {"images": 1}, {"lengths": (1,)}, {"lengths": (40, 1)}])
+@pytest.mark.parametrize("case", [MANY, {"regions": 1}, {"images": 1}, {"lengths": (1,)}, {"lengths": (40, 1)}])
 def test_fast_is_literal(propagation, is_sparse, case):
     torch.manual_seed(1)
     net = model.GSMN(small_opt(propagation=propagation, is_sparse=is_sparse)).double()
@@ -167,25 +169,6 @@ def test_without_boxes_all_centres_are_one():
         zero = net.forward_sim(images, words, torch.zeros_like(boxes), depends, lengths)
         some = net.forward_sim(images, words, boxes, depends, lengths)
     assert torch.equal(none, zero) and not torch.equal(none, some)
-
-
-@pytest.mark.parametrize("propagation", ["self", "neighbors"])
-def test_degenerate_values_stay_finite(propagation):
-    net = model.GSMN(small_opt(propagation=propagation, is_sparse=True))
-    with torch.no_grad():
-        conv = net.i2t_match_G.graph_convolution_1
-        for p in (conv.precision_rho, conv.precision_theta):
-            p.fill_(1e-20)  # every kernel underflows but where distance and angle are its own
-        net.t2i_match_G.graph_convolution_3.params.zero_()
-        weights = conv.edge_weights(torch.rand(2, 5, 4))
-        assert torch.isfinite(weights).all() and not weights[0, :, 0, 1].any()
-    images, words, boxes, depends, lengths = random_case()
-    images[0] = 0
-    images.requires_grad_()
-    words[1] = torch.zeros_like(words[1])
-    net.forward_sim(images, words, boxes, depends, lengths).sum().backward()
-    assert torch.isfinite(images.grad).all()
-    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
 
 
 def test_weight_norm_of_a_gpu_is_that_of_a_cpu():
@@ -219,17 +202,3 @@ def test_adjacency():
     assert padded[1].tolist() == expected
     assert padded[0].tolist() == [[1.0, 0, 0], [0] * 3, [0] * 3]
     assert padded[2].tolist() == [[1.0, 0, 0], [0, 1, 0], [0] * 3]
-
-
-@pytest.mark.parametrize(
-    "changes, says",
-    [
-        ({"embed_size": 25}, "embed_size 25"),
-        ({"feat_dim": 8}, "feat_dim 8"),
-        ({"hid_dim": 12}, "hid_dim 12"),
-        ({"out_dim": 2}, "out_dim 2"),
-    ],
-)
-def test_widths_that_do_not_divide(changes, says):
-    with pytest.raises(ValueError, match=says):
-        model.GSMN(small_opt(**changes))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import shared
+from tiny import message, shared
 
 import data
 import evaluation
@@ -15,9 +15,8 @@ import model
 import train
 import vocab
 from files import pictures
-from files.errors import InputError
 from modules import backbone
-from systems.options import completed
+from systems.options import completed, train_options
 from tools import check_data
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
@@ -115,13 +114,6 @@ def test_pictures_of_2017_are_found_by_names_of_2014(tmp_path):
     assert colour_of(dataset.image(0)) == "grey"
 
 
-def test_an_image_that_two_entries_name(tmp_path):
-    folder = make_flickr(tmp_path)
-    broken(folder, pictures.KARPATHY["f8k"], lambda c: c["images"][3].update(filename="0.png"))
-    with pytest.raises(InputError, match=r"image 3: 0\.png is also the name of .*image 0; names must differ"):
-        data.open_split("train", "f8k", WORDS, options(tmp_path))
-
-
 def test_check_data_on_pictures(tmp_path, capsys):
     folder = make_flickr(tmp_path)
     where = ["--data_path", str(tmp_path), "--data_name", "f8k", "--vocab_path", str(tmp_path)]
@@ -129,7 +121,7 @@ def test_check_data_on_pictures(tmp_path, capsys):
     vocab.serialize_vocab(WORDS, tmp_path / "f8k_vocab.json")
     assert check_data.main(where) == 0
     said = capsys.readouterr().out
-    assert "10 captions of 2 pictures" in said and "VSRN: training can start" in said
+    assert "10 captions of 2 images" in said and "VSRN: training can start" in said
     assert "GSMN dense: training cannot start" in said and "VSE++: training can start" in said
     assert check_data.main([*where, "--model", "gsmn"]) == 1
     (folder / "images" / "1.png").unlink()
@@ -231,9 +223,7 @@ def test_opaque_modes(tmp_path, mode, colour):
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
 
 
-@pytest.mark.parametrize(
-    "kind, word", [("float", "8 bits"), ("beyond", "8 bits"), ("heic", "HEIC"), ("svg", "web page")]
-)
+@pytest.mark.parametrize("kind, word", [("float", "8 bits"), ("beyond", "8 bits"), ("heic", "HEIC"), ("svg", "page")])
 def test_pictures_that_cannot_be_read_say_why(tmp_path, monkeypatch, kind, word):
     monkeypatch.setattr(pictures, "HEIF_READER", False)
     path = tmp_path / "x.tif"
@@ -241,9 +231,8 @@ def test_pictures_that_cannot_be_read_say_why(tmp_path, monkeypatch, kind, word)
         Image.fromarray(np.full((6, 6), 70000, np.float32 if kind == "float" else np.int32)).save(path)
     else:
         path.write_bytes(HEIC if kind == "heic" else b"<?xml version='1.0'?><svg/>")
-    with pytest.raises(InputError, match=word) as error:
-        pictures.read_picture(path)
-    assert str(path) in str(error.value)
+    said = message(pictures.read_picture, path)
+    assert str(path) in said and word in said
 
 
 @pytest.mark.parametrize("orientation, corner", [(1, (2, 2)), (3, (37, 57)), (6, (2, 37)), (8, (57, 2))])
@@ -262,90 +251,81 @@ def damage(path, how):
     path.write_bytes({"truncated": content[: len(content) // 2], "text": b"a dog", "empty": b""}[how])
 
 
-@pytest.mark.parametrize("how, workers", [("truncated", 0), ("text", 0), ("empty", 0), ("truncated", 1)])
-def test_damaged_picture_is_named(tmp_path, how, workers, workers_end):
-    folder = make_flickr(tmp_path)
-    damage(folder / "images" / "2.png", how)
-    with pytest.raises(InputError, match=r"images/2\.png: not a readable picture") as error:
-        list(data.get_test_loader("test", "f8k", WORDS, 4, workers, options(tmp_path)))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("content, workers", [(slice(60), 0), (b"a dog", 0), (b"", 1)])
+def test_damaged_picture_is_named(tmp_path, content, workers, workers_end):
+    path = make_flickr(tmp_path) / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[content] if isinstance(content, slice) else content)
+    said = message(lambda: list(data.get_test_loader("test", "f8k", WORDS, 4, workers, options(tmp_path))))
+    assert "images/2.png: not a readable picture" in said
 
 
-def broken(folder, name, change):
-    content = json.loads((folder / name).read_text())
-    change(content)
-    (folder / name).write_text(json.dumps(content))
+# ---- faults of annotations
 
 
-VAL = "annotations/captions_val2014.json"
+def change(name, how):
+    """A fault: how(content of a JSON file)."""
+
+    def apply(folder):
+        content = json.loads((folder / name).read_text())
+        how(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return apply
+
+
+def ids(*numbers):
+    return lambda folder: np.save(folder / "annotations/coco_test_ids.npy", np.array(numbers, type(sum(numbers))))
+
+
+VAL, IDS = "annotations/captions_val2014.json", "coco_test_ids.npy"
 COCO_FAULTS = {
-    "no ids": (lambda f: (f / "annotations/coco_test_ids.npy").unlink(), r"coco_test_ids\.npy: no such file"),
-    "foreign id": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [77]), "annotation 77"),
-    "no annotations": (lambda f: (f / VAL).unlink(), r"captions_val2014\.json: no such file"),
+    "no ids": (lambda f: (f / "annotations" / IDS).unlink(), f"{IDS}: no such file"),
+    "foreign id": (ids(77), "annotation 77"),
+    "number twice": (ids(3000, 3001, 3000), f"{IDS}: annotation 3000 occurs twice, at 0 and 2"),
+    "no whole numbers": (ids(3000.5), "float64"),
+    "few captions": (ids(3000, 3001), "fewer than 5"),
+    "no captions": (ids(), "no captions"),
+    "no annotations": (lambda f: (f / VAL).unlink(), "captions_val2014.json: no such file"),
     "other json": (lambda f: (f / VAL).write_text("[1, 2]"), "no list of images"),
-    "no json": (lambda f: (f / VAL).write_text("{"), r"captions_val2014\.json"),
-    "no text": (
-        lambda f: broken(f, VAL, lambda c: c["annotations"][5].pop("caption")),
-        "annotation 3000: has no text called 'caption'",
-    ),
-    "no image entry": (
-        lambda f: broken(f, VAL, lambda c: c["images"].pop(1)),
-        "annotation 3000: belongs to image 103, which",
-    ),
-    "no picture": (
-        lambda f: (f / "images/val2014/COCO_val2014_000000000003.jpg").unlink(),
-        r"000000000003\.jpg: no such picture; 1 of 1",
-    ),
-    "no folder": (lambda f: (f / "images").rename(f / "pictures"), "images: no such folder of pictures"),
-    "number twice": (
-        lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000, 3001, 3000]),
-        r"coco_test_ids\.npy: annotation 3000 occurs twice, at 0 and 2",
-    ),
+    "no json": (lambda f: (f / VAL).write_text("{"), "captions_val2014.json"),
+    "no text": (change(VAL, lambda c: c["annotations"][5].pop("caption")), "annotation 3000: "),
+    "no image entry": (change(VAL, lambda c: c["images"].pop(1)), "annotation 3000: belongs to image 103"),
     "numbers unique within an image only": (
-        lambda f: broken(f, VAL, lambda c: [one.update(id=one["id"] % 1000) for one in c["annotations"]]),
-        "the annotation number 0 occurs twice, for COCO_val2014_000000000002.jpg and COCO_val2014_000000000003.jpg",
+        change(VAL, lambda c: [one.update(id=one["id"] % 1000) for one in c["annotations"]]),
+        "annotation number 0 occurs twice, for COCO_val2014_000000000002.jpg and COCO_val2014_000000000003.jpg",
     ),
-    "no numbers": (
-        lambda f: broken(f, VAL, lambda c: [one.pop("id") for one in c["annotations"]]),
-        "entry 0 of annotations: has no id",
-    ),
-    "no whole numbers": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000.5]), "type float64"),
-    "few captions": (lambda f: np.save(f / "annotations/coco_test_ids.npy", [3000, 3001]), "fewer than 5"),
-    "no captions": (lambda f: np.save(f / "annotations/coco_test_ids.npy", np.zeros(0, int)), "no captions"),
+    "no numbers": (change(VAL, lambda c: [one.pop("id") for one in c["annotations"]]), "entry 0 of annotations: "),
+    "no picture": (lambda f: (f / "images/val2014/COCO_val2014_000000000003.jpg").unlink(), "1 of 1 are missing"),
+    "no folder": (lambda f: (f / "images").rename(f / "pictures"), "images: no such folder"),
 }
 
 
 @pytest.mark.parametrize("fault", COCO_FAULTS)
 def test_faults_of_coco_are_named(tmp_path, fault):
     folder = make_coco(tmp_path)
-    apply, message = COCO_FAULTS[fault]
+    apply, told = COCO_FAULTS[fault]
     apply(folder)
-    with pytest.raises(InputError, match=message) as error:
-        data.open_split("test", "coco", WORDS, options(tmp_path))
-    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    said = message(data.open_split, "test", "coco", WORDS, options(tmp_path))
+    assert str(folder) in said and told in said
 
 
-@pytest.mark.parametrize(
-    "key, told",
-    [
-        ("images", ": .*images"),
-        ("split", ", image 0: .*split"),
-        ("filename", ", image 0: .*filename"),
-        ("sentences", ", image 0: .*sentences"),
-        ("raw", ", image 0, sentence 0: .*raw"),
-    ],
-)
-def test_faults_of_karpathys_json_are_named(tmp_path, key, told):
-    folder = make_flickr(tmp_path)
-    path = folder / pictures.KARPATHY["f8k"]
+@pytest.mark.parametrize("key", ["images", "split", "filename", "sentences", "raw"])
+def test_faults_of_karpathys_json_are_named(tmp_path, key):
+    place = {"images": "", "raw": ", image 0, sentence 0"}.get(key, ", image 0")
+    path = make_flickr(tmp_path) / pictures.KARPATHY["f8k"]
     path.write_text(path.read_text().replace(f'"{key}"', '"other"'))
-    with pytest.raises(InputError, match=rf"dataset_flickr8k\.json{told}"):
-        data.open_split("test", "f8k", WORDS, options(tmp_path))
+    said = message(data.open_split, "test", "f8k", WORDS, options(tmp_path))
+    assert f"dataset_flickr8k.json{place}: " in said and key in said
 
 
-def test_missing_data_folder(tmp_path):
-    with pytest.raises(InputError, match="f8k: no such folder"):
-        data.open_split("test", "f8k", WORDS, options(tmp_path))
+def test_names_must_differ_and_the_folder_exist(tmp_path):
+    opt = options(tmp_path)
+    assert "f8k: no such folder" in message(data.open_split, "test", "f8k", WORDS, opt)
+    change(pictures.KARPATHY["f8k"], lambda c: c["images"][3].update(filename="0.png"))(make_flickr(tmp_path))
+    assert "image 3: 0.png is also the name" in message(data.open_split, "train", "f8k", WORDS, opt)
+
+
+# ---- training
 
 
 def lay_out_as_coco(source, root):
@@ -367,23 +347,9 @@ def test_real_coco_pictures_train(tmp_path):
     """An untrained small CNN learns which of 16 photographs a caption belongs to, and dev can be encoded."""
     lay_out_as_coco(shared("real/coco_mini"), tmp_path)
     words = vocab.build_vocab(tmp_path, "coco", threshold=2)
-    opt = options(
-        tmp_path,
-        data_name="coco",
-        crop_size=64,
-        cnn_type="shufflenet_v2_x0_5",
-        no_pretrained=True,
-        finetune=True,
-        embed_size=64,
-        word_dim=32,
-        num_layers=1,
-        use_abs=False,
-        no_imgnorm=False,
-        measure="cosine",
-        margin=0.2,
-        max_violation=False,
-        vocab_size=len(words),
-    )
+    flags = "--model vsrn --data_name coco --crop_size 64 --cnn_type shufflenet_v2_x0_5 --no_pretrained --finetune"
+    opt, _ = train_options([*flags.split(), "--embed_size", "64", "--word_dim", "32", "--data_path", str(tmp_path)])
+    opt.vocab_size = len(words)
     train, dev = data.get_loaders("coco", words, 16, 0, opt)
     dataset = train.dataset
     assert (len(dataset), dataset.n_images, dev.dataset.n_images) == (80, 16, 8)
@@ -394,8 +360,8 @@ def test_real_coco_pictures_train(tmp_path):
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(15):
-        img_emb, cap_emb, regions = net.forward_emb(pictures[[i // 5 for i in captions.ids]], *captions[1:3])
-        loss = net.forward_loss(net.forward_sim(img_emb, cap_emb)) + net.caption_loss(regions, None, None)
+        img_emb, cap_emb, _ = net.forward_emb(pictures[[i // 5 for i in captions.ids]], *captions[1:3])
+        loss = net.forward_loss(net.forward_sim(img_emb, cap_emb))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -417,36 +383,15 @@ def test_pictures_through_the_scripts(tmp_path, monkeypatch):
         return classifier(name, pretrained=False)
 
     monkeypatch.setattr(backbone, "classifier", offline)
-    flags = [
-        "--model",
-        "vsrn",
-        "--num_epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-        "--data_name",
-        "f8k",
-        "--data_path",
-        str(tmp_path),
-        "--vocab_path",
-        str(tmp_path),
-        "--cnn_type",
-        "shufflenet_v2_x0_5",
-        "--crop_size",
-        "32",
-        "--embed_size",
-        "8",
-        "--word_dim",
-        "8",
-        "--batch_size",
-        "4",
-    ]
-    train.main([*flags, "--logger_name", str(tmp_path / "run")])
-    result = evaluation.evalrank(tmp_path / "run/model_best.pth.tar", split="testall", ranks=None, device="cpu")
+    run = tmp_path / "run"
+    flags = (
+        f"--model vsrn --device cpu --workers 0 --data_name f8k --data_path {tmp_path} --vocab_path {tmp_path} "
+        "--cnn_type shufflenet_v2_x0_5 --crop_size 32 --embed_size 8 --word_dim 8 --batch_size 4 --num_epochs"
+    ).split()
+    train.main([*flags, "1", "--logger_name", str(run)])
+    result = evaluation.evalrank(run / "model_best.pth.tar", split="testall", ranks=None, device="cpu")
     assert result["rsum"] == 600  # a single image cannot be missed
-    train.main([*flags[:3], "2", *flags[4:], "--resume", str(tmp_path / "run")])
+    train.main([*flags, "2", "--resume", str(run)])
     assert asked == [True, False, False, False, False]  # a checkpoint's model is first built without memory
-    config = json.loads((tmp_path / "run/config.json").read_text())
+    config = json.loads((run / "config.json").read_text())
     assert list(config["data"]) == [str(tmp_path / "f8k/dataset_flickr8k.json")]

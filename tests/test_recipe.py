@@ -9,7 +9,7 @@ import numpy as np
 import plain
 import pytest
 import torch
-from tiny import SIZES, flags, make_tiny, run, small_opt
+from tiny import SIZES, flags, make_tiny, names, run, small_opt
 
 import train
 from checkpoints.checkpoint import load_checkpoint
@@ -129,9 +129,8 @@ RUNS = {
     "vsrn": "--input_dropout_p 0 --vsrn_variant f30k --max_violation",
     "vsrn coco": "--input_dropout_p 0 --max_len 5",
 }
-RECIPE = (
-    "--batch_size 8 --learning_rate 0.001 --lr_update 1 --grad_clip 0.5 --margin 0.3 --val_step 2 --log_step 1 --seed 7"
-)
+RECIPE = """--batch_size 8 --learning_rate 0.001 --lr_update 1 --grad_clip 0.5 --margin 0.3 --seed 7
+    --log_step 1 --val_step 2 --save_every 4 --keep 2"""
 # their true gradient is 0, and Adam makes whole steps of its rounding
 NOISE = ("out_2.bias", "W.0.bias")
 
@@ -234,6 +233,7 @@ def test_a_whole_training_is_that_of_a_plain_loop(tmp_path, name):
     figures = [(row["Eiters"], row["rsum"], row["r1r5"]) for row in validated]
     assert figures == [pytest.approx(row) for row in validations]
     same_weights(training.model.state_dict(), twin.state_dict())
+    assert names(tmp_path / "ck") == ["checkpoint_1.pth.tar", "checkpoint_1_1.pth.tar", "model_best.pth.tar"]
     saved = load_checkpoint(tmp_path / "ck/model_best.pth.tar")
     parts = {**dict(zip(twin.parts, saved["model"])), **saved["further"]}
     same_weights({f"{part}.{key}": value for part in parts for key, value in parts[part].items()}, best)

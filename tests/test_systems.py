@@ -19,7 +19,8 @@ from checkpoints.loading import load_model
 from files import features
 from reporting import ranks
 from reporting.metrics import METRICS
-from systems.table import SYSTEMS
+from systems.options import train_options
+from systems.table import SYSTEMS, system_of
 
 ROOT = Path(__file__).parents[1]
 SYSTEMS.pop("toy")  # importing toy.py adds it; only the processes of these tests shall know it
@@ -78,6 +79,24 @@ def test_every_weight_is_in_a_checkpoint(tiny_data, tmp_path, model):
     net.lost = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="lost"):
         net.further_parts()
+
+
+KINDS = {
+    "": "GSMN, dense",
+    "--is_sparse --propagation neighbors --boxes none": "GSMN, sparse, --propagation neighbors, --boxes none",
+    "--model scan --cross_attn i2t --agg_func Mean": "SCAN, i2t Mean",
+    "--model vsepp": "VSE++",
+    "--model vsepp --data_name f8k": "VSE++, on pictures, vgg19",
+    "--model vsrn --data_name f30k": "VSRN, on pictures, vgg19",
+    "--model vsrn --data_name f30k_precomp": "VSRN, --vsrn_variant f30k (BatchNorm at the end)",
+    "--model vsrn": "VSRN, --vsrn_variant coco (norm over the regions at the start)",
+}
+
+
+@pytest.mark.parametrize("flags", KINDS)
+def test_what_kind_of_model_flags_make(flags):
+    opt, _ = train_options(flags.split())
+    assert system_of(opt).kind(opt) == KINDS[flags]
 
 
 TESTS_A_NAME = re.compile(rf"""(==|!=|\bin\b|\bcase\b)[ (\[{{]*(["'])({"|".join(SYSTEMS)})\2""")

@@ -14,7 +14,7 @@ import evaluation
 import train
 from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
-from model import GSMN, VSRN, ContrastiveLoss
+from model import VSRN, ContrastiveLoss
 from modules.losses import observed
 from runtime.batches import with_shares
 from training.health import CollapseWatch
@@ -47,10 +47,7 @@ def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
     assert not same_weights(a / "checkpoint_0.pth.tar", c / "checkpoint_0.pth.tar")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["--workers 0", "--workers 2 --is_sparse --propagation neighbors --max_violation", "--workers 2 --model vsrn"],
-)
+@pytest.mark.parametrize("kind", ["--is_sparse --propagation neighbors --max_violation", "--workers 2 --model vsrn"])
 def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, kind):
     """Stopped in the middle of an epoch, with dropout where the model has it."""
     more = [*kind.split(), "--val_step", 4]
@@ -102,11 +99,6 @@ def test_a_stop_during_validation_is_made_up_for(tiny_data, tmp_path, monkeypatc
     assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
 
 
-def test_save_every_and_keep(tiny_data, tmp_path):
-    folder = run(tiny_data, tmp_path / "run", "--save_every", 3, "--keep", 2)
-    assert names(folder) == ["checkpoint_1.pth.tar", "checkpoint_1_5.pth.tar", "model_best.pth.tar"]
-
-
 def test_flags_that_contradict_the_checkpoint(tiny_data, tmp_path, caplog):
     folder = run(tiny_data, tmp_path / "run", epochs=1)
     again = [tiny_data, tmp_path / "run", "--resume", folder / "checkpoint_0.pth.tar", "--learning_rate", "0.5"]
@@ -139,19 +131,17 @@ def test_a_model_that_hardly_learns_is_said(caplog, loss, rsum, warned):
     assert ("--warmup_sum" in caplog.text) == warned
 
 
-@pytest.mark.parametrize("model", ["gsmn", "vsrn"])
-def test_collapse_is_seen_in_either_model(tiny_data, tmp_path, monkeypatch, caplog, model):
+def test_collapse_is_seen_beside_another_loss(tiny_data, tmp_path, monkeypatch, caplog):
     """All scores equal: VSRN's total loss holds the caption loss too, so the retrieval loss is looked at."""
     monkeypatch.setattr(train, "CollapseWatch", lambda opt: CollapseWatch(opt, window=4))
-    monkeypatch.setattr(VSRN if model == "vsrn" else GSMN, "similarity", equal_scores)
+    monkeypatch.setattr(VSRN, "similarity", equal_scores)
     with caplog.at_level(logging.WARNING):
-        run(tiny_data, tmp_path, "--model", model, "--max_violation", epochs=1)
+        run(tiny_data, tmp_path, "--model", "vsrn", "--max_violation", epochs=1)
     assert caplog.text.count("the model has collapsed") == 1
 
 
 def equal_scores(self, images, captions):
-    first = torch.stack([caption.flatten()[0] for caption in captions.emb])
-    return images.emb.flatten(1)[:, :1] * first * 1e-9
+    return images.emb[:, :1] * captions.emb[:, 0] * 1e-9
 
 
 def test_repeated_captions_are_no_collapse():
@@ -181,11 +171,6 @@ def test_twins_of_several_processes_need_no_exchange(tiny_data, monkeypatch):
     assert len(ids) == 60 and batch.shares[1].ids == batch.ids and twins.sum() > 60
     for a, row in zip(ids, twins.tolist()):
         assert row == [a // 5 == b // 5 and dataset.tokens[a] == dataset.tokens[b] for b in ids]
-
-
-def test_a_loss_that_is_not_finite_stops(tiny_data, tmp_path):
-    with pytest.raises(InputError, match=r"(the loss|norm) is (nan|inf) at step \d+.*: training stopped"):
-        run(tiny_data, tmp_path, "--learning_rate", "1e30", "--no_imgnorm", "--no_txtnorm")
 
 
 def test_released_checkpoint_can_be_gone_on_from(tiny_data, tmp_path, caplog):

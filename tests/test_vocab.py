@@ -10,10 +10,9 @@ import types
 from pathlib import Path
 
 import pytest
-from tiny import shared
+from tiny import message, shared
 
 import vocab
-from files.errors import InputError
 from files.text import read_captions, read_ids, read_json
 
 REPO = Path(__file__).resolve().parents[1]
@@ -26,10 +25,7 @@ WORDS = [*vocab.SPECIAL, "a", "dog"]
 
 @pytest.mark.parametrize("example", CAPTIONS, ids=lambda example: example["caption"][:20])
 def test_twenty_captions_keep_their_tokens_and_ids(example):
-    words = vocab.Vocabulary(vocab.SPECIAL)
-    for one in CAPTIONS:
-        for token in one["tokens"].split():
-            words.add_word(token)
+    words = vocab.Vocabulary([*vocab.SPECIAL, *(token for one in CAPTIONS for token in one["tokens"].split())])
     assert vocab.tokenize(example["caption"]) == example["tokens"].split()
     assert vocab.encode(example["caption"], words) == example["ids"]
 
@@ -50,11 +46,12 @@ def test_tokens_and_ids_equal_the_reference(data_name, split):
     assert [vocab.encode(text, words) for text in captions] == expected["target_ids"]
 
 
-def test_ids_equal_those_made_for_flickr30k(split="test"):
+def test_ids_equal_those_made_for_flickr30k():
     words = vocab.load_vocab(shared("real/vocab"), "f30k_precomp")
-    captions = read_captions(shared(f"real/f30k_precomp/{split}_caps.txt"))
-    expected = read_ids(shared(f"real/f30k_precomp/{split}_precaps_stan.txt"), len(words))
-    assert [vocab.encode(text, words) for text in captions] == list(expected)
+    captions = read_captions(shared("real/f30k_precomp/test_caps.txt"))
+    expected = list(read_ids(shared("real/f30k_precomp/test_precaps_stan.txt"), len(words)))
+    some = range(0, len(captions), 7)
+    assert [vocab.encode(captions[i], words) for i in some] == [expected[i] for i in some]
 
 
 # ---- building ----
@@ -70,12 +67,12 @@ def test_a_vocabulary_holds_frequent_words_in_the_order_seen(tmp_path):
     assert words.idx2word == dict(enumerate(words.word2idx))
 
 
-def command(tiny, data_name, vocab_path, hash_seed="0"):
+def command(tiny, vocab_path, hash_seed):
     """vocab.py as a program, which needs no torch."""
     without_torch = tiny.folder.parents[1] / "without_torch"
     without_torch.mkdir(exist_ok=True)
     (without_torch / "torch.py").write_text("raise ImportError('vocab.py needs no torch')")
-    flags = ["--data_path", tiny.data_path, "--data_name", data_name, "--vocab_path", str(vocab_path)]
+    flags = ["--data_path", tiny.data_path, "--data_name", tiny.data_name, "--vocab_path", str(vocab_path)]
     return subprocess.run(
         [sys.executable, str(REPO / "vocab.py"), *flags, "--threshold", "2"],
         env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(without_torch)},
@@ -88,7 +85,7 @@ def test_the_command_writes_the_same_file_whatever_the_hash_seed(tiny_data):
     written = []
     for seed in "12":
         folder = Path(tiny_data.vocab_path, f"new{seed}")
-        done = command(tiny_data, "tiny_precomp", folder, seed)
+        done = command(tiny_data, folder, seed)
         path = folder / "tiny_precomp_vocab.json"
         assert done.returncode == 0 and f"{path}: " in done.stdout
         assert "250/250" not in done.stderr  # a progress bar is for terminals
@@ -97,15 +94,14 @@ def test_the_command_writes_the_same_file_whatever_the_hash_seed(tiny_data):
     assert vocab.deserialize_vocab(path)("dog") > vocab.UNK
 
 
-def test_the_command_refuses_in_one_line(tiny_data):
-    folder = Path(tiny_data.vocab_path, "new")
-    for name, text in (("other", "has: tiny_precomp; check"), ("tiny_precomp", "dev_caps.txt: no such file")):
-        (tiny_data.folder / "dev_caps.txt").unlink(missing_ok=True)
-        done = command(tiny_data, name, folder)
-        assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1
-    assert not folder.exists()
+def test_missing_files_are_told(tiny_data, monkeypatch):
+    (tiny_data.folder / "dev_caps.txt").unlink()
+    assert "dev_caps.txt: no such file" in message(build, monkeypatch, tiny_data)
+    tiny_data.data_name = "other"
+    assert "has: tiny_precomp" in message(build, monkeypatch, tiny_data)
 
 
+@pytest.mark.slow
 def test_flickr8k_captions_give_the_published_words():
     ours = vocab.build_vocab(shared("real/flickr8k_precomp").parent, "flickr8k_precomp")
     assert ours.word2idx.keys() == vocab.load_vocab(shared("real/vocab"), "f8k_precomp").word2idx.keys()
@@ -155,10 +151,9 @@ def test_published_vocabularies_read_and_agree():
 
 @pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
 def test_reference_pickle_and_json_agree(data_name):
-    json_, pkl = (
-        vocab.deserialize_vocab(shared(f"golden/vsrn/vocab/{data_name}_vocab.{end}")) for end in ("json", "pkl")
-    )
-    assert json_.word2idx == pkl.word2idx and json_.idx2word == pkl.idx2word
+    paths = (shared(f"golden/vsrn/vocab/{data_name}_vocab.{end}") for end in ("json", "pkl"))
+    one, other = map(vocab.deserialize_vocab, paths)
+    assert one.word2idx == other.word2idx and one.idx2word == other.idx2word
 
 
 def change(**tables):
@@ -171,17 +166,17 @@ def change(**tables):
 
 
 BAD = {
-    "not a table": (["a"], "not a vocabulary; it needs word2idx, idx2word and idx"),
+    "not a table": (["a"], "not a vocabulary"),
     "without idx": ({"word2idx": {}, "idx2word": {}}, "not a vocabulary"),
-    "list of words": (change(word2idx=["a"]), "must be tables"),
-    "gap": (change(word2idx={"a": 7}), "the ids in word2idx must be 0 to 5, each once"),
+    "list of words": (change(word2idx=["a"]), "tables"),
+    "gap": (change(word2idx={"a": 7}), "0 to 5, each once"),
     "twice the same id": (change(word2idx={"a": 5}), "each once"),
     "text for an id": (change(word2idx={"a": "4"}), "each once"),
-    "no <unk>": (change(word2idx={"<unk>": 4, "a": 3}), "<unk> must have id 3, which is 'a'"),
-    "special words later": (change(word2idx={"<pad>": 4, "a": 0}), "<pad> must have id 0, which is 'a'"),
-    "tables differ": (change(idx2word={4: "cat"}), "idx2word does not match word2idx"),
-    "too many ids": (change(idx2word={6: "cat"}), "idx2word does not match word2idx"),
-    "wrong count": (change(idx=7), "idx must be 6, the number of words"),
+    "no <unk>": (change(word2idx={"<unk>": 4, "a": 3}), "<unk> must have id 3"),
+    "special words later": (change(word2idx={"<pad>": 4, "a": 0}), "<pad> must have id 0"),
+    "tables differ": (change(idx2word={4: "cat"}), "idx2word does not match"),
+    "too many ids": (change(idx2word={6: "cat"}), "idx2word does not match"),
+    "wrong count": (change(idx=7), "idx must be 6"),
 }
 
 
@@ -198,9 +193,8 @@ def test_bad_vocabularies_are_refused(tmp_path, case, kind):
         words = vocab.Vocabulary()
         words.__dict__ = content
         path.write_bytes(pickle.dumps(words, 2))
-    with pytest.raises(InputError) as error:
-        vocab.deserialize_vocab(path)
-    assert str(error.value).startswith(f"{path}: ") and text in str(error.value)
+    said = message(vocab.deserialize_vocab, path)
+    assert said.startswith(f"{path}: ") and text in said
 
 
 def build(monkeypatch, tiny, *flags):
@@ -220,8 +214,8 @@ def test_a_vocabulary_is_not_lost(tiny_data, monkeypatch, capsys, ending):
     path.unlink()
     vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "published"]), path.with_suffix(f".{ending}"))
     there = {file: file.read_bytes() for file in path.parent.iterdir()}
-    with pytest.raises(InputError, match=rf"vocab\.{ending}: is there already, with 7 words; .*--overwrite"):
-        build(monkeypatch, tiny_data)
+    said = message(build, monkeypatch, tiny_data)
+    assert f"vocab.{ending}: " in said and "--overwrite" in said
     assert there == {file: file.read_bytes() for file in path.parent.iterdir()}
     build(monkeypatch, tiny_data, "--overwrite")
     assert path.read_bytes() == built
@@ -231,8 +225,8 @@ def test_no_vocabulary_of_printed_bytes(tiny_data, monkeypatch):
     for split in ("train", "dev"):
         path = tiny_data.folder / f"{split}_caps.txt"
         path.write_text("".join(f"{line.encode()!r}\n" for line in path.read_text().splitlines()))
-    with pytest.raises(InputError, match=r"train_caps.txt: captions are written as b'\.\.\.'"):
-        build(monkeypatch, tiny_data, "--overwrite")
+    said = message(build, monkeypatch, tiny_data, "--overwrite")
+    assert "train_caps.txt: " in said and "b'...'" in said
 
 
 @pytest.mark.parametrize(
@@ -240,12 +234,12 @@ def test_no_vocabulary_of_printed_bytes(tiny_data, monkeypatch):
     [
         (["A dog .", "b is a letter"], None),
         (["b'A dog .'", 'b"it\'s red"', "b'c'"], "captions are written as b'...'"),
-        (["一只棕色的狗在草地上奔跑。"], "1.0 words a caption; words must be separated by blanks first"),
+        (["一只棕色的狗在草地上奔跑。"], "1.0 words a caption"),
         (["一只 棕色 的 狗 在 草地 上 奔跑 。"], None),
-        (["สุนัขสีน้ำตาลวิ่งบนสนามหญ้า a"], "2.0 words a caption; words must be separated"),
+        (["สุนัขสีน้ำตาลวิ่งบนสนามหญ้า a"], "2.0 words a caption"),
         (["สุนัข สีน้ำตาล วิ่ง บน สนามหญ้า"], None),
         (["dog", "cat", "a car"], None),
-        (["dog", "cat", "brown_dog_on_grass"], "1.0 words a caption; words must be separated"),
+        (["dog", "cat", "brown_dog_on_grass"], "1.0 words a caption"),
         (["ein Hündchen läuft", "Собака бежит по траве"], None),
         ([], None),
     ],
@@ -256,15 +250,12 @@ def test_faults_of_captions(captions, fault):
 
 
 def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
-    with pytest.raises(
-        InputError, match=r"x_vocab.json: no such file; put the data set's published .* build one: python vocab.py"
-    ):
-        vocab.load_vocab(tmp_path, "x")
+    assert "x_vocab.json: no such file" in message(vocab.load_vocab, tmp_path, "x")
     vocab.serialize_vocab(vocab.Vocabulary(WORDS), tmp_path / "x_vocab.json")
     vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "cat"]), tmp_path / "x_vocab.pkl")
     assert [len(vocab.load_vocab(tmp_path, "x", size)) for size in (None, 6, 7)] == [6, 6, 7]
-    with pytest.raises(InputError, match=r"json has 6 words, .*pkl has 7 words; 8 are needed"):
-        vocab.load_vocab(tmp_path, "x", 8)
+    assert "8 are needed" in message(vocab.load_vocab, tmp_path, "x", 8)
+    assert len(vocab.load_vocab(tmp_path, "other", 7, trained_on="x")) == 7
 
 
 @pytest.mark.parametrize("suffix", ["json", "pkl"])

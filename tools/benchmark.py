@@ -3,6 +3,7 @@
     python tools/benchmark.py                                   # similarity and steps: some minutes
     python tools/benchmark.py --parts step --batch_size 64 256  # these rows
     python tools/benchmark.py --parts counted                   # kernels and bytes on a GPU, counted without one
+    python tools/benchmark.py --parts systems --minutes 60      # all systems: 1,000 images with 5,000 captions
     python tools/benchmark.py --parts processes --processes 2   # training with one process and with two
     python tools/benchmark.py --device cuda                     # a card, in less than ten minutes
 
@@ -29,16 +30,17 @@ from runtime.start import guarded, run
 
 from runtime.commandline import Parser, positive, whole
 
-PART_NAMES = ("counted", "agreement", "similarity", "step", "whole step", "loading", "processes")
+USUAL = ("agreement", "similarity", "step", "whole step")
+ON_REQUEST = ("counted", "systems", "loading", "processes")
 
 
 def options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PART_NAMES, help="rows to measure (default: all but counted, loading, processes)")
+    add("--parts", nargs="+", choices=USUAL + ON_REQUEST, help=f"rows to measure (default: {', '.join(USUAL)})")
     add("--device", default="cpu", help="cpu or cuda")
     add("--batch_size", nargs="+", default=[64], type=whole(), help="pairs of a training step")
-    add("--images", default=128, type=whole(), help="images of the similarity, with five captions each")
+    add("--images", type=whole(), help="images to score, with five captions each (default: 128, of all systems 1000)")
     add("--regions", default=36, type=whole(), help="regions of an image")
     add("--embed_size", default=1024, type=whole(), help="width of GSMN's embeddings")
     add("--flags", default="", help="more flags of train.py, in quotes, as --flags='--propagation neighbors'")
@@ -58,8 +60,10 @@ import torch
 import data
 import model
 import train
+from evaluation import score_all
 from modules import literal
 from modules.layers import l2norm
+from modules.sides import CaptionSide, ImageSide
 from reporting.run_log import read_log
 from runtime.devices import choose
 from runtime.transfer import on_device
@@ -76,13 +80,22 @@ CUDA = {
 }  # fmt: skip
 GSMN = ["--model", "gsmn", "--bi_gru", "--max_violation"]
 VSRN = ["--model", "vsrn", "--max_violation"]
+SCAN = "--model scan --bi_gru --max_violation --lambda_softmax 9 --agg_func".split()
+SYSTEMS = {
+    "VSE++": ["--model", "vsepp", "--max_violation"],
+    "VSRN": VSRN,
+    "SCAN t-i AVG": [*SCAN, "Mean", "--cross_attn", "t2i"],
+    "SCAN t-i LSE": [*SCAN, "LogSumExp", "--cross_attn", "t2i"],
+    "SCAN i-t AVG": [*SCAN, "Mean", "--cross_attn", "i2t"],
+    "GSMN": [*GSMN, "--propagation", "self"],
+    "GSMN, neighbors": [*GSMN, "--propagation", "neighbors"],
+}
 
 
 def measure(opt):
     """Measures and prints the rows of the parts that are asked for; yields each as a dict."""
     ways, end = CUDA if on_cuda(opt) else CPU, time.monotonic() + 60 * opt.minutes
-    usual = [part for part in PARTS if part not in ("counted", "loading", "processes") or on_cuda(opt)]
-    for part in opt.parts or usual:
+    for part in opt.parts or (PARTS if on_cuda(opt) else USUAL):
         for case, task, *arguments in PARTS[part](opt, ways):
             row = figures_of(opt, task, *arguments) if time.monotonic() < end else {"skipped": "time limit"}
             print(f"{part:12}{case:44}" + "  ".join(f"{name} {show(value)}" for name, value in row.items()), flush=True)
@@ -169,10 +182,11 @@ def bare_product(regions, words, lengths):
 
 
 def similarity(opt, flags):
-    net, case = gsmn(opt, flags).eval(), embeddings(opt, opt.images, 5 * opt.images)
+    images = opt.images or 128
+    net, case = gsmn(opt, flags).eval(), embeddings(opt, images, 5 * images)
     with torch.no_grad():
         found = timed(opt, lambda: net.forward_sim(*case), bare_product(case[0], case[1], case[4]))
-    return found | {"pairs/s": 5 * opt.images**2 / found["s"]}
+    return found | {"pairs/s": 5 * images**2 / found["s"]}
 
 
 def step(opt, batch, flags):
@@ -196,6 +210,52 @@ def whole_step(opt, system, batch, flags):
     there = next(on_device([given], opt.device))
     found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip))
     return found | {"pairs/s": batch / found["s"]}
+
+
+def evaluation(opt, flags):
+    """Seconds that a system of random weights, as wide as published, needs to encode images and captions and to score
+    all pairs; SCAN t-i AVG also caption by caption as in its released code, from every hundredth caption.
+    """
+    net, model_opt = network(opt, flags)
+    lengths = sorted(caption_lengths(5 * (opt.images or 1000), opt.lengths))
+    lengths = [min(n, 60) for n in lengths]  # VSRN's --max_len
+    batches = [random_batch(model_opt, lengths[i : i + 100], opt.regions) for i in range(0, len(lengths), 100)]
+    batches = [batch._replace(images=batch.images[::5].clone(), bboxes=batch.bboxes[::5]) for batch in batches]
+    net.eval()
+
+    def encode_captions():
+        found = []
+        for batch in batches:
+            emb = net.encode_captions(batch.captions, batch.lengths).cpu()
+            found += emb if net.one_vector else [row[:n] for row, n in zip(emb, batch.lengths)]
+        return torch.stack(found) if net.one_vector else found
+
+    with torch.no_grad():
+        net.encode_images(batches[0].images)  # the first call allocates
+        found = {"M parameters": sum(weight.numel() for weight in net.parameters()) / 1e6}
+        found["images s"], images = once(opt, lambda: torch.cat([net.encode_images(b.images).cpu() for b in batches]))
+        found["captions s"], captions = once(opt, encode_captions)
+        lengths = [n for batch in batches for n in batch.lengths]
+        side = ImageSide(images, torch.cat([batch.bboxes for batch in batches]))
+        other = CaptionSide(captions, lengths, dependencies(lengths))
+        found["pairs s"], scores = once(opt, lambda: score_all(net, side, other))
+        if flags == SYSTEMS["SCAN t-i AVG"]:
+            some, images = captions[::100], images.to(opt.device)
+            seconds, plain = once(
+                opt, lambda: [literal.scan_scores(images, x.to(opt.device), net.smooth) for x in some]
+            )
+            found["caption by caption s"] = seconds * len(captions) / len(some)
+            found["difference"] = float(abs(torch.stack(plain, 1).cpu().numpy() - scores[:, ::100]).max())
+    return found
+
+
+def once(opt, task):
+    """Seconds of one call, and what it returns."""
+    start = time.perf_counter()
+    found = task()
+    if on_cuda(opt):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, found
 
 
 def counted(opt, batch, flags):
@@ -276,6 +336,11 @@ PARTS = {
         (f"{system[1]}, {name}, batch {b}", whole_step, system, b, flags)
         for system in (GSMN, VSRN) for b in opt.batch_size for name, flags in ways.items()
         if system is GSMN or "--kernel" not in flags
+    ],
+    "systems": lambda opt, ways: [
+        row
+        for name, flags in SYSTEMS.items()
+        for row in [(f"{name}, evaluation", evaluation, flags), (f"{name}, step of 64", whole_step, flags, 64, [])]
     ],
     "loading": lambda opt, ways: [(f"{n} workers", loading, n) for n in opt.workers],
     "processes": lambda opt, ways: [(f"{n} of them", processes, n) for n in sorted({1, opt.processes})],

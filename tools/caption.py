@@ -36,43 +36,27 @@ from tools.searching.collection import open_collection
 from vocab import END
 
 
-def captioner(path, **overrides):
-    """A checkpoint -> (model in evaluation mode, opt, vocabulary); InputError where it cannot write captions."""
-    loaded, opt, vocab = open_checkpoint(path, overrides)
-    model = trained_model(loaded, opt, path)
-    if "caption_model" not in loaded["further"]:
-        raise InputError(
-            f"{path}: a checkpoint of {opt.model} without a caption model; train one on region "
-            "features with train.py --model vsrn (released checkpoints have none)"
-        )
-    return model, opt, vocab
-
-
 @torch.no_grad()
-def write_captions(model, dataset, vocab, images, beam):
-    """Image numbers -> [(caption, its log-probability)]."""
-    for g in images:
-        if not 0 <= g < dataset.n_images:
-            raise InputError(f"--image {g}: the split {dataset.split} has images 0 to {dataset.n_images - 1}")
-    features = torch.stack([dataset.image(g) for g in images]).to(model.device)
-    written = model.caption_model.decode(model.img_enc(features)[1], beam)
-    return [(" ".join(vocab.idx2word[i] for i in ids if i != END), score) for ids, score in written]
-
-
 def main(arguments=None):
     flags = caption_tool_options(arguments)
-    model, opt, vocab = captioner(flags.model_path, **overrides_of(flags))
-    dataset = open_collection(flags.split, opt, vocab)
-    written = write_captions(model, dataset, vocab, flags.image, flags.beam)
-    for g, (caption, score) in zip(flags.image, written):
+    loaded, opt, vocab = open_checkpoint(flags.model_path, overrides_of(flags))
+    model, dataset = trained_model(loaded, opt, flags.model_path), open_collection(flags.split, opt, vocab)
+    if "caption_model" not in loaded["further"]:
+        raise InputError(
+            f"{flags.model_path}: a checkpoint of {opt.model} without a caption model, as released ones are; "
+            "train.py --model vsrn trains one on region features"
+        )
+    for g in flags.image:
+        if not 0 <= g < dataset.n_images:
+            raise InputError(f"--image {g}: the split {dataset.split} has images 0 to {dataset.n_images - 1}")
+    features = torch.stack([dataset.image(g) for g in flags.image]).to(model.device)
+    written = model.caption_model.decode(model.img_enc(features)[1], flags.beam)
+    for g, (ids, score) in zip(flags.image, written):
+        caption = " ".join(vocab.idx2word[i] for i in ids if i != END)
         print(f"image {g}: {caption}   (log-probability {score:.2f})")
-        for text in captions_of(dataset, g):
-            print(f"    people wrote: {text}")
-
-
-def captions_of(dataset, g):
-    """The texts of an image's captions, as far as the split has any."""
-    return [text for i, text in enumerate(dataset.captions or ()) if dataset.image_of(i) == g]
+        for i, text in enumerate(dataset.captions or ()):
+            if dataset.image_of(i) == g:
+                print(f"    people wrote: {text}")
 
 
 if __name__ == "__main__":

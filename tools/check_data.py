@@ -22,7 +22,7 @@ from files.text import PICTURES, data_folder, read_lines
 from runtime.commandline import Parser
 from systems.options import completed
 from systems.table import SYSTEMS
-from tools.own_data.splits import SPLITS
+from tools.own_data.splits import SPLITS, add_data_flags
 
 
 def models_asked(opt):
@@ -38,18 +38,12 @@ def models_asked(opt):
 
 def data_check_options(argv=None):
     parser = Parser(description=__doc__)
+    add_data_flags(parser)
     add = parser.add_argument
-    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
-    add("--data_name", required=True, help="data set: the folder's name under --data_path")
-    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl (default: ./vocab/)")
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
     add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
     add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
-    add(
-        "--boxes",
-        default="normalized",
-        choices=["normalized", "none"],
-        help="none: GSMN without geometry, which needs no boxes (default: normalized)",
-    )
+    add("--boxes", default="normalized", choices=["normalized", "none"], help="none: GSMN without geometry")
     add("--img_dim", type=int, help="width of the features (default: as train's)")
     add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
@@ -67,17 +61,19 @@ if __name__ == "__main__":
 from data import open_split
 from files.arrays import open_array
 from files.checksum import sha256
-from tools.own_data import data_facts
+from tools.own_data import data_facts as facts
 from vocab import load_vocab
 
-FILES = {  # what each holds, who needs it, what makes it
-    "ims.npy": ("features", "all", "tools/extract_features.py"),
-    "caps.txt": ("captions", "all but GSMN", "tools/prepare_captions.py"),
-    "precaps_stan.txt": ("word ids", "GSMN, which otherwise makes them from the captions", "tools/prepare_captions.py"),
-    "caps.json": ("dependencies", "GSMN sparse", "tools/parse_dependencies.py"),
-    "ims_bbx.npy": ("boxes", "GSMN, unless --boxes none", "tools/extract_features.py"),
-    "ims_size.npy": ("image sizes", "GSMN, unless --boxes none", "tools/extract_features.py"),
-    "imagename.txt": ("names of the images", "features and pictures of results", "tools/prepare_captions.py"),
+EXTRACT, PREPARE = "tools/extract_features.py", "tools/prepare_captions.py"
+UNLESS = "GSMN, unless --boxes none"
+FILES = {  # what a file holds, who needs it, what makes it, what is said of it
+    "ims.npy": ("features", "all", EXTRACT, facts.of_features),
+    "caps.txt": ("captions", "all but GSMN", PREPARE, facts.of_captions),
+    "precaps_stan.txt": ("word ids", "GSMN, which otherwise makes them from the captions", PREPARE, facts.of_ids),
+    "caps.json": ("dependencies", "GSMN sparse", "tools/parse_dependencies.py", facts.of_dependencies),
+    "ims_bbx.npy": ("boxes", UNLESS, EXTRACT, facts.of_boxes),
+    "ims_size.npy": ("image sizes", UNLESS, EXTRACT, facts.of_sizes),
+    "imagename.txt": ("names of the images", "features and pictures of results", PREPARE, facts.of_names),
 }
 
 
@@ -88,19 +84,15 @@ class Split:
         self.folder, self.name, self.vocab, self.opt = folder, name, vocab, opt
         self.problems, self.data = {}, {}
         for way, flags in models_asked(opt).items():
-            self.open(way, flags)
+            try:  # the data set checks itself, as at the start of a training
+                if vocab is None:
+                    raise InputError("no vocabulary")
+                self.data[way] = open_split(name, opt.data_name, vocab, flags)
+            except InputError as error:
+                self.problems[way] = str(error)
 
     def path(self, ending):
         return self.folder / f"{self.name}_{ending}"
-
-    def open(self, way, flags):
-        """Let the data set check itself, as at the start of a training."""
-        try:
-            if self.vocab is None:
-                raise InputError("no vocabulary")
-            self.data[way] = open_split(self.name, self.opt.data_name, self.vocab, flags)
-        except InputError as error:
-            self.problems[way] = str(error)
 
     def n_captions(self):
         """The number of captions in the files; None without a file of captions or ids."""
@@ -117,36 +109,27 @@ class Split:
     def report(self):
         """Print a line or more on each file, then whether each model can use the split."""
         print(f"\n{self.name}")
-        for ending, (what, needed_by, maker) in FILES.items():
-            path = self.path(ending)
-            if path.exists():
-                print(f"  {ending:18}{self.describe(ending)}")
-                if self.opt.checksum:
-                    print(f"{'':20}sha256 {sha256(path)}")
-            else:
+        for ending, (what, needed_by, maker, describe) in FILES.items() if self.opt.data_name not in PICTURES else ():
+            if not self.path(ending).exists():
                 print(f"  {ending:18}missing: {what}, for {needed_by} ({maker})")
+                continue
+            print(f"  {ending:18}{lines(describe, self)}")
+            if self.opt.checksum:
+                print(f"{'':20}sha256 {sha256(self.path(ending))}")
         if self.opt.images:
-            print(f"  {'--images':18}{self.of_pictures()}")
+            print(f"  {'--images':18}{lines(facts.of_pictures, self)}")
         for way in models_asked(self.opt):
-            print(f"  {way + ':':13}{self.problems.get(way) or 'ready'}")
-
-    def of_pictures(self):
-        try:
-            return f"\n{'':20}".join(data_facts.picture_facts(self, self.opt.images))
-        except InputError as error:
-            return f"not looked at: {error}"
-
-    def describe(self, ending):
-        try:
-            facts, faults = data_facts.of_file(ending, self)
-        except InputError as error:
-            return f"not usable: {error}"
-        for fault in faults:
-            self.refuse(fault)
-        return f"\n{'':20}".join([*facts, *faults])
+            data = self.data.get(way)
+            ready = f"ready: {len(data):,} captions of {data.n_images:,} images" if data else None
+            print(f"  {way + ':':13}{self.problems.get(way) or ready}")
 
 
-# ---- command line
+def lines(describe, split):
+    """What describe(split) says, a line each."""
+    try:
+        return f"\n{'':20}".join(describe(split))
+    except InputError as error:
+        return f"not usable: {error}"
 
 
 def main(argv=None):
@@ -155,7 +138,12 @@ def main(argv=None):
     if opt.images and not opt.images.is_dir():
         raise InputError(f"{opt.images}: no such folder (--images)")
     print(f"{folder}")
-    vocab = read_vocab(opt)
+    vocab = None
+    try:
+        vocab = load_vocab(opt.vocab_path, opt.data_name)
+        print(f"  vocabulary: {len(vocab)} words")
+    except InputError as error:
+        print(f"  vocabulary: {error}")
     opt.img_dim = opt.img_dim or width(folder)
     blocked = report_splits(folder, vocab, opt)
     ready = [way for way in models_asked(opt) if way not in blocked]
@@ -169,49 +157,19 @@ def main(argv=None):
 
 def report_splits(folder, vocab, opt):
     """Print the report of each split; {model: why its training cannot start}."""
-    if opt.data_name in PICTURES:
-        return report_picture_splits(vocab, opt)
     blocked = {}
     for name in SPLITS:
-        if any((folder / f"{name}_{ending}").exists() for ending in FILES):
+        pictures = opt.data_name in PICTURES and name != "testall"
+        needed = name in ("train", "dev")
+        if pictures or any((folder / f"{name}_{ending}").exists() for ending in FILES):
             split = Split(folder, name, vocab, opt)
             split.report()
             problems = split.problems
-        else:
-            if name in ("train", "dev"):
-                print(f"\n{name}\n  nothing here")
+        elif needed:
+            print(f"\n{name}\n  nothing here")
             problems = dict.fromkeys(models_asked(opt), f"there is no {name} split")
-        if name in ("train", "dev"):
-            blocked = {**problems, **blocked}
+        blocked = {**problems, **blocked} if needed else blocked
     return blocked
-
-
-def report_picture_splits(vocab, opt):
-    """The same for a data set of pictures with annotations."""
-    blocked = {}
-    for name in ("train", "dev", "test"):
-        print(f"\n{name}")
-        for way, flags in models_asked(opt).items():
-            try:
-                if vocab is None:
-                    raise InputError("no vocabulary")
-                split = open_split(name, opt.data_name, vocab, flags)
-                print(f"  {way + ':':13}{len(split):,} captions of {split.n_images:,} pictures")
-            except InputError as error:
-                print(f"  {way + ':':13}{error}")
-                if name != "test":
-                    blocked.setdefault(way, str(error))
-    return blocked
-
-
-def read_vocab(opt):
-    try:
-        vocab = load_vocab(opt.vocab_path, opt.data_name)
-    except InputError as error:
-        print(f"  vocabulary: {error}")
-        return None
-    print(f"  vocabulary: {len(vocab)} words")
-    return vocab
 
 
 def width(folder):

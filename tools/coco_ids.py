@@ -22,17 +22,9 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
 from files.writing import atomic_write, check_writable
 from reporting.eccv import letters
 from runtime.commandline import Parser
+from tools.own_data.splits import add_data_flags
 
 COCO_TEST = 25000  # captions of COCO's test split that count
-
-
-def known_captions(paths):
-    """Annotation files -> {letters of a caption: {image: numbers of its captions that read so}}."""
-    known = defaultdict(lambda: defaultdict(list))
-    for path in paths:
-        for number, (picture, caption) in sorted(captions_by_number(read_coco(path, named=False), path).items()):
-            known[letters(caption.text)][picture.where].append(number)
-    return known
 
 
 def numbers_of(five, known):
@@ -46,23 +38,20 @@ def numbers_of(five, known):
     return [next(left[key]) for key in keys]
 
 
-def coco_options(arguments=None):
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
-    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
-    add("--data_name", required=True, help="data set: the folder's name under --data_path")
-    add("--split", default="testall", help="split whose {split}_caps.txt is read (default: testall)")
-    return parser.parse_args(arguments)
-
-
 def main(arguments=None):
-    flags = coco_options(arguments)
+    parser = Parser(description=__doc__)
+    parser.add_argument("annotations", nargs="+", type=Path, help="COCO's captions_*.json")
+    add_data_flags(parser)
+    parser.add_argument("--split", default="testall", help="split whose {split}_caps.txt is read")
+    flags = parser.parse_args(arguments)
     folder = data_folder(flags.data_path, flags.data_name)
     source, out = (folder / f"{flags.split}_{name}.txt" for name in ("caps", "cocoids"))
     check_writable(out)
-    captions, known = read_captions(source), known_captions(flags.annotations)
-    numbers = []
+    captions, numbers = read_captions(source), []
+    known = defaultdict(lambda: defaultdict(list))  # {letters of a caption: {image: numbers of its captions}}
+    for path in flags.annotations:
+        for number, (picture, caption) in sorted(captions_by_number(read_coco(path, named=False), path).items()):
+            known[letters(caption.text)][picture.where].append(number)
     for i in tqdm(range(0, len(captions), CAPTIONS_PER_IMAGE), desc=flags.split, disable=None, leave=False):
         found = numbers_of(captions[i : i + CAPTIONS_PER_IMAGE], known)
         if not found:

@@ -50,19 +50,19 @@ def to_safetensors(source, target):
 
     from_safetensors gives back values, names and order (docs/method.md, section 5), and plain dicts for OrderedDicts.
     """
-    tensors = {}
+    save, tensors = safetensors().save, {}
     try:
         text = json.dumps(outline(pickles.read_torch_file(source), "", tensors), indent=1) + "\n"
     except (RecursionError, TypeError) as error:
         raise InputError(f"{source}: cannot be converted ({error})") from None
-    content = safetensors().save(tensors)
-    atomic_write(target, lambda file: file.write(content))
-    atomic_write(target.with_suffix(".json"), lambda file: file.write(text.encode()))
+    for path, content in ((target, save(tensors)), (target.with_suffix(".json"), text.encode())):
+        atomic_write(path, lambda file, content=content: file.write(content))
 
 
 def from_safetensors(source, target):
     """Write the checkpoint that to_safetensors was given."""
-    load, content, text = safetensors().load, read_bytes(source), read_bytes(source.with_suffix(".json"))
+    load, beside = safetensors().load, source.with_suffix(".json")
+    content, text = read_bytes(source), read_bytes(beside)
     try:
         tensors = load(content)
     except Exception as error:
@@ -70,7 +70,7 @@ def from_safetensors(source, target):
     try:
         content = json.loads(text, object_hook=functools.partial(original, tensors))
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(f"{source.with_suffix('.json')}: does not belong to {source} ({error})") from None
+        raise InputError(f"{beside}: does not belong to {source} ({error})") from None
     checkpoint.write_checkpoint(content, target)
 
 
@@ -135,23 +135,19 @@ def halve(path, target):
     atomic_write(target, write)
 
 
-WAYS = {
-    ("", ".safetensors"): to_safetensors,
-    (".safetensors", ""): from_safetensors,
-    (".npy", ".npy"): halve,
-}
+WAYS = {("", ".safetensors"): to_safetensors, (".safetensors", ""): from_safetensors, (".npy", ".npy"): halve}
 
 
 def main(arguments=None):
     opt = convert_options(arguments)
     source, target = opt.source, opt.target
-    endings = [path.suffix if path.suffix in (".npy", ".safetensors") else "" for path in (source, target)]
-    if tuple(endings) not in WAYS:
+    way = WAYS.get(tuple(path.suffix if path.suffix in (".npy", ".safetensors") else "" for path in (source, target)))
+    if not way:
         raise InputError(f"{target}: one of the two files must end in .safetensors, or both in .npy")
     for path in [target, target.with_suffix(".json")] if target.suffix == ".safetensors" else [target]:
         if path.exists() and not opt.overwrite:
             raise InputError(f"{path}: exists; give another name, or --overwrite to replace it")
-    WAYS[tuple(endings)](source, target)
+    way(source, target)
     print(f"{target}: written")
 
 

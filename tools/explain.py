@@ -13,7 +13,6 @@ regions light up.  Print the page for a figure.  A sentence in words is parsed b
 import sys
 from functools import cache, cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -65,7 +64,7 @@ from checkpoints.loading import load_model
 from reporting.explain_page import ExplainedPair, about_model, explain_page
 from reporting.explanation import caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
-from tools.searching.collection import embed_images, score_images
+from tools.searching.collection import embed_images, open_collection, score_images
 from tools.searching.sentences import Reader
 
 
@@ -80,9 +79,10 @@ class Explainer:
         self.flags = flags
         self.model, opt, self.vocab = load_model(flags.model_path, **overrides_of(flags))
         self.reads_trees = inputs_of(opt).dependencies
-        numbered = any(caption.isdecimal() for caption in flags.caption)  # else no dependencies are needed
-        split_opt = SimpleNamespace(**{**vars(opt), "is_sparse": self.reads_trees and numbered})
-        self.dataset = data.open_split(flags.split, opt.data_name, self.vocab, split_opt)
+        if any(caption.isdecimal() for caption in flags.caption):
+            self.dataset = data.open_split(flags.split, opt.data_name, self.vocab, opt)
+        else:  # the split needs no captions and no dependencies
+            self.dataset = open_collection(flags.split, opt, self.vocab)
         self.about = about_model(flags.model_path, opt, self.dataset)
         self.view, self.sentence = cache(ImageViewer(self.dataset, flags.images)), cache(self.read_sentence)
 

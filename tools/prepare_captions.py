@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
 
+import vocab as words
 from files.errors import InputError
 from files.names import find_pictures
 from files.text import CAPTIONS_PER_IMAGE
@@ -26,60 +27,37 @@ from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
 from tools.own_data.caption_sources import read_source
 from tools.own_data.notes import Notes
-from tools.own_data.splits import SPLITS
-from vocab import (
-    END,
-    ONE_WORD,
-    PRINTED_BYTES,
-    UNK,
-    deserialize_vocab,
-    encode,
-    fault_of_captions,
-    load_vocab,
-    mended,
-    odd_marks,
-    other_vocab,
-    plain,
-    vocab_of_captions,
-    write_vocab,
-)
+from tools.own_data.splits import SPLITS, add_data_flags
+
+MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
 
 
-def clean(pictures, notes, tidy=mended):
-    """Every caption tidied, without the empty ones; notes on both. InputError for a name with a line break."""
-    kept, before, after = [], [], []
+def clean(pictures, notes, tidy):
+    """Every caption tidied, without the empty ones; notes on both.
+
+    InputError for a name with a line break, and for captions that are printed bytes.
+    """
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
-        captions = [caption._replace(text=tidy(caption.text)) for caption in picture.captions]
-        before += picture.captions
-        after += captions
-        kept.append(picture._replace(captions=[caption for caption in captions if caption.text]))
-    note_marks(before, after, notes)
+    tidied = [p._replace(captions=[c._replace(text=tidy(c.text)) for c in p.captions]) for p in pictures]
+    before, after = ([caption for picture in some for caption in picture.captions] for some in (pictures, tidied))
+    texts = [caption.text for caption in after]
+    left = dict(words.odd_marks(texts))
+    for what, numbers in words.odd_marks([caption.text for caption in before]):
+        how = "; --plain replaces them" if what in left else ", which were replaced"
+        for number in numbers:
+            notes.add(f"captions with {what}{how}", before[number].where)
     for caption in after:
         if not caption.text:
             notes.add("empty captions left out", caption.where)
         elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
             notes.add("captions with letters beyond a-z, cut into words by the rules for English", caption.where)
-    return kept
-
-
-def note_marks(before, after, notes):
-    """Note the marks that make two words of one: those replaced, and those still there."""
-    there, left = (dict(odd_marks([caption.text for caption in captions])) for captions in (before, after))
-    for what, numbers in there.items():
-        how = "; --plain replaces them" if what in left else ", which were replaced"
-        for number in numbers:
-            notes.add(f"captions with {what}{how}", before[number].where)
-
-
-def check_words(pictures, notes):
-    """Whether captions can be cut into words at all: InputError for printed bytes, a note for missing blanks."""
-    captions = [caption for picture in pictures for caption in picture.captions]
-    if fault := fault_of_captions([caption.text for caption in captions]):
-        if fault == PRINTED_BYTES:
-            raise InputError(f"{captions[0].where}: {fault}")
-        notes.add(fault, captions[0].where)
+    if fault := words.fault_of_captions([text for text in texts if text]):
+        if fault == words.PRINTED_BYTES:
+            raise InputError(f"{after[0].where}: {fault}")
+        notes.add(fault, after[0].where)
+    return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in tidied]
 
 
 def only_there(pictures, folder, drop, notes):
@@ -122,14 +100,13 @@ def assign_splits(pictures, opt):
     if not pictures:
         raise InputError(f"{opt.source}: no image with captions is left")
     if opt.split:
-        splits = {opt.split: pictures}
-    elif pictures[0].split:
-        if opt.dev or opt.test:
-            raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
-        splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
-    else:
-        splits = draw_splits(pictures, opt)
-    if opt.testall and "test" in splits:
+        pictures = [picture._replace(split=opt.split) for picture in pictures]
+    elif not pictures[0].split:
+        pictures = draw_splits(pictures, opt)
+    elif opt.dev or opt.test:
+        raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
+    splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
+    if opt.testall and splits["test"]:
         if len(splits["test"]) % CAPTIONS_PER_IMAGE:
             raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
         splits["testall"] = splits["test"]
@@ -138,18 +115,14 @@ def assign_splits(pictures, opt):
 
 
 def draw_splits(pictures, opt):
+    count, n = opt.dev + opt.test, len(pictures)
     if not opt.dev:
         raise InputError(f"{opt.source}: has no splits; say --dev N --test N, or which one it is with --split")
-    wanted, n = opt.dev + opt.test, len(pictures)
-    if wanted >= n:
+    if count >= n:
         raise InputError(f"{opt.source}: --dev {opt.dev} and --test {opt.test} leave no image of {n} for train")
-    drawn = random.Random(opt.seed).sample(range(n), wanted)
-    dev, test = set(drawn[: opt.dev]), set(drawn[opt.dev :])
-    return {
-        "train": [p for i, p in enumerate(pictures) if i not in dev and i not in test],
-        "dev": [pictures[i] for i in sorted(dev)],
-        "test": [pictures[i] for i in sorted(test)],
-    }
+    drawn = random.Random(opt.seed).sample(range(n), count)
+    split_of = dict(zip(drawn, ["dev"] * opt.dev + ["test"] * opt.test))
+    return [picture._replace(split=split_of.get(i, "train")) for i, picture in enumerate(pictures)]
 
 
 # ---- vocabulary and files
@@ -158,11 +131,11 @@ def draw_splits(pictures, opt):
 def choose_vocab(texts, opt):
     """The file of --vocab; else a vocabulary of train and dev; without train the data set's own file."""
     if opt.vocab:
-        return deserialize_vocab(opt.vocab)
+        return words.deserialize_vocab(opt.vocab)
     if "train" in texts:
-        return vocab_of_captions([*texts["train"], *texts.get("dev", [])], opt.threshold)
+        return words.vocab_of_captions([*texts["train"], *texts.get("dev", [])], opt.threshold)
     try:
-        return load_vocab(opt.vocab_path, opt.data_name)
+        return words.load_vocab(opt.vocab_path, opt.data_name)
     except InputError as error:
         raise InputError(f"{error}; prepare train first, or give --vocab") from None
 
@@ -172,14 +145,12 @@ def contents(splits, texts, vocab, opt, notes):
     folder, files = Path(opt.data_path) / opt.data_name, {}
     for split, pictures in splits.items():
         bar = tqdm(texts[split], desc=split, unit=" captions", disable=None)
-        ids = [encode(text, vocab) for text in bar]
-        words = [word for one in ids for word in one if word > END]
-        unknown = 100 * words.count(UNK) / len(words)
-        print(
-            f"{split}: {len(pictures)} images, {len(ids)} captions of {len(words) / len(ids):.1f} words, "
-            f"{unknown:.1f} % <unk>"
-        )
-        if unknown > 5 and (opt.vocab or opt.threshold > 1) and len(words) > ONE_WORD * len(ids):
+        ids = [words.encode(text, vocab) for text in bar]
+        count = sum(len(one) - 2 for one in ids)  # without <start> and <end>
+        unknown = 100 * sum(one.count(words.UNK) for one in ids) / count
+        mean = count / len(ids)
+        print(f"{split}: {len(pictures)} images, {len(ids)} captions of {mean:.1f} words, {unknown:.1f} % <unk>")
+        if unknown > 5 and (opt.vocab or opt.threshold > 1) and mean > words.ONE_WORD:
             how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
             notes.add(f"splits with many unknown words; {how}", split)
         lines = {
@@ -192,29 +163,31 @@ def contents(splits, texts, vocab, opt, notes):
     return files
 
 
-def write_files(files, vocab, opt):
-    """Write the files whose content is new; returns the paths whose content was replaced.
+def write_files(files, vocab, opt, notes):
+    """Write the files whose content is new; notes the files that were made from those replaced.
 
     InputError, before anything is written, where a file has other content and --overwrite is not given.
     """
     table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
-    same = [path for path, content in files.items() if holds(path, content)]
-    if table.exists() and not other_vocab(vocab, table):
-        same.append(table)
-    other = [path for path in files if path.exists() and path not in same]
-    other = [*filter(None, [other_vocab(vocab, table)]), *other]
+    new = [path for path, content in files.items() if not holds(path, content)]
+    other = [path for path in (words.other_vocab(vocab, table), *new) if path and path.exists()]
     if other and not opt.overwrite:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise InputError(f"{other[0]}{more}: there already, with other content; --overwrite replaces it")
-    for path in same:
-        print(f"{path}: unchanged")
-    if table not in same:
-        write_vocab(vocab, table, overwrite=True)
-    for path in [path for path in files if path not in same]:
-        make_folder(path.parent)
-        atomic_write(path, lambda file, path=path: file.write(files[path]))
-        print(f"{path}: written")
-    return other
+    if words.other_vocab(vocab, table) or not table.exists():
+        words.write_vocab(vocab, table, overwrite=True)
+    else:
+        print(f"{table}: unchanged")
+    for path, content in files.items():
+        if path in new:
+            make_folder(path.parent)
+            atomic_write(path, lambda file, content=content: file.write(content))
+        print(f"{path}: {'written' if path in new else 'unchanged'}")
+    for path in other:
+        split, _, ending = path.name.partition("_")
+        for made in (path.with_name(f"{split}_{name}") for name in MADE_FROM.get(ending, ())):
+            if made.exists():
+                notes.add("files made from the replaced ones, which must be made again", made)
 
 
 def holds(path, content):
@@ -224,18 +197,6 @@ def holds(path, content):
         return False
 
 
-MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
-
-
-def note_stale(replaced, notes):
-    """Note the files that were made from the replaced ones and do not fit any more."""
-    for path in replaced:
-        split, _, ending = path.name.partition("_")
-        for name in MADE_FROM.get(ending, []):
-            if (stale := path.with_name(f"{split}_{name}")).exists():
-                notes.add("files made from the replaced ones, which must be made again", stale)
-
-
 # ---- command line
 
 
@@ -243,12 +204,7 @@ def caption_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
-    add(
-        "--format",
-        default="auto",
-        choices=["auto", "karpathy", "coco", "table"],
-        help="what the source is (default: auto, seen from it)",
-    )
+    add("--format", default="auto", choices=["auto", "karpathy", "coco", "table"], help="auto: seen from the source")
     add(
         "--columns",
         type=lambda text: text.split(","),
@@ -256,44 +212,24 @@ def caption_options(argv=None):
         help="a table's columns, by titles or numbers from 1 (default: seen from titles and cells)",
     )
     add("--plain", action="store_true", help="replace entities of web pages (&quot;) and curly quotes in captions")
-    add("--data_path", default="./data/", help="folder that holds the data sets (default: ./data/)")
-    add("--data_name", required=True, help="data set: the folder under --data_path that is written to")
-    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json (default: ./vocab/)")
+    add_data_flags(parser)
+    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json")
     add(
         "--vocab",
         type=Path,
         metavar="FILE",
         help="use this vocabulary, .json or .pkl (default: made of train and dev, or, without train, the one there)",
     )
-    add("--threshold", default=4, type=int, help="words seen less often become <unk> (default: 4)")
-    add("--split", choices=SPLITS, help="the whole source is this split (default: Karpathy's own, or --dev, --test)")
-    add("--dev", default=0, type=whole(0), metavar="N", help="images drawn for dev; the rest is train (default: 0)")
-    add("--test", default=0, type=whole(0), metavar="N", help="images drawn for test (default: 0)")
-    add("--seed", default=0, type=int, help="fixes the draw (default: 0)")
-    add(
-        "--restval",
-        default="train",
-        choices=["train", "drop"],
-        help="Karpathy's COCO: where its restval images go (default: train)",
-    )
-    add(
-        "--testall",
-        action="store_true",
-        help="as for COCO, call the test images testall (five folds), and the first fifth of them test",
-    )
-    add("--images", type=Path, metavar="DIR", help="folder of the images: check that each is there (default: no check)")
-    add(
-        "--missing",
-        default="stop",
-        choices=["stop", "drop"],
-        help="with --images, captions whose image is not there: an error, or left out (default: stop)",
-    )
-    add(
-        "--fewer",
-        default="drop",
-        choices=["drop", "repeat"],
-        help="images with fewer than five captions: leave out, or repeat their captions (default: drop)",
-    )
+    add("--threshold", default=4, type=int, help="words seen less often become <unk>")
+    add("--split", choices=SPLITS, help="the whole source is this split (default: its own splits, or --dev, --test)")
+    add("--dev", default=0, type=whole(0), metavar="N", help="images drawn for dev; the rest is train")
+    add("--test", default=0, type=whole(0), metavar="N", help="images drawn for test")
+    add("--seed", default=0, type=int, help="fixes the draw")
+    add("--restval", default="train", choices=["train", "drop"], help="where the images of COCO's restval go")
+    add("--testall", action="store_true", help="call the test images testall (five folds), their first fifth test")
+    add("--images", type=Path, metavar="DIR", help="folder of the images: check that each is there")
+    add("--missing", default="stop", choices=["stop", "drop"], help="captions whose picture is not in --images")
+    add("--fewer", default="drop", choices=["drop", "repeat"], help="what is done with fewer captions than five")
     add("--overwrite", action="store_true", help="replace files that are there with other content")
     opt = parser.parse_args(argv)
     if opt.columns and len(opt.columns) != 2:
@@ -305,14 +241,13 @@ def main(argv=None):
     opt = caption_options(argv)
     with Notes() as notes:
         pictures = read_source(opt.source, opt.format, opt.restval, opt.columns, notes)
-        pictures = clean(pictures, notes, plain if opt.plain else mended)
-        check_words(pictures, notes)
+        pictures = clean(pictures, notes, words.plain if opt.plain else words.mended)
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
         texts = {split: [caption.text for p in some for caption in p.captions] for split, some in splits.items()}
         vocab = choose_vocab(texts, opt)
-        note_stale(write_files(contents(splits, texts, vocab, opt, notes), vocab, opt), notes)
+        write_files(contents(splits, texts, vocab, opt, notes), vocab, opt, notes)
 
 
 if __name__ == "__main__":

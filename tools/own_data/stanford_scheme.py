@@ -1,6 +1,6 @@
 """Dependency trees: spaCy's scheme rewritten to Stanford's, and trees as the pairs of {split}_caps.json.
 
-Heads are numbers of words from 1, heads[i] that of word i + 1; 0 marks a root.  docs/data.md has examples.
+Heads are numbers of words from 1, heads[i] that of word i + 1; 0 marks a root. docs/data.md has examples.
 """
 
 BE = {"be", "is", "are", "was", "were", "am", "been", "being", "'s", "'re", "'m"}
@@ -12,9 +12,9 @@ PREDICATES = {"attr", "acomp"}
 def to_stanford(words, heads, labels):
     """The heads of spaCy's tree (English models, ClearNLP labels) in Stanford's basic dependencies.
 
-    words, heads, labels: n items each.  Three things differ in structure, and are rewritten in this order:
+    words, heads, labels: n items each. Three things differ in structure, and are rewritten in this order:
     prepositions depend on their objects (case), forms of 'be' on their predicates (cop), and all parts
-    of a conjunction on its first.  Returns n heads; words keep their places.
+    of a conjunction on its first. Returns n heads; words keep their places.
     """
     tree = Tree(heads, labels)
     for word in tree.deepest_first():
@@ -55,7 +55,7 @@ class Tree:
 
 
 def lower_preposition(tree, word):
-    """in -> hat becomes hat -> in.  Without an object of its own ('out of the house') it takes that of the next."""
+    """in -> hat becomes hat -> in. Without an object of its own ('out of the house') it takes that of the next."""
     objects = tree.below(word, OBJECTS)
     if not objects and tree.labels[word] in PREPOSITIONS:
         objects = [i for i in tree.below(word, PREPOSITIONS) if i > word]
@@ -64,7 +64,7 @@ def lower_preposition(tree, word):
 
 
 def lower_copula(tree, word):
-    """is -> happy becomes happy -> is; so does is -> (in the) street.  'There is a dog' stays as it is."""
+    """is -> happy becomes happy -> is; so does is -> (in the) street. 'There is a dog' stays as it is."""
     if tree.labels[word] in ("aux", "auxpass") or tree.below(word, {"expl"}):
         return
     predicates = tree.below(word, PREDICATES) or [i for i in tree.below(word, PREPOSITIONS) if i > word]
@@ -100,16 +100,10 @@ def is_tree(heads):
     """Whether there is exactly one root, to which every word leads."""
     if heads.count(0) != 1 or not all(0 <= head <= len(heads) for head in heads):
         return False
-    sure = {0}
-    for word in range(1, len(heads) + 1):
-        path = set()
-        while word not in sure:
-            if word in path:
-                return False
-            path.add(word)
-            word = heads[word - 1]
-        sure |= path
-    return True
+    above, reached = [0, *heads], range(len(heads) + 1)
+    for _ in heads:
+        reached = [above[word] for word in reached]
+    return not any(reached)
 
 
 def pairs_of(heads):

@@ -98,8 +98,8 @@ def need_vectors(model, path):
     """InputError unless a checkpoint's model gives one vector an image, compared by inner product."""
     if not model.inner_product:
         raise InputError(
-            f"{path}: does not compare one vector of each image by inner product, as an index needs; this model can "
-            "order what an index of another model finds (tools/search.py --rerank)"
+            f"{path}: an index needs a model that compares one vector of each image by inner product; this one can "
+            "order what such an index finds (tools/search.py --rerank)"
         )
 
 

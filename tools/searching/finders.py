@@ -74,8 +74,8 @@ class IndexedImages:
             return None
         dataset = open_collection(flags.split, opt, vocab)
         if other := difference(self.index.facts["identity"], data_identity(dataset), features=True):
-            raise InputError(f"{dataset.folder}: not what {flags.index} was made from ({other}); "
-                             f"{faiss_index.BUILD_AGAIN}")  # fmt: skip
+            made = f"not what {flags.index} was made from ({other})"
+            raise InputError(f"{dataset.folder}: {made}; {faiss_index.BUILD_AGAIN}")
         return dataset
 
     def __call__(self, text, top):
