@@ -28,31 +28,25 @@ class BesideBars(logging.StreamHandler):
             super().emit(record)
 
 
-class WithLevel(logging.Formatter):
-    """Time and text of a line; before the text 'warning' or 'error' where it is one."""
-
-    def formatMessage(self, record):
-        record.kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return super().formatMessage(record)
-
-
-FORMAT = WithLevel("%(asctime)s %(kind)s%(message)s", "%m-%d %H:%M")
-
-
 def start_logging():
-    """Log lines with their time to stderr, from level INFO on."""
-    handler = BesideBars()
-    handler.setFormatter(FORMAT)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    """Log lines with their time to stderr, from level INFO on; a warning and an error say that they are one."""
+    for level, word in ((logging.INFO, ""), (logging.WARNING, "warning: "), (logging.ERROR, "error: ")):
+        logging.addLevelName(level, word)
+    form, when = "%(asctime)s %(levelname)s%(message)s", "%m-%d %H:%M"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt=when, handlers=[BesideBars()])
 
 
 def announce_start(training):
     """Model, data, steps and folders, one line each; a warning where the disk is too small for the checkpoints."""
     opt, progress, steps = training.opt, training.progress, len(training.loader)
     logging.info("%s", system_of(opt).kind(opt))
-    logging.info("%s", size_line(training.model))
+    weights = sum(p.numel() for p in training.model.parameters())
+    where = str(training.model.device).replace("cpu", f"cpu, {torch.get_num_threads()} threads")
+    where += f", {distributed.size()} processes" if distributed.size() > 1 else ""
+    logging.info("%s weights, on %s", f"{weights:,}", where)
     for split, loader in (("train", training.loader), ("dev", training.val_loader)):
-        logging.info("%s: %s", loader.dataset.folder / split, split_line(loader.dataset))
+        items = loader.dataset
+        logging.info("%s: %s images, %s captions", items.folder / split, f"{items.n_images:,}", f"{len(items):,}")
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
     logging.info("%d epochs of %d steps, %d pairs a step%s", opt.num_epochs, steps, opt.batch_size, start)
     size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
@@ -64,19 +58,6 @@ def announce_start(training):
     if free < size * count:
         logging.warning("%s: %s are free, fewer than the checkpoints need; --keep 2 needs %s",
                         opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
-
-
-def size_line(model):
-    """The size of the model, and where it computes."""
-    weights = sum(p.numel() for p in model.parameters())
-    where = str(model.device) if model.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
-    if distributed.size() > 1:
-        where += f", {distributed.size()} processes"
-    return f"{weights:,} weights, on {where}"
-
-
-def split_line(dataset):
-    return f"{dataset.n_images:,} images, {len(dataset):,} captions"
 
 
 def checkpoint_bytes(model):
