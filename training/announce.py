@@ -1,5 +1,7 @@
 """Log lines at the start and the end of a training."""
 
+import datetime
+import functools
 import logging
 import shlex
 import shutil
@@ -17,6 +19,7 @@ from systems.options import defaults
 from systems.table import system_of
 from training.step_figures import losses_of
 
+in_bytes = functools.partial(tqdm.format_sizeof, suffix="B")  # 1234567890 -> '1.23GB'
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
 
@@ -74,15 +77,6 @@ def checkpoints_of(opt, steps, progress):
     return min(epochs + between, opt.keep or epochs + between) + 1
 
 
-def in_bytes(number):
-    """1234567890 -> '1.2 GB'."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if number >= 10 or unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
 # ---- on the way
 
 
@@ -100,15 +94,8 @@ def time_left(training):
     """The time that the rest of the run takes at its pace so far, validations and checkpoints included."""
     progress, steps, (start, first) = training.progress, len(training.loader), training.began
     left = training.opt.num_epochs * steps - progress.epoch * steps - progress.step
-    return in_time((time.time() - start) / max(1, progress.Eiters - first) * left)
-
-
-def in_time(seconds):
-    """5000 -> '83min'."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    seconds = (time.time() - start) / max(1, progress.Eiters - first) * left
+    return f"{seconds:.0f}s" if seconds < 120 else f"{seconds / 60:.0f}min"
 
 
 # ---- at the end
@@ -116,10 +103,9 @@ def in_time(seconds):
 
 def announce_end(training):
     """How long the run took, its best validation, and the command that tests the best model."""
-    opt, best, seconds = training.opt, Path(training.opt.model_name) / BEST, time.time() - training.began[0]
-    took = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
-    days = f"{seconds // 86400:.0f} days " if seconds >= 86400 else ""
-    logging.info("Finished %d epochs in %s%s", opt.num_epochs, days, took)
+    opt, best = training.opt, Path(training.opt.model_name) / BEST
+    took = datetime.timedelta(seconds=round(time.time() - training.began[0]))
+    logging.info("Finished %d epochs in %s", opt.num_epochs, took)
     announce_best(training)
     write_page(training, best)
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]
