@@ -176,7 +176,8 @@ def test_a_forked_process_computes_too():
     net, case, threads = model.GSMN(small_opt()), random_case(), torch.get_num_threads()
     torch.set_num_threads(2)
     with torch.no_grad():
-        before, child = net.forward_sim(*case), os.fork()
+        before = net.forward_sim(*case)
+        child = os.fork()
         if not child:
             signal.alarm(60)
             os._exit(0 if torch.equal(net.forward_sim(*case), before) else 1)
