@@ -7,18 +7,19 @@ time of a sentence, with the second model's embeddings of the images stored and 
 first row is the first model alone, the last one the second model over all pairs. Needs faiss.
 """
 
-import functools
-import json
 import sys
-import time
 from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
+
+import functools
+import json
+import time
+
+import numpy as np
+from tqdm import tqdm
 
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from files.writing import atomic_write, check_writable
