@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,7 @@ def main():
     parser.add_argument("--line", default="", help="only faults whose line, before and after, contains this")
     parser.add_argument("--map", type=Path, default=Path(tempfile.gettempdir(), "gsmn-tests-of-lines.json"))
     parser.add_argument("--whole", action="store_true", help="try each fault by all tests of its file, without the map")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="faults that are tried at the same time")
     args = parser.parse_args()
     os.environ.setdefault("GSMN_SHARED", str(ROOT.parent / "shared"))
     chance, chosen = random.Random(args.seed), []
@@ -190,7 +192,9 @@ def main():
         every = [(file, *one) for one in mutants(file) if args.line in one[0]]
         chosen += chance.sample(every, math.ceil(args.share * len(every)))
     chance.shuffle(chosen)
-    with tempfile.TemporaryDirectory() as copy:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy")
+        copy.mkdir()
         subprocess.run(f"git ls-files -z | xargs -0 cp --parents -t {copy}", shell=True, check=True, cwd=ROOT)
         os.chdir(copy)
         whole = dict.fromkeys(test for file in TESTS for test in of_file(file))
@@ -201,15 +205,26 @@ def main():
         sys.dont_write_bytecode = True  # two faults of one second and size would have one compiled file
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         tests = {} if args.whole else json.loads(args.map.read_text())
-        catcher = Path(copy, "catcher")
-        for file, line, changed, lines in chosen:
-            source, start = Path(file).read_text(), time.time()
-            Path(file).write_text(changed)
-            catcher.write_text("time")
-            passes = in_fork(["-x", *(quickest(tests, file, lines) or of_file(file))], Watcher(catcher), 600)
-            Path(file).write_text(source)
-            by = "SURVIVED" if passes else catcher.read_text()
-            print(f"{file}:{lines[0]}: {line}\n    {by}  {time.time() - start:.0f} s", flush=True)
+        for job in range(args.jobs):
+            shutil.copytree(copy, Path(folder, str(job)))
+            if not os.fork():
+                os.chdir(Path(folder, str(job)))
+                for fault in chosen[job :: args.jobs]:
+                    print(tried(tests, *fault), flush=True)
+                os._exit(0)
+        for _ in range(args.jobs):
+            os.wait()
+
+
+def tried(tests, file, line, changed, lines):
+    """What becomes of one fault, as text."""
+    source, start, catcher = Path(file).read_text(), time.time(), Path("catcher").resolve()
+    Path(file).write_text(changed)
+    catcher.write_text("time")
+    passes = in_fork(["-x", *(quickest(tests, file, lines) or of_file(file))], Watcher(catcher), 600)
+    Path(file).write_text(source)
+    by = "SURVIVED" if passes else catcher.read_text()
+    return f"{file}:{lines[0]}: {line}\n    {by}  {time.time() - start:.0f} s"
 
 
 if __name__ == "__main__":

@@ -58,10 +58,7 @@ def read_sizes(path):
     Accepts a structured array with the fields image_w and image_h, or an object array of dicts with these
     keys (as Python 2 wrote it). Raises InputError for anything else and for sizes that are not positive.
     """
-    if _is_object_array(path):
-        sizes = _sizes_of_dicts(path)
-    else:
-        sizes = _sizes_of_fields(path)
+    sizes = (_sizes_of_dicts if _is_object_array(path) else _sizes_of_fields)(path)
     bad = np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)).all(axis=1))
     if len(bad):
         w, h = sizes[bad[0]]
@@ -72,13 +69,12 @@ def read_sizes(path):
 def _sizes_of_fields(path):
     array = open_array(path)
     names = array.dtype.names or ()
-    if array.ndim != 1 or "image_w" not in names or "image_h" not in names:
+    fields = array.ndim == 1 and "image_w" in names and "image_h" in names
+    if not fields or not all(array.dtype[name].kind in "iuf" for name in ("image_w", "image_h")):
         raise InputError(
-            f"{path}: shape {array.shape}, type {array.dtype}; "
-            "need one item per image with the fields image_w and image_h"
+            f"{path}: shape {array.shape}, type {array.dtype}; need one item per image with the numbers image_w and "
+            "image_h as fields"
         )
-    if not all(array.dtype[name].kind in "iuf" for name in ("image_w", "image_h")):
-        raise InputError(f"{path}: image_w and image_h must be numbers, not {array.dtype}")
     with np.errstate(over="ignore"):
         return np.stack([array["image_w"], array["image_h"]], axis=1).astype(np.float32)
 

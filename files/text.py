@@ -79,28 +79,25 @@ def read_captions(path):
     return captions
 
 
-def read_ids(path, n_words):
-    """The word ids of a {split}_precaps_stan.txt, one caption's list at a time, all in 0 ... n_words - 1."""
-    for number, line in enumerate(read_lines(path), start=1):
-        yield _ids_of_line(line, f"{path}, line {number}", n_words)
-
-
 _NUMBERS = re.compile(r"\s*-?\d{1,18}\s*(,\s*-?\d{1,18}\s*)*", re.ASCII)
 
 
-def _ids_of_line(line, where, n_words):
-    if not line.strip():
-        raise InputError(f"{where}: empty; every caption needs a line of word ids")
-    if not _NUMBERS.fullmatch(line):
-        raise InputError(f"{where}: {line[:40]!r} is not a list of numbers with commas between")
-    ids = [int(x) for x in line.split(",")]
-    for bad in (min(ids), max(ids)):
-        if not 0 <= bad < n_words:
-            raise InputError(
-                f"{where}: word id {bad}, but the vocabulary has ids 0 to {n_words - 1}; "
-                "use the vocabulary the ids were made with"
-            )
-    return ids
+def read_ids(path, n_words):
+    """The word ids of a {split}_precaps_stan.txt, one caption's list at a time, all in 0 ... n_words - 1."""
+    for number, line in enumerate(read_lines(path), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            raise InputError(f"{where}: empty; every caption needs a line of word ids")
+        if not _NUMBERS.fullmatch(line):
+            raise InputError(f"{where}: {line[:40]!r} is not a list of numbers with commas between")
+        ids = [int(x) for x in line.split(",")]
+        for bad in (min(ids), max(ids)):
+            if not 0 <= bad < n_words:
+                raise InputError(
+                    f"{where}: word id {bad}, but the vocabulary has ids 0 to {n_words - 1}; "
+                    "use the vocabulary the ids were made with"
+                )
+        yield ids
 
 
 def read_dependencies(path):
@@ -116,6 +113,4 @@ def read_dependencies(path):
 
 
 def _is_pair(pair):
-    return (
-        isinstance(pair, list) and len(pair) == 2 and all(type(index) is int and abs(index) < 2**31 for index in pair)
-    )
+    return isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and abs(i) < 2**31 for i in pair)

@@ -129,13 +129,11 @@ def metrics(sims, ties="worst"):
     per = captions_per_image(sims)
     check_finite(sims)
     images, captions = rank_captions(sims, per), rank_images(sims, per)
-    orders = {order: figures(getattr(images, order), getattr(captions, order)) for order in ORDERS}
+    orders = {
+        order: {metric.key: metric.of(getattr(images, order), getattr(captions, order)) for metric in METRICS}
+        for order in ORDERS
+    }
     return {**orders[ties], "ties": {"rule": ties, **orders}, "ranks": (images.of(ties), captions.of(ties))}
-
-
-def figures(image_ranks, caption_ranks):
-    """Ranks from 0 of both directions -> {key: figure} of METRICS."""
-    return {metric.key: metric.of(image_ranks, caption_ranks) for metric in METRICS}
 
 
 # ---- folds
@@ -149,10 +147,9 @@ def five_folds(sims):
 
 def mean_of_folds(folds):
     """The metrics of each fold -> their mean, as metrics has them; 'ranks' is a list, 'folds' the folds' own."""
-    ties = {order: mean_figures([fold["ties"][order] for fold in folds]) for order in ORDERS}
+    ties = {
+        order: {key: float(np.mean([fold["ties"][order][key] for fold in folds])) for key in folds[0]["ties"][order]}
+        for order in ORDERS
+    }
     rule = folds[0]["ties"]["rule"]
     return {**ties[rule], "ties": {"rule": rule, **ties}, "ranks": [fold["ranks"] for fold in folds], "folds": folds}
-
-
-def mean_figures(figures_of_folds):
-    return {name: float(np.mean([one[name] for one in figures_of_folds])) for name in figures_of_folds[0]}

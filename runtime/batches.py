@@ -53,16 +53,8 @@ def collate(items):
     padded = torch.full((len(items), lengths[0]), PAD)  # (B, n)
     for row, caption in zip(padded, captions):
         row[: len(caption)] = torch.tensor(caption)
-    return Batch(
-        stack(images),
-        padded,
-        lengths,
-        list(ids),
-        stack(boxes),
-        None if depends[0] is None else list(depends),
-        stack(labels),
-        stack(masks),
-    )
+    depends = None if depends[0] is None else list(depends)
+    return Batch(stack(images), padded, lengths, list(ids), stack(boxes), depends, stack(labels), stack(masks))
 
 
 def stack(parts):
@@ -129,16 +121,12 @@ def with_shares(loader):
         yield from loader
         return
     for batch, shares in zip(loader, sampler.steps()):
-        yield batch._replace(shares=[share_facts(dataset, share) for share in shares])
-
-
-def share_facts(dataset, captions):
-    """The Share of a process that has these captions."""
-    lengths = [len(dataset.tokens[c]) for c in captions]
-    order = longest_first(lengths)
-    ids = [captions[i] for i in order]
-    depends = None if dataset.depends is None else [dataset.depends[c] for c in ids]
-    return Share([lengths[i] for i in order], depends, ids)
+        facts = []
+        for captions in shares:
+            ids = [captions[i] for i in longest_first([len(dataset.tokens[c]) for c in captions])]
+            depends = None if dataset.depends is None else [dataset.depends[c] for c in ids]
+            facts.append(Share([len(dataset.tokens[c]) for c in ids], depends, ids))
+        yield batch._replace(shares=facts)
 
 
 def in_order(n, batch_size):

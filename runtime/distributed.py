@@ -65,26 +65,22 @@ def local_slice(n, process=None):
 
 def environment_number(*names):
     """The first of these environment variables that is set, as a whole number, or None; InputError for other text."""
-    name = next((name for name in names if os.environ.get(name)), None)
-    if name is None:
-        return None
-    text = os.environ[name]
-    if not text.isascii() or not text.isdigit():
-        raise InputError(
-            f"the environment variable {name} is '{text}', not a whole number; torchrun sets it, or unset it"
-        )
-    return int(text)
+    for name in names:
+        if text := os.environ.get(name):
+            if not text.isascii() or not text.isdigit():
+                raise InputError(f"the environment variable {name} is '{text}', not a whole number; unset it")
+            return int(text)
+    return None
 
 
 def check_environment(count):
     """Complete the variables by which the processes meet; InputError where they cannot."""
     number, port = environment_number(*RANKS), environment_number("MASTER_PORT") or 29500  # torchrun's default
-    if number is None or number >= count or not os.environ.get("MASTER_ADDR") or port > 65535:
-        found = {"RANK": number, "MASTER_ADDR": os.environ.get("MASTER_ADDR"), "MASTER_PORT": port}
-        wrong = ", ".join(f"{name} is {value}" for name, value in found.items())
+    address = os.environ.get("MASTER_ADDR")
+    if number is None or number >= count or not address or port > 65535:
         raise InputError(
-            f"WORLD_SIZE is {count}, but {wrong}; ranks go from 0 to {count - 1}, ports to 65535, and MASTER_ADDR is "
-            "the machine of process 0; start with torchrun or srun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {count}, but RANK is {number}, MASTER_ADDR is {address}, MASTER_PORT is {port}; ranks go "
+            f"from 0 to {count - 1}, ports to 65535; start with torchrun or srun, or unset WORLD_SIZE"
         )
     os.environ.update(RANK=str(number), MASTER_PORT=str(port))
 
@@ -108,18 +104,13 @@ def local_device(device):
     """
     if not device.startswith("cuda"):
         return device
-    if size() == 1:
-        if torch.device(device).index is not None:
-            torch.cuda.set_device(device)
-        return device
-    number, gpus = local_rank(), torch.cuda.device_count()
-    if number >= gpus:
-        raise InputError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', number + 1)} processes on a machine with {gpus} GPUs; "
-            "start one for each (torchrun --nproc_per_node)"
-        )
-    torch.cuda.set_device(number)
-    return f"cuda:{number}"
+    if size() > 1:
+        device, gpus = f"cuda:{local_rank()}", torch.cuda.device_count()
+        if local_rank() >= gpus:
+            raise InputError(f"{device} is missing, there are {gpus} GPUs; start a process for each")
+    if torch.device(device).index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 # ---- beginning and end ----
@@ -138,8 +129,10 @@ def process_group():
         return
     check_environment(count)
     join(count)
-    if not is_main():
-        mute()
+    if not is_main():  # it prints errors only
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open to the end
+        sys.stderr.isatty = lambda: False  # progress bars stay off
+        logging.getLogger().setLevel(logging.ERROR)
     try:
         yield
         leave()
@@ -151,8 +144,9 @@ def process_group():
         atexit.register(end_at_once, 2 if lost else exit_code(error))
         if not lost:
             raise
-        what = f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
-        raise InputError(what) from error
+        raise InputError(
+            f"process {rank()} of {size()} stops: lost the connection to another process, which failed or was killed"
+        ) from error
 
 
 def end_at_once(code):
@@ -175,8 +169,7 @@ def join(count):
     notice.daemon = True
     notice.start()
     try:
-        store, number, count = next(dist.rendezvous("env://", timeout=JOIN_LIMIT))
-        start_group(store, number, count)
+        start_group(*next(dist.rendezvous("env://", timeout=JOIN_LIMIT)))
         barrier()
     except (RuntimeError, ValueError) as error:  # torch.distributed's errors are RuntimeErrors
         raise InputError(
@@ -205,13 +198,6 @@ def leave():
     """Wait for the other processes, then end the group."""
     barrier()
     dist.destroy_process_group()
-
-
-def mute():
-    """This process prints errors only; the main process prints the rest."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open to the end
-    sys.stderr.isatty = lambda: False  # progress bars stay off
-    logging.getLogger().setLevel(logging.ERROR)
 
 
 def seed_step(seed, step):

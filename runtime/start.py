@@ -7,9 +7,21 @@ models a sixth of their speed.  A hundredth of a millisecond costs nothing and h
 loaded; processes that this one starts inherit it.
 """
 
+import sys
+
+
+def hook(kind, error, traceback):
+    """What Python calls for an error that nobody handled: a Ctrl-C while modules are loaded ends like one in `run`."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = hook  # before the other modules are loaded
+
 import io
 import os
-import sys
 
 from files.errors import exit_code, last_line
 
@@ -46,13 +58,3 @@ def end(error):
     """End the program after an error of its user's or a Ctrl-C, with one line."""
     print(last_line(error), file=sys.stderr)
     sys.exit(exit_code(error))
-
-
-def hook(kind, error, traceback):
-    """What Python calls for an error that nobody handled: a Ctrl-C while modules are loaded ends like one in `run`."""
-    if issubclass(kind, KeyboardInterrupt):
-        end(error)
-    sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = hook

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import multiprocessing.queues
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -60,9 +61,9 @@ def fitting_workers(dataset, batches, workers, collate_fn):
     machine. Warns once where the memory is the limit.
     """
     workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
-    free = free_shared_memory()
-    if not workers or free is None:
+    if not workers or not os.path.exists(SHARED_MEMORY):  # as on other systems
         return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
     batch = batch_bytes(dataset, batches, collate_fn)
     room = free / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fitting = int(max(0, room - batch) // max(1, PREFETCHED * batch))  # one more batch is in use
@@ -71,15 +72,6 @@ def fitting_workers(dataset, batches, workers, collate_fn):
              f"{fitting} processes read data instead of {workers}; "
              "docker run --shm-size=8g (or --ipc=host) gives a container more")  # fmt: skip
     return min(workers, fitting)
-
-
-def free_shared_memory():
-    """Bytes that are free where workers leave their batches; None where this system has no such place."""
-    try:
-        found = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize
 
 
 def batch_bytes(dataset, batches, collate_fn):

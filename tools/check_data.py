@@ -10,12 +10,13 @@ Exit code 0: train and dev are ready for the model, or without --model for at le
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
+
+from argparse import Namespace
 
 from files.errors import InputError
 from files.text import PICTURES, data_folder, read_lines

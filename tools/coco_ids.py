@@ -7,14 +7,15 @@ Compares letters and digits with those of COCO's annotations, five captions at a
 """
 
 import sys
-from collections import defaultdict
 from pathlib import Path
-
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
+
+from collections import defaultdict
+
+from tqdm import tqdm
 
 from files.annotations import captions_by_number, read_coco
 from files.errors import InputError

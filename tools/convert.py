@@ -5,17 +5,18 @@ python tools/convert.py gsmn.safetensors model_best.pth.tar
 python tools/convert.py train_ims.npy train_ims_float16.npy   (float32 to float16: half the size)
 """
 
-import argparse
-import functools
-import json
 import sys
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
+
+import argparse
+import functools
+import json
+
+import numpy as np
 
 from runtime.commandline import Parser
 

@@ -7,18 +7,19 @@ time of a sentence, with the second model's embeddings of the images stored and 
 first row is the first model alone, the last one the second model over all pairs. Needs faiss.
 """
 
-import functools
-import json
 import sys
-import time
 from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
+
+import functools
+import json
+import time
+
+import numpy as np
+from tqdm import tqdm
 
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from files.writing import atomic_write, check_writable
@@ -72,10 +73,10 @@ def recall_row(k, of_images, of_captions, in_shortlist=(1, 1)):
     of_images, of_captions: similarities (N, 5N) as images rank captions, and as captions rank images.  in_shortlist:
     parts of the images and captions whose answer is in the shortlist.
     """
-    row, found = {"k": k}, (evaluation.i2t(of_images), evaluation.t2i(of_captions))
-    for way, figures, there in zip(("i2t", "t2i"), found, in_shortlist):
-        row[way] = {**dict(zip(("r1", "r5", "r10"), figures)), "in_shortlist": 100 * float(there)}
-    return row
+    figures = evaluation.i2t(of_images)[:3], evaluation.t2i(of_captions)[:3]
+    names = "r1", "r5", "r10", "in_shortlist"
+    ways = [dict(zip(names, (*one, 100 * float(there)))) for one, there in zip(figures, in_shortlist)]
+    return {"k": k, "i2t": ways[0], "t2i": ways[1]}
 
 
 def cascade_recalls(sims, images, captions, kind="exact"):
@@ -108,10 +109,10 @@ def time_sentences(answer, count):
     times, end = [], time.perf_counter() + SECONDS
     for c in np.linspace(0, count - 1, TIMED_SENTENCES).astype(int).tolist():
         start = time.perf_counter()
+        if times and start > end:
+            break
         answer(c)
         times.append(time.perf_counter() - start)
-        if time.perf_counter() > end:
-            break
     return 1000 * float(np.median(times))
 
 
@@ -145,12 +146,13 @@ def print_table(rows):
         print(f"{name:>6}  {figures}{times}")
 
 
-def cascade(flags):
-    """Evaluate and print -> what --json holds."""
-    paths = (flags.model_path, flags.rerank)
-    members = open_members(paths, flags.split, False, overrides_of(flags))
-    faiss_index.need_vectors(members[0].model, paths[0])
-    first, second = members
+def main(arguments=None):
+    flags = cascade_options(arguments)
+    faiss_index.need_faiss()
+    if flags.json:
+        check_writable(flags.json)
+    first, second = open_members((flags.model_path, flags.rerank), flags.split, False, overrides_of(flags))
+    faiss_index.need_vectors(first.model, flags.model_path)
     dataset = second.loader.dataset
     images, captions = (side.emb.numpy() for side in evaluation.encode_split(first.model, first.loader))
     sides = evaluation.encode_split(second.model, second.loader)
@@ -162,16 +164,8 @@ def cascade(flags):
             row[name] = time_sentences(answer, len(captions))
     print(f"{flags.split}: {dataset.n_images} images, {len(dataset)} captions, index {flags.kind}")
     print_table(rows)
-    return {**provenance(dataset), "first": members[0].about, "second": members[1].about, "rows": rows}
-
-
-def main(arguments=None):
-    flags = cascade_options(arguments)
-    faiss_index.need_faiss()
     if flags.json:
-        check_writable(flags.json)
-    result = cascade(flags)
-    if flags.json:
+        result = {**provenance(dataset), "first": first.about, "second": second.about, "rows": rows}
         atomic_write(flags.json, lambda file: file.write(json.dumps(result, indent=1).encode()))
 
 

@@ -11,14 +11,15 @@ regions light up.  Print the page for a figure.  A sentence in words is parsed b
 """
 
 import sys
-from functools import cache, cached_property
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
+
+from functools import cache, cached_property
+
+import numpy as np
 
 from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, overrides_of
 from files.errors import InputError

@@ -9,21 +9,22 @@ Images come in the order of {split}_imagename.txt, which tools/prepare_captions.
 regions are kept beside the output until it is complete: after an interruption the same command continues.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from runtime.start import run
+
 import datetime
 import json
 import os
 import shlex
 import shutil
-import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from runtime.start import run
 
 from files.arrays import open_array
 from files.errors import InputError, reason, warn

@@ -13,17 +13,18 @@ the usual files, for train, dev, testall, and test (the first fifth of testall),
 The same flags always give the same bytes. Files of the same names are replaced, others stay as they are.
 """
 
-import argparse
 import sys
-from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.start import run
+
+import argparse
+from dataclasses import asdict
+from itertools import chain
+
+import numpy as np
 
 from files.errors import InputError, reason
 from runtime.commandline import Parser, number, whole

@@ -7,16 +7,17 @@ The parser gets the words that the word ids stand for, in the captions' own spel
 parts beside the output until it is complete: after an interruption the same command continues.
 """
 
-import json
-import shutil
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
+
+import json
+import shutil
+
+from tqdm import tqdm
 
 from files.errors import InputError
 from files.text import read_captions, read_dependencies

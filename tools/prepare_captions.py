@@ -8,16 +8,17 @@ captions.csv has a row for each caption, and columns called image and caption, o
 objects. The same command again changes nothing; files with other content are only replaced with --overwrite.
 """
 
-import os
-import random
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
+
+import os
+import random
+
+from tqdm import tqdm
 
 import vocab as words
 from files.errors import InputError

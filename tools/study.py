@@ -10,13 +10,14 @@ ones resume from their newest checkpoint.  results.md (the tables) and results.j
 1 when a run failed; the others go on.
 """
 
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from runtime.start import guarded, run
+
+import json
 
 from files.errors import InputError
 from files.text import read_json

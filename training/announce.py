@@ -1,5 +1,7 @@
 """Log lines at the start and the end of a training."""
 
+import datetime
+import functools
 import logging
 import shlex
 import shutil
@@ -17,6 +19,7 @@ from systems.options import defaults
 from systems.table import system_of
 from training.step_figures import losses_of
 
+in_bytes = functools.partial(tqdm.format_sizeof, suffix="B")  # 1234567890 -> '1.23GB'
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 
 
@@ -28,31 +31,25 @@ class BesideBars(logging.StreamHandler):
             super().emit(record)
 
 
-class WithLevel(logging.Formatter):
-    """Time and text of a line; before the text 'warning' or 'error' where it is one."""
-
-    def formatMessage(self, record):
-        record.kind = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return super().formatMessage(record)
-
-
-FORMAT = WithLevel("%(asctime)s %(kind)s%(message)s", "%m-%d %H:%M")
-
-
 def start_logging():
-    """Log lines with their time to stderr, from level INFO on."""
-    handler = BesideBars()
-    handler.setFormatter(FORMAT)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    """Log lines with their time to stderr, from level INFO on; a warning and an error say that they are one."""
+    for level, word in ((logging.INFO, ""), (logging.WARNING, "warning: "), (logging.ERROR, "error: ")):
+        logging.addLevelName(level, word)
+    form, when = "%(asctime)s %(levelname)s%(message)s", "%m-%d %H:%M"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt=when, handlers=[BesideBars()])
 
 
 def announce_start(training):
     """Model, data, steps and folders, one line each; a warning where the disk is too small for the checkpoints."""
     opt, progress, steps = training.opt, training.progress, len(training.loader)
     logging.info("%s", system_of(opt).kind(opt))
-    logging.info("%s", size_line(training.model))
+    weights = sum(p.numel() for p in training.model.parameters())
+    where = str(training.model.device).replace("cpu", f"cpu, {torch.get_num_threads()} threads")
+    where += f", {distributed.size()} processes" if distributed.size() > 1 else ""
+    logging.info("%s weights, on %s", f"{weights:,}", where)
     for split, loader in (("train", training.loader), ("dev", training.val_loader)):
-        logging.info("%s: %s", loader.dataset.folder / split, split_line(loader.dataset))
+        items = loader.dataset
+        logging.info("%s: %s images, %s captions", items.folder / split, f"{items.n_images:,}", f"{len(items):,}")
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
     logging.info("%d epochs of %d steps, %d pairs a step%s", opt.num_epochs, steps, opt.batch_size, start)
     size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
@@ -64,19 +61,6 @@ def announce_start(training):
     if free < size * count:
         logging.warning("%s: %s are free, fewer than the checkpoints need; --keep 2 needs %s",
                         opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
-
-
-def size_line(model):
-    """The size of the model, and where it computes."""
-    weights = sum(p.numel() for p in model.parameters())
-    where = str(model.device) if model.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
-    if distributed.size() > 1:
-        where += f", {distributed.size()} processes"
-    return f"{weights:,} weights, on {where}"
-
-
-def split_line(dataset):
-    return f"{dataset.n_images:,} images, {len(dataset):,} captions"
 
 
 def checkpoint_bytes(model):
@@ -91,15 +75,6 @@ def checkpoints_of(opt, steps, progress):
     epochs = max(0, opt.num_epochs - progress.epoch)
     between = epochs * ((steps - 1) // opt.save_every) if opt.save_every else 0
     return min(epochs + between, opt.keep or epochs + between) + 1
-
-
-def in_bytes(number):
-    """1234567890 -> '1.2 GB'."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if number >= 10 or unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
 
 
 # ---- on the way
@@ -119,15 +94,8 @@ def time_left(training):
     """The time that the rest of the run takes at its pace so far, validations and checkpoints included."""
     progress, steps, (start, first) = training.progress, len(training.loader), training.began
     left = training.opt.num_epochs * steps - progress.epoch * steps - progress.step
-    return in_time((time.time() - start) / max(1, progress.Eiters - first) * left)
-
-
-def in_time(seconds):
-    """5000 -> '83min'."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    seconds = (time.time() - start) / max(1, progress.Eiters - first) * left
+    return f"{seconds:.0f}s" if seconds < 120 else f"{seconds / 60:.0f}min"
 
 
 # ---- at the end
@@ -135,10 +103,9 @@ def in_time(seconds):
 
 def announce_end(training):
     """How long the run took, its best validation, and the command that tests the best model."""
-    opt, best, seconds = training.opt, Path(training.opt.model_name) / BEST, time.time() - training.began[0]
-    took = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
-    days = f"{seconds // 86400:.0f} days " if seconds >= 86400 else ""
-    logging.info("Finished %d epochs in %s%s", opt.num_epochs, days, took)
+    opt, best = training.opt, Path(training.opt.model_name) / BEST
+    took = datetime.timedelta(seconds=round(time.time() - training.began[0]))
+    logging.info("Finished %d epochs in %s", opt.num_epochs, took)
     announce_best(training)
     write_page(training, best)
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]

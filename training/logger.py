@@ -21,8 +21,7 @@ from reporting.run_log import CONFIG, LOG, read_config, row_of
 def tensorboard():
     """The module behind the package tensorboard_logger.
 
-    Its generated protobuf code predates current protobuf, which refuses it unless protobuf's own Python
-    implementation is chosen before the first import.
+    Current protobuf refuses its old generated code unless the Python implementation is chosen before the first import.
     """
     os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     with warnings.catch_warnings():
@@ -47,11 +46,10 @@ def curve_writer():
 class RunLog:
     """Scalars to TensorBoard, a JSON line for each logged step and each validation, under the run's --logger_name.
 
-    A validation's line has rsum, a step's has losses; both have their step of the run as Eiters.
     resume_at: the step a resumed run goes on from.  Points that the interrupted run wrote after it are removed, so
-    that none occurs twice.  A new run moves the files of an earlier one to a folder before-N.
-    Without a working tensorboard_logger there are no curves, and event files stay as they are.
-    InputError where the folder cannot be used at the start.  Later a failed write is logged, and training goes on.
+    that none occurs twice.  A new run moves the files of an earlier one to a folder before-N.  Without a working
+    tensorboard_logger there are no curves, and event files stay as they are.  InputError where the folder cannot be
+    used at the start.  Later a failed write is logged, and training goes on.
     """
 
     def __init__(self, folder, resume_at=None):
@@ -141,13 +139,12 @@ class RunLog:
         A resumed run adds its own under 'resumed' and leaves the first one's as they were.
         """
         path = self.folder / CONFIG
-        data_files = [file for d in datasets for file in d.files]
         content = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "opt": vars(opt),
             "command": shlex.join([sys.executable, *sys.argv]),
             "versions": versions,
-            "data": {str(f): os.path.getsize(f) for f in data_files},
+            "data": {str(file): os.path.getsize(file) for dataset in datasets for file in dataset.files},
         }
         if self.resume_at is not None and path.exists():
             first = read_config(path)
@@ -159,6 +156,7 @@ class RunLog:
         atomic_write(path, lambda f: f.write(text.encode()))
 
     def forget_after(self, step):
+        """Remove what was logged after a step; a damaged log is set aside, and its whole lines stay."""
         log = self.folder / LOG
         if log.exists():
             lines = log.read_bytes().splitlines(True)

