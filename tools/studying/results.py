@@ -11,7 +11,6 @@ from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json
 from reporting.metrics import METRICS
-from tools.demo_data.twins import told_apart
 
 TITLES = {metric.key: metric.full_title for metric in METRICS if not metric.lower_is_better} | {"twins": "twins"}
 # 97.5 % quantiles of Student's t for 1 ... 9 degrees of freedom; for more, the next smaller one is on the safe side
@@ -45,6 +44,22 @@ def collect(study, runs):
     found = {"rows": rows, "differences": differences, "ensembles": ensembles}
     found = {kind: {title: of for title, of in items.items() if of} for kind, items in found.items()}
     return {**found, "missing": [run.name for run in runs if not run.finished]}
+
+
+def told_apart(sims, scenes):
+    """Similarities (images, captions) of the scenes of a scenes.json -> percent.
+
+    The share of the captions that are true of their scene and false of its twin, and that score higher with their
+    own scene.
+    """
+    if sims.shape != (len(scenes), 5 * len(scenes)):
+        raise InputError(f"similarities {sims.shape}, but {len(scenes)} scenes; give the tested split's scenes.json")
+    higher = [
+        sims[i, 5 * i + k] > sims[scene["twin"], 5 * i + k]
+        for i, scene in enumerate(scenes)
+        for k in np.flatnonzero(scene["telling"])
+    ]
+    return 100 * float(np.mean(higher))
 
 
 def figures_of(paths, scenes):
