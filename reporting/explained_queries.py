@@ -50,14 +50,6 @@ class Comparison(NamedTuple):
         return "Found first" if self.rank > 1 else "Best of the others"
 
 
-class WrittenPage(NamedTuple):
-    """One page of a folder."""
-
-    comparison: Comparison
-    query: str  # the caption's text, or the image's number
-    beside: str  # the candidate beside the true one
-
-
 # ---- which pairs
 
 
@@ -118,7 +110,7 @@ def explain_queries(folder, model, dataset, found, count, named=(), images=None,
     folder: two below the report's; model, dataset: what was evaluated; found: {'images': Found, 'captions': Found} of
     its evaluation; named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that
     were evaluated apart; title, about: the model's name; model, data and split; note: a restriction that each page
-    states, or "".  Returns the WrittenPages.
+    states, or "".  Returns for each page its Comparison, the query and the candidate beside the true one, in words.
     """
     comparisons = [named_comparison(text, dataset, found) for text in named]
     for kind in ("captions", "images"):
@@ -135,7 +127,7 @@ def explain_queries(folder, model, dataset, found, count, named=(), images=None,
         ]
         content = explain_page(query + LOOKS[comparison.kind], lead, pairs, about, note, links).encode()
         atomic_write(folder / comparison.file, lambda file, content=content: file.write(content))
-        pages.append(WrittenPage(comparison, query, pairs[1].heading))
+        pages.append((comparison, query, pairs[1].heading))
     warn_of_notes(noted.values())
     style = text_of_template("report.css")
     text = template("explanations.html").render(title=title, about=about, pages=pages, style=style)
@@ -145,8 +137,7 @@ def explain_queries(folder, model, dataset, found, count, named=(), images=None,
 
 def compared_pairs(model, dataset, viewer, comparison, folds=1):
     """A Comparison -> (the query, a line about it, [ExplainedPair of the true candidate, of the other])."""
-    by_image = comparison.kind == "images"
-    view, pairs = cache(viewer), []  # one view for both pairs of an image
+    by_image, view, pairs = comparison.kind == "images", cache(viewer), []  # one view for both pairs of an image
     for candidate, role in ((comparison.true, "True"), (comparison.other, comparison.role)):
         image, caption = (comparison.query, candidate) if by_image else (candidate, comparison.query)
         name = f"image {image}"
@@ -155,13 +146,11 @@ def compared_pairs(model, dataset, viewer, comparison, folds=1):
         sentence = caption_sentence(dataset, caption)
         explanation = explain_pair(model, dataset, image, sentence)
         pairs.append(ExplainedPair(role, f"{role}: {name}", "", view(image), sentence, explanation))
+    number, rank = comparison.query, f"has rank {comparison.rank:,} of"
     if by_image:
-        query, lead = f"Image {comparison.query}", "The first of its own captions"
-    else:
-        query = f"“{caption_text(dataset, comparison.query)}”"
-        lead = f"Caption {comparison.query}. Its image"
-    count = (len(dataset) if by_image else dataset.n_images) // folds
-    return query, f"{lead} has rank {comparison.rank:,} of {count:,}.", pairs
+        return f"Image {number}", f"The first of its own captions {rank} {len(dataset) // folds:,}.", pairs
+    query = f"“{caption_text(dataset, number)}”"
+    return query, f"Caption {number}. Its image {rank} {dataset.n_images // folds:,}.", pairs
 
 
 class Explanations(NamedTuple):
@@ -204,7 +193,7 @@ def page_links(explained):
     """What Explanations.write returns -> {'images': {query: [(model's name, page)]}, 'captions': ...}."""
     links = {"images": {}, "captions": {}}
     for name, (folder, pages) in explained.items():
-        for page in pages:
-            link = (name, f"explain/{folder}/{page.comparison.file}")
-            links[page.comparison.kind].setdefault(page.comparison.query, []).append(link)
+        for comparison, _, _ in pages:
+            link = (name, f"explain/{folder}/{comparison.file}")
+            links[comparison.kind].setdefault(comparison.query, []).append(link)
     return links

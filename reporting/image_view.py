@@ -36,28 +36,20 @@ class ImageViewer:
         self.files, self.names = thumbnails.image_files(dataset, images)
 
     def __call__(self, number):
-        picture, size = self.open_picture(number), (4, 3) if self.sizes is None else self.sizes[number]
-        note = self.note(picture, size)
+        size, picture, note = (4, 3) if self.sizes is None else self.sizes[number], None, ""
+        try:
+            picture = self.files[number] and read_picture(self.files[number])
+        except InputError as error:
+            warn(f"{error}; drawing regions")
+        if picture and self.sizes is not None and proportions_differ(picture.size, size):
+            (w, h), (w2, h2) = picture.size, (round(float(x)) for x in size)
+            note = f"The picture is {w} × {h}, but the data's size is {w2} × {h2}: the boxes may not fit it."
         if picture:
             picture.thumbnail((LONGER_SIDE, LONGER_SIDE))
         size = picture.size if picture else tuple(round(x * LONGER_SIDE / max(size)) for x in size)
         is_grid = self.boxes is None
         boxes = grid(self.dataset.region_count) if is_grid else np.clip(self.boxes[number], 0, 1)
         return ImageView(number, self.names[number], picture, size, boxes, is_grid, note)
-
-    def open_picture(self, number):
-        """A PIL image; None without one, with a warning where it cannot be read."""
-        try:
-            return self.files[number] and read_picture(self.files[number])
-        except InputError as error:
-            warn(f"{error}; drawing regions")
-            return None
-
-    def note(self, picture, size):
-        if picture is None or self.sizes is None or not proportions_differ(picture.size, size):
-            return ""
-        (w, h), (w2, h2) = picture.size, (round(float(x)) for x in size)
-        return f"The picture is {w} × {h}, but the data's size is {w2} × {h2}: the boxes may not fit it."
 
 
 def warn_of_notes(views):

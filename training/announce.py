@@ -95,7 +95,7 @@ def time_left(training):
     progress, steps, (start, first) = training.progress, len(training.loader), training.began
     left = training.opt.num_epochs * steps - progress.epoch * steps - progress.step
     seconds = (time.time() - start) / max(1, progress.Eiters - first) * left
-    return f"{seconds:.0f}s" if seconds < 120 else f"{seconds / 60:.0f}min"
+    return f"{seconds:.0f}s" if seconds < 1000 else f"{seconds / 3600:.1f}h"
 
 
 # ---- at the end

@@ -310,14 +310,7 @@ JSON_VOCAB = (
     b'"idx2word": {"0": "<pad>", "1": "<start>", "2": "<end>", "3": "<unk>", "4": "a"}}'
 )
 PICKLED_VOCAB = pickle.dumps(vocab.Vocabulary([*vocab.SPECIAL, "a", "ü"]), 2)
-PLAIN = header("<f4", (2, 3)) + bytes(24)
-STRUCTURED = header(FIELDS, (1,)) + struct.pack("<qq", 500, 375)
-READERS = {
-    "lines": (read_captions, "a dog\nün chat\r\n".encode()),
-    "ids": (lambda path: list(read_ids(path, 10)), b"1,4,5,2\n1, 9,2\r\n"),
-    "pairs": (read_dependencies, b"[[[0, 2], [2, 1]], []]"),
-    "array": (open_array, PLAIN),
-    "structured sizes": (read_sizes, STRUCTURED),
+READERS = {  # test_fuzz.py has a split's other files
     "pickled sizes": (read_sizes, python2_sizes([item(int16(5), numpy_int64(6))] * 2)),
     "json vocabulary": (vocab.deserialize_vocab, JSON_VOCAB),
     "pickled vocabulary": (vocab.deserialize_vocab, PICKLED_VOCAB),

@@ -148,11 +148,7 @@ def allowed_by_torch(marker):
 # title: (the name it must be refused under, its opcodes)
 ATTACKS = {
     "os.system": ("os.system", system),
-    "posix.system": ("posix.system", lambda m: call("posix", "system", text(f"touch {m}"))),
-    "eval": ("builtins.eval", lambda m: call("builtins", "eval", open_for_writing(m))),
-    "exec": ("builtins.exec", lambda m: call("builtins", "exec", open_for_writing(m))),
     "Python 2 eval": ("__builtin__.eval", lambda m: call("__builtin__", "eval", open_for_writing(m))),
-    "open": ("io.open", lambda m: call("io", "open", text(str(m)), text("w"))),
     "getattr chain": ("builtins.getattr", getattr_chain),
     "Popen": ("subprocess.Popen", popen),
     "method of a class": ("pathlib.Path.touch", method),

@@ -69,11 +69,11 @@ def drawn(page):
 def test_pages_show_both_pairs(scored, tmp_path):
     _, net, dataset, sims, found = scored
     pages = explain_queries(tmp_path / "pages", net, dataset, found, 2, ["9:17"], about="a <model>")
-    assert [page.comparison.kind for page in pages] == ["captions"] * 3 + ["images"] * 2
-    assert pages[0].comparison.file == "captions-17-9.html"
-    for page in pages:
-        file = tmp_path / "pages" / page.comparison.file
-        kind, query, other = re.fullmatch(r"(\w+)-(\d+)-(\d+)\.html", page.comparison.file).groups()
+    assert [comparison.kind for comparison, *_ in pages] == ["captions"] * 3 + ["images"] * 2
+    assert pages[0][0].file == "captions-17-9.html"
+    for comparison, *_ in pages:
+        file = tmp_path / "pages" / comparison.file
+        kind, query, other = re.fullmatch(r"(\w+)-(\d+)-(\d+)\.html", comparison.file).groups()
         left, right = drawn(file)["pairs"]
         pair = (int(query), int(other)) if kind == "images" else (int(other), int(query))
         assert right["score"] == pytest.approx(sims[pair], abs=1e-5)
@@ -83,7 +83,7 @@ def test_pages_show_both_pairs(scored, tmp_path):
         same = left["image"] == right["image"], left["tokens"] == right["tokens"]
         assert same == (kind == "images", kind == "captions")
     index = (tmp_path / "pages" / "index.html").read_text()
-    assert all(f'href="{page.comparison.file}"' in index for page in pages)
+    assert all(f'href="{comparison.file}"' in index for comparison, *_ in pages)
     assert "a &lt;model&gt;" in index and "a &lt;model&gt;" in file.read_text()
 
 

@@ -1,11 +1,11 @@
 """The retrieval report: its numbers are those printed, its lists those of the similarities, and errors are early."""
 
 import functools
+import html
 import json
 import os
 import re
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -21,25 +21,9 @@ from reporting import candidates, pages, summary
 
 def rows_of(page):
     """The rows of a page's tables, as lists of texts."""
-    rows = []
-
-    class Rows(HTMLParser):
-        def handle_endtag(self, tag):
-            if tag == "table":
-                rows.append([])  # what follows belongs to no row
-
-        def handle_starttag(self, tag, attributes):
-            if tag == "tr":
-                rows.append([])
-            elif rows and tag in ("td", "th"):
-                rows[-1].append("")
-
-        def handle_data(self, text):
-            if rows and rows[-1]:
-                rows[-1][-1] += text.strip()
-
-    Rows().feed(page.read_text(encoding="utf-8"))
-    return [row for row in rows if row]
+    rows = re.findall(r"<tr\b.*?</tr>", page.read_text(encoding="utf-8"), re.DOTALL)
+    cells = [re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
+    return [[html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in cells]
 
 
 def read_data(folder, name):

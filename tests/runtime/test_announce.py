@@ -53,7 +53,7 @@ def test_a_line_of_log_fits(caplog):
         announce.log_line(training, Step(figures, facts, []))
     line = caplog.records[-1].getMessage()
     assert "caption" in line and "retrieval" not in line
-    assert "272min left" in line  # 4526 steps of 3.6 seconds
+    assert "4.5h left" in line  # 4526 steps of 3.6 seconds
     assert len(f"12-31 23:59 {line}") <= 80
 
 

@@ -83,14 +83,7 @@ def test_attention_is_the_one_that_matched(tiny, tmp_path):
     edges = visual.edges(boxes[None]), textual.edges(sentence[None], None, net.smooth)
     for own, other, attention, added, scores, weights in (
         (regions, sentence, parts.alpha, parts.regions, visual.node_scores, edges[0]),
-        (
-            sentence,
-            regions,
-            parts.beta,
-            parts.words,
-            textual.node_scores,
-            textual.edges(sentence[None], None, net.smooth),
-        ),
+        (sentence, regions, parts.beta, parts.words, textual.node_scores, edges[1]),
     ):
         np.testing.assert_allclose(attention.sum(1), 1, atol=1e-6)
         context = torch.from_numpy(attention) @ other
@@ -237,13 +230,7 @@ def test_a_page_of_a_system_with_one_attention(tmp_path, side):
     beta = np.random.default_rng(0).dirichlet(np.ones(5), 4)
     parts = {"words": np.array([0.0, 0.1, -0.2, 0.0]), "beta": beta, "regions": None, "alpha": None, "adds": False}
     if side == "regions":
-        parts = {
-            "regions": np.array([0.1, 0.2, 0.3, -0.1, 0.0]),
-            "alpha": beta.T,
-            "words": None,
-            "beta": None,
-            "adds": False,
-        }
+        parts |= {"regions": np.array([0.1, 0.2, 0.3, -0.1, 0.0]), "alpha": beta.T, "words": None, "beta": None}
     pairs = [ExplainedPair(name, name, "", view, sentence, Explanation(0.5, **parts)) for name in ("left", "right")]
     for count in (1, 2):
         (tmp_path / f"{count}.html").write_text(explain_page("title", "", pairs[:count]))
