@@ -12,6 +12,7 @@ fault is then tried by the tests that execute its line, quickest first.  One tha
 import argparse
 import ast
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ TESTS = {  # file: its tests under tests/, those first that are fast or see most
     "evaluation.py": "test_evaluation.py modules/test_similarity.py test_scan_vsepp.py runtime/test_distributed.py",
     "reporting/ranks.py": "modules/test_ranks.py test_evaluation.py",
     "systems/gsmn.py": "test_gsmn.py test_recipe.py tools/test_explain.py",
-    "systems/scan.py": "test_recipe.py test_scan_vsepp.py tools/test_explain.py",
+    "systems/scan.py": "test_recipe.py test_scan_vsepp.py modules/test_memory.py tools/test_explain.py",
     "systems/vsepp.py": "test_recipe.py test_scan_vsepp.py test_vsrn.py",
     "systems/vsrn.py": "test_vsrn.py test_recipe.py test_vsrn_golden.py test_pictures.py",
     "systems/table.py": "runtime/test_options.py test_recipe.py test_scan_vsepp.py runtime/test_checkpoint.py",
@@ -54,14 +55,14 @@ MESSAGES = ("logging.", "print(", "warn(", "if __name__")
 
 
 def that_matter(node, first=0, last=0):
-    """(node, its first and last line, of a whole statement) of all below, without messages and annotations."""
+    """(node, first and last line + 1 of its statement) of all below, without messages and annotations."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Raise, ast.arg)) or ast.unparse(child).startswith(MESSAGES):
             continue
         if isinstance(child, ast.stmt):
             body = getattr(child, "body", None)
             first, last = child.lineno, body[0].lineno - 1 if body else child.end_lineno
-        yield child, (first, max(first, last))
+        yield child, (first, max(first, last) + 1)
         yield from that_matter(child, first, last)
 
 
@@ -82,11 +83,11 @@ def faults(tree):
             call = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
             call = call and not ast.unparse(statement).startswith(MESSAGES)
             if call or isinstance(statement, ast.AugAssign) or isinstance(target, (ast.Attribute, ast.Subscript)):
-                yield statements, number, ast.Pass(), (statement.lineno, statement.end_lineno)
+                yield statements, number, ast.Pass(), (statement.lineno, statement.end_lineno + 1)
 
 
 def mutants(file):
-    """[(the line before and after, the changed source, first and last line)] of every fault."""
+    """[(the line before and after, the changed source, first and last line + 1)] of every fault."""
     tree = ast.parse((ROOT / file).read_text())
     before, found = ast.unparse(tree).splitlines(), []
     for place, key, new, lines in list(faults(tree)):
@@ -161,15 +162,20 @@ def in_fork(arguments, plugin, limit):
 
 
 def quickest(tests, file, lines):
-    """The tests of the map that execute one of the lines, ENOUGH of them."""
-    taken, total = [], 0
-    for name, (seconds, executed) in sorted(tests.items(), key=lambda item: item[1][0]):
-        if any(lines[0] <= line <= lines[1] for line in executed.get(file, ())):
-            if taken and total + seconds > ENOUGH:
-                break
-            taken.append(name)
-            total += seconds
-    return taken
+    """Tests of the map that execute one of the lines, for ENOUGH seconds: each test's quickest case, then others.
+
+    A line that runs when the file is imported belongs to all tests of the file.
+    """
+    at_line = [name for name, (_, executed) in tests.items() if set(executed.get(file, ())) & set(range(*lines))]
+    at_line = at_line or [name for name in tests if name.startswith(tuple(of_file(file)))]
+    cases, order = Counter(), []
+    for seconds, name in sorted((tests[name][0], name) for name in at_line):
+        test = name.partition("[")[0]
+        order.append((cases[test], seconds, name))
+        cases[test] += 1
+    order.sort()
+    total = itertools.accumulate(seconds for _, seconds, _ in order)
+    return [name for (_, _, name), so_far in zip(order, total) if so_far <= ENOUGH or name == order[0][2]]
 
 
 def of_file(file):
@@ -221,7 +227,7 @@ def tried(tests, file, line, changed, lines):
     source, start, catcher = Path(file).read_text(), time.time(), Path("catcher").resolve()
     Path(file).write_text(changed)
     catcher.write_text("time")
-    passes = in_fork(["-x", *(quickest(tests, file, lines) or of_file(file))], Watcher(catcher), 600)
+    passes = in_fork(["-x", *(quickest(tests, file, lines) if tests else of_file(file))], Watcher(catcher), 900)
     Path(file).write_text(source)
     by = "SURVIVED" if passes else catcher.read_text()
     return f"{file}:{lines[0]}: {line}\n    {by}  {time.time() - start:.0f} s"

@@ -19,7 +19,7 @@ from modules.memory import for_computing, joined
 class EncoderImageWeightNorm(nn.Module):
     """Region features (B, R, img_dim) -> unit vectors (B, R, D); the weight is g · v / ‖v‖, one g for all of it."""
 
-    def __init__(self, img_dim, embed_size, no_imgnorm=False):
+    def __init__(self, img_dim, embed_size, no_imgnorm):
         super().__init__()
         self.no_imgnorm = no_imgnorm
         self.fc = WholeWeightNormLinear(img_dim, embed_size)

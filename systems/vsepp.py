@@ -12,7 +12,7 @@ from systems.table import reads_pictures
 class EncoderVector(nn.Module):
     """Features of an image's regions, or of one region for the whole image -> one vector, of their mean."""
 
-    def __init__(self, img_dim, embed_size, use_abs=False, no_imgnorm=False):
+    def __init__(self, img_dim, embed_size, use_abs, no_imgnorm):
         super().__init__()
         self.use_abs, self.no_imgnorm = use_abs, no_imgnorm
         self.fc = linear(img_dim, embed_size)

@@ -216,6 +216,15 @@ def test_members_of_an_ensemble_have_the_same_items_in_the_same_order(two_models
         evaluation.evaluate([two_models[0], tmp_path / "other.pth.tar"], "test", device="cpu")
 
 
+def test_the_score_of_a_sentence_is_that_of_the_split(two_models):
+    for path in two_models:
+        net, opt, vocab = evaluation.load_model(path, device="cpu")
+        split = evaluation.data.open_split("test", opt.data_name, vocab, opt)
+        boxes = None if split.boxes is None else split.boxes[3]
+        found = net.score(split.image(3), boxes, split.captions[10:20], vocab)
+        np.testing.assert_allclose(found, sims_of([path])[3, 10:20], atol=1e-6)
+
+
 def test_a_missing_checkpoint_is_found_before_the_first_is_evaluated(two_models, tmp_path, capsys):
     with pytest.raises(InputError, match=r"nowhere\.pth\.tar"):
         evaluation.evaluate([*two_models, tmp_path / "nowhere.pth.tar"], "test", device="cpu")

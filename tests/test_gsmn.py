@@ -164,6 +164,8 @@ def test_fast_is_literal(propagation, is_sparse, case):
 def test_without_boxes_all_centres_are_one():
     net = model.GSMN(small_opt())
     images, words, boxes, depends, lengths = random_case()
+    with pytest.raises(ValueError, match="dependencies"):
+        model.GSMN(small_opt(is_sparse=True)).forward_sim(images, words, boxes, None, lengths)
     with torch.no_grad():
         none = net.forward_sim(images, words, None, depends, lengths)
         zero = net.forward_sim(images, words, torch.zeros_like(boxes), depends, lengths)

@@ -150,3 +150,4 @@ def test_scan_by_its_definition(way, norm, gather):
     weight = torch.randn(3, 4, generator=rng, dtype=torch.double)
     ours, theirs = (torch.autograd.grad((x * weight).sum(), [images, *words]) for x in (scores, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+    assert net.forward_sim(images[:0], words, cap_lens=[5, 1, 3, 2]).shape == (0, 4)

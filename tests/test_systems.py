@@ -76,6 +76,8 @@ def test_every_weight_is_in_a_checkpoint(tiny_data, tmp_path, model):
     net, _, _ = write_model(tiny_data, tmp_path / "x.pth.tar", model=model)
     found = load_checkpoint(tmp_path / "x.pth.tar")
     assert len(found["model"]) == len(net.parts)
+    with pytest.raises(ValueError, match=f"{len(net.parts) - 1} state dicts"):
+        net.load_state_dict(found["model"][1:])
     net.lost = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="lost"):
         net.further_parts()

@@ -81,21 +81,23 @@ def test_a_new_run_leaves_the_log_of_an_earlier_one_aside(tmp_path, caplog):
 
 
 def test_a_stop_during_validation_is_made_up_for(tiny_data, tmp_path, monkeypatch):
-    whole = run(tiny_data, tmp_path / "whole", "--val_step", 4)
-    shard, calls = train.score_all, []
+    """Within an epoch, then at its end."""
+    more = [tiny_data, tmp_path / "parts", "--val_step", 4]
+    run(tiny_data, tmp_path / "whole", *more[2:], epochs=1)
+    score, stops = train.score_all, iter([True, False, True])
 
     def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 2:
+        if next(stops, False):
             signal.raise_signal(signal.SIGTERM)
-        return shard(*args)
+        return score(*args)
 
     monkeypatch.setattr(train, "score_all", interrupted)
-    with pytest.raises(SystemExit):
-        run(tiny_data, tmp_path / "parts", "--val_step", 4)
-    monkeypatch.undo()
-    parts = run(tiny_data, tmp_path / "parts", "--val_step", 4, "--resume", tmp_path / "parts/ck")
-    assert same_weights(whole / "checkpoint_1.pth.tar", parts / "checkpoint_1.pth.tar")
+    for resume in ([], ["--resume", tmp_path / "parts/ck"]):
+        with pytest.raises(SystemExit):
+            run(*more, *resume, epochs=1)
+    run(*more, *resume, epochs=1)
+    for name in ("checkpoint_0.pth.tar", "model_best.pth.tar"):
+        same_state(tmp_path / "whole/ck" / name, tmp_path / "parts/ck" / name)
     assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
 
 
