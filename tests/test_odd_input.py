@@ -137,10 +137,8 @@ def test_broken_features_found_by_a_worker(script, place, monkeypatch, capsys, w
     split = script.split()[0]
     array(f"{split}_ims", put(np.nan, 3, 1, 2))()
     code, said = spoil.run(script, "--workers 2", monkeypatch, capsys)
-    assert code == 2 and said == [
-        f"error: {TINY}/{split}_ims.npy, row 3: NaN or infinity among the features; "
-        "extract the features of this image again"
-    ]
+    assert code == 2 and len(said) == 1
+    assert said[0].startswith(f"error: {TINY}/{split}_ims.npy, row 3: NaN or infinity")
     assert not list(Path(".").glob("run/ck/*.tar"))
 
 

@@ -338,9 +338,8 @@ PARTS = {
         if system is GSMN or "--kernel" not in flags
     ],
     "systems": lambda opt, ways: [
-        row
-        for name, flags in SYSTEMS.items()
-        for row in [(f"{name}, evaluation", evaluation, flags), (f"{name}, step of 64", whole_step, flags, 64, [])]
+        *[(f"{name}, evaluation", evaluation, flags) for name, flags in SYSTEMS.items()],
+        *[(f"{name}, batch {b}", whole_step, flags, b, []) for name, flags in SYSTEMS.items() for b in opt.batch_size],
     ],
     "loading": lambda opt, ways: [(f"{n} workers", loading, n) for n in opt.workers],
     "processes": lambda opt, ways: [(f"{n} of them", processes, n) for n in sorted({1, opt.processes})],
