@@ -41,17 +41,12 @@ def readable(read):
 
 
 def feature_parts(dataset):
-    """What the digest of a split's features is made of, as an iterator."""
+    """What the digest of a split's features is made of: at most SAMPLED of them, evenly spread, with both ends."""
+    items = dataset.images if dataset.region_count else dataset.picture_files()
+    sampled = np.unique(np.linspace(0, len(items) - 1, min(len(items), SAMPLED)).astype(int)).tolist()
     if not dataset.region_count:
-        files = dataset.picture_files()
-        return (str(files[g].stat().st_size) for g in sampled(len(files)))
-    rows = dataset.images
-    return iter([f"{rows.shape} {rows.dtype}", *(rows[g].tobytes() for g in sampled(len(rows)))])
-
-
-def sampled(count):
-    """At most SAMPLED numbers below count, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)).tolist()
+        return [str(items[g].stat().st_size) for g in sampled]
+    return [f"{items.shape} {items.dtype}", *(items[g].tobytes() for g in sampled)]
 
 
 def digest(parts):

@@ -33,10 +33,8 @@ def open_regular(path, missing="no such file"):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise InputError(f"{path}: {missing}") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{shortened(path)}: cannot be read ({reason(error)})") from None
-    except ValueError as error:  # a zero byte in the name
-        raise InputError(f"{shortened(path)}: cannot be read ({error})") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

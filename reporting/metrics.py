@@ -65,16 +65,12 @@ def sum_of_recalls(images, captions, ks=(1, 5, 10)):
 # ---- the table
 
 
-def of_images(function):
-    return lambda images, captions: function(images)
+def one_direction(direction, short, end, way):
+    """The entries of one direction.  short: its name in a line; end: of the keys; way: 0 or 1, its ranks of the two."""
 
+    def of(function):
+        return lambda *ranks: function(ranks[way])
 
-def of_captions(function):
-    return lambda images, captions: function(captions)
-
-
-def one_direction(direction, short, end, of):
-    """The entries of one direction.  short: its name in a line; end: of the keys; of: chooses the ranks."""
     return (
         Metric(f"ar{end}", "Average", direction, of(average), line=f"Average {short} Recall"),
         *(Metric(f"r{k}{end}", f"R@{k}", direction, of(partial(recall, k=k)), line=direction) for k in (1, 5, 10)),
@@ -85,8 +81,8 @@ def one_direction(direction, short, end, of):
 
 METRICS = [  # in the order of the printed block
     Metric("rsum", "rsum", BOTH, sum_of_recalls, "sum", line="rsum"),
-    *one_direction(I2T, "i2t", "", of_images),
-    *one_direction(T2I, "t2i", "i", of_captions),
+    *one_direction(I2T, "i2t", "", 0),
+    *one_direction(T2I, "t2i", "i", 1),
     Metric("r1r5", "R@1 + R@5", BOTH, partial(sum_of_recalls, ks=(1, 5)), "sum"),
 ]
 

@@ -6,7 +6,7 @@ Everything goes pair by pair, in double precision.  A model is taken for its par
 import torch
 import torch.nn.functional as F
 
-from modules.literal import literal_log_probs, literal_scores
+from modules.literal import literal_scores
 
 
 def unit(x, epsilon=0.0, dim=-1):
@@ -140,3 +140,35 @@ def recalls(sims):
     images = [(row[~true] >= row[true].max()).sum().item() for row, true in zip(sims, own)]
     captions = [(column[~true] >= column[true]).sum().item() for column, true in zip(sims.t(), own.t())]
     return [100 * sum(rank < k for rank in ranks) / len(ranks) for ranks in (images, captions) for k in (1, 5, 10)]
+
+
+# ---- the caption model, step by step
+
+
+def literal_step(model, word, state, memory):
+    """e_i = v . tanh(W [H_i ; h] + b), c = sum_i softmax(e)_i H_i, one recurrent step of torch's layer."""
+    decoder = model.decoder
+    hidden = (state[0] if isinstance(state, tuple) else state)[0]  # (B, H)
+    both = torch.cat([memory, hidden.unsqueeze(1).expand_as(memory)], 2)
+    weights = decoder.attention.linear2(torch.tanh(decoder.attention.linear1(both))).softmax(1)  # (B, R, 1)
+    context = (weights * memory).sum(1)
+    output, state = decoder.rnn(torch.cat([decoder.embedding(word), context], 1).unsqueeze(0), state)
+    return decoder.out(output[0]).log_softmax(1), state
+
+
+def literal_start(model, regions):
+    """The encoder by hand; the two directions' last states stand side by side."""
+    memory, last = model.encoder.rnn(model.encoder.vid2hid(regions))
+    if isinstance(last, tuple):
+        return memory, tuple(torch.cat(list(x), 1).unsqueeze(0) for x in last)
+    return memory, torch.cat(list(last), 1).unsqueeze(0)
+
+
+def literal_log_probs(model, regions, labels):
+    """All max_len - 1 steps, each with its own output layer: (B, max_len - 1)."""
+    memory, state = literal_start(model, regions)
+    columns = []
+    for t in range(labels.shape[1] - 2):
+        log_p, state = literal_step(model, labels[:, t], state, memory)
+        columns.append(log_p.gather(1, labels[:, t + 1 : t + 2]))
+    return torch.cat(columns, 1)

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
+from plain import literal_log_probs, literal_start, literal_step
 
 from modules.caption_model import END, PAD, START, CaptionModel
-from modules.literal import literal_log_probs, literal_start, literal_step
 
 B, R, VOCAB, WIDTH, MAX_LEN = 5, 4, 13, 6, 9
 VARIANTS = [(rnn, both) for rnn in ("gru", "lstm") for both in (False, True)]
