@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints.fields import check_fields, check_optimizer, first_line
+from checkpoints.fields import check_fields, first_line, is_number
 from files import pickles
 from files.checksum import sha256
 from files.errors import InputError, reason, warn
@@ -229,38 +229,49 @@ def restore_rng(state):
 
 
 def restore_training(checkpoint, model, optimizer, path):
-    """Restore an optimiser and the random generators from a checkpoint.
-
-    InputError where the optimiser's state does not fit the model's parameters, and where a random state is broken.
-    """
-    parameters = list(model.parameters())
-    check_optimizer(checkpoint["optimizer"], parameters, path)
+    """Restore an optimiser and the random generators from a checkpoint; InputError where one of them is broken."""
+    what = "optimiser's state is"
     try:
+        state = adam_state(checkpoint["optimizer"], list(model.parameters()), optimizer)
+        what = "random states are"
         restore_rng(checkpoint["rng"])
-        optimizer.load_state_dict(adam_state(checkpoint["optimizer"], parameters, optimizer))
     except Exception as error:  # each random generator complains in its own way
-        kind = type(error).__name__
-        raise InputError(
-            f"{path}: its random states are broken ({kind}: {first_line(error)}); resume from another checkpoint"
-        ) from None
+        fault = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{path}: its {what} broken ({fault}); resume from another checkpoint") from None
+    optimizer.load_state_dict(state)
 
 
+@torch.no_grad()
 def adam_state(saved, parameters, optimizer):
-    """A checked state for this run's Adam: its moments in memory of their own, laid out as the parameters.
+    """A saved state for this run's Adam: its moments in memory of their own, laid out as the parameters.
 
     Adam's kernels write as if a moment lay in memory as its parameter does, whatever strides the file claims.  Of the
-    settings only the numbers are taken: the others, as amsgrad, need entries that a state may lack.
+    settings only the numbers are taken: the others, as amsgrad, need entries that a state may lack.  ValueError, or
+    another error, names what does not fit these parameters.
     """
-
-    def own(number, entry):
-        moments = {name: torch.empty_like(parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
-        with torch.no_grad():
-            return {"step": entry["step"], **{name: empty.copy_(entry[name]) for name, empty in moments.items()}}
-
-    state = optimizer.state_dict()
+    (group,), entries, state = saved["param_groups"], {}, optimizer.state_dict()
+    if group["params"] != list(range(len(parameters))):
+        raise ValueError(f"its parameters are not the {len(parameters)} of this model")
     for name in ("lr", "betas", "eps", "weight_decay"):
-        state["param_groups"][0][name] = saved["param_groups"][0][name]
-    return {**state, "state": {number: own(number, entry) for number, entry in saved["state"].items()}}
+        numbers, count = (group[name], 2) if name == "betas" else ([group[name]], 1)
+        if len(numbers) != count or not all(is_number(x, 0) and (count == 1 or x < 1) for x in numbers):
+            raise ValueError(name)
+        state["param_groups"][0][name] = group[name]
+    for number, entry in saved["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise ValueError("an entry of no parameter")
+        step, moments = entry["step"], {}
+        if not is_number(step.item() if torch.is_tensor(step) else step, 0):
+            raise ValueError(f"the step of parameter {number}")
+        for name, least in (("exp_avg", -torch.inf), ("exp_avg_sq", 0)):
+            moment, own = entry[name], torch.empty_like(parameters[number])
+            if not moment.is_floating_point() or moment.shape != own.shape:
+                raise ValueError(f"{name} of parameter {number}")
+            if not (own.copy_(moment).isfinite() & (own >= least)).all():
+                raise ValueError(f"{name} of parameter {number}")
+            moments[name] = own
+        entries[number] = {"step": step, **moments}
+    return {**state, "state": entries}
 
 
 @functools.cache

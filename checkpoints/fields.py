@@ -1,8 +1,7 @@
 """The type of each checkpoint field: one table, checked once when a file is read.
 
-A checkpoint file may be damaged or malicious.  After `check_fields` every field
-has the type that the programs rely on; `check_shapes` and `check_optimizer` compare sizes with the file's own tensors
-before memory is taken for them.
+A checkpoint file may be damaged or malicious.  After `check_fields` every field has the type that the programs rely on;
+`check_shapes` compares sizes with the file's own tensors before memory is taken for them.
 """
 
 import argparse
@@ -133,41 +132,6 @@ def described(tensor):
         return "missing"
     shape = " x ".join(map(str, tensor.shape)) or "a number"
     return shape if tensor.is_floating_point() else f"{shape} (whole)"
-
-
-def check_optimizer(state, parameters, path):
-    """InputError where an optimiser's state does not fit these parameters: entries, shapes, settings."""
-    if fault := optimizer_fault(state["param_groups"], state["state"], parameters):
-        raise InputError(f"{path}: the optimiser's state is broken ({fault}); resume from another checkpoint")
-
-
-def optimizer_fault(groups, entries, parameters):
-    """The first part of an optimiser's state that does not fit, in words; None where all does."""
-    count = len(parameters)
-    if len(groups) != 1 or not is_table(groups[0]) or groups[0].get("params") != list(range(count)):
-        return f"its parameters are not the {count} of this model"
-    for name in ("lr", "eps", "weight_decay"):
-        if not is_number(groups[0].get(name), 0):
-            return name
-    betas = groups[0].get("betas")
-    if type(betas) not in (list, tuple) or len(betas) != 2 or not all(is_number(b, 0) and b < 1 for b in betas):
-        return "betas"
-    for number, entry in entries.items():
-        if type(number) is not int or not 0 <= number < count or not is_table(entry):
-            return "an entry of no parameter"
-        step, shape = entry.get("step"), parameters[number].shape
-        step = step.item() if torch.is_tensor(step) and step.numel() == 1 else step
-        right = is_moment(entry.get("exp_avg"), shape) and is_moment(entry.get("exp_avg_sq"), shape, 0)
-        if not right or not is_number(step, 0):
-            return f"the step or a moment of parameter {number}"
-    return None
-
-
-def is_moment(moment, shape, least=-torch.inf):
-    """Whether this is a tensor of this shape, of finite reals from `least` on."""
-    if not torch.is_tensor(moment) or moment.shape != shape or not moment.is_floating_point():
-        return False
-    return bool((torch.isfinite(moment) & (moment >= least)).all())
 
 
 def first_line(error):
