@@ -159,25 +159,19 @@ def check_place(folder):
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise InputError(f"--report {folder}: no folder can be made here ({reason(error)})") from None
-    if there - CONTENTS or (there and not is_report(folder)):
+    index = folder / "index.html"
+    is_report = index.is_file() and GENERATOR in index.read_text(encoding="utf-8", errors="replace")[:1000]
+    if there - CONTENTS or (there and not is_report):
         raise InputError(f"--report {folder}: holds {min(there - CONTENTS or there)}, no report; name another folder")
     if not os.access(folder.parent, os.W_OK):
         raise InputError(f"--report {folder}: cannot be made (no right to write in {folder.parent})")
 
 
-def is_report(folder):
-    index = folder / "index.html"
-    return index.is_file() and GENERATOR in index.read_text(encoding="utf-8", errors="replace")[:1000]
-
-
 @contextlib.contextmanager
 def replaced(folder):
     """A folder to fill; at the end it takes the place of `folder`, or vanishes on an error."""
-    old, building = folder.with_name(f".{folder.name}.old"), Path(temporary_name(folder.parent, "work"))
+    old, building = (Path(temporary_name(folder.parent, "work")) for _ in range(2))
     try:
-        if old.exists() and not folder.exists():  # an earlier run was killed between the two renames
-            os.rename(old, folder)
-        shutil.rmtree(old, ignore_errors=True)
         building.mkdir()
         yield building
         if folder.exists():

@@ -3,7 +3,6 @@
 import functools
 import html
 import json
-import os
 import re
 import sys
 
@@ -234,14 +233,6 @@ def test_an_unfinished_report_leaves_the_earlier_one(tmp_path, tiny_data, monkey
                 write_report(tiny_data, site)
         assert {path: path.read_bytes() for path in site.rglob("*.*") if path.is_file()} == before
         assert sorted(path.name for path in tmp_path.glob("*site*")) == ["site"]
-
-
-def test_an_earlier_report_is_recovered_after_a_kill(tmp_path, tiny_data):
-    site = tmp_path / "site"
-    write_report(tiny_data, site)
-    os.rename(site, tmp_path / ".site.old")  # killed between the two renames
-    write_report(tiny_data, site)
-    assert sorted(path.name for path in tmp_path.glob("*site*")) == ["site"]
 
 
 @pytest.mark.parametrize("module, package", [("jinja2", "jinja2"), ("PIL", "pillow")])

@@ -73,7 +73,7 @@ def test_dropout_is_the_same_in_both_encodings(tiny_data):
     assert slope == pytest.approx(direction.square().sum().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("flags", [GSMN, VSRN])
+@pytest.mark.parametrize("flags", [GSMN, pytest.param(VSRN, marks=pytest.mark.slow)])
 def test_compiled_encoders_agree(tiny_data, flags):
     """Tracing and names, without a C++ compiler: torch's own backend compiles for half a minute and more."""
     plain, batch = prepared(tiny_data, flags)
