@@ -116,25 +116,21 @@ def caption_ids(dataset, owner, published):
         )
     if dataset.captions is None:
         warn(f"{path.name} and the captions' texts are missing: their order is taken to be SCAN's testall")
-    elif digest(dataset.captions) != PUBLISHED:
+    elif hashlib.sha256("\n".join(map(letters, dataset.captions)).encode()).hexdigest() != PUBLISHED:
         raise InputError(f"--eccv: the captions of {dataset.split} are not those of SCAN's testall; {need}")
     return published, "eccv_caption"
 
 
 def read_numbers(path, n):
-    lines = read_lines(path)
+    lines, seen = read_lines(path), {}
     for number, line in enumerate(lines, start=1):
         if not re.fullmatch(r"\s*\d{1,18}\s*", line, re.ASCII):
             raise InputError(f"{path}, line {number}: {line[:40]!r} is not one of COCO's numbers")
+        if (first := seen.setdefault(int(line), number)) < number:
+            raise InputError(f"{path}, line {number}: {line} is already in line {first}; name a caption once")
     if len(lines) != n:
         raise InputError(f"{path}: {len(lines)} lines; need one for each of {n} captions")
-    numbers = [int(line) for line in lines]
-    seen = {}
-    for line, number in enumerate(numbers, start=1):
-        if number in seen:
-            raise InputError(f"{path}, line {line}: {number} is already in line {seen[number]}; name a caption once")
-        seen[number] = line
-    return numbers
+    return list(seen)
 
 
 def picture_ids(path, owner):
@@ -142,7 +138,7 @@ def picture_ids(path, owner):
     groups = {}
     for caption in open_array(path).ravel().tolist():
         groups.setdefault(owner.get(caption), []).append(caption)
-    return [caption for some in groups.values() for caption in some[:CAPTIONS_PER_IMAGE]], path
+    return [caption for group in groups.values() for caption in group[:CAPTIONS_PER_IMAGE]], path
 
 
 def image_ids(captions, owner, source):
@@ -169,10 +165,6 @@ def image_ids(captions, owner, source):
 def letters(text):
     """The letters and digits of a text, which tokenizers and spellings of punctuation do not change."""
     return re.sub("[^a-z0-9]", "", text.lower())
-
-
-def digest(captions):
-    return hashlib.sha256("\n".join(map(letters, captions)).encode()).hexdigest()
 
 
 # ---- printing
