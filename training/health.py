@@ -51,10 +51,6 @@ class GuardedAdam(torch.optim.Adam):
         broken = (torch.stack(numbers).sum() * 0 != 0).float()  # NaN · 0 and infinity · 0 are NaN, which is not 0
         self.found_inf = broken if self.found_inf is None else torch.maximum(self.found_inf, broken)
 
-    def load_state_dict(self, state):
-        """Also the state of an Adam that was not fused."""
-        super().load_state_dict({**state, "param_groups": [{**g, "fused": True} for g in state["param_groups"]]})
-
 
 def check_step(step, model, batch_of):
     """InputError where a step_figures.Step's loss or gradient is not finite.  batch_of: captions' numbers -> Batch."""
@@ -85,12 +81,8 @@ class CollapseWatch:
         self.recent.append(abs(loss - flat) < 0.01 * flat and spread < SPREAD * self.margin)
         if len(self.recent) == self.recent.maxlen and all(self.recent):
             logging.warning(
-                "The retrieval loss has stayed at %.1f = 2 x margin x batch for %d steps, and all similarities of a "
-                "batch are equal to within %.2g: the model has collapsed. %s",
-                loss,
-                len(self.recent),
-                spread,
-                CURE,
+                f"The retrieval loss has stayed at {loss:.1f} = 2 x margin x batch for {len(self.recent)} steps, and "
+                f"all similarities of a batch are equal to within {spread:.2g}: the model has collapsed. {CURE}"
             )
             self.recent.clear()
             self.near.clear()
@@ -99,9 +91,6 @@ class CollapseWatch:
         """rsum: of the dev split, after the steps so far."""
         if rsum < LOW and sum(self.near) > 0.9 * self.near.maxlen:  # a small last batch of an epoch may differ
             logging.warning(
-                "The retrieval loss has stayed near 2 x margin x batch, the value of equal similarities, for %d steps, "
-                "and rsum is %.1f: the model hardly learns. %s",
-                len(self.near),
-                rsum,
-                CURE,
+                "The retrieval loss has stayed near 2 x margin x batch, the value of equal similarities, for "
+                f"{len(self.near)} steps, and rsum is {rsum:.1f}: the model hardly learns. {CURE}"
             )
