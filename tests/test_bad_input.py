@@ -43,7 +43,7 @@ CASES = {
     "fewer images": ("train", array("train_ims", lambda x: x[:7]), "train_ims.npy", "features"),
     "not five captions": ("train", line(IDS, 40, None), "train_ims.npy", "features"),
     "integers as features": ("train", array("train_ims", lambda x: x.astype(int)), "train_ims.npy", "features"),
-    "features of another width": ("train", array("train_ims", lambda x: x[:, :, :7]), "train_ims.npy", "features"),
+    "features of another width": ("train", array("train_ims", lambda x: x[:, :, :7]), "dev_ims.npy", "features"),
     "one vector an image": ("train", array("train_ims", lambda x: x[:, 0]), "train_ims.npy", "shape"),
     "NaN in features": ("train", array("train_ims", put(np.nan, 6, 1, 2)), "train_ims.npy, row 6", "infinity"),
     "infinity in dev": ("train", array("dev_ims", put(-np.inf, 3, 0, 0)), "dev_ims.npy, row 3", "infinity"),

@@ -12,11 +12,12 @@ import torch
 import toy
 import with_toy
 from forked import Forked, all_ended
-from tiny import SIZES, dataset_of, write_model
+from tiny import SIZES, dataset_of, small_opt, write_model
 
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.loading import load_model
 from files import features
+from model import build_model
 from reporting import ranks
 from reporting.metrics import METRICS
 from systems.options import train_options
@@ -78,9 +79,25 @@ def test_every_weight_is_in_a_checkpoint(tiny_data, tmp_path, model):
     assert len(found["model"]) == len(net.parts)
     with pytest.raises(ValueError, match=f"{len(net.parts) - 1} state dicts"):
         net.load_state_dict(found["model"][1:])
+    found["model"][0].popitem()
+    with pytest.raises(RuntimeError, match="Missing"):
+        net.load_state_dict(found["model"])
     net.lost = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="lost"):
         net.further_parts()
+
+
+VECTORS = {"gsmn": (False, False), "scan": (False, False), "vsepp": (True, True), "vsrn": (True, True)}
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_what_flags_make_of_a_model(model):
+    """One vector an image, an inner product as similarity; the precision of products."""
+    for tf32 in (True, False):
+        net = build_model(small_opt(model, tf32=tf32))
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+    assert (net.one_vector, net.inner_product) == VECTORS[model]
+    assert not build_model(small_opt(model, measure="order")).inner_product
 
 
 KINDS = {

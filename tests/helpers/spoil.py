@@ -24,7 +24,7 @@ from runtime import start
 MAINS = {"train": train, "test": test, "testall": testall, "test_stack": test_stack, "vocab": vocab}
 SPLITS = {"train": 8, "dev": 4, "test": 4, "testall": 4}
 DATA = "--data_path data --vocab_path vocab --data_name tiny_precomp --device cpu --workers 0"
-RUN = f"{DATA} --img_dim 8 --num_epochs 1 --logger_name run/log --model_name run/ck"
+RUN = f"{DATA} --num_epochs 1 --logger_name run/log --model_name run/ck"
 GSMN, VSRN = f"{SIZES['gsmn']} {RUN} --batch_size 16", f"{SIZES['vsrn']} {RUN} --batch_size 16"
 FLAGS = {
     "train": GSMN,
@@ -45,8 +45,8 @@ def prepare(root):
     make_tiny(root, splits=SPLITS)
     words = vocab.load_vocab(root / "vocab", "tiny_precomp")
     (root / "gsmn").mkdir()
-    save(root / "gsmn/model_best.pth.tar", words, GSMN)
-    save(root / "vsrn", words, VSRN)
+    save(root / "gsmn/model_best.pth.tar", words, f"{GSMN} --img_dim 8")
+    save(root / "vsrn", words, f"{VSRN} --img_dim 8")
 
 
 def save(path, words, flags, **more):

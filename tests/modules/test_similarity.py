@@ -121,14 +121,17 @@ def test_blocks_of_an_evaluation_fit_the_budget(budget):
 
 
 @needs_kernel
-def test_evaluation_does_not_depend_on_memory():
-    net = network(propagation="neighbors")
+def test_evaluation_does_not_depend_on_memory(monkeypatch):
+    net, blocks = network(propagation="neighbors"), []
     images, words, boxes, _, lengths = random_case(regions=36, lengths=(3, 1, 18, 3, 2, 7), images=5, width=64)
     with torch.no_grad():
         whole = net.forward_sim(images, words, boxes, None, lengths)
+    similarity = net.similarity
+    monkeypatch.setattr(net, "similarity", lambda some, texts: blocks.append(len(some)) or similarity(some, texts))
     for net.sim_memory in (256, 12, 8):
         found = evaluation.shard_xattn(net, images, words, boxes, None, lengths)
         assert torch.equal(torch.from_numpy(found), whole)
+    assert blocks[0] == 5
 
 
 def test_calls_alive_at_once_do_not_share_memory():

@@ -34,7 +34,8 @@ def test_steps_are_recorded(tiny_data, tmp_path):
                 found.setdefault(value.tag, []).append(value.simple_value)
     for tag in ("positive", "hardest_negative", "score_spread", "grad_norm", "pairs_per_second"):
         assert len(found[tag]) == len(found["Le"]) == 7 and all(map(math.isfinite, found[tag]))
-    assert min(found["grad_norm"]) > 0 and min(found["pairs_per_second"]) > 0
+    assert min(found["grad_norm"]) > 0 and min(found["pairs_per_second"]) > 1e-3
+    assert 0 <= min(found["data_time"]) <= max(found["data_time"]) < 1e3
     steps, validated = read_log(tmp_path / "log" / "log.jsonl")
     assert [(row["Eiters"], row["epoch"], row["step"], row["lr"]) for row in steps] == [
         (3, 0, 2, 0.01),

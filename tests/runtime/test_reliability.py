@@ -265,7 +265,8 @@ def test_the_deterministic_run_is_the_run(tiny_data, tmp_path):
     plain = run(tiny_data, tmp_path / "plain", *FEW, "--model", "vsrn", epochs=1)
     try:
         fixed = run(tiny_data, tmp_path / "fixed", *FEW, "--model", "vsrn", "--deterministic", epochs=1)
-        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
