@@ -105,7 +105,7 @@ class Training:
 def set_up(opt, given):
     """Flags -> Training, at its beginning or where --resume left it.  given: names of the flags that were given."""
     opt.device = devices.choose(opt.device)
-    path, saved = load_resumed(opt.resume) if opt.resume else (None, refuse_used_folder(opt.model_name))
+    path, saved, before = load_resumed(opt.resume) if opt.resume else (None, None, refuse_used_folder(opt.model_name))
     goes_on = False  # in the folder of an earlier run
     if saved:
         asked, opt = opt, resume_options(opt, given, saved["opt"], path, logging.warning)
@@ -133,7 +133,7 @@ def set_up(opt, given):
     parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
     replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
-    lock = distributed.on_main(lock_run, opt, goes_on)
+    lock = distributed.on_main(lock_run, opt, before if goes_on else None)
     log = distributed.on_main(RunLog, opt.logger_name, progress.Eiters if goes_on else None)
     log.config(opt, checkpoint.versions(), [loader.dataset, val_loader.dataset])
     return Training(

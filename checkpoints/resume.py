@@ -87,10 +87,16 @@ def log_of(folder, stored, exists):
     return None if missing else found
 
 
-def lock_run(opt, goes_on):
+def written(path):
+    """The checkpoints of the folder of `path`, and when each was written."""
+    return {(file.name, file.stat().st_mtime_ns) for file in Path(path).parent.glob("*.pth.tar")}
+
+
+def lock_run(opt, before=None):
     """Keep other trainings out of this run's folders until .close(), or the end of this process.
 
-    InputError where another one is at work in them, or has been since they were looked at.
+    before: what `written` said of the folder that the run goes on in, when its checkpoint was read.  InputError where
+    another training is at work in the folders, or has been since they were looked at.
     """
     with contextlib.ExitStack() as held:
         for folder in {os.path.realpath(name): name for name in (opt.model_name, opt.logger_name)}.values():
@@ -106,8 +112,10 @@ def lock_run(opt, goes_on):
                 )
             held.enter_context(lock)
             os.register_at_fork(after_in_child=lock.close)  # a worker that outlives this process must not hold it
-        if not goes_on:
+        if before is None:
             refuse_used_folder(opt.model_name)
+        elif written(os.path.join(opt.model_name, checkpoint.BEST)) != before:
+            raise InputError(f"{opt.model_name}: another training wrote checkpoints meanwhile; start this one again")
         return held.pop_all()
 
 
@@ -115,13 +123,19 @@ def lock_run(opt, goes_on):
 
 
 def load_resumed(path):
-    """A file, or a folder whose newest complete checkpoint is taken -> (the file's path, its content)."""
+    """A file, or a folder whose newest complete checkpoint is taken -> (its path, its content, what `written` says).
+
+    A warning says which newer checkpoint lies beside it, since the run repeats what led there.
+    """
     path = checkpoint.find_checkpoint(path, resume=True, say=logging.warning)
-    saved = checkpoint.load_checkpoint(path)
+    before, saved = written(path), checkpoint.load_checkpoint(path)
+    beside = checkpoint.ordered(os.path.dirname(path) or ".", ["checkpoint_*.pth.tar"])[:1]
+    if beside and checkpoint.read_checkpoint(beside[0], lazily=True)["Eiters"] > saved["Eiters"]:
+        logging.warning("%s: older than %s, which a run in this folder writes again", path, beside[0])
     if "optimizer" not in saved:
         logging.warning("%s: a released checkpoint, without the optimiser's state: Adam starts anew", path)
     logging.info("=> resuming %s (epoch %d, step %d)", path, saved["epoch"], saved.get("step", 0))
-    return path, saved
+    return path, saved, before
 
 
 def resume_options(opt, given, saved, path, say):

@@ -7,7 +7,7 @@ import shutil
 from argparse import Namespace
 
 import pytest
-from tiny import SPLITS, make_tiny, names, run, stop_after
+from tiny import SPLITS, make_tiny, names, run, stop_after, validations
 
 import train
 from checkpoints.resume import check_data, settle_folders
@@ -77,6 +77,22 @@ def test_two_trainings_never_share_a_folder(tiny_data, tmp_path, taken):
         run(tiny_data, tmp_path, *FEW, epochs=1)
     assert not names(tmp_path / taken)
     run(tiny_data, tmp_path, *FEW, epochs=1)
+
+
+def test_a_resumed_run_never_repeats_what_another_wrote_meanwhile(tiny_data, tmp_path, monkeypatch, caplog):
+    """A job that is started again while the first one still writes its last checkpoint."""
+    run(tiny_data, tmp_path, *FEW, epochs=1)
+    last, lock = tmp_path / "ck/checkpoint_1.pth.tar", train.lock_run
+    monkeypatch.setattr(train, "lock_run", lambda *way: [last.write_bytes(b""), lock(*way)][1])
+    with pytest.raises(InputError, match="meanwhile"):
+        run(tiny_data, tmp_path, *FEW, "--resume", tmp_path / "ck")
+    assert len(validations(tmp_path / "log")) == 1
+    monkeypatch.undo()
+    last.unlink()
+    run(tiny_data, tmp_path, *FEW, "--resume", tmp_path / "ck")
+    assert "checkpoint_1.pth.tar" not in caplog.text
+    run(tiny_data, tmp_path, *FEW, "--resume", tmp_path / "ck/checkpoint_0.pth.tar")
+    assert "checkpoint_1.pth.tar" in caplog.text  # which this run wrote again
 
 
 def test_an_epoch_goes_on_with_its_own_data_only(tiny_data, tmp_path, monkeypatch):
