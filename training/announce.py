@@ -54,7 +54,7 @@ def announce_start(training):
     for split, loader in (("train", training.loader), ("dev", training.val_loader)):
         logging.info("%s: %s", loader.dataset.folder / split, split_line(loader.dataset))
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
-    logging.info("%d epochs of %d steps, %d pairs a step%s", opt.num_epochs, steps, opt.batch_size, start)
+    logging.info("%s of %d steps, %d pairs a step%s", in_epochs(opt), steps, opt.batch_size, start)
     size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
     logging.info("Checkpoints: %s", opt.model_name)
     less = "" if opt.keep else " (--keep N: the newest N and the best)"
@@ -64,6 +64,10 @@ def announce_start(training):
     if free < size * count:
         logging.warning("%s: %s are free, fewer than the checkpoints need; --keep 2 needs %s",
                         opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
+
+
+def in_epochs(opt):
+    return f"{opt.num_epochs} epoch{'' if opt.num_epochs == 1 else 's'}"
 
 
 def size_line(model):
@@ -110,7 +114,11 @@ def log_line(training, step):
     facts, losses = step.facts, losses_of(step.figures)
     del losses[training.model.retrieval_loss]
     parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
-    parts += [f"grad {step.figures['grad_norm']:.3g}", f"{facts['batch_time']:.2g}s", f"{time_left(training)} left"]
+    parts += [
+        f"grad {step.figures['grad_norm']:.3g}",
+        f"{facts['batch_time']:.2g}s/it",
+        f"{time_left(training)} left",
+    ]
     place = f"Epoch {facts['epoch']} {facts['step'] + 1}/{len(training.loader)}"
     logging.info("%s %s", place, " ".join(parts))
 
@@ -138,7 +146,7 @@ def announce_end(training):
     opt, best, seconds = training.opt, Path(training.opt.model_name) / BEST, time.time() - training.began[0]
     took = time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))
     days = f"{seconds // 86400:.0f} days " if seconds >= 86400 else ""
-    logging.info("Finished %d epochs in %s%s", opt.num_epochs, days, took)
+    logging.info("Finished %s in %s%s", in_epochs(opt), days, took)
     announce_best(training)
     write_page(training, best)
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]

@@ -42,5 +42,5 @@ def test_the_scripts_take_its_commands():
 def test_a_failing_step_stops_the_demo(monkeypatch):
     monkeypatch.setattr(demo.subprocess, "run", lambda command, cwd: SimpleNamespace(returncode=2))
     with pytest.raises(SystemExit) as stop:
-        demo.run_step("train", "train.py")
+        demo.run_step("1 of 1", "train", "train.py")
     assert stop.value.code == 2
