@@ -79,8 +79,8 @@ def best_of(rows, select):
 def curves(steps, validations):
     """The rows of a log -> {heading: {name of a line: [(step, value)]}}, those that have points."""
     losses = dict.fromkeys(name for row in steps for name in row["losses"])
-    if len(losses) == 2:  # one loss alone is the sum
-        losses.pop("loss", None)
+    if len(losses) == 2 and "loss" in losses:  # one loss alone is the sum
+        losses = {"loss": None}
     found = {
         "Loss": {name: points(steps, lambda row, name=name: row["losses"].get(name)) for name in losses},
         "Learning rate": {"learning rate": points(steps, lambda row: row.get("lr"))},
@@ -115,7 +115,7 @@ def beside_each_other(drawn):
 def chart(title, lines):
     """{name: [(step, value)]} -> what the template draws: ticks, and for each line its name, points and last value."""
     highest = max(value for line in lines.values() for _, value in line)
-    top = 100 if "percent" in title else float(f"{1.05 * max(highest, 0):.1e}") or 1.0
+    top = 100 if "percent" in title else round_above(highest)
     last = max(step for line in lines.values() for step, _ in line)
 
     def place(step, value):
@@ -129,6 +129,14 @@ def chart(title, lines):
             (name, " ".join(place(*point) for point in line), f"{line[-1][1]:.4g}") for name, line in lines.items()
         ],
     }
+
+
+def round_above(value):
+    """The lowest number at least as high that has round quarters; 1 for numbers that are not positive."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(part * power for part in (1, 2, 3, 4, 6, 8, 10) if part * power >= value * (1 - 1e-9))
 
 
 def flag(name, value):

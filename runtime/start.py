@@ -11,10 +11,16 @@ import sys
 
 
 def hook(kind, error, traceback):
-    """What Python calls for an error that nobody handled: a Ctrl-C while modules are loaded ends like one in `run`."""
+    """What Python calls for an error that nobody handled: a Ctrl-C while modules are loaded ends like one in `run`, and
+    a Python without the required packages is named as the cause.
+    """
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if issubclass(kind, ModuleNotFoundError) and error.name in REQUIRED:
+        cure = "source .venv/bin/activate, where make demo or make test has made it, or pip install -r requirements.txt"
+        print(f"error: {sys.executable} has no package {error.name}; {cure}", file=sys.stderr)
+        sys.exit(2)
     sys.__excepthook__(kind, error, traceback)
 
 
@@ -27,6 +33,7 @@ from files.errors import exit_code, last_line
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user's own choice stays
 SPINS = "1000"  # rounds of an empty loop; 300,000 by default
+REQUIRED = ("torch", "torchvision", "numpy", "nltk", "tqdm", "jinja2", "PIL")  # modules of requirements.txt
 
 if not any(name in os.environ for name in CHOICES):
     os.environ["GOMP_SPINCOUNT"] = SPINS

@@ -54,9 +54,9 @@ def commands() -> list[tuple[str, str]]:
     return [*steps, ("Test each model and their ensemble, with a report and explanations to look at", test)]
 
 
-def run_step(title: str, command: str) -> float:
+def run_step(place: str, title: str, command: str) -> float:
     """Print a command and run it in the repository's folder; SystemExit if it fails. Returns seconds."""
-    print(f"\n=== {title}\n$ python {command}", flush=True)
+    print(f"\n=== {place}: {title}\n$ python {command}", flush=True)
     start = time.time()
     code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
     if code:
@@ -67,7 +67,8 @@ def run_step(title: str, command: str) -> float:
 def main() -> int:
     Parser(description=__doc__).parse_args()
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
-    seconds = {title: run_step(title, command) for title, command in commands()}
+    steps = commands()
+    seconds = {step[0]: run_step(f"{n} of {len(steps)}", *step) for n, step in enumerate(steps, 1)}
     results = json.loads((ROOT / FOLDER / "test.json").read_text())
     titles = [*(title for title, _ in RUNS.values()), "ensemble of all"]
     rows = {title: [result["full"][key] for key in SIX_RECALLS] for title, result in zip(titles, results)}

@@ -42,7 +42,7 @@ def explain_options(arguments=None):
         help="one or two captions: numbers, from 0, or sentences (default: the first image's first caption)",
     )
     add_images_flag(parser)
-    add("--out", metavar="NAME", help="name of the page to write, without ending (default: explain-I-J)")
+    add("--out", metavar="NAME", help="page to write; .html is added where it is missing (default: explain-I-J)")
     add(
         "--no_rank",
         dest="rank",
@@ -127,15 +127,16 @@ class Explainer:
 def main(arguments=None):
     flags = explain_options(arguments)
     out = flags.out or "-".join(["explain", *map(str, flags.image), *map(text_as_name, flags.caption)])
-    check_writable(f"{out}.html")
+    out = f"{out.removesuffix('.html')}.html"
+    check_writable(out)
     explainer = Explainer(flags)
     pairs = [explainer.pair(image, caption) for image in flags.image for caption in flags.caption]
     warn_of_notes({pair.view.number: pair.view for pair in pairs}.values())
     for pair in pairs:
         print_pair(pair)
     content = explain_page(*headed(explainer, flags, pairs), explainer.about).encode()
-    atomic_write(f"{out}.html", lambda file: file.write(content))
-    print(f"{out}.html: {len(content) / 1000:.0f} kB")
+    atomic_write(out, lambda file: file.write(content))
+    print(f"{out}: {len(content) / 1000:.0f} kB")
 
 
 def print_pair(pair):

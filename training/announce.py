@@ -51,7 +51,7 @@ def announce_start(training):
         items = loader.dataset
         logging.info("%s: %s images, %s captions", items.folder / split, f"{items.n_images:,}", f"{len(items):,}")
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
-    logging.info("%d epochs of %d steps, %d pairs a step%s", opt.num_epochs, steps, opt.batch_size, start)
+    logging.info("%s of %d steps, %d pairs a step%s", in_epochs(opt), steps, opt.batch_size, start)
     size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
     logging.info("Checkpoints: %s", opt.model_name)
     less = "" if opt.keep else " (--keep N: the newest N and the best)"
@@ -61,6 +61,10 @@ def announce_start(training):
     if free < size * count:
         logging.warning("%s: %s are free, fewer than the checkpoints need; --keep 2 needs %s",
                         opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
+
+
+def in_epochs(opt):
+    return f"{opt.num_epochs} epoch{'' if opt.num_epochs == 1 else 's'}"
 
 
 def checkpoint_bytes(model):
@@ -85,7 +89,11 @@ def log_line(training, step):
     facts, losses = step.facts, losses_of(step.figures)
     del losses[training.model.retrieval_loss]
     parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
-    parts += [f"grad {step.figures['grad_norm']:.3g}", f"{facts['batch_time']:.2g}s", f"{time_left(training)} left"]
+    parts += [
+        f"grad {step.figures['grad_norm']:.3g}",
+        f"{facts['batch_time']:.2g}s/it",
+        f"{time_left(training)} left",
+    ]
     place = f"Epoch {facts['epoch']} {facts['step'] + 1}/{len(training.loader)}"
     logging.info("%s %s", place, " ".join(parts))
 
@@ -105,7 +113,7 @@ def announce_end(training):
     """How long the run took, its best validation, and the command that tests the best model."""
     opt, best = training.opt, Path(training.opt.model_name) / BEST
     took = datetime.timedelta(seconds=round(time.time() - training.began[0]))
-    logging.info("Finished %d epochs in %s", opt.num_epochs, took)
+    logging.info("Finished %s in %s", in_epochs(opt), took)
     announce_best(training)
     write_page(training, best)
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]

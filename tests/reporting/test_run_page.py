@@ -8,7 +8,7 @@ from tiny import message
 
 from reporting.metrics import METRICS
 from reporting.run_log import read_log
-from reporting.run_page import curves, write_run_page
+from reporting.run_page import curves, round_above, write_run_page
 from tools import curves as tool
 
 
@@ -73,10 +73,15 @@ def test_the_curves_of_a_run(log):
     assert drawn["Pairs a second"] == {"pairs a second": [(1, 8.0), (9, 8.0)]}
     assert drawn["Both directions, sum"]["rsum"] == [(10, 120.0), (20, 240.0), (30, 180.0)]
     assert list(drawn["Image to text, percent"]) == ["Average", "R@1", "R@5", "R@10"]
-    assert list(curves([{**step(1, 1.0), "losses": {"loss": 1.0, "Le": 1.0}}], [])["Loss"]) == ["Le"]  # the same twice
+    assert list(curves([{**step(1, 1.0), "losses": {"loss": 1.0, "Le": 1.0}}], [])["Loss"]) == ["loss"]  # equal
     many = curves([step(n, float(n)) for n in range(1, 1001)], [])["Loss"]["Le"]
     assert len(many) == 250 and many[0] == (2.5, 2.5)  # means of four
     assert "Loss" not in curves([], [validation(1, 1.0)])
+
+
+@pytest.mark.parametrize("highest, top", [(550.4, 600), (1.46, 2), (0.002, 0.002), (98.7, 100), (1000, 1000), (0, 1)])
+def test_a_chart_ends_at_a_round_number(highest, top):
+    assert round_above(highest) == pytest.approx(top, rel=1e-12)
 
 
 def test_damaged_lines_are_left_out(log):

@@ -1,4 +1,6 @@
-"""Every command sets OpenMP's threads before it loads torch, and ends at a Ctrl-C while it does so in one line."""
+"""Every command sets OpenMP's threads before it loads torch, and ends in one line at a Ctrl-C while it loads it, or
+where there is no torch.
+"""
 
 import os
 import subprocess
@@ -47,3 +49,10 @@ def test_commands_begin_before_torch(chosen, spins, scripts):
     for script, what in said:
         assert what in ([str(spins), "130"] if script in loading else ["no torch", "0"]), (script, what)
     assert len(done.stderr.splitlines()) == len(loading), done.stderr
+
+
+def test_a_python_without_torch_is_named():
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['']; runpy.run_path('test.py', {}, '__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "torch" in line and sys.executable in line and "requirements.txt" in line

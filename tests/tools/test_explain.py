@@ -37,7 +37,7 @@ def test_a_split_without_captions(tmp_path, capsys):
     tiny, model = make_tiny(tmp_path, splits={"test": 6}), tmp_path / "m.pth.tar"
     write_model(tiny, model)
     sentence = (tiny.folder / "test_caps.txt").read_text().splitlines()[7]
-    asked = ["--model_path", str(model), "--image", "1", "--out", str(tmp_path / "page"), "--caption"]
+    asked = ["--model_path", str(model), "--image", "1", "--out", str(tmp_path / "page.html"), "--caption"]
     tool.main([*asked, "7"])
     score = capsys.readouterr().out.split("score")[1].split("\n")[0]
     for ending in ("caps.txt", "precaps_stan.txt", "caps.json"):
@@ -45,6 +45,7 @@ def test_a_split_without_captions(tmp_path, capsys):
     tool.main([*asked, sentence])
     assert score in capsys.readouterr().out
     assert "test_caps.txt" in message(lambda: tool.main([*asked, "7"]))
+    assert [path.name for path in tmp_path.glob("page*")] == ["page.html"]
 
 
 @pytest.mark.parametrize("boxes", ["normalized", "none"])
