@@ -89,11 +89,9 @@ def log_line(training, step):
     facts, losses = step.facts, losses_of(step.figures)
     del losses[training.model.retrieval_loss]
     parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
-    parts += [
-        f"grad {step.figures['grad_norm']:.3g}",
-        f"{facts['batch_time']:.2g}s/it",
-        f"{time_left(training)} left",
-    ]
+    grad = step.figures["grad_norm"]
+    parts += [f"grad {grad:.0f}" if grad >= 10 else f"grad {grad:.2g}"]
+    parts += [f"{facts['batch_time']:.2g}s/it", f"ETA {time_left(training)}"]
     place = f"Epoch {facts['epoch']} {facts['step'] + 1}/{len(training.loader)}"
     logging.info("%s %s", place, " ".join(parts))
 

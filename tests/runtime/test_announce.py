@@ -35,7 +35,7 @@ def test_start_and_end(tiny_data, tmp_path, caplog):
     weights = sum(weight.numel() for part in best["model"] for weight in part.values())
     for fact in ("GSMN", f"{weights:,} weights", "200 captions", f"{folder}", f"{tmp_path}/run/log/summary.html"):
         assert fact in text
-    assert text.count("loss ") == 4 and text.count(" left") == 4  # at each step
+    assert text.count("loss ") == 4 and text.count(" ETA ") == 4  # at each step
     assert f"rsum {best['best_rsum']:.1f} on dev of epoch {best['best_epoch']}" in text
     assert same_weights(folder / "model_best.pth.tar", folder / f"checkpoint_{best['best_epoch']}.pth.tar")
     assert f"test.py --model_path {folder}/model_best.pth.tar --data_path {tiny_data.data_path}" in text
@@ -53,7 +53,7 @@ def test_a_line_of_log_fits(caplog):
         announce.log_line(training, Step(figures, facts, []))
     line = caplog.records[-1].getMessage()
     assert "caption" in line and "retrieval" not in line
-    assert "4.5h left" in line  # 4526 steps of 3.6 seconds
+    assert "ETA 4.5h" in line  # 4526 steps of 3.6 seconds
     assert len(f"12-31 23:59 {line}") <= 80
 
 
