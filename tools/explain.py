@@ -154,7 +154,7 @@ def headed(explainer, flags, pairs):
         title = f"“{explainer.text(flags.caption[0])}”: image {flags.image[0]} beside image {flags.image[1]}"
         names = headings = [f"Image {image}" for image in flags.image]
     else:
-        title, names = f"Image {flags.image[0]}: two sentences", ["Left", "Right"]
+        title, names = f"Image {flags.image[0]}: two sentences", ["First", "Second"]
         headings = [f"“{explainer.text(caption)}”" for caption in flags.caption]
     return title, "", [pair._replace(name=name, heading=heading) for pair, name, heading in zip(pairs, names, headings)]
 
