@@ -221,7 +221,7 @@ def load_vocab(vocab_path, data_name, size=None, trained_on=None):
     size: a checkpoint's number of words; chooses the file with this number, InputError where none has it.
     trained_on: the checkpoint's data set, whose file is looked at too.
     """
-    names = dict.fromkeys(filter(None, (data_name, trained_on)))
+    names = dict.fromkeys([data_name, trained_on or data_name])
     paths = [Path(vocab_path) / f"{name}_vocab{ending}" for name in names for ending in (".json", ".pkl")]
     sizes = []
     for path in paths:
@@ -296,7 +296,7 @@ def main():
     parser = commandline.Parser(description="Build a vocabulary from train_caps.txt and dev_caps.txt.")
     add = parser.add_argument
     add("--data_path", default="./data/", help="folder of the data sets")
-    add("--data_name", required=True, help="data set: a folder in data_path")
+    add("--data_name", type=commandline.folder_name, required=True, help="data set: a folder in data_path")
     add("--vocab_path", default="./vocab/", help="folder to write {data_name}_vocab.json to")
     add("--threshold", type=commandline.whole(), default=4, help="words seen less often become <unk>")
     add("--overwrite", action="store_true", help="replace a vocabulary that has other words")

@@ -3,7 +3,7 @@
 Like systems/options.py this module does not import torch.
 """
 
-from runtime.commandline import Parser, Switch, number, whole
+from runtime.commandline import Parser, Switch, folder_name, number, whole
 from systems.options import add_compile_flag, add_device_flag, add_precision_flags
 from systems.table import add_kernel_flag
 
@@ -114,7 +114,7 @@ def add_override_flags(parser, split="test", boxes=False):
     group = parser.add_argument_group("data and device")
     add = group.add_argument
     add("--data_path", help="folder that holds the data sets (default: the checkpoint's)")
-    add("--data_name", help="data set (default: the checkpoint's)")
+    add("--data_name", type=folder_name, help="data set (default: the checkpoint's)")
     add("--vocab_path", help="folder of the vocabulary (default: the checkpoint's)")
     add("--split", default=split, help="split of the data: train, dev, test or testall")
     add_device_flag(group)

@@ -85,6 +85,13 @@ def number(most=math.inf):
     return read
 
 
+def folder_name(text):
+    """The type of a flag that takes the name of a folder: without the '/' that a shell's completion puts at its end."""
+    if not (name := text.rstrip("/")) or name in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder's name")
+    return name
+
+
 def positive(text):
     """A flag's number above 0."""
     if not (value := number()(text)):

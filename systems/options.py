@@ -9,7 +9,7 @@ import functools
 from types import MappingProxyType
 
 from files.errors import InputError
-from runtime.commandline import Parser, Switch, number, positive, whole
+from runtime.commandline import Parser, Switch, folder_name, number, positive, whole
 from systems.table import LOSSES, SYSTEMS, system_of
 
 DEFAULT_SYSTEM = "gsmn"  # of a command line without --model
@@ -41,6 +41,8 @@ def train_options(argv=None):
     system_of(opt).settle(opt)
     silent = argparse.Namespace(**{action.dest: None for action in parser._actions})
     given = {name for name, value in vars(parser.parse_args(argv, silent)).items() if value is not None}
+    if "resume" in given and not opt.resume:  # of a variable that is not set; else a new run would begin
+        parser.error("--resume: names no checkpoint and no folder")
     return opt, given
 
 
@@ -117,7 +119,12 @@ def train_parser(model=DEFAULT_SYSTEM):
 def add_data_flags(parser):
     add = parser.add_argument_group("data").add_argument
     add("--data_path", default="./data/", help="folder that holds the data sets")
-    add("--data_name", default="precomp", help="data set: the folder's name under --data_path, as f30k_precomp")
+    add(
+        "--data_name",
+        type=folder_name,
+        default="precomp",
+        help="data set: the folder's name under --data_path, as f30k_precomp",
+    )
     add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
     add(
         "--img_dim",

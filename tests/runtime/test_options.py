@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import message
 
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
@@ -50,6 +51,12 @@ def test_a_flag_of_the_other_model_is_named():
         train_options(["--max_len", "9"])
     with pytest.raises(InputError, match=r"--is_sparse; --is_sparse is a flag of --model gsmn; "):
         train_options(["--model", "vsrn", "--is_sparse"])
+
+
+def test_a_folder_that_is_named_with_a_slash_or_not_at_all():
+    assert train_options(["--data_name", "x_precomp/"])[0].data_name == "x_precomp"
+    for flags in (["--data_name", ""], ["--data_name", ".."], ["--resume", ""]):
+        assert flags[0] in message(train_options, flags)
 
 
 def test_a_switch_turns_on_and_off():

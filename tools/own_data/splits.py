@@ -7,6 +7,7 @@ import shutil
 from files.errors import InputError
 from files.text import data_folder
 from files.writing import make_folder
+from runtime.commandline import folder_name
 
 SPLITS = ("train", "dev", "test", "testall")
 
@@ -14,7 +15,8 @@ SPLITS = ("train", "dev", "test", "testall")
 def add_data_flags(parser):
     """The flags that name a data set."""
     parser.add_argument("--data_path", default="./data/", help="folder that holds the data sets")
-    parser.add_argument("--data_name", required=True, help="data set: the folder's name under --data_path")
+    about = "data set: the folder's name under --data_path"
+    parser.add_argument("--data_name", type=folder_name, required=True, help=about)
 
 
 def add_split_flags(parser, source, work):
