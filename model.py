@@ -47,7 +47,7 @@ class EncoderText(nn.Module):
         super().__init__()
         self.no_txtnorm = no_txtnorm
         self.embed = nn.Embedding(vocab_size, word_dim)
-        self.rnn = nn.GRU(word_dim, embed_size, num_layers, batch_first=True, bidirectional=bi_gru)
+        self.rnn = nn.GRU(word_dim, embed_size, num_layers, bidirectional=bi_gru)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
 
     def forward(self, captions, lengths):
@@ -66,7 +66,7 @@ class EncoderCaption(nn.Module):
         super().__init__()
         self.use_abs = use_abs
         self.embed = nn.Embedding(vocab_size, word_dim)
-        self.rnn = nn.GRU(word_dim, embed_size, num_layers, batch_first=True)
+        self.rnn = nn.GRU(word_dim, embed_size, num_layers)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
 
     def forward(self, captions, lengths):

@@ -134,11 +134,17 @@ def test_a_model_that_hardly_learns_is_said(caplog, loss, rsum, warned):
 
 
 def test_collapse_is_seen_beside_another_loss(tiny_data, tmp_path, monkeypatch, caplog):
-    """All scores equal: VSRN's total loss holds the caption loss too, so the retrieval loss is looked at."""
+    """All scores equal: VSRN's total loss holds the caption loss too, so the retrieval loss is looked at.
+
+    --compile compiles the model once.
+    """
+    compiled = []
+    monkeypatch.setattr(VSRN, "compile_parts", lambda net: compiled.append(net))
     monkeypatch.setattr(train, "CollapseWatch", lambda opt: CollapseWatch(opt, window=4))
     monkeypatch.setattr(VSRN, "similarity", equal_scores)
     with caplog.at_level(logging.WARNING):
-        run(tiny_data, tmp_path, "--model", "vsrn", "--max_violation", epochs=1)
+        run(tiny_data, tmp_path, "--model", "vsrn", "--max_violation", "--compile", epochs=1)
+    assert len(compiled) == 1
     assert caplog.text.count("the model has collapsed") == 1
 
 

@@ -71,7 +71,9 @@ def test_metrics_hold_every_order():
 
 def test_mean_of_folds_has_the_mean_of_each_order():
     sims = tied_sims()
-    folds = [evaluation.metrics(fold, "released") for fold in evaluation.five_folds(sims)]
+    parts = [sims[4 * k : 4 * k + 4, 20 * k : 20 * k + 20] for k in range(5)]
+    np.testing.assert_array_equal(evaluation.five_folds(sims), parts)
+    folds = [evaluation.metrics(fold, "released") for fold in parts]
     mean = ranks.mean_of_folds(folds)
     assert mean["r5i"] == np.mean([fold["ties"]["released"]["r5i"] for fold in folds])
     assert mean["ties"]["best"]["rsum"] == np.mean([fold["ties"]["best"]["rsum"] for fold in folds])
