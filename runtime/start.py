@@ -28,7 +28,6 @@ sys.excepthook = hook  # before the other modules are loaded
 
 import io
 import os
-import select
 
 from files.errors import exit_code, last_line
 
@@ -57,21 +56,9 @@ def guarded(function):
     try:
         return function()
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
-            sys.exit(141)  # as a program that the signal ends
         if exit_code(error) == 1:
             raise
         end(error)
-
-
-def nobody_reads():
-    """Whether the reader of the output has ended, as in `| head`; what is left to print is then dropped."""
-    pipe = select.poll()
-    pipe.register(sys.stdout, 0)
-    ended = any(events & select.POLLERR for _, events in pipe.poll(0))
-    if ended:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ended
 
 
 def end(error):
