@@ -55,7 +55,14 @@ def last_line(error):
         return f"error: {TOO_SMALL}"
     if is_long_name(error):
         return f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
+    if is_lost_output(error):
+        return f"error: standard output: {reason(error)}"
     return f"error: {error}"
+
+
+def is_lost_output(error):
+    """Whether printing failed, on a full disk or since the reader has gone (`| head`): an OSError of no file."""
+    return isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
 
 
 def is_long_name(error):
@@ -70,6 +77,6 @@ def is_full_card(error):
 
 def exit_code(error):
     """The exit code of a program that this error ends."""
-    if isinstance(error, InputError) or is_full_card(error) or is_long_name(error):
+    if isinstance(error, InputError) or is_full_card(error) or is_long_name(error) or is_lost_output(error):
         return 2
     return 130 if isinstance(error, KeyboardInterrupt) else 1

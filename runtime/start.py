@@ -29,7 +29,7 @@ sys.excepthook = hook  # before the other modules are loaded
 import io
 import os
 
-from files.errors import exit_code, last_line
+from files.errors import exit_code, is_lost_output, last_line
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user's own choice stays
 SPINS = "1000"  # rounds of an empty loop; 300,000 by default
@@ -54,7 +54,9 @@ def guarded(function):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return function()
+        result = function()
+        print(end="", flush=True)  # a full disk under the output is seen now, not while Python ends
+        return result
     except (Exception, KeyboardInterrupt) as error:
         if exit_code(error) == 1:
             raise
@@ -63,5 +65,7 @@ def guarded(function):
 
 def end(error):
     """End the program after an error of its user's or a Ctrl-C, with one line."""
+    if is_lost_output(error):  # else Python's end would try it again, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     print(last_line(error), file=sys.stderr)
     sys.exit(exit_code(error))

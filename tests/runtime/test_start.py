@@ -56,3 +56,13 @@ def test_a_python_without_torch_is_named():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "torch" in line and sys.executable in line and "requirements.txt" in line
+
+
+def test_a_reader_that_has_gone_and_a_full_disk_under_the_output():
+    """`| head` and `> FILE`: one line of error."""
+    script = [sys.executable, "-c", "from runtime.start import run\nrun(lambda: print(1))"]
+    read, gone = os.pipe()
+    os.close(read)
+    for output in (gone, os.open("/dev/full", os.O_WRONLY)):
+        done = subprocess.run(script, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "output" in done.stderr, done
