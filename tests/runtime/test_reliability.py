@@ -263,6 +263,7 @@ def test_a_resumed_run_keeps_the_first_record(tiny_data, tmp_path, monkeypatch):
 
 def test_the_deterministic_run_is_the_run(tiny_data, tmp_path):
     plain = run(tiny_data, tmp_path / "plain", *FEW, "--model", "vsrn", epochs=1)
+    assert not torch.are_deterministic_algorithms_enabled()
     try:
         fixed = run(tiny_data, tmp_path / "fixed", *FEW, "--model", "vsrn", "--deterministic", epochs=1)
         assert torch.is_deterministic_algorithms_warn_only_enabled()
