@@ -3,10 +3,11 @@
 from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import eval_parser
+from files.pickles import with_checkpoints
 
 
 def read_flags(argv=None):
-    return eval_parser(__doc__, split="test").parse_args(argv)
+    return with_checkpoints(eval_parser(__doc__, split="test").parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
+from files.pickles import with_checkpoints
 
 
 def read_flags(argv=None):
@@ -13,7 +14,7 @@ def read_flags(argv=None):
         action="store_true",
         help="COCO's 5K: also ECCV Caption, CxC and PMRP, which accept more than one right answer",
     )
-    opt = parser.parse_args(argv)
+    opt = with_checkpoints(parser.parse_args(argv))
     if opt.eccv and not opt.split.startswith("test"):
         raise InputError(
             f"--eccv scores COCO's 5,000 test images; --split {opt.split} has others, give --split testall"

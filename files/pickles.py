@@ -80,6 +80,15 @@ def open_checkpoint(path):
     return open_regular(path, f"no such checkpoint; {others}")
 
 
+def with_checkpoints(opt):
+    """Flags whose --model_path and --rerank name something that is there, before torch is loaded; else InputError."""
+    for given in (getattr(opt, "model_path", None), getattr(opt, "rerank", None)):
+        for path in [given] if isinstance(given, str) else given or []:
+            if not os.path.exists(path):
+                open_checkpoint(path)
+    return opt
+
+
 def checkpoint_names(folder):
     """Names of the *.pth.tar in a folder, without files of ranks, checkpoint_9 before checkpoint_10."""
     try:

@@ -196,7 +196,7 @@ def test_normalisation_of_folds_is_over_the_pairs_of_all_five(two_models):
 def test_weights_that_do_not_fit(weights):
     """Found before a checkpoint is read."""
     with pytest.raises(InputError, match=f"--weights {weights}: "):
-        test_stack.main(["--model_path", "a", "b", "--weights", *weights.split()])
+        test_stack.main(["--model_path", __file__, __file__, "--weights", *weights.split()])
 
 
 def test_a_model_that_scores_all_pairs_alike_cannot_be_normalised(two_models, monkeypatch):

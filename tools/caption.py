@@ -14,6 +14,7 @@ from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import add_override_flags, overrides_of
 from files.errors import InputError
+from files.pickles import with_checkpoints
 from runtime.commandline import Parser, whole
 
 
@@ -23,7 +24,7 @@ def caption_tool_options(arguments=None):
     add_override_flags(parser)
     parser.add_argument("--image", type=int, nargs="+", default=[0], help="numbers of the images, from 0")
     parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
-    return parser.parse_args(arguments)
+    return with_checkpoints(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from checkpoints.evaluation_options import add_override_flags, overrides_of
+from files.pickles import with_checkpoints
 from files.writing import atomic_write, check_writable
 from runtime.commandline import Parser
 from tools.searching import faiss_index
@@ -35,7 +36,7 @@ def cascade_options(arguments=None):
     add_override_flags(parser, boxes=True)
     add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="kind of index (default: exact)")
     add("--json", metavar="FILE", help="write the figures as JSON (default: no file)")
-    return parser.parse_args(arguments)
+    return with_checkpoints(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy as np
 
 from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, overrides_of
 from files.errors import InputError
+from files.pickles import with_checkpoints
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
 from runtime.commandline import Parser, whole
@@ -50,7 +51,7 @@ def explain_options(arguments=None):
         help="leave out the image's rank for the sentence, for which all images of the split are encoded",
     )
     add_spacy_flag(parser)
-    flags = parser.parse_args(arguments)
+    flags = with_checkpoints(parser.parse_args(arguments))
     flags.caption = flags.caption or [str(CAPTIONS_PER_IMAGE * flags.image[0])]
     if len(flags.image) * len(flags.caption) > 2:
         parser.error("--image, --caption: a page shows two pairs at most; give two images, or two captions")

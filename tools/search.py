@@ -22,6 +22,7 @@ from runtime.start import guarded, run
 
 from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag
 from files.errors import InputError, warn
+from files.pickles import with_checkpoints
 from files.writing import atomic_write, check_writable, text_as_name
 from runtime.commandline import Parser, whole
 from tools.searching.faiss_index import EFFORT, INDEX_KINDS, PROBES, facts_file, need_faiss
@@ -45,7 +46,7 @@ def search_options(arguments=None):
     add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
     of_kind = f"groups that an ivf looks into (default: {PROBES}), candidates of an hnsw (default: {EFFORT})"
     add("--breadth", type=whole(), metavar="N", help=f"with --index: {of_kind}; more find more and take longer")
-    return parser.parse_args(arguments)
+    return with_checkpoints(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

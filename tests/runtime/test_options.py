@@ -37,6 +37,15 @@ def test_help_and_mistakes_need_no_torch(script):
     assert without_torch(script)[0] == 2  # the program itself does need it
 
 
+@pytest.mark.parametrize("script", ["test.py", "test_stack.py", "tools/search.py --query a"])
+def test_a_missing_checkpoint_needs_no_torch(script):
+    script, *flags = script.split()
+    assert without_torch(script, *flags, "--model_path", "nowhere.pth.tar")[::2] == (
+        2,
+        "error: nowhere.pth.tar: no such checkpoint; check the path\n",
+    )
+
+
 COMMANDS = ["test.py", "testall.py", "vocab.py", *(f"tools/{path.name}" for path in ROOT.glob("tools/[!_]*.py"))]
 
 

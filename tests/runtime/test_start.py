@@ -52,7 +52,7 @@ def test_commands_begin_before_torch(chosen, spins, scripts):
 
 
 def test_a_python_without_torch_is_named():
-    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['']; runpy.run_path('test.py', {}, '__main__')"
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['']; runpy.run_path('train.py', {}, '__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "torch" in line and sys.executable in line and "requirements.txt" in line
