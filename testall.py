@@ -14,12 +14,12 @@ def read_flags(argv=None):
         action="store_true",
         help="COCO's 5K: also ECCV Caption, CxC and PMRP, which accept more than one right answer",
     )
-    opt = with_checkpoints(parser.parse_args(argv))
+    opt = parser.parse_args(argv)
     if opt.eccv and not opt.split.startswith("test"):
         raise InputError(
             f"--eccv scores COCO's 5,000 test images; --split {opt.split} has others, give --split testall"
         )
-    return opt
+    return with_checkpoints(opt)
 
 
 if __name__ == "__main__":

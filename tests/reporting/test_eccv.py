@@ -127,7 +127,7 @@ def test_other_splits_are_refused_at_once(answers):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
-    assert "pip install eccv_caption" in message(testall.main, ["--eccv"])
+    assert "pip install eccv_caption" in message(testall.main, ["--eccv", "--model_path", __file__])
 
 
 def test_published_order(tmp_path, capsys):
