@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import data
 import evaluation
 import train
 from checkpoints.checkpoint import load_checkpoint
+from checkpoints.resume import Progress
 from files.errors import InputError
 from model import VSRN, ContrastiveLoss
 from modules.losses import observed
@@ -191,3 +193,13 @@ def test_released_checkpoint_can_be_gone_on_from(tiny_data, tmp_path, caplog):
         folder = run(tiny_data, tmp_path / "run", "--resume", tmp_path / "released.pth.tar")
     assert "without the optimiser's state" in caplog.text
     assert load_checkpoint(folder / "checkpoint_1.pth.tar")["Eiters"] == 14
+
+
+def test_an_interrupted_validation_is_due(monkeypatch):
+    """Within an epoch: at its end the resumed run validates anyway."""
+    monkeypatch.setattr(train, "validate", lambda *arguments: None)  # as after a signal
+    training = Namespace(opt=None, progress=Progress(), val_loader=None, model=None, stop=None)
+    train.validate_and_keep(training)
+    assert training.progress.validate_due
+    train.validate_and_keep(training, end_of_epoch=True)
+    assert not training.progress.validate_due
