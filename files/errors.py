@@ -2,6 +2,9 @@
 
 import errno
 import importlib
+import os
+import select
+import stat
 import sys
 
 
@@ -61,8 +64,17 @@ def last_line(error):
 
 
 def is_lost_output(error):
-    """Whether printing failed, on a full disk or since the reader has gone (`| head`): an OSError of no file."""
-    return isinstance(error, OSError) and error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
+    """Whether printing failed: the reader has gone (`| head`), or the disk under the output is full.
+
+    A worker's broken pipe and another file that fills the disk are none of the output's.
+    """
+    if not isinstance(error, OSError) or error.filename is not None:
+        return False
+    if error.errno == errno.EPIPE:
+        output = select.poll()
+        output.register(1, 0)  # tells of errors only
+        return bool(output.poll(0))
+    return error.errno == errno.ENOSPC and not os.isatty(1) and not stat.S_ISFIFO(os.fstat(1).st_mode)
 
 
 def is_long_name(error):

@@ -65,7 +65,8 @@ def guarded(function):
 
 def end(error):
     """End the program after an error of its user's or a Ctrl-C, with one line."""
+    line, code = last_line(error), exit_code(error)
     if is_lost_output(error):  # else Python's end would try it again, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    print(last_line(error), file=sys.stderr)
-    sys.exit(exit_code(error))
+    print(line, file=sys.stderr)
+    sys.exit(code)

@@ -66,3 +66,13 @@ def test_a_reader_that_has_gone_and_a_full_disk_under_the_output():
     for output in (gone, os.open("/dev/full", os.O_WRONLY)):
         done = subprocess.run(script, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "output" in done.stderr, done
+
+
+@pytest.mark.parametrize("name", ["EPIPE", "ENOSPC"])
+def test_a_broken_pipe_and_a_full_disk_elsewhere(name):
+    """Of a worker or another file: the traceback stays, and what is printed is read."""
+    code = (
+        "import errno\nfrom runtime.start import run\ndef main():\n    raise OSError(errno.{}, 'elsewhere')\nrun(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code.format(name)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "output" not in done.stderr
