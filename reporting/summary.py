@@ -12,6 +12,7 @@ import numpy as np
 
 from reporting.metrics import METRICS, columns, recall
 from reporting.printing import ties_line
+from reporting.run_page import flag
 
 CURVE = 100  # the largest K of the recall curves
 CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
@@ -38,7 +39,7 @@ def about(model):
     result = model["result"]
     if "checkpoint" in result:
         known = result["checkpoint"]
-        flags = [f"--{name}" if value is True else f"--{name} {value}" for name, value in known["flags"].items()]
+        flags = [flag(name, value) for name, value in known["flags"].items()]
         return {"name": model["name"], **known, "path": Path(known["path"]).resolve(), "flags": flags}
     how = result.get("ensemble", {"weights": None, "normalize": False})
     weights = "weights " + " ".join(f"{weight:g}" for weight in how["weights"]) if how["weights"] else "equal weights"
