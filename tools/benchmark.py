@@ -13,7 +13,9 @@ of word ids.  What fails is a row with its error, and what the time limit leaves
 docs/performance.md.
 """
 
+import argparse
 import gc
+import math
 import os
 import platform
 import statistics
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,7 +34,7 @@ from runtime.start import guarded, run
 from runtime.commandline import Parser, positive, whole
 
 USUAL = ("agreement", "similarity", "step", "whole step")
-ON_REQUEST = ("counted", "systems", "loading", "processes")
+ON_REQUEST = ("counted", "systems", "processes")
 
 
 def options(argv=None):
@@ -42,10 +45,8 @@ def options(argv=None):
     add("--batch_size", nargs="+", default=[64], type=whole(), help="pairs of a training step")
     add("--images", type=whole(), help="images to score, with five captions each (default: 128, of all systems 1000)")
     add("--regions", default=36, type=whole(), help="regions of an image")
-    add("--embed_size", default=1024, type=whole(), help="width of GSMN's embeddings")
-    add("--flags", default="", help="more flags of train.py, in quotes, as --flags='--propagation neighbors'")
+    add("--flags", default="", help="more flags of train.py, in quotes, as --flags='--embed_size 256'")
     add("--processes", default=2, type=whole(), help="processes to compare with one")
-    add("--workers", nargs="+", default=[0, 2, 4], type=whole(0), help="processes that read data")
     add("--repeat", default=5, type=whole(), help="measurements of each, of which the median counts")
     add("--minutes", default=9.5, type=positive, help="time limit")
     add("--lengths", metavar="FILE", help="a split's precaps_stan.txt: captions as long as these")
@@ -55,29 +56,34 @@ def options(argv=None):
 if __name__ == "__main__":
     guarded(options)  # before torch is loaded
 
+import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-import data
 import model
 import train
-from evaluation import score_all
+from data import label_and_mask
+from evaluation import encode_all_captions, encode_all_images, score_all
+from files.text import read_lines
 from modules import literal
 from modules.layers import l2norm
 from modules.sides import CaptionSide, ImageSide
 from reporting.run_log import read_log
+from runtime.batches import Item, collate
 from runtime.devices import choose
 from runtime.transfer import on_device
 from systems.options import train_options
-from tools import make_demo
-from tools.measuring.work import VOCABULARY, Counter, caption_lengths, dependencies, random_batch
+from systems.table import inputs_of
 from training.health import GuardedAdam
-from vocab import deserialize_vocab
 
+VOCABULARY = 8481  # words, as of Flickr30K
 CPU = {"float32": [], "without the C kernel": ["--kernel", "torch"]}
 CUDA = {
     "float32": [], "TF32": ["--tf32"], "bfloat16 encoders": ["--tf32", "--amp", "bf16"],
     "compiled, float32": ["--compile"], "compiled, TF32": ["--compile", "--tf32"],
 }  # fmt: skip
+PROPAGATIONS = {name: ["--propagation", name] for name in ("self", "neighbors")}
 GSMN = ["--model", "gsmn", "--bi_gru", "--max_violation"]
 VSRN = ["--model", "vsrn", "--max_violation"]
 SCAN = "--model scan --bi_gru --max_violation --lambda_softmax 9 --agg_func".split()
@@ -94,159 +100,98 @@ SYSTEMS = {
 
 def measure(opt):
     """Measures and prints the rows of the parts that are asked for; yields each as a dict."""
-    ways, end = CUDA if on_cuda(opt) else CPU, time.monotonic() + 60 * opt.minutes
-    for part in opt.parts or (PARTS if on_cuda(opt) else USUAL):
-        for case, task, *arguments in PARTS[part](opt, ways):
-            row = figures_of(opt, task, *arguments) if time.monotonic() < end else {"skipped": "time limit"}
-            print(f"{part:12}{case:44}" + "  ".join(f"{name} {show(value)}" for name, value in row.items()), flush=True)
+    end = time.monotonic() + 60 * opt.minutes
+    for part in opt.parts or (ON_REQUEST + USUAL if on_cuda(opt) else USUAL):
+        for case, task, *arguments in rows_of(part, opt):
+            row = {"skipped": "time limit"}
+            if time.monotonic() < end:
+                try:
+                    row = task(opt, *arguments)
+                except Exception as error:  # whatever fails on a new card is a result, too
+                    row = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            values = [
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            ]
+            print(f"{part:12}{case:44}" + "  ".join(values), flush=True)
             yield {"part": part, **row}
+            gc.collect()
+            if on_cuda(opt):
+                torch.cuda.empty_cache()
 
 
-def figures_of(opt, task, *arguments):
-    """task(opt, *arguments), a dict of figures, or its error."""
-    try:
-        return task(opt, *arguments)
-    except Exception as error:  # whatever fails on a new card is a result, too
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    finally:
-        gc.collect()
-        if on_cuda(opt):
-            torch.cuda.empty_cache()
+def rows_of(part, opt):
+    """[(the row's name, function, its arguments after opt)] of a part."""
+    ways = CUDA if on_cuda(opt) else CPU
+    both = {f"{p}, {name}": [*flag, *flags] for p, flag in PROPAGATIONS.items() for name, flags in ways.items()}
+    of_gsmn = {f"gsmn, {name}": [*GSMN, *flags] for name, flags in ways.items()}
+    of_vsrn = {f"vsrn, {name}": [*VSRN, *flags] for name, flags in ways.items() if "--kernel" not in flags}
 
+    def steps(task, cases):
+        return [(f"{name}, batch {b}", task, b, flags) for b in opt.batch_size for name, flags in cases.items()]
 
-def show(value):
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return {
+        "counted": steps(counted, PROPAGATIONS),
+        "agreement": [(name, agreement, flags) for name, flags in ways.items()],
+        "similarity": [(name, similarity, flags) for name, flags in both.items()],
+        "step": steps(step, both),
+        "whole step": steps(whole_step, of_gsmn | of_vsrn),
+        "systems": [(name, evaluation, flags) for name, flags in SYSTEMS.items()] + steps(whole_step, SYSTEMS),
+        "processes": [(f"{n} of them", processes, n) for n in sorted({1, opt.processes})],
+    }[part]
 
 
 def on_cuda(opt):
     return opt.device.startswith("cuda")
 
 
-def machine(opt):
-    """What the figures depend on, in words."""
-    found = f"torch {torch.__version__}, Python {platform.python_version()}, "
-    if on_cuda(opt):
-        card = torch.cuda.get_device_properties(opt.device)
-        return f"{found}{card.name}, {card.total_memory >> 20} MB, CUDA {torch.version.cuda}"
-    return f"{found}{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}"
+# ---- random data
 
 
-# ---- what is measured
+def caption_lengths(count, file=None):
+    """Words of so many captions: 5 to 30, 12.4 on average, or drawn from a file of word ids; always the same ones."""
+    rng = np.random.default_rng(0)
+    if file is None:
+        return np.clip(np.round(4 + rng.gamma(4.5, 8.4 / 4.5, count)), 5, 30).astype(int).tolist()
+    return rng.choice([line.count(",") + 1 for line in read_lines(file) if line], count).tolist()
 
 
-def timed(opt, task, before=None):
-    """{'s': median seconds, 'x bare': beside those of `before`, 'peak MB': of a card} of a task."""
-    times, bases = [], []
-    for tries in range(opt.repeat + 1):  # the first one allocates and compiles
-        for figures, work in ((bases, before), (times, task)):
-            if work is not None:
-                start = time.perf_counter()
-                work()
-                if on_cuda(opt):
-                    torch.cuda.synchronize()
-                figures.append(time.perf_counter() - start)
-        if on_cuda(opt) and tries == 0:
-            torch.cuda.reset_peak_memory_stats()
-    found = {"s": statistics.median(times[1:])}
-    if before:
-        found["x bare"] = found["s"] / statistics.median(bases[1:])
-    return found | ({"peak MB": torch.cuda.max_memory_allocated() / 2**20} if on_cuda(opt) else {})
+def tree(n):
+    """Dependencies of a caption of n words: word k depends on word k / 2."""
+    return [[0, 0]] + [[word // 2, word] for word in range(1, n)]
 
 
-def network(opt, flags, where=None):
+def random_batch(opt, lengths, regions=36):
+    """A Batch of random features (B, R, img_dim) and captions of these lengths, for a model of these flags."""
+    rng, items = np.random.default_rng(0), []
+    for i, n in enumerate(lengths):
+        ids = rng.integers(4, VOCABULARY, n).tolist()
+        target = label_and_mask(ids, opt.max_len) if inputs_of(opt).label_length else (None, None)
+        image, boxes = (rng.random((regions, width), np.float32) for width in (opt.img_dim, 4))
+        items.append(Item(image, ids, i, boxes, tree(n), *target))
+    return collate(items)
+
+
+def network(opt, flags):
     """(model of random weights, its options); flags: of train.py."""
     model_opt = train_options([*flags, *opt.flags.split(), "--device", opt.device])[0]
     model_opt.vocab_size = VOCABULARY
     train.seed_everything(0)
-    net = model.build_model(model_opt).to(where or opt.device)
+    net = model.build_model(model_opt).to(opt.device)
     if model_opt.compile:
         net.compile_parts()
     return net, model_opt
 
 
-def gsmn(opt, flags=(), where=None):
-    return network(opt, [*GSMN, "--embed_size", str(opt.embed_size), *flags], where)[0]
-
-
-def embeddings(opt, images, captions, where=None):
-    """Unit vectors on a device: regions (I, R, D), words (C, n, D) padded; boxes, dependencies, lengths."""
+def gsmn(opt, flags, images, captions):
+    """GSMN and its input: unit vectors of regions (I, R, D), of words (C, n, D), boxes, dependencies, lengths."""
+    net, model_opt = network(opt, [*GSMN, *flags])
     lengths, make = caption_lengths(captions, opt.lengths), torch.Generator().manual_seed(0)
-    shapes = (images, opt.regions, opt.embed_size), (captions, max(lengths), opt.embed_size)
-    regions, words = (l2norm(torch.randn(shape, generator=make)).to(where or opt.device) for shape in shapes)
-    return regions, words, torch.rand(images, opt.regions, 4, generator=make), dependencies(lengths), lengths
+    shapes = (images, opt.regions, model_opt.embed_size), (captions, max(lengths), model_opt.embed_size)
+    regions, words = (l2norm(torch.randn(shape, generator=make)).to(opt.device).requires_grad_() for shape in shapes)
+    return net, (regions, words, torch.rand(images, opt.regions, 4, generator=make), [*map(tree, lengths)], lengths)
 
 
-def bare_product(regions, words, lengths):
-    flat = torch.cat([row[:n] for row, n in zip(words.detach(), lengths)]).t()
-    return lambda: regions.detach().flatten(0, 1) @ flat
-
-
-def similarity(opt, flags):
-    images = opt.images or 128
-    net, case = gsmn(opt, flags).eval(), embeddings(opt, images, 5 * images)
-    with torch.no_grad():
-        found = timed(opt, lambda: net.forward_sim(*case), bare_product(case[0], case[1], case[4]))
-    return found | {"pairs/s": 5 * images**2 / found["s"]}
-
-
-def step(opt, batch, flags):
-    """GSMN's similarity, loss and backward pass from given embeddings."""
-    net, case = gsmn(opt, flags), embeddings(opt, batch, batch)
-    embedded = [x.requires_grad_() for x in case[:2]]
-
-    def task():
-        for x in (*embedded, *net.parameters()):
-            x.grad = None
-        net.forward_loss(net.forward_sim(*case)).backward()
-
-    return timed(opt, task, bare_product(*embedded, case[4]))
-
-
-def whole_step(opt, system, batch, flags):
-    """A training step: encoders, similarity, loss, backward pass, optimiser."""
-    net, model_opt = network(opt, [*system, *flags])
-    optimizer = GuardedAdam(net.parameters(), 1e-4)
-    given = random_batch(model_opt, caption_lengths(batch, opt.lengths), opt.regions)
-    there = next(on_device([given], opt.device))
-    found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip))
-    return found | {"pairs/s": batch / found["s"]}
-
-
-def evaluation(opt, flags):
-    """Seconds that a system of random weights, as wide as published, needs to encode images and captions and to score
-    all pairs; SCAN t-i AVG also caption by caption as in its released code, from every hundredth caption.
-    """
-    net, model_opt = network(opt, flags)
-    lengths = sorted(caption_lengths(5 * (opt.images or 1000), opt.lengths))
-    lengths = [min(n, 60) for n in lengths]  # VSRN's --max_len
-    batches = [random_batch(model_opt, lengths[i : i + 100], opt.regions) for i in range(0, len(lengths), 100)]
-    batches = [batch._replace(images=batch.images[::5].clone(), bboxes=batch.bboxes[::5]) for batch in batches]
-    net.eval()
-
-    def encode_captions():
-        found = []
-        for batch in batches:
-            emb = net.encode_captions(batch.captions, batch.lengths).cpu()
-            found += emb if net.one_vector else [row[:n] for row, n in zip(emb, batch.lengths)]
-        return torch.stack(found) if net.one_vector else found
-
-    with torch.no_grad():
-        net.encode_images(batches[0].images)  # the first call allocates
-        found = {"M parameters": sum(weight.numel() for weight in net.parameters()) / 1e6}
-        found["images s"], images = once(opt, lambda: torch.cat([net.encode_images(b.images).cpu() for b in batches]))
-        found["captions s"], captions = once(opt, encode_captions)
-        lengths = [n for batch in batches for n in batch.lengths]
-        side = ImageSide(images, torch.cat([batch.bboxes for batch in batches]))
-        other = CaptionSide(captions, lengths, dependencies(lengths))
-        found["pairs s"], scores = once(opt, lambda: score_all(net, side, other))
-        if flags == SYSTEMS["SCAN t-i AVG"]:
-            some, images = captions[::100], images.to(opt.device)
-            seconds, plain = once(
-                opt, lambda: [literal.scan_scores(images, x.to(opt.device), net.smooth) for x in some]
-            )
-            found["caption by caption s"] = seconds * len(captions) / len(some)
-            found["difference"] = float(abs(torch.stack(plain, 1).cpu().numpy() - scores[:, ::100]).max())
-    return found
+# ---- what is measured
 
 
 def once(opt, task):
@@ -258,22 +203,31 @@ def once(opt, task):
     return time.perf_counter() - start, found
 
 
-def counted(opt, batch, flags):
-    """Kernels and bytes of GSMN's similarity, loss and backward pass on a GPU, from tensors without data."""
-    net, case = gsmn(opt, [*flags, "--sim_memory", "40000"], "meta"), embeddings(opt, batch, batch, "meta")
-    embedded = [x.requires_grad_() for x in case[:2]]
-    with Counter() as counter:
-        net.forward_loss(net.forward_sim(*embedded, *case[2:])).backward()
-    return {"kernels": counter.launches, "GB": counter.bytes / 1e9, "MB a pair": counter.bytes / batch**2 / 1e6}
+def timed(opt, task, bare=None):
+    """{'s': median seconds of a task, 'x bare': beside those of `bare`, 'peak MB': of a card}."""
+    times, bases = [], []
+    for tries in range(opt.repeat + 1):  # the first one allocates and compiles
+        bases.append(once(opt, bare)[0] if bare else 0)
+        times.append(once(opt, task)[0])
+        if on_cuda(opt) and tries == 0:
+            torch.cuda.reset_peak_memory_stats()
+    found = {"s": statistics.median(times[1:])}
+    if bare:
+        found["x bare"] = found["s"] / statistics.median(bases[1:])
+    return found | ({"peak MB": torch.cuda.max_memory_allocated() / 2**20} if on_cuda(opt) else {})
+
+
+def bare_product(regions, words, boxes, depends, lengths):
+    flat = torch.cat([row[:n] for row, n in zip(words.detach(), lengths)]).t()
+    return lambda: regions.detach().flatten(0, 1) @ flat
 
 
 def agreement(opt, flags):
     """Largest differences from the literal definition in float64, in parts of the largest value."""
-    net, case = gsmn(opt, flags), embeddings(opt, 8, 8)
-    inputs = [x.requires_grad_() for x in case[:2]]
+    net, case = gsmn(opt, flags, 8, 8)
     scores = net.forward_sim(*case)
-    found = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
-    net, inputs = net.double(), [x.detach().double().requires_grad_() for x in inputs]
+    found = [scores.detach(), *torch.autograd.grad(scores.square().sum(), case[:2])]
+    net, inputs = net.double(), [x.detach().double().requires_grad_() for x in case[:2]]
     plain = [row[:n] for row, n in zip(inputs[1], case[4])]
     scores = sum(literal.literal_scores(net, inputs[0], plain, case[2].double().to(opt.device), [None] * len(plain)))
     exact = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
@@ -281,33 +235,72 @@ def agreement(opt, flags):
     return {"scores": errors[0], "gradient": max(errors[1:])}
 
 
-def make_scenes(opt, folder, images):
-    """A data set with a train split of so many images; returns the flags that train on it."""
-    width = network(opt, GSMN)[1].img_dim
-    sizes = f"--n_train {images} --n_dev 1 --n_testall 5 --regions {opt.regions} --img_dim {width}"
-    make_demo.make_demo(Path(folder), make_demo.parser().parse_args(sizes.split()))
-    return f"--data_path {folder}/data --vocab_path {folder}/vocab --data_name {make_demo.NAME}".split()
+def similarity(opt, flags):
+    images = opt.images or 128
+    net, case = gsmn(opt, flags, images, 5 * images)
+    with torch.no_grad():
+        found = timed(opt, lambda: net.eval().forward_sim(*case), bare_product(*case))
+    return found | {"pairs/s": 5 * images**2 / found["s"]}
 
 
-def loading(opt, workers):
-    """Milliseconds for a batch of 128 from files, alone; without the start of the workers and their first batches."""
-    with tempfile.TemporaryDirectory() as folder:
-        model_opt = network(opt, [*GSMN, *make_scenes(opt, folder, 512)])[1]
-        vocab = deserialize_vocab(f"{folder}/vocab/{make_demo.NAME}_vocab.json")
-        split = data.open_split("train", make_demo.NAME, vocab, model_opt)
-        batches = iter(data.make_loader(split, data.in_order(len(split), 128), workers))
-        for _ in range(2 * workers + 1):
-            next(batches)
-        start, count = time.perf_counter(), sum(1 for _ in batches)
-        return {"ms a batch": 1e3 * (time.perf_counter() - start) / count, "batches": count}
+def step(opt, batch, flags):
+    """GSMN's similarity, loss and backward pass from given embeddings."""
+    net, case = gsmn(opt, flags, batch, batch)
+
+    def task():
+        for x in (*case[:2], *net.parameters()):
+            x.grad = None
+        net.forward_loss(net.forward_sim(*case)).backward()
+
+    return timed(opt, task, bare_product(*case))
+
+
+def whole_step(opt, batch, flags):
+    """A training step: encoders, similarity, loss, backward pass, optimiser."""
+    net, model_opt = network(opt, flags)
+    optimizer = GuardedAdam(net.parameters(), 1e-4)
+    given = random_batch(model_opt, caption_lengths(batch, opt.lengths), opt.regions)
+    there = next(on_device([given], opt.device))
+    found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip))
+    return found | {"pairs/s": batch / found["s"]}
+
+
+@torch.no_grad()
+def evaluation(opt, flags):
+    """Seconds that a system of random weights, as wide as published, needs to encode images and captions and to score
+    all pairs; SCAN t-i AVG also caption by caption as in its released code, from every hundredth caption.
+    """
+    net, model_opt = network(opt, flags)
+    net.eval()
+    rng, images = np.random.default_rng(0), opt.images or 1000
+    lengths = [min(n, 60) for n in caption_lengths(5 * images, opt.lengths)]  # VSRN's --max_len
+    features = torch.rand(images, opt.regions, model_opt.img_dim)
+    tokens = [rng.integers(4, VOCABULARY, n).tolist() for n in lengths]
+    split = SimpleNamespace(n_images=images, image=features.__getitem__, boxes=None, tokens=tokens, depends=None)
+    net.encode_images(features[:100])  # the first call allocates
+    found = {"M parameters": sum(weight.numel() for weight in net.parameters()) / 1e6}
+    found["images s"], regions = once(opt, lambda: encode_all_images(net, split, 0))
+    found["captions s"], words = once(opt, lambda: encode_all_captions(net, split, lengths))
+    sides = ImageSide(regions, torch.rand(images, opt.regions, 4)), CaptionSide(words, lengths, [*map(tree, lengths)])
+    found["pairs s"], scores = once(opt, lambda: score_all(net, *sides))
+    if flags == SYSTEMS["SCAN t-i AVG"]:
+        some, regions = [x.to(opt.device) for x in words[::100]], regions.to(opt.device)
+        seconds, plain = once(opt, lambda: [literal.scan_scores(regions, x, net.smooth) for x in some])
+        found["caption by caption s"] = seconds * len(words) / len(some)
+        found["difference"] = float(abs(torch.stack(plain, 1).cpu().numpy() - scores[:, ::100]).max())
+    return found
 
 
 def processes(opt, count):
     """Training with so many processes on this machine: the median step's pairs a second, and the first loss."""
+    flags = [*GSMN, *opt.flags.split()]
+    width = train_options(flags)[0].img_dim
     with tempfile.TemporaryDirectory() as folder:
-        flags = [*GSMN, "--embed_size", str(opt.embed_size), *opt.flags.split(), *make_scenes(opt, folder, 128)]
-        flags += ["--device", opt.device, "--batch_size", str(opt.batch_size[-1]), "--logger_name", folder]
-        flags += ["--model_name", f"{folder}/models", *"--num_epochs 1 --log_step 1 --workers 0".split()]
+        make = f"--out {folder} --n_train 128 --n_dev 1 --n_testall 5 --regions {opt.regions} --img_dim {width}"
+        subprocess.run([sys.executable, str(ROOT / "tools/make_demo.py"), *make.split()], check=True)
+        flags += f"--data_path {folder}/data --vocab_path {folder}/vocab --data_name demo_precomp".split()
+        flags += f"--device {opt.device} --batch_size {opt.batch_size[-1]} --logger_name {folder}".split()
+        flags += f"--model_name {folder}/models --num_epochs 1 --log_step 1 --workers 0".split()
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(ROOT / "train.py")]
         subprocess.run([sys.executable, *start, *flags], env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
         steps, _ = read_log(Path(folder, "log.jsonl"))
@@ -315,41 +308,56 @@ def processes(opt, count):
     return {"pairs/s": speed, "first loss": steps[0]["losses"]["Le"]}
 
 
-# ---- the parts
+# ---- a GPU's work, counted on tensors without data
+
+# no kernel, though their schema does not call them views
+FREE = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::set_", "aten::resize_"}
+FREE |= {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
 
 
-def both(ways):
-    """{name: flags} of both ways of propagation."""
-    return {f"{p}, {name}": ["--propagation", p, *flags] for p in ("self", "neighbors") for name, flags in ways.items()}
+class Counter(TorchDispatchMode):
+    """Counts kernels and bytes, forward and backward, while it is active.
+
+    Every ATen operator that computes counts as one kernel; views and empty tensors count as none.  Its bytes are those
+    of the distinct elements of its tensors, read or written once, as if nothing stayed in a cache.  Both are estimates:
+    some operators start two kernels, and a GRU is one operator here whatever cuDNN makes of it.
+    """
+
+    kernels = bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name
+        if name not in FREE and not function.is_view and name.startswith(("aten::", "prims::")):
+            self.kernels += 1
+            self.bytes += sum(touched(x) for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+        return result
 
 
-PARTS = {
-    "counted": lambda opt, ways: [
-        (f"{name}, batch {b}", counted, b, flags) for b in opt.batch_size for name, flags in both({"eager": []}).items()
-    ],
-    "agreement": lambda opt, ways: [(name, agreement, flags) for name, flags in ways.items()],
-    "similarity": lambda opt, ways: [(name, similarity, flags) for name, flags in both(ways).items()],
-    "step": lambda opt, ways: [
-        (f"{name}, batch {b}", step, b, flags) for b in opt.batch_size for name, flags in both(ways).items()
-    ],
-    "whole step": lambda opt, ways: [
-        (f"{system[1]}, {name}, batch {b}", whole_step, system, b, flags)
-        for system in (GSMN, VSRN) for b in opt.batch_size for name, flags in ways.items()
-        if system is GSMN or "--kernel" not in flags
-    ],
-    "systems": lambda opt, ways: [
-        *[(f"{name}, evaluation", evaluation, flags) for name, flags in SYSTEMS.items()],
-        *[(f"{name}, batch {b}", whole_step, flags, b, []) for name, flags in SYSTEMS.items() for b in opt.batch_size],
-    ],
-    "loading": lambda opt, ways: [(f"{n} workers", loading, n) for n in opt.workers],
-    "processes": lambda opt, ways: [(f"{n} of them", processes, n) for n in sorted({1, opt.processes})],
-}  # fmt: skip
+def touched(x):
+    """Bytes of the distinct elements of a strided tensor; an expanded dimension counts once."""
+    if x.layout != torch.strided:
+        return 0
+    return x.element_size() * math.prod(size if stride or not size else 1 for size, stride in zip(x.shape, x.stride()))
+
+
+def counted(opt, batch, flags):
+    """Kernels and bytes of GSMN's similarity, loss and backward pass on a GPU."""
+    without_data = argparse.Namespace(**{**vars(opt), "device": "meta"})
+    net, case = gsmn(without_data, [*flags, "--sim_memory", "40000"], batch, batch)
+    with Counter() as counter:
+        net.forward_loss(net.forward_sim(*case)).backward()
+    return {"kernels": counter.kernels, "GB": counter.bytes / 1e9, "MB a pair": counter.bytes / batch**2 / 1e6}
 
 
 def main(argv=None):
     opt = options(argv)
     opt.device = choose(opt.device)
-    print(machine(opt))
+    where = f"{torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}"
+    if on_cuda(opt):
+        card = torch.cuda.get_device_properties(opt.device)
+        where = f"{card.name}, {card.total_memory >> 20} MB, CUDA {torch.version.cuda}"
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {where}")
     for _ in measure(opt):
         pass
 

@@ -20,7 +20,7 @@ from modules.losses import observed
 from runtime.transfer import on_device, send_batch
 from systems.options import train_options
 from systems.vsrn import EncoderRegions
-from tools.measuring.work import VOCABULARY, random_batch
+from tools.benchmark import VOCABULARY, random_batch
 from training import global_batch
 from training.health import GuardedAdam
 from training.step_figures import StepFigures
