@@ -1,1 +1,0 @@
-"""What tools/study.py is made of."""
