@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import COLOURS, TEMPLATES, THINGS
 
 from tools import parse_dependencies
-from tools.searching import sentences
+from tools.searching import collection
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,7 +138,7 @@ def photos(tmp_path, monkeypatch):
             Image.fromarray(noise).save(f"photos/{i}.jpg")
             rows.writerows((f"{i}.jpg", text.format(colour, thing)) for text in TEMPLATES)
     monkeypatch.setitem(parse_dependencies.PARSERS, "spacy", Chain)
-    monkeypatch.setattr(sentences, "Spacy", Chain)
+    monkeypatch.setattr(collection, "Spacy", Chain)
 
 
 def test_the_page_of_own_data_runs(photos):

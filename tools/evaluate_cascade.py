@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
 
-import functools
 import json
 import time
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -54,9 +54,6 @@ SHORTLISTS = [5, 10, 20, 50, 100, 200, 500, 1000]
 TIMED_SENTENCES, SECONDS = 20, 5.0  # for each K: sentences timed at most, and seconds that all of them may take
 
 
-# ---- recalls
-
-
 def shortlisted(scores, near):
     """Scores (Q, C) with those of all candidates outside the shortlists below the rest.
 
@@ -74,10 +71,10 @@ def recall_row(k, of_images, of_captions, in_shortlist=(1, 1)):
     of_images, of_captions: similarities (N, 5N) as images rank captions, and as captions rank images.  in_shortlist:
     parts of the images and captions whose answer is in the shortlist.
     """
-    figures = evaluation.i2t(of_images)[:3], evaluation.t2i(of_captions)[:3]
-    names = "r1", "r5", "r10", "in_shortlist"
-    ways = [dict(zip(names, (*one, 100 * float(there)))) for one, there in zip(figures, in_shortlist)]
-    return {"k": k, "i2t": ways[0], "t2i": ways[1]}
+    row, found = {"k": k}, (evaluation.i2t(of_images), evaluation.t2i(of_captions))
+    for way, figures, part in zip(("i2t", "t2i"), found, in_shortlist):
+        row[way] = {**dict(zip(("r1", "r5", "r10"), figures)), "in_shortlist": 100 * float(part)}
+    return row
 
 
 def cascade_recalls(sims, images, captions, kind="exact"):
@@ -89,32 +86,15 @@ def cascade_recalls(sims, images, captions, kind="exact"):
     most = max(sizes, default=1)
     near_captions, _ = faiss_index.nearest(faiss_index.build_index(captions, kind), images, most)  # (N, most)
     near_images, _ = faiss_index.nearest(faiss_index.build_index(images, kind), captions, most)  # (5N, most)
-    is_own = (  # the same shapes
-        near_captions // per == np.arange(len(images))[:, None],
-        near_images == np.arange(len(captions))[:, None] // per,
-    )
+    own_caption = near_captions // per == np.arange(len(images))[:, None]
+    own_image = near_images == np.arange(len(captions))[:, None] // per
     first = images @ captions.T
     rows = [recall_row(0, first, first)]
     for k in tqdm(sizes, desc="recall", disable=None, leave=False):
-        of_images = shortlisted(sims, near_captions[:, :k])
-        of_captions = shortlisted(sims.T, near_images[:, :k]).T
-        rows.append(recall_row(k, of_images, of_captions, [own[:, :k].any(1).mean() for own in is_own]))
+        of_images, of_captions = shortlisted(sims, near_captions[:, :k]), shortlisted(sims.T, near_images[:, :k]).T
+        there = [own[:, :k].any(1).mean() for own in (own_caption, own_image)]
+        rows.append(recall_row(k, of_images, of_captions, there))
     return [*rows, recall_row(None, sims, sims)]
-
-
-# ---- time
-
-
-def time_sentences(answer, count):
-    """Median milliseconds of answer(c) for some of `count` captions."""
-    times, end = [], time.perf_counter() + SECONDS
-    for c in np.linspace(0, count - 1, TIMED_SENTENCES).astype(int).tolist():
-        start = time.perf_counter()
-        if times and start > end:
-            break
-        answer(c)
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times))
 
 
 @torch.no_grad()
@@ -134,7 +114,16 @@ def ask(first, second, index, k, stored, c):
     return best_images(second.model, dataset, sentence, numbers, stored)
 
 
-# ---- command line
+def milliseconds(answer, count):
+    """The median time of answer(c) for some of `count` captions."""
+    times, end = [], time.perf_counter() + SECONDS
+    for c in np.linspace(0, count - 1, TIMED_SENTENCES).astype(int).tolist():
+        start = time.perf_counter()
+        if times and start > end:
+            break
+        answer(c)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
 
 
 def print_table(rows):
@@ -161,8 +150,7 @@ def main(arguments=None):
     index = faiss_index.build_index(images, flags.kind)
     for row in tqdm(rows[1:], desc="time", disable=None, leave=False):
         for name, stored in (("ms", sides[0].emb), ("ms_encoding", None)):
-            answer = functools.partial(ask, first, second, index, row["k"], stored)
-            row[name] = time_sentences(answer, len(captions))
+            row[name] = milliseconds(partial(ask, first, second, index, row["k"], stored), len(captions))
     print(f"{flags.split}: {dataset.n_images} images, {len(dataset)} captions, index {flags.kind}")
     print_table(rows)
     if flags.json:

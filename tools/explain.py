@@ -66,8 +66,7 @@ from checkpoints.loading import load_model
 from reporting.explain_page import ExplainedPair, about_model, explain_page
 from reporting.explanation import caption_sentence, caption_text, explain_pair
 from reporting.image_view import ImageViewer, warn_of_notes
-from tools.searching.collection import embed_images, open_collection, score_images
-from tools.searching.sentences import Reader
+from tools.searching.collection import Reader, embed_images, open_collection, score_images
 
 
 class Explainer:

@@ -20,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
 
-from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag
+from functools import cached_property
+
+from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, overrides_of
 from files.errors import InputError, warn
 from files.pickles import with_checkpoints
 from files.writing import atomic_write, check_writable, text_as_name
 from runtime.commandline import Parser, whole
-from tools.searching.faiss_index import EFFORT, INDEX_KINDS, PROBES, facts_file, need_faiss
+from tools.searching import faiss_index
 
 
 def search_options(arguments=None):
@@ -40,24 +42,112 @@ def search_options(arguments=None):
     add_spacy_flag(parser)
     add = parser.add_argument_group("index").add_argument
     add("--save_index", metavar="FILE", help="write an index of the split's images, and FILE.json beside it, and end")
-    add("--kind", default="exact", choices=INDEX_KINDS, help="with --save_index: kind of index")
+    add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="with --save_index: kind of index")
     add("--index", metavar="FILE", help="search this index, which knows its data and split")
     add("--rerank", metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
     add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
-    of_kind = f"groups that an ivf looks into (default: {PROBES}), candidates of an hnsw (default: {EFFORT})"
-    add("--breadth", type=whole(), metavar="N", help=f"with --index: {of_kind}; more find more and take longer")
+    kinds = f"ivf's groups (default: {faiss_index.PROBES}) or hnsw's candidates (default: {faiss_index.EFFORT})"
+    add("--breadth", type=whole(), metavar="N", help=f"with --index: {kinds} to look at; more find more, slower")
     return with_checkpoints(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
     guarded(search_options)  # before torch is loaded
 
+import torch
+
+from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
+from files.identity import data_identity, difference
 from reporting.image_view import ImageViewer, warn_of_notes
+from reporting.provenance import provenance
 from reporting.rendering import fitted_page, picture_address, template, text_of_template
 from reporting.thumbnails import drawing
-from tools.searching.finders import IndexedImages, Scorer, save_index
+from systems.table import inputs_of
+from tools.searching.collection import Reader, best_images, embed_images, labels, open_collection
 
 THUMBNAIL_SIDES = (320, 240, 160, 100, 0)  # pixels of the longer side that are tried; 0: no pictures
+
+
+# ---- finders: called with a text and a number -> (numbers, scores) of so many images, best first.  They have `names`
+# and `captions` of all images, `dataset` (None where it is not needed) and `provenance`, the record for the page.
+
+
+class Scorer:
+    """A finder whose model scores all images of the split, or those in `numbers`, which alone are then encoded."""
+
+    def __init__(self, path, flags):
+        loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
+        self.model = trained_model(loaded, opt, path)
+        self.dataset = open_collection(flags.split or "test", opt, vocab)
+        self.names, self.captions = labels(self.dataset)
+        self.provenance = provenance(self.dataset, describe_checkpoint(path, loaded, opt))
+        self.reader = Reader(vocab, inputs_of(opt).dependencies, flags.spacy_model)
+
+    @cached_property
+    def embeddings(self):
+        return embed_images(self.model, self.dataset)
+
+    def __call__(self, text, top, numbers=None):
+        sentence = self.reader(text)
+        images = self.embeddings if numbers is None else None
+        found, scores = best_images(self.model, self.dataset, sentence, numbers, images)
+        return found[:top], scores[:top]
+
+
+class IndexedImages:
+    """A finder with a FAISS index of vectors; with --rerank another model orders the index's shortlist."""
+
+    def __init__(self, flags):
+        self.index, facts = faiss_index.read_index(flags.index)
+        if flags.split not in (None, facts["split"]):
+            raise InputError(f"--split {flags.split}: {flags.index} holds the split {facts['split']}")
+        place, path = Path(facts["data"]), flags.model_path or facts["checkpoint"]["path"]
+        flags.split, flags.data_name = facts["split"], flags.data_name or place.name  # where they are not given
+        flags.data_path = flags.data_path or str(place.parent)
+        loaded, opt, vocab = open_checkpoint(path, overrides_of(flags))
+        self.model, self.reader = trained_model(loaded, opt, path), Reader(vocab)
+        faiss_index.need_vectors(self.model, path)
+        if faiss_index.weights_identity(self.model) != facts["weights"]:
+            raise InputError(f"{flags.index}: made with other weights than those of {path}; {faiss_index.BUILD_AGAIN}")
+        self.names, self.captions = facts["names"], facts["captions"]
+        self.provenance = {name: value for name, value in facts.items() if name not in ("names", "captions")}
+        self.dataset = None  # a list of names needs no images
+        if flags.rerank or flags.images or flags.out or (Path(flags.data_path) / flags.data_name).is_dir():
+            self.dataset = open_collection(flags.split, opt, vocab)
+            if other := difference(facts["identity"], data_identity(self.dataset), features=True):
+                made = f"not what {flags.index} was made from ({other})"
+                raise InputError(f"{self.dataset.folder}: {made}; {faiss_index.BUILD_AGAIN}")
+        self.scorer, self.shortlist = Scorer(flags.rerank, flags) if flags.rerank else None, flags.shortlist
+        if flags.breadth:
+            faiss_index.set_breadth(self.index, flags.breadth)
+
+    @torch.no_grad()
+    def __call__(self, text, top):
+        ids = torch.tensor([self.reader(text).ids])
+        vector = self.model.encode_captions(ids, [ids.shape[1]]).cpu().numpy()
+        numbers, scores = faiss_index.shortlist(self.index, vector, self.shortlist if self.scorer else top)
+        return self.scorer(text, top, numbers) if self.scorer else (numbers, scores)
+
+
+def save_index(flags):
+    """Write the index of a split's images (--save_index)."""
+    scorer = Scorer(flags.model_path, flags)
+    faiss_index.need_vectors(scorer.model, flags.model_path)
+    vectors = scorer.embeddings.numpy()
+    facts = {
+        **scorer.provenance,
+        "checkpoint": {**scorer.provenance["checkpoint"], "path": str(Path(flags.model_path).resolve())},
+        "weights": faiss_index.weights_identity(scorer.model),
+        "identity": data_identity(scorer.dataset),
+        "names": scorer.names,
+        "captions": scorer.captions,
+    }
+    faiss_index.write_index(flags.save_index, faiss_index.build_index(vectors, flags.kind), facts)
+    size = Path(flags.save_index).stat().st_size / 1e6
+    print(f"{flags.save_index}: {len(vectors)} images, {vectors.shape[1]} numbers each, {flags.kind}, {size:.3g} MB")
+
+
+# ---- sentences and answers
 
 
 def check_flags(flags):
@@ -71,8 +161,8 @@ def check_flags(flags):
     if flags.images and not Path(flags.images).is_dir():
         raise InputError(f"--images {flags.images}: no such folder")
     if flags.save_index:
-        need_faiss()
-        check_writable(facts_file(flags.save_index))
+        faiss_index.need_faiss()
+        check_writable(faiss_index.facts_file(flags.save_index))
     for path in filter(None, (flags.out, flags.save_index)):
         check_writable(path)
 
@@ -80,16 +170,13 @@ def check_flags(flags):
 def queries():
     """Sentences from the keyboard, or the lines of a pipe."""
     prompt = "sentence: " if sys.stdin.isatty() else ""
-    while True:
-        try:
-            text = input(prompt).strip()
-        except EOFError:
-            return
-        except UnicodeDecodeError:
-            raise InputError(f"the sentence is not {sys.stdin.encoding}; PYTHONIOENCODING=utf-8 reads UTF-8") from None
-        if not text:
-            return
-        yield text
+    try:
+        while text := input(prompt).strip():
+            yield text
+    except EOFError:
+        return
+    except UnicodeDecodeError:
+        raise InputError(f"the sentence is not {sys.stdin.encoding}; PYTHONIOENCODING=utf-8 reads UTF-8") from None
 
 
 def search_page(text, finder, viewer, best, scores):
@@ -132,17 +219,16 @@ def answer(finder, text, flags, viewer, number):
 
 
 def main(arguments=None):
-    flags, number = search_options(arguments), 1
+    flags = search_options(arguments)
     check_flags(flags)
     if flags.save_index:
-        print(save_index(flags))
+        save_index(flags)
         return
     finder = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags)
     viewer = ImageViewer(finder.dataset, flags.images) if flags.images or flags.out else None
-    for text in [flags.query] if flags.query is not None else queries():
+    for number, text in enumerate(queries() if flags.query is None else [flags.query], start=1):
         try:
             answer(finder, text, flags, viewer, number)
-            number += 1
         except InputError as error:
             if flags.query is not None:
                 raise

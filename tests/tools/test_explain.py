@@ -19,7 +19,7 @@ from reporting.explain_page import ExplainedPair, explain_page
 from reporting.explanation import Sentence, caption_sentence, explain_pair
 from reporting.image_view import ImageView, grid
 from tools import explain as tool
-from tools.searching import sentences
+from tools.searching.collection import Reader
 from vocab import load_vocab
 
 
@@ -161,7 +161,7 @@ def test_complaints(tiny, tmp_path, monkeypatch):
 
 def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
     words = load_vocab(tiny.vocab_path, tiny.data_name)
-    reader = sentences.Reader(words)
+    reader = Reader(words)
     read = reader("There is a Red unicorn.")
     assert read.words == ["<start>", "there", "is", "a", "red", "‹unicorn›", ".", "<end>"]
     assert read.ids == [1, *(words(w) for w in ("there", "is", "a", "red", "unicorn", ".")), 2]

@@ -13,8 +13,7 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 import data
 import evaluation
 from reporting import rendering
-from tools.searching.collection import best_images
-from tools.searching.finders import Reader
+from tools.searching.collection import Reader, best_images
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The images of a search, opened without the captions that a model would read, and their scores for a sentence."""
+"""The images of a search, opened without the captions that a model would read; a user's sentence; their scores."""
 
 import contextlib
 from functools import cached_property
@@ -15,6 +15,10 @@ from files.pictures import KARPATHY, make_transforms
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder
 from modules.sides import CaptionSide, ImageSide
+from reporting.explanation import Sentence
+from tools.own_data.parsers import Spacy, sentences_of
+from tools.own_data.stanford_scheme import is_tree, pairs_of
+from vocab import UNK, encode, tokenize
 
 COMPARED = 8  # images whose rows of features are compared, to learn whether each stands there five times
 
@@ -76,6 +80,28 @@ def labels(dataset):
     for i in reversed(range(len(dataset.captions or ()))):
         captions[dataset.image_of(i)] = dataset.captions[i]
     return dataset.names() or [""] * dataset.n_images, captions
+
+
+class Reader:
+    """reader(text) -> Sentence, the user's text by a model's vocabulary; is_sparse: spaCy parses it."""
+
+    def __init__(self, vocab, is_sparse=False, spacy_model=None):
+        self.vocab, self.parser = vocab, Spacy(spacy_model) if is_sparse else None
+
+    def __call__(self, text):
+        words, ids, pairs = tokenize(text), encode(text, self.vocab), None
+        if not words:
+            raise InputError("the sentence has no words")
+        unknown = [word for word, id_ in zip(words, ids[1:]) if id_ == UNK]
+        if unknown:
+            warn(f"not in the vocabulary: {', '.join(unknown)}")
+        if self.parser:
+            heads = next(iter(self.parser([sentences_of(text)])))
+            if len(heads) != len(words) or not is_tree(heads):
+                raise InputError(f"{self.parser.name} gives no tree over the {len(words)} words of {text!r}")
+            pairs = pairs_of(heads)
+        shown = [f"‹{word}›" if id_ == UNK else word for word, id_ in zip(words, ids[1:])]
+        return Sentence(["<start>", *shown, "<end>"], ids, pairs)
 
 
 # ---- embeddings and scores

@@ -7,7 +7,6 @@ are: checkpoint, data set, split, names and first captions of the images, and wh
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,23 +22,8 @@ LINKS, EFFORT = 32, 64  # hnsw: neighbours of a vector; candidates kept while bu
 LEAST, TRAINING = 39, 64  # ivf: vectors in a group at least; vectors per group that k-means is trained on
 BYTES_WRITTEN = 1 << 24  # bytes that FAISS writes at once
 BUILD_AGAIN = "build it again with tools/search.py --save_index"
-FACTS = {  # what the JSON holds, and each entry's type
-    "checkpoint": dict,
-    "weights": str,
-    "data": str,
-    "split": str,
-    "identity": dict,
-    "names": list,
-    "captions": list,
-}
-
-
-class ImageIndex(NamedTuple):
-    """An index and the facts about its images."""
-
-    path: str
-    faiss: object  # faiss.Index
-    facts: dict  # as FACTS
+FACTS = {"checkpoint": dict, "identity": dict, "names": list, "captions": list}  # what the JSON holds: types by name
+FACTS |= {"weights": str, "data": str, "split": str}
 
 
 # ---- build and ask
@@ -133,18 +117,17 @@ def write_index(path, index, facts):
 
 
 def read_index(path):
-    """An index file and its JSON -> ImageIndex; InputError where one is missing or damaged, or they are no pair."""
+    """An index file and its JSON -> (index, facts); InputError where one is missing or damaged, or they are no pair."""
     faiss = need_faiss()
     for file in (path, facts_file(path)):
         open_regular(file, f"no such file, and an index is two; {BUILD_AGAIN}").close()
     facts = read_json(facts_file(path))
-    wrong = [name for name, kind in FACTS.items() if not isinstance(facts, dict) or type(facts.get(name)) is not kind]
-    if wrong:
-        raise InputError(f"{facts_file(path)}: does not describe an index ({wrong[0]} is missing); {BUILD_AGAIN}")
+    if not isinstance(facts, dict) or any(type(facts.get(name)) is not kind for name, kind in FACTS.items()):
+        raise InputError(f"{facts_file(path)}: does not describe an index, whose JSON has {[*FACTS]}; {BUILD_AGAIN}")
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise InputError(f"{path}: FAISS cannot read it ({str(error).splitlines()[-1]}); {BUILD_AGAIN}") from None
     if not index.ntotal == len(facts["names"]) == len(facts["captions"]):
         raise InputError(f"{path}: {index.ntotal} vectors for {len(facts['names'])} names in its JSON; {BUILD_AGAIN}")
-    return ImageIndex(str(path), index, facts)
+    return index, facts
