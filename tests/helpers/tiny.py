@@ -21,7 +21,7 @@ from files.errors import InputError
 from model import build_model
 from reporting import pages
 from systems.options import completed, train_options
-from tools.demo_data.files import write_split
+from tools.make_demo import write_split
 from training.logger import event_records, tensorboard
 
 # ---- reference data

@@ -16,7 +16,7 @@ from files.arrays import read_sizes
 from systems.options import train_options
 from tools import demo as command
 from tools import make_demo as tool
-from tools.demo_data.scenes import ATTRIBUTES, COLOURS, OPPOSITE, Scene, Thing, region_features
+from tools.make_demo import ATTRIBUTES, COLOURS, OPPOSITE, Scene, Thing, region_features
 from tools.own_data.stanford_scheme import is_tree, pairs_of
 from tools.study import told_apart
 from vocab import build_vocab, deserialize_vocab, encode, tokenize
