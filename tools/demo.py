@@ -42,7 +42,7 @@ RUNS = {  # name: (title, flags of train.py beside SMALL)
 FAR = 8  # percent that every R@1 must reach; chance is 2 with 50 images
 
 
-def commands() -> list[tuple[str, str]]:
+def commands():
     """All steps: (title, what follows `python`)."""
     steps = [("Make the data", "tools/make_demo.py")]
     for name, (title, flags) in RUNS.items():
@@ -54,32 +54,30 @@ def commands() -> list[tuple[str, str]]:
     return [*steps, ("Test each model and their ensemble, with a report and explanations to look at", test)]
 
 
-def run_step(place: str, title: str, command: str) -> float:
-    """Print a command and run it in the repository's folder; SystemExit if it fails. Returns seconds."""
-    print(f"\n=== {place}: {title}\n$ python {command}", flush=True)
-    start = time.time()
+def run_step(title, command):
+    """Print a command and run it in the repository's folder; SystemExit if it fails."""
+    print(f"\n=== {title}\n$ python {command}", flush=True)
     code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
     if code:
         raise SystemExit(code if code > 0 else 128 - code)
-    return time.time() - start
 
 
-def main() -> int:
+def main():
     Parser(description=__doc__).parse_args()
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
-    steps = commands()
-    seconds = {step[0]: run_step(f"{n} of {len(steps)}", *step) for n, step in enumerate(steps, 1)}
+    start, steps = time.time(), commands()
+    for number, (title, command) in enumerate(steps, 1):
+        run_step(f"{number} of {len(steps)}: {title}", command)
     results = json.loads((ROOT / FOLDER / "test.json").read_text())
-    titles = [*(title for title, _ in RUNS.values()), "ensemble of all"]
-    rows = {title: [result["full"][key] for key in SIX_RECALLS] for title, result in zip(titles, results)}
-    names = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum")
-    print(f"\n=== Summary: recalls in percent, of 50 images\n\n{'':16}" + "".join(f"{name:>9}" for name in names))
-    for title, row in rows.items():
+    print("\n=== Summary: recalls in percent, of 50 images; by chance R@1 is 2, R@5 10, R@10 20\n")
+    print(f"{'':16}" + "".join(f"{name:>9}" for name in ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum")))
+    low = []
+    for title, result in zip([*(title for title, _ in RUNS.values()), "ensemble of all"], results):
+        row = [result["full"][key] for key in SIX_RECALLS]
         print(f"{title:16}" + "".join(f"{value:9.1f}" for value in [*row, sum(row)]))
-    print("\nBy chance R@1 is 2, R@5 10, R@10 20.")
-    print("  ".join(f"{title.split(',')[0]} {count:.0f} s." for title, count in seconds.items()))
-    print(f"All in {sum(seconds.values()):.0f} s. Models and figures: {FOLDER}. Open {FOLDER}/report/index.html.")
-    low = [title for title, row in rows.items() if min(row[0], row[3]) < FAR]
+        if min(row[0], row[3]) < FAR:
+            low.append(title)
+    print(f"\nAll in {time.time() - start:.0f} s. Models and figures: {FOLDER}. Open {FOLDER}/report/index.html.")
     if low:
         print(f"error: an R@1 of {low[0]} is below {FAR} %: the model has not learnt", file=sys.stderr)
     return 1 if low else 0

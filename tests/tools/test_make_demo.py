@@ -199,5 +199,5 @@ def test_the_scripts_take_its_commands():
 def test_a_failing_step_stops_the_demo(monkeypatch):
     monkeypatch.setattr(command.subprocess, "run", lambda words, cwd: SimpleNamespace(returncode=2))
     with pytest.raises(SystemExit) as stop:
-        command.run_step("1 of 1", "train", "train.py")
+        command.run_step("train", "train.py")
     assert stop.value.code == 2
