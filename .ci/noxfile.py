@@ -5,8 +5,7 @@
     nox -f .ci/noxfile.py --list
 
 Each cell runs the whole suite, slow tests included. A cell whose Python or compiler is missing is skipped. Its output
-goes to .matrix/CELL.txt. It shows the stacks of a test that takes
-half an hour.
+goes to .matrix/CELL.txt; it shows the stacks of a test that takes half an hour.
 """
 
 import os
@@ -45,23 +44,23 @@ nox.options.envdir = str(WORK / "nox")
 nox.options.reuse_existing_virtualenvs = True
 
 
-def suite(session, name, python=HERE, settings=None, flags=PYTEST):
+def suite(session, cell, python, settings):
     session.chdir(ROOT)
     WORK.mkdir(exist_ok=True)
     # inductor finds a program of another instruction set in its cache, where ATEN_CPU_CAPABILITY was another
-    settings = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/{name}-inductor", **(settings or {})}
-    with open(WORK / f"{name}.txt", "w") as log:
-        session.run(python, "-m", "pytest", *flags, *session.posargs, env=settings, stdout=log, external=True)
-    session.log((WORK / f"{name}.txt").read_text().splitlines()[-1])
+    settings = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/{cell}-inductor", **settings}
+    with open(WORK / f"{cell}.txt", "w") as log:
+        session.run(python, "-m", "pytest", *PYTEST, *session.posargs, env=settings, stdout=log, external=True)
+    session.log((WORK / f"{cell}.txt").read_text().splitlines()[-1])
 
 
-for cell, variables in SETTINGS.items():
+for cell, settings in SETTINGS.items():
 
     @nox.session(name=cell, venv_backend="none")
-    def of_settings(session, cell=cell, variables=variables):
-        if variables.get("CC") == "clang" and not shutil.which("clang"):
+    def of_settings(session, cell=cell, settings=settings):
+        if cell == "clang" and not shutil.which("clang"):
             session.skip("no clang on the PATH")
-        suite(session, cell, settings=variables)
+        suite(session, cell, HERE, settings)
 
 
 for cell, (version, packages) in PACKAGES.items():
@@ -69,13 +68,4 @@ for cell, (version, packages) in PACKAGES.items():
     @nox.session(name=cell, python=version)
     def of_versions(session, cell=cell, packages=packages):
         session.install("-r", str(ROOT / "tests/requirements.txt"), *packages)
-        suite(session, cell, "python")
-
-
-@nox.session(venv_backend="none")
-def alone(session):
-    """Each test file in a process of its own."""
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        session.log(path)
-        flags = ["-m", "slow or not slow", str(path)]
-        suite(session, f"alone-{path.stem}", flags=flags)
+        suite(session, cell, "python", {})

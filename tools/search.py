@@ -181,26 +181,14 @@ def queries():
 
 def search_page(text, finder, viewer, best, scores):
     """A sentence and the images found for it, best first -> HTML of a bounded size; viewer: an ImageViewer."""
-    form, style = template("search.html"), text_of_template("report.css")
     views = [viewer(g) for g in best.tolist()]
     warn_of_notes(views)
-    found = [
-        {
-            "place": place,
-            "score": float(score),
-            "number": view.number,
-            "name": finder.names[view.number],
-            "caption": finder.captions[view.number],
-            "drawing": drawing(view.boxes, view.size),
-            "note": view.note,
-        }
-        for place, (view, score) in enumerate(zip(views, scores), start=1)
-    ]
+    found = [(view, float(score), drawing(view.boxes, view.size)) for view, score in zip(views, scores)]
+    shown = {"text": text, "found": found, "names": finder.names, "captions": finder.captions}
+    shown |= {"style": text_of_template("report.css"), "provenance": finder.provenance}
 
     def render(side):
-        pictures = [picture_address(view.picture, side) for view in views]
-        shown = {"text": text, "found": found, "pictures": pictures, "count": len(finder.names)}
-        return form.render(shown, style=style, provenance=finder.provenance)
+        return template("search.html").render(shown, pictures=[picture_address(view.picture, side) for view in views])
 
     return fitted_page(render, THUMBNAIL_SIDES, f"the page of {len(found)} images")
 
