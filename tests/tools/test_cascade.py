@@ -24,35 +24,29 @@ def tiny(tmp_path_factory):
     return made
 
 
-@pytest.fixture
-def matrices():
-    """Similarities with ties, and vectors that do not agree with them."""
+def literal(scores, true, near, k):
+    """The rank of one query among the k nearest, a tie before the answer; infinite where the answer is not there."""
+    nearest = np.argsort(-near)[:k].tolist()
+    best = max((scores[c] for c in true if c in nearest), default=np.inf)
+    return np.inf if best == np.inf else sum(scores[c] >= best for c in nearest if c not in true)
+
+
+def test_recalls_are_the_cascade_spelt_out():
     rng = np.random.default_rng(0)
-    sims = rng.integers(0, 30, (40, 200)).astype(np.float32)
-    return sims, *(rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 200))
-
-
-def literal(scores, true, nearest):
-    """The rank of one query, from lists, a tie ranks before the answer; none where the answer is not there."""
-    best = max((scores[c] for c in true if c in nearest), default=None)
-    return None if best is None else sum(scores[c] >= best for c in nearest if c not in true)
-
-
-def test_recalls_are_the_cascade_spelt_out(matrices):
-    sims, images, captions = matrices
+    sims = rng.integers(0, 30, (40, 200)).astype(np.float32)  # with ties
+    images, captions = (rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 200))  # that do not agree with them
     rows = tool.cascade_recalls(sims, images, captions)
     assert [row["k"] for row in rows] == [0, 5, 10, 20, None]
     near = images @ captions.T
     for row in rows[1:-1]:
         k = row["k"]
         ranks = {
-            "i2t": [literal(sims[g], range(5 * g, 5 * g + 5), np.argsort(-near[g])[:k].tolist()) for g in range(40)],
-            "t2i": [literal(sims[:, c], [c // 5], np.argsort(-near[:, c])[:k].tolist()) for c in range(200)],
+            "i2t": [literal(sims[g], range(5 * g, 5 * g + 5), near[g], k) for g in range(40)],
+            "t2i": [literal(sims[:, c], [c // 5], near[:, c], k) for c in range(200)],
         }
         for way, found in ranks.items():
-            there = [rank for rank in found if rank is not None]
-            expected = [sum(rank < n for rank in there) for n in (1, 5, 10, np.inf)]
-            assert list(row[way].values()) == pytest.approx([100 * n / len(found) for n in expected])
+            expected = [100 * np.mean(np.less(found, n)) for n in (1, 5, 10, np.inf)]
+            assert list(row[way].values()) == pytest.approx(expected)
     for row, matrix in ((rows[-1], sims), (rows[0], near)):
         for way, expected in (("i2t", evaluation.i2t(matrix)), ("t2i", evaluation.t2i(matrix))):
             assert tuple(row[way].values()) == (*expected[:3], 100.0)

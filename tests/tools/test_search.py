@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 import data
 import evaluation
 from reporting import rendering
+from tools.searching import faiss_index
 from tools.searching.collection import Reader, best_images
+from tools.searching.faiss_index import build_index, nearest, set_breadth, shortlist
 
 
 @pytest.fixture
@@ -84,14 +87,15 @@ def test_asks_until_an_empty_line(tiny, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "found-3.html").exists()
 
 
-def test_a_page_names_what_was_searched_and_escapes_it(tiny, tmp_path, capsys, monkeypatch):
+def test_a_page_names_what_was_searched_escapes_it_and_has_a_largest_size(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     captions = (tiny.folder / "test_caps.txt").read_text().splitlines()
     captions[10] = "<script>boom()</script>"
     (tiny.folder / "test_caps.txt").write_text("\n".join(captions) + "\n")
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 2 else 100 + i))
     (tmp_path / "images" / "3.png").unlink()
-    said = find(tiny.model, capsys, "--query", "<b> dog", "--images", folder, "--top", 6)[2]
+    asked = ["--query", "<b> dog", "--images", folder, "--top", 6]
+    said = find(tiny.model, capsys, *asked)[2]
     (path,) = tmp_path.glob("search-*.html")
     page = path.read_text()
     assert page.count("<img src=") == 5 and page.count("<path d=") == 1  # the missing one's regions
@@ -99,16 +103,9 @@ def test_a_page_names_what_was_searched_and_escapes_it(tiny, tmp_path, capsys, m
     assert "<script>boom" not in page and "&lt;script&gt;boom" in page and "<b> dog" not in page
     for fact in (str(tiny.model), str(tiny.folder), "split test", "epoch 0", "torch"):
         assert fact in page, fact
-
-
-def test_a_page_has_a_largest_size(tiny, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "found.html"
-    asked = ["--query", "a dog", "--images", picture_folder(tiny, tmp_path / "images"), "--out", out]
+    monkeypatch.setattr(rendering, "PAGE_BYTES", len(page.encode()) - 1)
     find(tiny.model, capsys, *asked)
-    whole = out.stat().st_size
-    monkeypatch.setattr(rendering, "PAGE_BYTES", whole - 1)
-    find(tiny.model, capsys, *asked)
-    assert out.stat().st_size < whole and out.read_text().count("<img src=") == 6
+    assert len(path.read_text()) < len(page) and path.read_text().count("<img src=") == 5  # smaller ones
     monkeypatch.setattr(rendering, "PAGE_BYTES", 1000)
     assert "1 kB" in message(lambda: find(tiny.model, capsys, *asked))
 
@@ -165,8 +162,8 @@ def test_an_index_answers_as_a_search_through_all(indexed, tmp_path, capsys, kin
     numbers, scores, said = ask(indexed, capsys, name=tmp_path / "an.index")
     best, all_scores, plain = find(indexed.root / "vsrn", capsys, "--query", "a red dog", "--top", 12)
     assert dict(zip(numbers, scores)) == pytest.approx(dict(zip(best, all_scores)), abs=PRINTED)
-    texts = [sorted(line[14:] for line in one.out.splitlines()) for one in (said, plain)]  # name and caption
-    assert set(texts[1]) <= set(texts[0]) and "dog" in said.out
+    texts, plain = ({line[14:] for line in one.out.splitlines()} for one in (said, plain))  # names and captions
+    assert plain <= texts and "dog" in said.out
 
 
 def test_an_index_answers_without_the_data(indexed, tmp_path, capsys):
@@ -227,35 +224,32 @@ def test_damaged_indexes_are_told(indexed, tmp_path, capsys):
 def test_an_index_of_other_data_is_refused(indexed, tmp_path, capsys, ending):
     """Changed features, or other names, are told where they are there, asked for or not."""
     made = make_tiny(tmp_path, regions=5, splits={"test": IMAGES})
-    (made.folder / "test_imagename.txt").write_text("".join(f"{i}.png\n" for i in range(IMAGES)))
+    names, path = [f"{i}.png\n" for i in range(IMAGES)], made.folder / f"test_{ending}"
+    (made.folder / "test_imagename.txt").write_text("".join(names))
     make_index(indexed.root / "vsrn", tmp_path / "x.index", "--data_path", made.data_path)
-    asked = {"name": tmp_path / "x.index"}
-    ask(indexed, capsys, **asked)
-    path = made.folder / f"test_{ending}"
+    asked = partial(ask, indexed, capsys, name=tmp_path / "x.index")
+    asked()
     if ending == "ims.npy":
         np.save(path, -np.load(path))
     else:
-        path.write_text("".join(f"{i}.png\n" for i in reversed(range(IMAGES))))
-    for flags in ([], ["--rerank", indexed.root / "gsmn", "--shortlist", IMAGES]):
-        assert "x.index" in message(lambda: ask(indexed, capsys, *flags, **asked))  # noqa: B023
+        path.write_text("".join(reversed(names)))
+    assert "x.index" in message(asked)
+    assert "x.index" in message(asked, "--rerank", indexed.root / "gsmn", "--shortlist", IMAGES)
 
 
 def test_an_interruption_leaves_no_wrong_pair(indexed, tmp_path, capsys, monkeypatch):
     """While the index is written, the old pair stays; between the two files, the old JSON is gone."""
-    from tools.searching import faiss_index
-
     path, write = tmp_path / "an.index", faiss_index.atomic_write
     make_index(indexed.root / "vsrn", path)
-    before = path.read_bytes(), faiss_index.facts_file(path).read_bytes()
+    before = path.read_bytes(), (tmp_path / "an.index.json").read_bytes()
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(faiss_index.need_faiss(), "write_index", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make_index(indexed.root / "vsrn", path)
-    assert (path.read_bytes(), faiss_index.facts_file(path).read_bytes()) == before
+        make_index(indexed.root / "vsrn", path)
+    assert (path.read_bytes(), (tmp_path / "an.index.json").read_bytes()) == before
     monkeypatch.setattr(
         faiss_index, "atomic_write", lambda file, put: (interrupted if ".json" in str(file) else write)(file, put)
     )
@@ -267,20 +261,13 @@ def test_an_interruption_leaves_no_wrong_pair(indexed, tmp_path, capsys, monkeyp
 # ---- FAISS
 
 
-def groups(n=2000, width=16):
-    """Vectors that lie in groups, as embeddings do, and questions near some of them."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(50, width))[rng.integers(0, 50, n)] + 0.3 * rng.normal(size=(n, width))
-    q = x[:200] + 0.1 * rng.normal(size=(200, width))
-    return x.astype(np.float32), q.astype(np.float32)
-
-
 def test_kinds_of_index():
     """exact is the products sorted; the faster kinds miss little; with all its groups an ivf misses nothing."""
     pytest.importorskip("faiss")
-    from tools.searching.faiss_index import build_index, nearest, set_breadth, shortlist
-
-    x, q = groups()
+    rng = np.random.default_rng(0)
+    groups = rng.normal(size=(50, 16))[rng.integers(0, 50, 2000)]
+    x = (groups + 0.3 * rng.normal(size=groups.shape)).astype(np.float32)
+    q = (x[:200] + 0.1 * rng.normal(size=(200, 16))).astype(np.float32)  # near some of them
     numbers, scores = nearest(build_index(x), q, 10)
     assert np.array_equal(numbers, np.argsort(-(q @ x.T), kind="stable")[:, :10])
     np.testing.assert_allclose(scores, np.sort(q @ x.T)[:, ::-1][:, :10], rtol=1e-5)
