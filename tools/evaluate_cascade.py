@@ -47,6 +47,7 @@ import torch
 import evaluation
 from checkpoints.loading import open_members
 from reporting.explanation import Sentence
+from reporting.metrics import recall
 from reporting.provenance import provenance
 from tools.searching.collection import best_images
 
@@ -65,15 +66,16 @@ def shortlisted(scores, near):
     return kept
 
 
-def recall_row(k, of_images, of_captions, in_shortlist=(1, 1)):
+def recall_row(k, of_images, of_captions):
     """The recalls of one K: {"k", "i2t": {"r1", "r5", "r10", "in_shortlist"}, "t2i": {...}}, all in percent.
 
     of_images, of_captions: similarities (N, 5N) as images rank captions, and as captions rank images.  in_shortlist:
-    parts of the images and captions whose answer is in the shortlist.
+    images and captions with an answer in the shortlist, which stands before all candidates outside.
     """
-    row, found = {"k": k}, (evaluation.i2t(of_images), evaluation.t2i(of_captions))
-    for way, figures, part in zip(("i2t", "t2i"), found, in_shortlist):
-        row[way] = {**dict(zip(("r1", "r5", "r10"), figures)), "in_shortlist": 100 * float(part)}
+    row = {"k": k}
+    for way, count, sims in (("i2t", evaluation.i2t, of_images), ("t2i", evaluation.t2i, of_captions)):
+        figures, (ranks, _) = count(sims, return_ranks=True)
+        row[way] = {**dict(zip(("r1", "r5", "r10"), figures)), "in_shortlist": recall(ranks, k) if k else 100.0}
     return row
 
 
@@ -82,18 +84,14 @@ def cascade_recalls(sims, images, captions, kind="exact"):
 
     sims (N, 5N): similarities of the second model; images (N, D), captions (5N, D): vectors of the first.
     """
-    sizes, per = [k for k in SHORTLISTS if k < len(images)], len(captions) // len(images)
-    most = max(sizes, default=1)
-    near_captions, _ = faiss_index.nearest(faiss_index.build_index(captions, kind), images, most)  # (N, most)
-    near_images, _ = faiss_index.nearest(faiss_index.build_index(images, kind), captions, most)  # (5N, most)
-    own_caption = near_captions // per == np.arange(len(images))[:, None]
-    own_image = near_images == np.arange(len(captions))[:, None] // per
-    first = images @ captions.T
+    sizes, first = [k for k in SHORTLISTS if k < len(images)], images @ captions.T
+    near_captions, near_images = (  # (N, most), (5N, most)
+        faiss_index.nearest(faiss_index.build_index(there, kind), queries, max(sizes, default=1))[0]
+        for there, queries in ((captions, images), (images, captions))
+    )
     rows = [recall_row(0, first, first)]
     for k in tqdm(sizes, desc="recall", disable=None, leave=False):
-        of_images, of_captions = shortlisted(sims, near_captions[:, :k]), shortlisted(sims.T, near_images[:, :k]).T
-        there = [own[:, :k].any(1).mean() for own in (own_caption, own_image)]
-        rows.append(recall_row(k, of_images, of_captions, there))
+        rows.append(recall_row(k, shortlisted(sims, near_captions[:, :k]), shortlisted(sims.T, near_images[:, :k]).T))
     return [*rows, recall_row(None, sims, sims)]
 
 

@@ -28,7 +28,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations, permutations
+from itertools import chain, combinations, permutations
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -229,6 +229,7 @@ def work(runs, jobs, threads):
 # ---- results of finished runs
 
 TITLES = {metric.key: metric.full_title for metric in METRICS if not metric.lower_is_better} | {"twins": "twins"}
+TITLES |= {"gain": "gain over the mean of its members", "mixing": "gain over two seeds of one row"}
 # 97.5 % quantiles of Student's t for 1 ... 9 degrees of freedom; for more, the next smaller one is on the safe side
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -303,8 +304,8 @@ def told_apart(sims, scenes):
 
 
 def spread(values):
-    """'mean ± standard deviation' as text; one value alone has no deviation, none is empty."""
-    return (f"{mean(values):.1f}" if values else "") + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    """'mean ± standard deviation' as text; one value alone has no deviation."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def interval(values):
@@ -317,31 +318,27 @@ def interval(values):
 
 def markdown(results):
     """All tables of a study; figures are percent, mean ± standard deviation over seeds."""
-    means = [(title, key, spread) for key, title in TITLES.items()]
-    changes = [("95 % interval of rsum's mean", "rsum", interval)]
-    gains = [
-        ("gain over the mean of its members", "gain", spread),
-        ("gain over two seeds of one row", "mixing", spread),
-    ]
-    parts = [
-        f"Not finished: {', '.join(results['missing'])}." if results["missing"] else "",
-        table("row", results["rows"], [("seeds", "rsum", len), *means]),
-        table("difference, seed by seed", results["differences"], [*means, *changes]),
-        table("ensemble", results["ensembles"], [("choices of seeds", "rsum", len), *means, *gains]),
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    parts = [f"Not finished: {', '.join(results['missing'])}."] if results["missing"] else []
+    parts.append(table("row", "seeds", results["rows"]))
+    if results["differences"]:
+        parts.append(table("difference, seed by seed", "seeds", results["differences"], with_interval=True))
+    if results["ensembles"]:
+        parts.append(table("ensemble", "choices of seeds", results["ensembles"]))
+    return "\n\n".join(parts) + "\n"
 
 
-def table(name, items, columns):
-    """Markdown of {title: {seed: figures}}; columns: (heading, figure, values -> text), left out if all are empty."""
-
-    def values(found, key):
-        return [figures[key] for figures in found.values() if key in figures]
-
-    columns = [column for column in columns if any(values(found, column[1]) for found in items.values())]
-    lines = [[name, *(heading for heading, *_ in columns)], ["---"] * (len(columns) + 1)]
-    lines += [[title, *(str(text(values(found, key))) for _, key, text in columns)] for title, found in items.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if items else ""
+def table(kind, seeds, items, with_interval=False):
+    """Markdown of {title: {seed: figures}}; kind, seeds: headings of the titles and of how many seeds there are."""
+    lines = []
+    for title, found in items.items():
+        values = {key: [figures[key] for figures in found.values() if key in figures] for key in TITLES}
+        cells = {TITLES[key]: spread(numbers) for key, numbers in values.items() if numbers}
+        if with_interval:
+            cells["95 % interval of rsum's mean"] = interval(values["rsum"])
+        lines.append({kind: title, seeds: str(len(found)), **cells})
+    columns = list(dict.fromkeys(chain.from_iterable(lines)))
+    rows = [columns, ["---"] * len(columns), *([line.get(column, "") for column in columns] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(arguments=None):
