@@ -92,8 +92,8 @@ def karpathy_caption(sentence, where, notes):
     text, tokens = sentence.get("raw"), sentence.get("tokens")
     if text is None and isinstance(tokens, list):
         text = " ".join(text_of(token, "tokens", where) for token in tokens)
-        if notes:
-            notes.add("captions without 'raw', made of their tokens, which lack punctuation", where)
+        if notes is not None:
+            notes["captions without 'raw', made of their tokens, which lack punctuation"].append(where)
     return Caption(text_of(text, "raw", where), where)
 
 

@@ -23,7 +23,7 @@ from files.text import PICTURES, data_folder, read_lines
 from runtime.commandline import Parser
 from systems.options import completed
 from systems.table import SYSTEMS
-from tools.own_data.splits import SPLITS, add_data_flags
+from tools.own_data.shared import SPLITS, add_data_flags
 
 
 def models_asked(opt):

@@ -23,7 +23,7 @@ from files.text import CAPTIONS_PER_IMAGE, data_folder, read_captions
 from files.writing import atomic_write, check_writable
 from reporting.eccv import letters
 from runtime.commandline import Parser
-from tools.own_data.splits import add_data_flags
+from tools.own_data.shared import add_data_flags
 
 COCO_TEST = 25000  # captions of COCO's test split that count
 

@@ -24,7 +24,7 @@ from files.text import read_captions, read_dependencies
 from files.writing import atomic_write
 from runtime.commandline import Parser, whole
 from tools.own_data.parsers import CoreNLP, Spacy, sentences_of
-from tools.own_data.splits import add_data_flags, add_split_flags, parts_folder, splits_to_make
+from tools.own_data.shared import add_data_flags, add_split_flags, parts_folder, splits_to_make
 from tools.own_data.stanford_scheme import is_tree, pairs_of
 
 BATCH = 100  # captions handed to a parser at once

@@ -27,8 +27,7 @@ from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
 from tools.own_data.caption_sources import read_source
-from tools.own_data.notes import Notes
-from tools.own_data.splits import SPLITS, add_data_flags
+from tools.own_data.shared import SPLITS, add_data_flags, noted
 
 MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
 
@@ -48,16 +47,16 @@ def clean(pictures, notes, tidy):
     for what, numbers in words.odd_marks([caption.text for caption in before]):
         how = "; --plain replaces them" if what in left else ", which were replaced"
         for number in numbers:
-            notes.add(f"captions with {what}{how}", before[number].where)
+            notes[f"captions with {what}{how}"].append(before[number].where)
     for caption in after:
         if not caption.text:
-            notes.add("empty captions left out", caption.where)
+            notes["empty captions left out"].append(caption.where)
         elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
-            notes.add("captions with letters beyond a-z, cut into words by the rules for English", caption.where)
+            notes["captions with letters beyond a-z, cut into words by the rules for English"].append(caption.where)
     if fault := words.fault_of_captions([text for text in texts if text]):
         if fault == words.PRINTED_BYTES:
             raise InputError(f"{after[0].where}: {fault}")
-        notes.add(fault, after[0].where)
+        notes[fault].append(after[0].where)
     return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in tidied]
 
 
@@ -74,7 +73,7 @@ def only_there(pictures, folder, drop, notes):
             f"{len(pictures) - 1:,} images; {how}"
         )
     for picture in missing:
-        notes.add(f"images left out that are not in {folder}", f"{picture.where}: {picture.name}")
+        notes[f"images left out that are not in {folder}"].append(f"{picture.where}: {picture.name}")
     found = [(picture, file) for picture, file in zip(pictures, files) if file]
     return [picture._replace(name=file.relative_to(folder).as_posix()) for picture, file in found]
 
@@ -85,12 +84,12 @@ def with_five(pictures, repeat, notes):
     for picture in pictures:
         captions, n = picture.captions, len(picture.captions)
         if n > CAPTIONS_PER_IMAGE:
-            notes.add("images with more than five captions, of which the first five are taken", picture.where)
+            notes["images with more than five captions, of which the first five are taken"].append(picture.where)
         elif n < CAPTIONS_PER_IMAGE and repeat and n:
-            notes.add("images with fewer than five captions, which are repeated", f"{picture.where}: {n}")
+            notes["images with fewer than five captions, which are repeated"].append(f"{picture.where}: {n}")
         elif n < CAPTIONS_PER_IMAGE:
             how = "" if repeat else "; --fewer repeat keeps those that have one"
-            notes.add(f"images with fewer than five captions left out{how}", f"{picture.where}: {n}")
+            notes[f"images with fewer than five captions left out{how}"].append(f"{picture.where}: {n}")
             continue
         kept.append(picture._replace(captions=[captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
     return kept
@@ -153,7 +152,7 @@ def contents(splits, texts, vocab, opt, notes):
         print(f"{split}: {len(pictures)} images, {len(ids)} captions of {mean:.1f} words, {unknown:.1f} % <unk>")
         if unknown > 5 and (opt.vocab or opt.threshold > 1) and mean > words.ONE_WORD:
             how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
-            notes.add(f"splits with many unknown words; {how}", split)
+            notes[f"splits with many unknown words; {how}"].append(split)
         lines = {
             "caps": texts[split],
             "imagename": [picture.name for picture in pictures],
@@ -188,7 +187,7 @@ def write_files(files, vocab, opt, notes):
         split, _, ending = path.name.partition("_")
         for made in (path.with_name(f"{split}_{name}") for name in MADE_FROM.get(ending, ())):
             if made.exists():
-                notes.add("files made from the replaced ones, which must be made again", made)
+                notes["files made from the replaced ones, which must be made again"].append(made)
 
 
 def holds(path, content):
@@ -231,7 +230,7 @@ def caption_options(argv=None):
 
 def main(argv=None):
     opt = caption_options(argv)
-    with Notes() as notes:
+    with noted() as notes:
         pictures = read_source(opt.source, opt.format, opt.restval, opt.columns, notes)
         pictures = clean(pictures, notes, words.plain if opt.plain else words.mended)
         if opt.images:

@@ -4,7 +4,6 @@ import argparse
 import base64
 import resource
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,24 +20,12 @@ from files.pictures import open_picture, read_picture
 from systems.options import completed
 from tools import extract_features
 from tools.own_data import region_sources
-from tools.own_data.notes import Notes
-from tools.own_data.region_files import BUTD, LXMERT, FileSource, Tsv
-from tools.own_data.region_sources import backbone, cell_boxes, last_map
+from tools.own_data.region_files import BUTD, LXMERT
+from tools.own_data.region_sources import backbone, last_map
 from vocab import SPECIAL, Vocabulary
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 TINY = ["--grid", "tiny", "--size", "12", "--workers", "0"]
-
-
-class Tiny(torch.nn.Module):
-    """A backbone without weights: its map are the averages of 2 x 2 pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.pool = torch.nn.AvgPool2d(2)
-
-    def forward(self, x):
-        return self.pool(x).mean((2, 3))
 
 
 class Place:
@@ -85,7 +72,8 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    made, tiny = region_sources.backbone, (Tiny(), (0, 0, 0), (1, 1, 1))
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.AdaptiveAvgPool2d(1))  # its map: means of 2 x 2 pixels
+    made, tiny = region_sources.backbone, (pool, (0, 0, 0), (1, 1, 1))
     monkeypatch.setattr(region_sources, "backbone", lambda name, *more: tiny if name == "tiny" else made(name, *more))
     return Place(tmp_path)
 
@@ -116,12 +104,6 @@ def test_the_data_set_opens(place):
     data = PrecompDataset("dev", "mine", Vocabulary([*SPECIAL, "dog"]), opt)
     assert len(data) == 5 and data.images.dtype == np.float16
     assert np.allclose(data.boxes[0, 7], [1 / 6, 1 / 6, 1 / 3, 1 / 3])
-
-
-def test_cell_boxes(place):
-    assert cell_boxes(2, 10, 6).tolist() == [[0, 0, 5, 3], [5, 0, 10, 3], [0, 3, 5, 6], [5, 3, 10, 6]]
-    place.name("a.png")
-    assert "square number" in place.error("--images", place.photos, *TINY, "--regions", "35")
 
 
 def test_last_map():
@@ -232,6 +214,7 @@ def test_bad_pictures(place):
     place.picture("a.jpg", size=(200, 100))
     place.name("a.jpg", "b.jpg")
     where = ["--images", place.photos, *TINY]
+    assert "square number" in place.error(*where, "--regions", "35")
     assert "b.jpg: no such picture; 1 of 2 are missing" in place.error(*where)
     whole = (place.photos / "a.jpg").read_bytes()
     for content in (whole[: len(whole) // 2], b""):
@@ -326,6 +309,7 @@ def test_no_room(place):
 def test_flags_that_do_not_go_together(place):
     assert "--grid" in place.error("--tsv", "a.tsv", "--grid", "resnet18")
     assert "a.tsv" in place.error("--tsv", "a.tsv")
+    assert "--npz" in place.error("--npz", "nothing")
     assert "--images, --tsv, --npz" in place.error()
 
 
@@ -468,7 +452,7 @@ def test_tsv_cut_in_the_middle(three, layout):
     "text, said",
     [
         ("a\tb\n", "line 1: 2 columns"),
-        ("42\tx\t5\t0\t\t\n", "image size or number of boxes"),
+        ("42\tx\t5\t0\t\t\n", "number of boxes"),
         ("42\t5\t5\t0\t\t\n", "how wide features are"),
         (f"42\t5\t5\t1\t{encoded([0, 0, 1, 1])}\t{encoded([np.nan])}\n", "NaN or infinity"),
         (f"42\t0\t5\t1\t{encoded([0, 0, 1, 1])}\t{encoded([1])}\n", "image of 0 x 5 pixels"),
@@ -484,29 +468,25 @@ def test_beyond_float16(three):
     assert "try --dtype float32" in three.error("--tsv", path, "--dtype", "float16")
 
 
-def test_other_columns_and_kinds_of_numbers(three):
-    """float64, printed by Python 3, a seventh column, and a first line glued to the next: the same features."""
+def test_other_columns_and_kinds_of_numbers(three, capsys):
+    """float64, printed by Python 3, a seventh column, and a line that lacks its end: the same features."""
 
     def rows(kind, wrap=bytes, *more):
-        for number in (41, 42, 43):
-            cells = (wrap(base64.b64encode(np.ascontiguousarray(x, kind).tobytes())) for x in regions(number, 2))
-            yield b"\t".join([str(number).encode(), b"640", b"480", b"2", *cells, *more])
+        for name, found in zip((b"42", b"7", b"1_a"), three.found):
+            cells = (wrap(base64.b64encode(np.ascontiguousarray(x, kind).tobytes())) for x in found)
+            yield b"\t".join([name, b"60", b"50", str(len(found[0])).encode(), *cells, *more])
 
     forms = {"float64": rows("<f8"), "printed": rows("<f4", lambda text: repr(text).encode())}
-    for name, lines in {**forms, "seven": rows("<f4", bytes, b"AAAA")}.items():
+    for name, lines in {**forms, "ignored": rows("<f4", bytes, b"AAAA")}.items():
         first, *others = lines
-        for glued in (b"", b"\t".join([first, *others[:1]]) + b"\n"):
-            path, notes = three.root / "a.tsv", Notes()
-            path.write_bytes(glued + b"\n".join([first, *others]) + b"\n")
-            found = list(Tsv(SimpleNamespace(tsv=[path], regions=2), notes)(["41", "42", "43"], range(3)))
-            assert [region.index for region in found] == [0, 1, 2]
-            for region, number in zip(found, (41, 42, 43)):
-                np.testing.assert_allclose(region.features, regions(number, 2)[1], rtol=1e-6)
-            assert bool(notes.kinds) == (bool(glued) or name == "seven")
+        path = three.root / "a.tsv"
+        path.write_bytes(b"\t".join([first, others[0]]) + b"\n" + b"\n".join([first, *others]) + b"\n")
+        check_three(three, three.extract("--tsv", path, "--regions", "3", "--overwrite"), [0, 1, 2])
+        said = capsys.readouterr().out
+        assert ("ignored" in said) == (name == "ignored") and "damaged parts of files passed over: 1" in said
 
 
-def test_exchanged_sides_are_noted():
-    notes = Notes()
-    source = FileSource(SimpleNamespace(regions=1), notes)
-    source.fit(0, "x", np.ones((1, 3), np.float32), np.float32([[0, 0, 60, 10]]), (48, 64))
-    assert "exchanged" in next(iter(notes.kinds))
+def test_exchanged_sides_are_noted(three, capsys):
+    boxes = np.float32([[0, 0, 45, 59]])  # in an image of 60 x 50
+    three.error("--tsv", three.tsv(line(BUTD, 42, boxes, np.ones((1, 3)))))
+    assert "exchanged" in capsys.readouterr().out

@@ -159,8 +159,8 @@ def table_rows(path, notes=None):
     rows = [Row(f"{path}, line {number}", row) for number, row in divided(lines, delimiter, path) if any(row)]
     titles = rows.pop(0).cells if rows and is_title(rows[0].cells) else []
     again = [row for row in rows if titles and [cell.lstrip("\ufeff") for cell in row.cells] == titles]
-    for row in again if notes else ():
-        notes.add("rows of titles further down left out", row.where)
+    for row in again if notes is not None else ():
+        notes["rows of titles further down left out"].append(row.where)
     return titles, of_equal_length([row for row in rows if row not in again], titles, DELIMITERS[delimiter])
 
 

@@ -3,13 +3,13 @@
 A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from torchvision import models
 from torchvision.ops import clip_boxes_to_image, nms
 from torchvision.transforms.functional import pil_to_tensor, resize
@@ -34,39 +34,25 @@ class Regions(NamedTuple):
     size: tuple  # width, height in pixels
 
 
-class Pictures(Dataset):
-    """The wanted pictures of a split: (index, uint8 (3, height, width), size, change or None), squared for a grid."""
-
-    def __init__(self, folder, names, wanted, side=None):
-        self.paths, self.wanted, self.side = need_pictures(folder, names), wanted, side
-
-    def __len__(self):
-        return len(self.wanted)
-
-    def __getitem__(self, i):
-        index = int(self.wanted[i])
-        picture, change = open_picture(self.paths[index])
-        tensor, size = pil_to_tensor(picture), picture.size
-        if self.side and size != (self.side, self.side):
-            tensor = resize(tensor, [self.side, self.side], antialias=True)
-        return index, tensor, size, change
-
-
 class PictureSource:
-    """Base of a detector and a grid: batches of pictures go to `regions`, on a device."""
+    """Base of a detector and a grid: batches of pictures go to `regions`, on a device.
+
+    side: of the square that a picture is resized to, where the network needs one.
+    """
 
     def __init__(self, opt, model, notes, side=None):
-        self.opt, self.notes, self.side, self.damaged = opt, notes, side, []
+        self.opt, self.notes, self.side = opt, notes, side
         self.model = model.to(opt.device).eval()
 
     def __call__(self, names, wanted):
-        pictures = Pictures(self.opt.images, names, wanted, self.side)
-        loader = Loader(pictures, in_order(len(pictures), self.opt.batch_size), self.opt.workers, collate_fn=list)
-        for batch in loader:
+        paths = need_pictures(self.opt.images, names)
+        pictures, batches = [(int(i), paths[i]) for i in wanted], in_order(len(wanted), self.opt.batch_size)
+        read = functools.partial(read_pictures, side=self.side)
+        for batch in Loader(pictures, batches, self.opt.workers, collate_fn=read):
             indices, tensors, sizes, changes = zip(*batch)
             for index, change in zip(indices, changes):
                 if change:
-                    self.notes.add(change, names[index])
+                    self.notes[change].append(names[index])
             try:
                 with torch.inference_mode():
                     on_device = [tensor.to(self.opt.device) for tensor in tensors]
@@ -76,6 +62,17 @@ class PictureSource:
                 raise InputError(f"{self.opt.device}: out of memory; a --batch_size below {size} needs less") from None
             for index, (features, boxes), size in zip(indices, found, sizes):
                 yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
+
+
+def read_pictures(pictures, side):
+    """(index, uint8 (3, height, width), size, change or None) of each (index, path)."""
+    read = []
+    for index, path in pictures:
+        picture, change = open_picture(path)
+        tensor = pil_to_tensor(picture)
+        tensor = resize(tensor, [side, side], antialias=True) if side else tensor
+        read.append((index, tensor, picture.size, change))
+    return read
 
 
 # ---- detector
@@ -105,7 +102,7 @@ class Detector(PictureSource):
         for found, (height, width), name in zip(boxes, shapes, names):
             if len(found) < count:
                 what = f"images with fewer than {count} detections, filled up with the whole image"
-                self.notes.add(what, f"{name}: {len(found)}")
+                self.notes[what].append(f"{name}: {len(found)}")
             whole = found.new_tensor([[0, 0, width, height]])
             filled.append(torch.cat([found, whole.expand(count - len(found), 4)]))
         features = self.head(maps, filled, shapes).split(count)  # per image (count, F)

@@ -1,8 +1,10 @@
-"""The splits of a data folder: those that a tool has still to make, and where it keeps what it has made so far."""
+"""What the tools that make a data folder share: flags, splits to make, parts of what is unfinished, notes."""
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections import defaultdict
 
 from files.errors import InputError
 from files.text import data_folder
@@ -10,6 +12,7 @@ from files.writing import make_folder
 from runtime.commandline import folder_name
 
 SPLITS = ("train", "dev", "test", "testall")
+DAMAGED = "damaged parts of files passed over"  # the note that tells why an image is missing
 
 
 def add_data_flags(parser):
@@ -53,3 +56,17 @@ def parts_folder(target, key):
             shutil.rmtree(other, ignore_errors=True)
     make_folder(folder)
     return folder
+
+
+@contextlib.contextmanager
+def noted():
+    """{kind: places} to fill; each kind is printed once at the end: how often, and where first.
+
+    After an error too, since the notes often hold its reason.
+    """
+    notes = defaultdict(list)
+    try:
+        yield notes
+    finally:
+        for kind, places in notes.items():
+            print(f"note: {kind}: {len(places)} (first: {places[0]})", flush=True)
