@@ -2,8 +2,7 @@
 
 from files.errors import InputError, warn
 from reporting.explanation import Sentence
-from tools.own_data.parsers import Spacy, sentences_of
-from tools.own_data.stanford_scheme import is_tree, pairs_of
+from tools.own_data.parsers import Spacy, dependencies
 from vocab import UNK, encode, tokenize
 
 
@@ -29,10 +28,5 @@ class Reader:
         if unknown:
             warn(f"not in the vocabulary: {', '.join(unknown)}")
         shown = [f"‹{word}›" if id_ == UNK else word for word, id_ in zip(words, ids[1:])]
-        return Sentence(["<start>", *shown, "<end>"], ids, self.parse(text, len(words)) if self.parser else None)
-
-    def parse(self, text, n_words):
-        heads = next(iter(self.parser([sentences_of(text)])))
-        if len(heads) != n_words or not is_tree(heads):
-            raise InputError(f"{self.parser.name} gives no tree over the {n_words} words of {text!r}")
-        return pairs_of(heads)
+        depends = next(dependencies(self.parser, [text], [repr(text)])) if self.parser else None
+        return Sentence(["<start>", *shown, "<end>"], ids, depends)
