@@ -87,7 +87,7 @@ class Output:
 
 def extract_split(folder, split, source, opt, notes):
     """Write one split's three files, taking up what an interrupted run has done. Returns a line of report."""
-    names = read_names(folder, split)
+    names = read_names(folder / f"{split}_imagename.txt")
     output = Output(folder, split, names, opt)
     todo = np.flatnonzero(~output.done)
     with tqdm(total=len(names), initial=len(names) - len(todo), desc=split, unit=" images", disable=None) as bar:
@@ -128,11 +128,9 @@ def write_record(path, opt):
     atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
-def read_names(folder, split):
+def read_names(path):
     """The names of a split's images; InputError for an empty one and one that stands there twice."""
-    path, lines = folder / f"{split}_imagename.txt", {}
-    if not path.exists():
-        raise InputError(f"{path}: no such file; tools/prepare_captions.py writes it with the captions, do that first")
+    lines = {}
     for line, name in enumerate(read_lines(path), start=1):
         if not name.strip():
             raise InputError(f"{path}, line {line}: no name; every line needs the name of an image")
@@ -153,16 +151,6 @@ def flags_of_rows(opt):
     names = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or ()]
     return [[str(getattr(opt, name)) for name in names], files]
-
-
-def has_features(folder, split):
-    """Whether the three files are there for all images; InputError where they are for another number."""
-    names = len(read_names(folder, split))
-    there = [path for ending in ENDINGS if (path := folder / f"{split}_{ending}").exists()]
-    for path in there:
-        if (rows := len(open_array(path))) != names:
-            raise InputError(f"{path}: {rows} rows for {names} images; --overwrite makes them anew")
-    return len(there) == len(ENDINGS)
 
 
 # ---- command line
@@ -204,21 +192,18 @@ def feature_options(argv=None):
     return opt
 
 
-def make_source(opt, notes):
+def main(argv=None):
+    opt = feature_options(argv)
+    folder, todo = splits_to_make(opt, "imagename.txt", ENDINGS, read_names, open_array)
+    if not todo:
+        return
     from runtime import devices  # and torch, which --help does not need
     from tools.own_data import region_files, region_sources
 
-    if opt.tsv or opt.npz:
-        return region_files.RegionFiles(opt, notes)
     opt.device = devices.choose(opt.device)
-    return region_sources.Grid(opt, notes) if opt.grid else region_sources.Detector(opt, notes)
-
-
-def main(argv=None):
-    opt = feature_options(argv)
-    folder, todo = splits_to_make(opt, "imagename.txt", "ims.npy", has_features)
+    network = region_sources.Grid if opt.grid else region_sources.Detector
     with noted() as notes:
-        source = make_source(opt, notes) if todo else None
+        source = (region_files.RegionFiles if opt.tsv or opt.npz else network)(opt, notes)
         try:
             for split in todo:
                 print(extract_split(folder, split, source, opt, notes))

@@ -19,7 +19,6 @@ import shutil
 
 from tqdm import tqdm
 
-from files.errors import InputError
 from files.text import read_captions, read_dependencies
 from files.writing import atomic_write
 from runtime.commandline import Parser, whole
@@ -50,17 +49,6 @@ def write_json(path, content):
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def has_dependencies(folder, split):
-    """Whether {split}_caps.json is there and covers the captions; InputError where it has another number."""
-    target, source = folder / f"{split}_caps.json", folder / f"{split}_caps.txt"
-    if not target.exists():
-        return False
-    there, captions = len(read_dependencies(target)), len(read_captions(source))
-    if there != captions:
-        raise InputError(f"{target}: dependencies of {there} captions, but there are {captions}; give --overwrite")
-    return True
-
-
 def dependency_options(argv=None):
     parser = Parser(description=__doc__)
     add_data_flags(parser)
@@ -80,7 +68,7 @@ def dependency_options(argv=None):
 
 def main(argv=None):
     opt = dependency_options(argv)
-    folder, todo = splits_to_make(opt, "caps.txt", "caps.json", has_dependencies)
+    folder, todo = splits_to_make(opt, "caps.txt", ["caps.json"], read_captions, read_dependencies)
     parser = PARSERS[opt.parser](opt) if todo else None
     for split in todo:
         print(parse_split(folder, split, parser, opt))

@@ -97,32 +97,29 @@ def with_five(pictures, repeat, notes):
 
 def assign_splits(pictures, opt):
     """{split: pictures}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
+    n, count = len(pictures), opt.dev + opt.test
     if not pictures:
         raise InputError(f"{opt.source}: no image with captions is left")
     if opt.split:
-        pictures = [picture._replace(split=opt.split) for picture in pictures]
-    elif not pictures[0].split:
-        pictures = draw_splits(pictures, opt)
-    elif opt.dev or opt.test:
-        raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
-    splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
+        names = [opt.split] * n
+    elif pictures[0].split:
+        if count:
+            raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
+        names = [picture.split for picture in pictures]
+    elif not opt.dev or count >= n:
+        how = f"say --dev N --test N, together less than the {n} images, or which one it is with --split"
+        raise InputError(f"{opt.source}: has no splits; {how}")
+    else:
+        names = ["train"] * n
+        for k, i in enumerate(random.Random(opt.seed).sample(range(n), count)):
+            names[i] = "dev" if k < opt.dev else "test"
+    splits = {split: [one for one, name in zip(pictures, names) if name == split] for split in SPLITS}
     if opt.testall and splits["test"]:
         if len(splits["test"]) % CAPTIONS_PER_IMAGE:
             raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
         splits["testall"] = splits["test"]
         splits["test"] = splits["testall"][: len(splits["testall"]) // CAPTIONS_PER_IMAGE]
     return {split: some for split, some in splits.items() if some}
-
-
-def draw_splits(pictures, opt):
-    count, n = opt.dev + opt.test, len(pictures)
-    if not opt.dev:
-        raise InputError(f"{opt.source}: has no splits; say --dev N --test N, or which one it is with --split")
-    if count >= n:
-        raise InputError(f"{opt.source}: --dev {opt.dev} and --test {opt.test} leave no image of {n} for train")
-    drawn = random.Random(opt.seed).sample(range(n), count)
-    split_of = dict(zip(drawn, ["dev"] * opt.dev + ["test"] * opt.test))
-    return [picture._replace(split=split_of.get(i, "train")) for i, picture in enumerate(pictures)]
 
 
 # ---- vocabulary and files
@@ -140,9 +137,9 @@ def choose_vocab(texts, opt):
         raise InputError(f"{error}; prepare train first, or give --vocab") from None
 
 
-def contents(splits, texts, vocab, opt, notes):
+def contents(splits, texts, vocab, folder):
     """{path: bytes} of all files but the vocabulary; prints a line about each split."""
-    folder, files = Path(opt.data_path) / opt.data_name, {}
+    files = {}
     for split, pictures in splits.items():
         bar = tqdm(texts[split], desc=split, unit=" captions", disable=None)
         ids = [words.encode(text, vocab) for text in bar]
@@ -150,9 +147,6 @@ def contents(splits, texts, vocab, opt, notes):
         unknown = 100 * sum(one.count(words.UNK) for one in ids) / count
         mean = count / len(ids)
         print(f"{split}: {len(pictures)} images, {len(ids)} captions of {mean:.1f} words, {unknown:.1f} % <unk>")
-        if unknown > 5 and (opt.vocab or opt.threshold > 1) and mean > words.ONE_WORD:
-            how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
-            notes[f"splits with many unknown words; {how}"].append(split)
         lines = {
             "caps": texts[split],
             "imagename": [picture.name for picture in pictures],
@@ -169,20 +163,17 @@ def write_files(files, vocab, opt, notes):
     InputError, before anything is written, where a file has other content and --overwrite is not given.
     """
     table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
-    new = [path for path, content in files.items() if not holds(path, content)]
+    new = {path: content for path, content in files.items() if not holds(path, content)}
     other = [path for path in (words.other_vocab(vocab, table), *new) if path and path.exists()]
     if other and not opt.overwrite:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise InputError(f"{other[0]}{more}: there already, with other content; --overwrite replaces it")
     if words.other_vocab(vocab, table) or not table.exists():
         words.write_vocab(vocab, table, overwrite=True)
-    else:
-        print(f"{table}: unchanged")
-    for path, content in files.items():
-        if path in new:
-            make_folder(path.parent)
-            atomic_write(path, lambda file, content=content: file.write(content))
-        print(f"{path}: {'written' if path in new else 'unchanged'}")
+    for path, content in new.items():
+        make_folder(path.parent)
+        atomic_write(path, lambda file, content=content: file.write(content))
+    print(f"{Path(opt.data_path) / opt.data_name}: {len(new)} files written, {len(files) - len(new)} unchanged")
     for path in other:
         split, _, ending = path.name.partition("_")
         for made in (path.with_name(f"{split}_{name}") for name in MADE_FROM.get(ending, ())):
@@ -238,7 +229,8 @@ def main(argv=None):
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
         texts = {split: [caption.text for p in some for caption in p.captions] for split, some in splits.items()}
         vocab = choose_vocab(texts, opt)
-        write_files(contents(splits, texts, vocab, opt, notes), vocab, opt, notes)
+        files = contents(splits, texts, vocab, Path(opt.data_path) / opt.data_name)
+        write_files(files, vocab, opt, notes)
 
 
 if __name__ == "__main__":

@@ -290,7 +290,7 @@ def test_files_for_other_images_and_overwrite(place):
     place.show("a.png")
     place.grid()
     place.show("a.png", "b.png")
-    assert "1 rows for 2 images; --overwrite" in place.error("--images", place.photos, *TINY)
+    assert "has 1 items, but dev_imagename.txt 2; --overwrite" in place.error("--images", place.photos, *TINY)
     assert len(place.grid("--overwrite")[0]) == 2
 
 

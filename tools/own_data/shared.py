@@ -29,19 +29,29 @@ def add_split_flags(parser, source, work):
     parser.add_argument("--overwrite", action="store_true", help=f"{work} again where the files are there already")
 
 
-def splits_to_make(opt, source, target, is_complete):
+def splits_to_make(opt, source, targets, read_source, read_target):
     """(folder, splits) that are asked for and not complete; prints a line for each that is.
 
-    source, target: endings of the files read and made. is_complete(folder, split) is not asked with --overwrite.
+    source, targets: endings of the files read and made; read_...(path) has the length of what a file holds.
+    InputError where a split has no source, or a target of another length; with --overwrite targets do not count.
     """
-    folder = data_folder(opt.data_path, opt.data_name)
+    folder, todo = data_folder(opt.data_path, opt.data_name), []
     asked = opt.split or [split for split in SPLITS if (folder / f"{split}_{source}").exists()]
-    if not asked:
-        raise InputError(f"{folder}: no {{split}}_{source} here; tools/prepare_captions.py writes them, do that first")
-    done = [split for split in asked if not opt.overwrite and is_complete(folder, split)]
-    for split in done:
-        print(f"{folder / f'{split}_{target}'}: complete; --overwrite makes it anew")
-    return folder, [split for split in asked if split not in done]
+    for split in asked or ["train"]:
+        path = folder / f"{split}_{source}"
+        if not path.exists():
+            raise InputError(f"{path}: no such file; tools/prepare_captions.py writes it, do that first")
+        made = [folder / f"{split}_{ending}" for ending in targets]
+        there = [one for one in made if one.exists() and not opt.overwrite]
+        for one in there:
+            found, needed = len(read_target(one)), len(read_source(path))
+            if found != needed:
+                raise InputError(f"{one}: has {found} items, but {path.name} {needed}; --overwrite makes it anew")
+        if there == made:
+            print(f"{made[-1]}: complete; --overwrite makes it anew")
+        else:
+            todo.append(split)
+    return folder, todo
 
 
 def parts_folder(target, key):
