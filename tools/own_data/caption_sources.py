@@ -127,18 +127,13 @@ def plain_title(cell):
 
 def guessed_columns(rows):
     """(image, caption): the image's cells end like pictures, or have no blanks where the caption's have some."""
-    columns = list(enumerate(zip(*rows)))
-    if len(columns) > 2:  # numbers of captions
-        columns = [(c, cells) for c, cells in columns if not all(cell.isdigit() for cell in cells)]
-    if len(columns) != 2:
-        return None, None
-    pictures = [sum(bool(PICTURE.fullmatch(cell)) for cell in cells) for _, cells in columns]
-    unlike_text = [not any(len(cell.split()) > 1 for cell in cells) for _, cells in columns]
-    first, second = zip(pictures, unlike_text)
-    if first == second:
-        return None, None
-    places = [place for place, _ in columns]
-    return tuple(places if first > second else places[::-1])
+    looks = {}
+    for place, cells in enumerate(zip(*rows)):
+        pictures = sum(bool(PICTURE.fullmatch(cell)) for cell in cells)
+        if len(rows[0]) == 2 or not all(cell.isdigit() for cell in cells):  # not the numbers of captions
+            looks[place] = pictures, all(len(cell.split()) < 2 for cell in cells)
+    clear = len(looks) == len({*looks.values()}) == 2
+    return sorted(looks, key=looks.get, reverse=True) if clear else (None, None)
 
 
 # ---- tables as text
