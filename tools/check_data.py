@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
 
-import contextlib
 from argparse import Namespace
 
 from files.errors import InputError
@@ -33,7 +32,7 @@ def models_asked(opt):
     for system in [SYSTEMS[opt.model]] if opt.model else SYSTEMS.values():
         for variant, flags in system.variants.items():
             if not opt.model or flags.get("is_sparse", False) == opt.is_sparse:
-                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, img_dim=opt.img_dim, boxes=opt.boxes)
+                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, boxes=opt.boxes)
                 asked[f"{system.title} {variant}".strip()] = completed(own, model=system.name, **flags)
     return asked
 
@@ -46,7 +45,6 @@ def data_check_options(argv=None):
     add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
     add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
     add("--boxes", default="normalized", choices=["normalized", "none"], help="none: GSMN without geometry")
-    add("--img_dim", type=int, help="width of the features (default: as train's)")
     add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
     add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
@@ -60,8 +58,7 @@ def data_check_options(argv=None):
 if __name__ == "__main__":
     guarded(data_check_options)  # before torch is loaded
 
-from data import open_split
-from files.arrays import open_array
+from data import feature_width, open_split
 from files.checksum import sha256
 from tools.own_data import data_facts as facts
 from vocab import load_vocab
@@ -89,6 +86,7 @@ class Split:
             try:  # the data set checks itself, as at the start of a training
                 if vocab is None:
                     raise InputError("no vocabulary")
+                flags.img_dim = feature_width(flags)
                 self.data[way] = open_split(name, opt.data_name, vocab, flags)
             except InputError as error:
                 self.problems[way] = str(error)
@@ -140,7 +138,6 @@ def main(argv=None):
         print(f"  vocabulary: {len(vocab)} words")
     except InputError as error:
         print(f"  vocabulary: {error}")
-    opt.img_dim = opt.img_dim or width(folder)
     for name in SPLITS:
         needed = name in ("train", "dev")
         pictures = opt.data_name in PICTURES and name != "testall"
@@ -154,18 +151,7 @@ def main(argv=None):
     print()
     for way in models_asked(opt):
         print(f"{way}: training {f'cannot start: {blocked[way]}' if way in blocked else 'can start'}")
-    if len(blocked) == len(models_asked(opt)):
-        return 1
-    if opt.img_dim:
-        print(f"--img_dim {opt.img_dim}")
-    return 0
-
-
-def width(folder):
-    """The width of the first split's features, or None without features."""
-    for name in SPLITS:
-        with contextlib.suppress(InputError, IndexError):
-            return open_array(folder / f"{name}_ims.npy").shape[2]
+    return int(len(blocked) == len(models_asked(opt)))
 
 
 if __name__ == "__main__":

@@ -195,7 +195,6 @@ def caption_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
-    add("--format", default="auto", choices=["auto", "karpathy", "coco", "table"], help="auto: seen from the source")
     of_table = "a table's columns, by titles or numbers from 1 (default: seen from titles and cells)"
     add("--columns", type=lambda text: text.split(","), metavar="IMAGE,CAPTION", help=of_table)
     add("--plain", action="store_true", help="replace entities of web pages (&quot;) and curly quotes in captions")
@@ -222,7 +221,7 @@ def caption_options(argv=None):
 def main(argv=None):
     opt = caption_options(argv)
     with noted() as notes:
-        pictures = read_source(opt.source, opt.format, opt.restval, opt.columns, notes)
+        pictures = read_source(opt.source, opt.restval, opt.columns, notes)
         pictures = clean(pictures, notes, words.plain if opt.plain else words.mended)
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)

@@ -27,16 +27,14 @@ PICTURE = re.compile(rf"[^,;|\t]+({'|'.join(map(re.escape, sorted(PICTURE_ENDING
 NUMBERED = re.compile(r"(.+?)((?:#[a-zA-Z]+)?)#(\d+)")  # 1000268201.jpg#0, or with a language 1000268201.jpg#zhc#0
 
 
-def read_source(path, form, restval, columns, notes):
+def read_source(path, restval, columns, notes):
     """Pictures with their captions, in the source's order. columns: the titles or numbers of image and caption.
 
     InputError for a source that cannot be read; notes: {kind: places}, gets what was changed or left out.
     """
     content = read_json_or_lines(path) if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else None
-    if form == "coco" or (form == "auto" and isinstance(content, dict) and "annotations" in content):
-        return read_coco(path)
-    if form == "karpathy" or (form == "auto" and isinstance(content, dict)):
-        return read_karpathy(path, restval, notes)
+    if isinstance(content, dict):
+        return read_coco(path) if "annotations" in content else read_karpathy(path, restval, notes)
     titles, rows = table_rows(path, notes) if content is None else listed_rows(content, path)
     image, caption, split = choose_columns(titles, rows, columns, path)
     if split is not None and restval == "drop":

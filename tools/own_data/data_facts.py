@@ -41,10 +41,6 @@ def repeated(values):
 def of_captions(split):
     captions = read_captions(split.path("caps.txt"))
     yield f"{len(captions):,} captions"
-    images = [captions[i : i + CAPTIONS_PER_IMAGE] for i in range(0, len(captions), CAPTIONS_PER_IMAGE)]
-    yield from counted("images that have a caption twice", "image", [len(set(five)) < len(five) for five in images])
-    foreign = [any(letter.isalpha() and not letter.isascii() for letter in text) for text in captions]
-    yield from counted("captions with letters beyond a-z", "line", foreign, 1)
     for what, numbers in odd_marks(captions):
         marked = np.bincount(numbers, minlength=len(captions))
         yield from counted(f"captions with {what}, which make words of their own ({PLAIN})", "line", marked, 1)
@@ -143,8 +139,6 @@ def of_boxes(split):
     if pixels.ndim != 3 or pixels.shape[2] != 4 or not pixels.size or len(limits) != len(pixels):
         return
     low, high = np.array(pixels[..., :2], np.float32), np.array(pixels[..., 2:], np.float32)
-    share = ((high - low).prod(axis=2) / limits.prod(axis=2)).mean()
-    yield f"a box covers {100 * share:.1f} % of its image on average"
     outside = ((low < 0) | (high > limits)).any(axis=2)
     yield from counted("boxes that reach outside their image", "row", outside)
     yield from counted("boxes without area", "row", (high <= low).any(axis=2))
