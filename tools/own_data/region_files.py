@@ -55,10 +55,12 @@ class RegionFiles:
         The whole image fills the missing places; its features are the mean of the others. size: (width, height), or
         None for that of all boxes. InputError for arrays that are not those of regions.
         """
-        if not (features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)):
-            raise InputError(f"{where}: features {features.shape}, boxes {boxes.shape}; need (N, width) and (N, 4)")
-        if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
-            raise InputError(f"{where}: features or boxes with NaN or infinity; extract this image again")
+        shaped = features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)
+        if not (shaped and np.isfinite(features).all() and np.isfinite(boxes).all()):
+            found = f"features {features.shape} and boxes {boxes.shape}"
+            raise InputError(
+                f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity, extract them again"
+            )
         width = features.shape[1] or self.width
         if not width or (size is None and not len(boxes)):
             raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
