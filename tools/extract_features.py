@@ -99,9 +99,10 @@ def extract_split(folder, split, source, opt, notes):
     if output.arrays:
         output.save()
     if missing := np.flatnonzero(~output.done).tolist():
+        sources = ", ".join(map(str, opt.sources))
         damaged = f"; {len(notes[DAMAGED])} damaged parts, the first: {notes[DAMAGED][0]}" if DAMAGED in notes else ""
         raise InputError(
-            f"{given(opt)}: {len(missing)} of {len(names)} images of {split} are not there (first: "
+            f"{sources}: {len(missing)} of {len(names)} images of {split} are not there (first: "
             f"{names[missing[0]]}){damaged}; give all files, or take these images out of the captions"
         )
     for target in output.targets:
@@ -113,14 +114,9 @@ def extract_split(folder, split, source, opt, notes):
 
 
 def write_record(path, opt):
-    """What made the features: extractor, weights, date, command, versions; beside them, as JSON."""
-    files = opt.tsv or opt.npz
+    """What made the features, as JSON: all flags, the date, the command, versions of packages."""
     record = {
-        "model": "another extractor's files" if files else opt.grid or opt.detector,
-        "weights": "of the files" if files else "random" if opt.no_pretrained else "the library's pretrained",
-        "source": given(opt),
-        "regions": opt.regions,
-        "dtype": opt.dtype,
+        "flags": {name: str(value) for name, value in vars(opt).items()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
@@ -139,11 +135,6 @@ def read_names(path):
     if not lines:
         raise InputError(f"{path}: no image in it")
     return list(lines)
-
-
-def given(opt):
-    """The flag's value that names the source of the regions, for messages."""
-    return ", ".join(map(str, opt.tsv)) if opt.tsv else str(opt.npz or opt.images)
 
 
 def flags_of_rows(opt):
@@ -184,11 +175,10 @@ def feature_options(argv=None):
         warn("--no_pretrained: the weights are random, and so are the features; use them to try the steps only")
     if opt.grid and (opt.tsv or opt.npz):
         parser.error("--grid: goes with --images; the files of another extractor have their regions")
-    for path in opt.tsv or ():
-        if not path.is_file():
-            raise InputError(f"{path}: no such file (--tsv)")
-    if opt.npz and not opt.npz.is_dir():
-        raise InputError(f"{opt.npz}: no such folder (--npz)")
+    opt.sources = opt.tsv or [opt.npz or opt.images]
+    for path in opt.sources:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder (--images, --tsv, --npz)")
     return opt
 
 

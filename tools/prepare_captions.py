@@ -23,7 +23,7 @@ from tqdm import tqdm
 import vocab as words
 from files.errors import InputError
 from files.names import find_pictures
-from files.text import CAPTIONS_PER_IMAGE
+from files.text import CAPTIONS_PER_IMAGE, read_bytes
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
 from tools.own_data.caption_sources import read_source
@@ -96,7 +96,7 @@ def with_five(pictures, repeat, notes):
 
 
 def assign_splits(pictures, opt):
-    """{split: pictures}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
+    """{split: lines of two files}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
     n, count = len(pictures), opt.dev + opt.test
     if not pictures:
         raise InputError(f"{opt.source}: no image with captions is left")
@@ -119,40 +119,39 @@ def assign_splits(pictures, opt):
             raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
         splits["testall"] = splits["test"]
         splits["test"] = splits["testall"][: len(splits["testall"]) // CAPTIONS_PER_IMAGE]
-    return {split: some for split, some in splits.items() if some}
+    return {
+        split: {"imagename": [p.name for p in some], "caps": [caption.text for p in some for caption in p.captions]}
+        for split, some in splits.items()
+        if some
+    }
 
 
 # ---- vocabulary and files
 
 
-def choose_vocab(texts, opt):
+def choose_vocab(splits, opt):
     """The file of --vocab; else a vocabulary of train and dev; without train the data set's own file."""
     if opt.vocab:
         return words.deserialize_vocab(opt.vocab)
-    if "train" in texts:
-        return words.vocab_of_captions([*texts["train"], *texts.get("dev", [])], opt.threshold)
+    if "train" in splits:
+        captions = [text for split in ("train", "dev") if split in splits for text in splits[split]["caps"]]
+        return words.vocab_of_captions(captions, opt.threshold)
     try:
         return words.load_vocab(opt.vocab_path, opt.data_name)
     except InputError as error:
         raise InputError(f"{error}; prepare train first, or give --vocab") from None
 
 
-def contents(splits, texts, vocab, folder):
+def contents(splits, vocab, folder):
     """{path: bytes} of all files but the vocabulary; prints a line about each split."""
     files = {}
-    for split, pictures in splits.items():
-        bar = tqdm(texts[split], desc=split, unit=" captions", disable=None)
+    for split, lines in splits.items():
+        bar = tqdm(lines["caps"], desc=split, unit=" captions", disable=None)
         ids = [words.encode(text, vocab) for text in bar]
         count = sum(len(one) - 2 for one in ids)  # without <start> and <end>
         unknown = 100 * sum(one.count(words.UNK) for one in ids) / count
-        mean = count / len(ids)
-        print(f"{split}: {len(pictures)} images, {len(ids)} captions of {mean:.1f} words, {unknown:.1f} % <unk>")
-        lines = {
-            "caps": texts[split],
-            "imagename": [picture.name for picture in pictures],
-            "precaps_stan": [",".join(map(str, one)) for one in ids],
-        }
-        for name, some in lines.items():
+        print(f"{split}: {len(lines['imagename'])} images, {len(ids)} captions, {unknown:.1f} % of the words <unk>")
+        for name, some in {**lines, "precaps_stan": [",".join(map(str, one)) for one in ids]}.items():
             files[folder / f"{split}_{name}.txt"] = "".join(f"{line}\n" for line in some).encode()
     return files
 
@@ -163,7 +162,7 @@ def write_files(files, vocab, opt, notes):
     InputError, before anything is written, where a file has other content and --overwrite is not given.
     """
     table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
-    new = {path: content for path, content in files.items() if not holds(path, content)}
+    new = {path: content for path, content in files.items() if not path.exists() or read_bytes(path) != content}
     other = [path for path in (words.other_vocab(vocab, table), *new) if path and path.exists()]
     if other and not opt.overwrite:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
@@ -179,13 +178,6 @@ def write_files(files, vocab, opt, notes):
         for made in (path.with_name(f"{split}_{name}") for name in MADE_FROM.get(ending, ())):
             if made.exists():
                 notes["files made from the replaced ones, which must be made again"].append(made)
-
-
-def holds(path, content):
-    try:
-        return path.read_bytes() == content
-    except OSError:  # not there; or not a file, which writing will say
-        return False
 
 
 # ---- command line
@@ -226,10 +218,8 @@ def main(argv=None):
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
-        texts = {split: [caption.text for p in some for caption in p.captions] for split, some in splits.items()}
-        vocab = choose_vocab(texts, opt)
-        files = contents(splits, texts, vocab, Path(opt.data_path) / opt.data_name)
-        write_files(files, vocab, opt, notes)
+        vocab = choose_vocab(splits, opt)
+        write_files(contents(splits, vocab, Path(opt.data_path) / opt.data_name), vocab, opt, notes)
 
 
 if __name__ == "__main__":
