@@ -73,7 +73,7 @@ def each_once(pictures):
 def read_karpathy(path, restval="train", notes=None):
     """Pictures of a dataset_*.json, in its order, with their splits; restval: 'train', or 'drop' to leave it out.
 
-    A sentence without its text is made of its tokens. notes: counts these sentences.
+    A sentence without its text is made of its tokens. notes: {kind: places}, gets these sentences.
     """
     pictures = []
     for i, image in enumerate(list_of(read_json(path), "images", path)):
@@ -92,66 +92,52 @@ def karpathy_caption(sentence, where, notes):
     text, tokens = sentence.get("raw"), sentence.get("tokens")
     if text is None and isinstance(tokens, list):
         text = " ".join(text_of(token, "tokens", where) for token in tokens)
-        if notes:
-            notes.add("captions without 'raw', made of their tokens, which lack punctuation", where)
+        if notes is not None:
+            notes["captions without 'raw', made of their tokens, which lack punctuation"].append(where)
     return Caption(text_of(text, "raw", where), where)
 
 
 # ---- COCO's
 
 
-def read_coco(path, named=True):
+def read_coco(path):
     """Pictures of a COCO captions file, in the order of its images, as pycocotools joins them.
 
     Annotations of another kind (boxes, outlines) between the captions are passed over; ids may be texts; an
-    annotation needs no id. named: every image must have a name of its own. InputError for a caption of an image
-    that the file does not list.
+    annotation needs no id. InputError for a caption of an image that the file does not list.
     """
     from pycocotools.coco import COCO
 
-    content, index = read_json(path), COCO()
-    images = coco_images(list_of(content, "images", path), path, named)
-    annotations = list_of(content, "annotations", path)
-    kept = [i for i, one in enumerate(annotations) if "caption" in one or not NOT_CAPTIONS & one.keys()]
-    captions = [coco_caption(annotations[i], i, images, path) for i in kept]
-    if not captions:
-        raise InputError(f"{path}: none of its {len(annotations)} annotations has a caption; give captions_*.json")
-    index.dataset = {"images": list(images.values()), "annotations": captions}
-    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does
-        index.createIndex()
-    pictures = [
-        Picture(image["name"], [one["caption"] for one in index.imgToAnns[number]], image["where"])
-        for number, image in index.imgs.items()
-    ]
-    return each_once(pictures) if named else pictures
-
-
-def coco_images(images, path, named):
-    """{number: {id, name, where}}; InputError where two images have one number."""
-    found = {}
-    for i, image in enumerate(images):
+    content, index, pictures, captions = read_json(path), COCO(), {}, []
+    for i, image in enumerate(list_of(content, "images", path)):
         number = number_of(image.get("id"))
         if number is None:
             raise InputError(f"{path}: entry {i} of images has no id")
         where = f"{path}, image {number}"
-        name = text_of(image.get("file_name"), "file_name", where) if named else None
-        first = found.setdefault(number, {"id": number, "name": name, "where": where})
-        if first["name"] != name:
-            names = f"{first['name']} and {name}"
+        picture = Picture(text_of(image.get("file_name"), "file_name", where), [], where)
+        first = pictures.setdefault(number, picture)
+        if first.name != picture.name:
+            names = f"{first.name} and {picture.name}"
             raise InputError(f"{path}: the image number {number} occurs twice, for {names}; number the images anew")
-    return found
-
-
-def coco_caption(annotation, place, images, path):
-    """The annotation as pycocotools joins it to its image, with its Caption."""
-    number, image = number_of(annotation.get("id")), number_of(annotation.get("image_id"))
-    where = f"{path}, annotation {number}" if number is not None else f"{path}, entry {place} of annotations"
-    if image is None:
-        raise InputError(f"{where}: has no image_id")
-    if image not in images:
-        raise InputError(f"{where}: belongs to image {image}, which the file does not list")
-    caption = Caption(text_of(annotation.get("caption"), "caption", where), where, number)
-    return {"id": place, "image_id": image, "caption": caption}
+    annotations = list_of(content, "annotations", path)
+    for i, one in enumerate(annotations):
+        if "caption" not in one and NOT_CAPTIONS & one.keys():
+            continue
+        number, image = number_of(one.get("id")), number_of(one.get("image_id"))
+        where = f"{path}, entry {i} of annotations" if number is None else f"{path}, annotation {number}"
+        if image not in pictures:
+            found = "has no image_id" if image is None else f"belongs to image {image}, which the file does not list"
+            raise InputError(f"{where}: {found}")
+        caption = Caption(text_of(one.get("caption"), "caption", where), where, number)
+        captions.append({"id": i, "image_id": image, "caption": caption})
+    if not captions:
+        raise InputError(f"{path}: none of its {len(annotations)} annotations has a caption; give captions_*.json")
+    index.dataset = {"images": [{"id": number} for number in pictures], "annotations": captions}
+    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does
+        index.createIndex()
+    for number, picture in pictures.items():
+        picture.captions.extend(one["caption"] for one in index.imgToAnns[number])
+    return each_once(list(pictures.values()))
 
 
 def number_of(value):
@@ -170,10 +156,8 @@ def captions_by_number(pictures, path):
         for caption in picture.captions:
             if caption.number is None:
                 raise InputError(f"{caption.where}: has no id; captions are named by their ids here")
-            first, _ = found.setdefault(caption.number, (picture, caption))
-            if found[caption.number][1] is not caption:
-                names = f"{first.name} and {picture.name}"
-                raise InputError(
-                    f"{path}: annotation number {caption.number} occurs twice, for {names}; number them anew"
-                )
+            first, other = found.setdefault(caption.number, (picture, caption))
+            if other is not caption:
+                what = f"annotation number {caption.number} occurs twice, for {first.name} and {picture.name}"
+                raise InputError(f"{path}: {what}; number them anew")
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from files.annotations import SPLIT_NAMES
 from files.errors import InputError, warn
-from files.text import read_json, read_lines
+from files.text import CAPTIONS_PER_IMAGE, read_json, read_lines
 
 PICTURE_ENDINGS = {f".{form}" for form in "jpg jpeg png webp bmp gif tif tiff heic heif avif".split()}
 
@@ -87,25 +87,18 @@ def image_names(dataset):
     beside it or in the folder above. A line for each image, or for each caption. InputError for another number
     of lines.
     """
-    folder, split = dataset.folder, dataset.split
-    path = folder / f"{split}_imagename.txt"
-    if path.exists():
-        return one_each(read_lines(path), dataset, path)
-    path = folder / f"{split}_ids.txt"
+    folder, captions = dataset.folder, len(dataset.tokens)
+    named, numbered = (folder / f"{dataset.split}_{name}.txt" for name in ("imagename", "ids"))
     sources = sorted([*folder.glob("dataset_*.json"), *folder.parent.glob("dataset_*.json")])
-    if not path.exists() or not sources:
+    path = named if named.exists() else numbered
+    if not path.exists() or (path == numbered and not sources):
         return None
-    return names_of_ids(one_each(read_lines(path), dataset, path), split, sources[0], path)
-
-
-def one_each(lines, dataset, path):
-    """A line for each image, from lines for each image or each caption."""
-    captions = len(dataset.tokens)
-    per = len(dataset) // dataset.n_images
-    if len(lines) not in (captions, captions // per):
-        needed = f"one for each of {captions // per} images, as tools/prepare_captions.py writes"
+    lines, images = read_lines(path), captions // CAPTIONS_PER_IMAGE
+    if len(lines) not in (captions, images):
+        needed = f"one for each of {images} images, as tools/prepare_captions.py writes"
         raise InputError(f"{path}: {len(lines)} lines; need {needed}")
-    return lines[:: per if len(lines) == captions else 1][: dataset.n_images]
+    names = lines[:: CAPTIONS_PER_IMAGE if len(lines) == captions else 1][: dataset.n_images]
+    return names if path == named else names_of_ids(names, dataset.split, sources[0], path)
 
 
 def names_of_ids(ids, split, source, path):

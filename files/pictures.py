@@ -20,12 +20,10 @@ KARPATHY = {"f8k": "dataset_flickr8k.json", "f30k": "dataset_flickr30k.json"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
 HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # forms that only an optional package reads
-HEIF_READER = False
 with contextlib.suppress(ImportError):  # optional: pictures of telephones
-    from pillow_heif import register_heif_opener
+    import pillow_heif
 
-    register_heif_opener()
-    HEIF_READER = True
+    pillow_heif.register_heif_opener()
 
 
 # ---- which picture has which captions ----
@@ -51,17 +49,16 @@ def coco_pairs(folder, split):
     """Karpathy's split of COCO: annotation numbers from coco_{split}_ids.npy; only train is in train2014."""
     year = "train2014" if split == "train" else "val2014"
     source, path = folder / "annotations" / f"captions_{year}.json", folder / "annotations" / f"coco_{split}_ids.npy"
-    captions, numbers, seen = captions_by_number(read_coco(source), source), open_array(path), {}
+    captions, numbers, chosen = captions_by_number(read_coco(source), source), open_array(path), {}
     if numbers.dtype.kind not in "iu":
         raise InputError(f"{path}: numbers of type {numbers.dtype}; need whole numbers")
-    for place, number in enumerate(numbers.ravel().tolist()):
-        if number not in captions:
-            raise InputError(f"{path}: annotation {number} is not in {source}; take both files from the same release")
-        if seen.setdefault(number, place) != place:
-            places = f"{seen[number]} and {place}"
-            raise InputError(f"{path}: annotation {number} occurs twice, at {places}; name every caption once")
-    chosen = [captions[number] for number in seen]
-    return [(f"{year}/{picture.name}", caption.text) for picture, caption in chosen]
+    for number in numbers.ravel().tolist():
+        if number not in captions or number in chosen:
+            found = "occurs twice" if number in chosen else f"is not in {source}"
+            raise InputError(f"{path}: annotation {number} {found}; take both files from the same release")
+        picture, caption = captions[number]
+        chosen[number] = f"{year}/{picture.name}", caption.text
+    return list(chosen.values())
 
 
 def need_pictures(folder, names):
@@ -100,17 +97,17 @@ def open_picture(path, side=None):
     smaller picture is wanted, which a JPEG gives sooner. InputError for a damaged picture, and for one whose
     pixels have no known range: floating-point numbers, or whole ones beyond 16 bits.
     """
-    try:
-        with open_regular(path, "no such picture") as file:
-            head = file.peek(16)[:16]
-            if head[4:8] == b"ftyp" and head[8:12] in HEIC and not HEIF_READER:
-                raise InputError(f"{path}: a picture of the form HEIC; convert it to JPEG, or install pillow-heif")
+    with open_regular(path, "no such picture") as file:
+        head = file.peek(16)[:16]
+        try:
             with Image.open(file) as image:
                 if side:
                     image.draft(None, (2 * side, 2 * side))
                 picture, change = as_rgb(ImageOps.exif_transpose(image), path)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable picture ({error}); get this file again") from None
+        except UNREADABLE as error:
+            heic = head[4:8] == b"ftyp" and head[8:12] in HEIC
+            cure = "HEIC: convert it to JPEG, or install pillow-heif" if heic else "get this file again"
+            raise InputError(f"{path}: not a readable picture ({error}); {cure}") from None
     if side:
         picture.thumbnail((side, side))
     return picture, change

@@ -224,8 +224,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
 
 
 @pytest.mark.parametrize("kind, word", [("float", "8 bits"), ("beyond", "8 bits"), ("heic", "HEIC"), ("svg", "page")])
-def test_pictures_that_cannot_be_read_say_why(tmp_path, monkeypatch, kind, word):
-    monkeypatch.setattr(pictures, "HEIF_READER", False)
+def test_pictures_that_cannot_be_read_say_why(tmp_path, kind, word):
     path = tmp_path / "x.tif"
     if kind in ("float", "beyond"):
         Image.fromarray(np.full((6, 6), 70000, np.float32 if kind == "float" else np.int32)).save(path)
@@ -281,7 +280,7 @@ VAL, IDS = "annotations/captions_val2014.json", "coco_test_ids.npy"
 COCO_FAULTS = {
     "no ids": (lambda f: (f / "annotations" / IDS).unlink(), f"{IDS}: no such file"),
     "foreign id": (ids(77), "annotation 77"),
-    "number twice": (ids(3000, 3001, 3000), f"{IDS}: annotation 3000 occurs twice, at 0 and 2"),
+    "number twice": (ids(3000, 3001, 3000), f"{IDS}: annotation 3000 occurs twice"),
     "no whole numbers": (ids(3000.5), "float64"),
     "few captions": (ids(3000, 3001), "fewer than 5"),
     "no captions": (ids(), "no captions"),

@@ -19,11 +19,11 @@ from runtime.start import guarded, run
 from argparse import Namespace
 
 from files.errors import InputError
-from files.text import PICTURES, data_folder, read_lines
+from files.text import PICTURES, data_folder
 from runtime.commandline import Parser
 from systems.options import completed
 from systems.table import SYSTEMS
-from tools.own_data.splits import SPLITS, add_data_flags
+from tools.own_data.shared import SPLITS, add_data_flags
 
 
 def models_asked(opt):
@@ -32,7 +32,7 @@ def models_asked(opt):
     for system in [SYSTEMS[opt.model]] if opt.model else SYSTEMS.values():
         for variant, flags in system.variants.items():
             if not opt.model or flags.get("is_sparse", False) == opt.is_sparse:
-                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, img_dim=opt.img_dim, boxes=opt.boxes)
+                own = Namespace(data_path=opt.data_path, data_name=opt.data_name, boxes=opt.boxes)
                 asked[f"{system.title} {variant}".strip()] = completed(own, model=system.name, **flags)
     return asked
 
@@ -45,7 +45,6 @@ def data_check_options(argv=None):
     add("--model", choices=[*SYSTEMS], help="the model to be trained (default: any)")
     add("--is_sparse", action="store_true", help="the sparse graph of --model, which needs dependencies")
     add("--boxes", default="normalized", choices=["normalized", "none"], help="none: GSMN without geometry")
-    add("--img_dim", type=int, help="width of the features (default: as train's)")
     add("--images", type=Path, metavar="DIR", help="folder of the pictures: count those that are missing or do not fit")
     add("--quick", action="store_true", help="only what training checks at its start, and no checksums")
     add("--no_checksum", dest="checksum", action="store_false", help="leave out the sha256 of each file")
@@ -59,8 +58,7 @@ def data_check_options(argv=None):
 if __name__ == "__main__":
     guarded(data_check_options)  # before torch is loaded
 
-from data import open_split
-from files.arrays import open_array
+from data import feature_width, open_split
 from files.checksum import sha256
 from tools.own_data import data_facts as facts
 from vocab import load_vocab
@@ -88,24 +86,18 @@ class Split:
             try:  # the data set checks itself, as at the start of a training
                 if vocab is None:
                     raise InputError("no vocabulary")
+                flags.img_dim = feature_width(flags)
                 self.data[way] = open_split(name, opt.data_name, vocab, flags)
             except InputError as error:
                 self.problems[way] = str(error)
+        self.dataset = next(iter(self.data.values()), None)
 
     def path(self, ending):
         return self.folder / f"{self.name}_{ending}"
 
-    def n_captions(self):
-        """The number of captions in the files; None without a file of captions or ids."""
-        for data in self.data.values():
-            return len(data.tokens)
-        counted = [self.path(ending) for ending in ("precaps_stan.txt", "caps.txt")]
-        return next((len(read_lines(path)) for path in counted if path.exists()), None)
-
     def refuse(self, problem):
         """Add a fault that would stop a training later."""
-        for way in self.data:
-            self.problems.setdefault(way, problem)
+        self.problems = {**dict.fromkeys(self.data, problem), **self.problems}
 
     def report(self):
         """Print a line or more on each file, then whether each model can use the split."""
@@ -114,23 +106,24 @@ class Split:
             if not self.path(ending).exists():
                 print(f"  {ending:18}missing: {what}, for {needed_by} ({maker})")
                 continue
-            print(f"  {ending:18}{lines(describe, self)}")
+            self.tell(ending, describe)
             if self.opt.checksum:
                 print(f"{'':20}sha256 {sha256(self.path(ending))}")
         if self.opt.images:
-            print(f"  {'--images':18}{lines(facts.of_pictures, self)}")
+            self.tell("--images", facts.of_pictures)
         for way in models_asked(self.opt):
             data = self.data.get(way)
             ready = f"ready: {len(data):,} captions of {data.n_images:,} images" if data else None
             print(f"  {way + ':':13}{self.problems.get(way) or ready}")
 
-
-def lines(describe, split):
-    """What describe(split) says, a line each."""
-    try:
-        return f"\n{'':20}".join(describe(split))
-    except InputError as error:
-        return f"not usable: {error}"
+    def tell(self, ending, describe):
+        """Print what describe(split) says, a line each."""
+        try:
+            for line in describe(self):
+                print(f"  {ending:18}{line}")
+                ending = ""
+        except InputError as error:
+            print(f"  {ending:18}not usable: {error}")
 
 
 def main(argv=None):
@@ -139,47 +132,26 @@ def main(argv=None):
     if opt.images and not opt.images.is_dir():
         raise InputError(f"{opt.images}: no such folder (--images)")
     print(f"{folder}")
-    vocab = None
+    vocab, blocked = None, {}  # {model: why its training cannot start}
     try:
         vocab = load_vocab(opt.vocab_path, opt.data_name)
         print(f"  vocabulary: {len(vocab)} words")
     except InputError as error:
         print(f"  vocabulary: {error}")
-    opt.img_dim = opt.img_dim or width(folder)
-    blocked = report_splits(folder, vocab, opt)
-    ready = [way for way in models_asked(opt) if way not in blocked]
-    print()
-    for way in models_asked(opt):
-        print(f"{way}: training {'can start' if way in ready else f'cannot start: {blocked[way]}'}")
-    if ready and opt.img_dim:
-        print(f"--img_dim {opt.img_dim}")
-    return 0 if ready else 1
-
-
-def report_splits(folder, vocab, opt):
-    """Print the report of each split; {model: why its training cannot start}."""
-    blocked = {}
     for name in SPLITS:
-        pictures = opt.data_name in PICTURES and name != "testall"
         needed = name in ("train", "dev")
+        pictures = opt.data_name in PICTURES and name != "testall"
         if pictures or any((folder / f"{name}_{ending}").exists() for ending in FILES):
             split = Split(folder, name, vocab, opt)
             split.report()
-            problems = split.problems
+            blocked = {**split.problems, **blocked} if needed else blocked
         elif needed:
             print(f"\n{name}\n  nothing here")
-            problems = dict.fromkeys(models_asked(opt), f"there is no {name} split")
-        blocked = {**problems, **blocked} if needed else blocked
-    return blocked
-
-
-def width(folder):
-    """The width of the first split's features, or None without features."""
-    for name in SPLITS:
-        try:
-            return open_array(folder / f"{name}_ims.npy").shape[2]
-        except (InputError, IndexError):
-            continue
+            blocked = {**dict.fromkeys(models_asked(opt), f"there is no {name} split"), **blocked}
+    print()
+    for way in models_asked(opt):
+        print(f"{way}: training {f'cannot start: {blocked[way]}' if way in blocked else 'can start'}")
+    return int(len(blocked) == len(models_asked(opt)))
 
 
 if __name__ == "__main__":

@@ -32,34 +32,33 @@ from files.text import read_lines
 from files.writing import atomic_write
 from runtime.commandline import Parser, number, whole
 from systems.options import add_device_flag
-from tools.own_data.notes import Notes
-from tools.own_data.splits import add_data_flags, add_split_flags, parts_folder, splits_to_make
+from tools.own_data.shared import DAMAGED, add_data_flags, add_split_flags, noted, parts_folder, splits_to_make
 
 SIZE = np.dtype([("image_w", "<i8"), ("image_h", "<i8")])
 ENDINGS = ("ims_size.npy", "ims_bbx.npy", "ims.npy")  # the features come last: with them a split is complete
 
 
 class Output:
-    """The three files of a split while they are made, in a folder beside them, and which rows are done."""
+    """The three files of a split while they are made, in a folder beside them. done (N,): which rows they have."""
 
     def __init__(self, folder, split, names, opt):
         self.targets = [folder / f"{split}_{ending}" for ending in ENDINGS]
         self.parts = parts_folder(self.targets[-1], [flags_of_rows(opt), names])
         self.dtype, self.arrays, self.done = np.dtype(opt.dtype), None, np.zeros(len(names), bool)
         if (self.parts / "done.npy").exists():
-            self.arrays = [np.lib.format.open_memmap(self.parts / path.name, "r+") for path in self.targets]
             self.done = np.array(open_array(self.parts / "done.npy"))
+            self.open()
 
-    @property
-    def shape(self):
-        return self.arrays[-1].shape
+    def open(self):
+        self.arrays = [np.lib.format.open_memmap(self.parts / path.name, "r+") for path in self.targets]
 
     def put(self, found, name):
         """Write the regions of one image; InputError where their shape is not that of the others."""
         if self.arrays is None:
-            self.make(found.features.shape)
-        if found.features.shape != self.shape[1:]:
-            raise InputError(f"{name}: features {found.features.shape}, but others have {self.shape[1:]}")
+            self.make(*found.features.shape)
+        shape = self.arrays[-1].shape[1:]
+        if found.features.shape != shape:
+            raise InputError(f"{name}: features {found.features.shape}, but others have {shape}")
         with np.errstate(over="ignore"):
             features = found.features.astype(self.dtype)
         if not np.isfinite(features).all():
@@ -68,32 +67,27 @@ class Output:
             array[found.index] = row
         self.done[found.index] = True
 
-    def make(self, shape):
+    def make(self, regions, width):
         from runtime.shared_arrays import create  # and torch, which --help does not need
 
-        n, paths = len(self.done), [self.parts / path.name for path in self.targets]
-        for path, dtype, rows in zip(paths, (SIZE, np.float32, self.dtype), ((n,), (n, shape[0], 4), (n, *shape))):
+        n = len(self.done)
+        like = [((n,), SIZE), ((n, regions, 4), np.float32), ((n, regions, width), self.dtype)]
+        for target, (shape, dtype) in zip(self.targets, like):
+            path = self.parts / target.name
             path.unlink(missing_ok=True)
-            create(path, rows, dtype)
-        self.arrays = [np.lib.format.open_memmap(path, "r+") for path in paths]
+            create(path, shape, dtype)
+        self.open()
 
     def save(self):
         """Write the rows so far to the disk, then which ones these are, so that a crash does not lose them."""
-        for array in self.arrays or ():
+        for array in self.arrays:
             array.flush()
-        if self.arrays:
-            atomic_write(self.parts / "done.npy", lambda file: np.save(file, self.done))
-
-    def finish(self):
-        """Move the files to their places."""
-        for target in self.targets:
-            os.replace(self.parts / target.name, target)
-        shutil.rmtree(self.parts, ignore_errors=True)
+        atomic_write(self.parts / "done.npy", lambda file: np.save(file, self.done))
 
 
-def extract_split(folder, split, source, opt):
+def extract_split(folder, split, source, opt, notes):
     """Write one split's three files, taking up what an interrupted run has done. Returns a line of report."""
-    names = read_names(folder, split)
+    names = read_names(folder / f"{split}_imagename.txt")
     output = Output(folder, split, names, opt)
     todo = np.flatnonzero(~output.done)
     with tqdm(total=len(names), initial=len(names) - len(todo), desc=split, unit=" images", disable=None) as bar:
@@ -102,27 +96,27 @@ def extract_split(folder, split, source, opt):
             bar.update()
             if count % opt.shard == 0:
                 output.save()
-    output.save()
+    if output.arrays:
+        output.save()
     if missing := np.flatnonzero(~output.done).tolist():
-        damaged = f"; {len(source.damaged)} damaged parts, the first: {source.damaged[0]}" if source.damaged else ""
+        sources = ", ".join(map(str, opt.sources))
+        damaged = f"; {len(notes[DAMAGED])} damaged parts, the first: {notes[DAMAGED][0]}" if DAMAGED in notes else ""
         raise InputError(
-            f"{given(opt)}: {len(missing)} of {len(names)} images of {split} are not there (first: "
+            f"{sources}: {len(missing)} of {len(names)} images of {split} are not there (first: "
             f"{names[missing[0]]}){damaged}; give all files, or take these images out of the captions"
         )
-    output.finish()
+    for target in output.targets:
+        os.replace(output.parts / target.name, target)
+    shutil.rmtree(output.parts, ignore_errors=True)
     write_record(folder / f"{split}_ims.json", opt)
     again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""
-    return f"{output.targets[-1]}: {opt.dtype} {output.shape}, boxes and sizes beside it{again}"
+    return f"{output.targets[-1]}: {opt.dtype} {output.arrays[-1].shape}, boxes and sizes beside it{again}"
 
 
 def write_record(path, opt):
-    """What made the features: extractor, weights, date, command, versions; beside them, as JSON."""
+    """What made the features, as JSON: all flags, the date, the command, versions of packages."""
     record = {
-        "model": opt.grid or opt.detector if opt.images else "another extractor's files",
-        "weights": "of the files" if not opt.images else "random" if opt.no_pretrained else "the library's pretrained",
-        "source": given(opt),
-        "regions": opt.regions,
-        "dtype": opt.dtype,
+        "flags": {name: str(value) for name, value in vars(opt).items()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
@@ -130,11 +124,9 @@ def write_record(path, opt):
     atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
 
-def read_names(folder, split):
+def read_names(path):
     """The names of a split's images; InputError for an empty one and one that stands there twice."""
-    path, lines = folder / f"{split}_imagename.txt", {}
-    if not path.exists():
-        raise InputError(f"{path}: no such file; tools/prepare_captions.py writes it with the captions, do that first")
+    lines = {}
     for line, name in enumerate(read_lines(path), start=1):
         if not name.strip():
             raise InputError(f"{path}, line {line}: no name; every line needs the name of an image")
@@ -145,26 +137,11 @@ def read_names(folder, split):
     return list(lines)
 
 
-def given(opt):
-    """The flag's value that names the source of the regions, for messages."""
-    return ", ".join(map(str, opt.tsv)) if opt.tsv else str(opt.npz or opt.images)
-
-
 def flags_of_rows(opt):
     """The flags, and the state of the files, that a row depends on; equal where a command makes the same rows."""
     names = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or ()]
     return [[str(getattr(opt, name)) for name in names], files]
-
-
-def has_features(folder, split):
-    """Whether the three files are there for all images; InputError where they are for another number."""
-    names = len(read_names(folder, split))
-    there = [path for ending in ENDINGS if (path := folder / f"{split}_{ending}").exists()]
-    for path in there:
-        if (rows := len(open_array(path))) != names:
-            raise InputError(f"{path}: {rows} rows for {names} images; --overwrite makes them anew")
-    return len(there) == len(ENDINGS)
 
 
 # ---- command line
@@ -198,30 +175,28 @@ def feature_options(argv=None):
         warn("--no_pretrained: the weights are random, and so are the features; use them to try the steps only")
     if opt.grid and (opt.tsv or opt.npz):
         parser.error("--grid: goes with --images; the files of another extractor have their regions")
-    for path in opt.tsv or ():
-        if not path.is_file():
-            raise InputError(f"{path}: no such file (--tsv)")
+    opt.sources = opt.tsv or [opt.npz or opt.images]
+    for path in opt.sources:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder (--images, --tsv, --npz)")
     return opt
-
-
-def make_source(opt, notes):
-    from runtime import devices  # and torch, which --help does not need
-    from tools.own_data import region_files, region_sources
-
-    if opt.tsv or opt.npz:
-        return region_files.Tsv(opt, notes) if opt.tsv else region_files.Npz(opt, notes)
-    opt.device = devices.choose(opt.device)
-    return region_sources.Grid(opt, notes) if opt.grid else region_sources.Detector(opt, notes)
 
 
 def main(argv=None):
     opt = feature_options(argv)
-    folder, todo = splits_to_make(opt, "imagename.txt", "ims.npy", has_features)
-    with Notes() as notes:
-        source = make_source(opt, notes) if todo else None
+    folder, todo = splits_to_make(opt, "imagename.txt", ENDINGS, read_names, open_array)
+    if not todo:
+        return
+    from runtime import devices  # and torch, which --help does not need
+    from tools.own_data import region_files, region_sources
+
+    opt.device = devices.choose(opt.device)
+    network = region_sources.Grid if opt.grid else region_sources.Detector
+    with noted() as notes:
+        source = (region_files.RegionFiles if opt.tsv or opt.npz else network)(opt, notes)
         try:
             for split in todo:
-                print(extract_split(folder, split, source, opt))
+                print(extract_split(folder, split, source, opt, notes))
         except OSError as error:
             cure = "free some room, and the same command goes on"
             raise InputError(f"{folder}: cannot be written ({reason(error)}); {cure}") from error

@@ -19,68 +19,34 @@ import shutil
 
 from tqdm import tqdm
 
-from files.errors import InputError
 from files.text import read_captions, read_dependencies
 from files.writing import atomic_write
 from runtime.commandline import Parser, whole
-from tools.own_data.parsers import CoreNLP, Spacy, sentences_of
-from tools.own_data.splits import add_data_flags, add_split_flags, parts_folder, splits_to_make
-from tools.own_data.stanford_scheme import is_tree, pairs_of
+from tools.own_data.parsers import CoreNLP, Spacy, dependencies
+from tools.own_data.shared import add_data_flags, add_split_flags, parts_folder, splits_to_make
 
-BATCH = 100  # captions handed to a parser at once
 PARSERS = {"spacy": lambda opt: Spacy(opt.spacy_model), "corenlp": lambda opt: CoreNLP(opt.url, opt.timeout)}
 
 
 def parse_split(folder, split, parser, opt):
     """Write one split's {split}_caps.json, taking up the parts of an interrupted run. Returns a line of report."""
     source, target = folder / f"{split}_caps.txt", folder / f"{split}_caps.json"
-    captions = read_captions(source)
+    captions, done = read_captions(source), []
+    places = [f"{source}, line {number}" for number in range(1, len(captions) + 1)]
     parts = parts_folder(target, [parser.name, opt.part, captions])
-    done, again = [], 0
-    with tqdm(total=len(captions), desc=split, unit=" captions", disable=None) as bar:
-        for start in range(0, len(captions), opt.part):
-            path = parts / f"{start:08}.json"
-            if path.exists():
-                pairs = read_dependencies(path)
-                again += len(pairs)
-                bar.update(len(pairs))
-            else:
-                pairs = parse_part(captions[start : start + opt.part], parser, source, start, bar)
-                write_json(path, pairs)
-            done += pairs
+    for start in tqdm(range(0, len(captions), opt.part), desc=split, unit=" parts", disable=None):
+        path, part = parts / f"{start:08}.json", slice(start, start + opt.part)
+        if not path.exists():
+            write_json(path, [*dependencies(parser, captions[part], places[part])])
+        done += read_dependencies(path)
     write_json(target, done)
     shutil.rmtree(parts, ignore_errors=True)
-    earlier = f", {again} of them in an earlier run" if again else ""
-    return f"{target}: dependencies of {len(done)} captions, made by {parser.name}{earlier}"
-
-
-def parse_part(captions, parser, source, start, bar):
-    pairs = []
-    for first in range(0, len(captions), BATCH):
-        batch = [sentences_of(caption) for caption in captions[first : first + BATCH]]
-        for sentences, heads in zip(batch, parser(batch), strict=True):
-            line = start + len(pairs) + 1
-            if len(heads) != sum(map(len, sentences)) or not is_tree(heads):
-                raise InputError(f"{source}, line {line}: {parser.name} gives no tree over the words: {heads}")
-            pairs.append(pairs_of(heads))
-            bar.update()
-    return pairs
+    return f"{target}: dependencies of {len(done)} captions, made by {parser.name}"
 
 
 def write_json(path, content):
     text = json.dumps(content, separators=(",", ":"))
     atomic_write(path, lambda file: file.write(text.encode()))
-
-
-def has_dependencies(folder, split):
-    """Whether {split}_caps.json is there and covers the captions; InputError where it has another number."""
-    target, source = folder / f"{split}_caps.json", folder / f"{split}_caps.txt"
-    if not target.exists():
-        return False
-    there, captions = len(read_dependencies(target)), len(read_captions(source))
-    if there != captions:
-        raise InputError(f"{target}: dependencies of {there} captions, but there are {captions}; give --overwrite")
-    return True
 
 
 def dependency_options(argv=None):
@@ -92,7 +58,7 @@ def dependency_options(argv=None):
     add("--spacy_model", metavar="NAME", help="spaCy's model, a package or folder (default: any installed English one)")
     add("--url", default="http://localhost:9000", help="the CoreNLP server")
     add("--timeout", default=120.0, type=float, metavar="SECONDS", help="for the server's answer on 100 captions")
-    add("--part", default=2000, type=whole(), metavar="N", help="captions that an interruption may cost")
+    add("--part", default=500, type=whole(), metavar="N", help="captions that an interruption may cost")
     opt = parser.parse_args(argv)
     opt.url = opt.url.rstrip("/")
     if not opt.url.startswith(("http://", "https://")):
@@ -102,7 +68,7 @@ def dependency_options(argv=None):
 
 def main(argv=None):
     opt = dependency_options(argv)
-    folder, todo = splits_to_make(opt, "caps.txt", "caps.json", has_dependencies)
+    folder, todo = splits_to_make(opt, "caps.txt", ["caps.json"], read_captions, read_dependencies)
     parser = PARSERS[opt.parser](opt) if todo else None
     for split in todo:
         print(parse_split(folder, split, parser, opt))

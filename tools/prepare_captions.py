@@ -23,12 +23,11 @@ from tqdm import tqdm
 import vocab as words
 from files.errors import InputError
 from files.names import find_pictures
-from files.text import CAPTIONS_PER_IMAGE
+from files.text import CAPTIONS_PER_IMAGE, read_bytes
 from files.writing import atomic_write, make_folder
 from runtime.commandline import Parser, whole
 from tools.own_data.caption_sources import read_source
-from tools.own_data.notes import Notes
-from tools.own_data.splits import SPLITS, add_data_flags
+from tools.own_data.shared import SPLITS, add_data_flags, noted
 
 MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.npy", "ims_size.npy"]}
 
@@ -48,16 +47,16 @@ def clean(pictures, notes, tidy):
     for what, numbers in words.odd_marks([caption.text for caption in before]):
         how = "; --plain replaces them" if what in left else ", which were replaced"
         for number in numbers:
-            notes.add(f"captions with {what}{how}", before[number].where)
+            notes[f"captions with {what}{how}"].append(before[number].where)
     for caption in after:
         if not caption.text:
-            notes.add("empty captions left out", caption.where)
+            notes["empty captions left out"].append(caption.where)
         elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
-            notes.add("captions with letters beyond a-z, cut into words by the rules for English", caption.where)
+            notes["captions with letters beyond a-z, cut into words by the rules for English"].append(caption.where)
     if fault := words.fault_of_captions([text for text in texts if text]):
         if fault == words.PRINTED_BYTES:
             raise InputError(f"{after[0].where}: {fault}")
-        notes.add(fault, after[0].where)
+        notes[fault].append(after[0].where)
     return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in tidied]
 
 
@@ -74,7 +73,7 @@ def only_there(pictures, folder, drop, notes):
             f"{len(pictures) - 1:,} images; {how}"
         )
     for picture in missing:
-        notes.add(f"images left out that are not in {folder}", f"{picture.where}: {picture.name}")
+        notes[f"images left out that are not in {folder}"].append(f"{picture.where}: {picture.name}")
     found = [(picture, file) for picture, file in zip(pictures, files) if file]
     return [picture._replace(name=file.relative_to(folder).as_posix()) for picture, file in found]
 
@@ -85,81 +84,74 @@ def with_five(pictures, repeat, notes):
     for picture in pictures:
         captions, n = picture.captions, len(picture.captions)
         if n > CAPTIONS_PER_IMAGE:
-            notes.add("images with more than five captions, of which the first five are taken", picture.where)
+            notes["images with more than five captions, of which the first five are taken"].append(picture.where)
         elif n < CAPTIONS_PER_IMAGE and repeat and n:
-            notes.add("images with fewer than five captions, which are repeated", f"{picture.where}: {n}")
+            notes["images with fewer than five captions, which are repeated"].append(f"{picture.where}: {n}")
         elif n < CAPTIONS_PER_IMAGE:
             how = "" if repeat else "; --fewer repeat keeps those that have one"
-            notes.add(f"images with fewer than five captions left out{how}", f"{picture.where}: {n}")
+            notes[f"images with fewer than five captions left out{how}"].append(f"{picture.where}: {n}")
             continue
         kept.append(picture._replace(captions=[captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
     return kept
 
 
 def assign_splits(pictures, opt):
-    """{split: pictures}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
+    """{split: lines of two files}: all in --split, or the source's own splits, or --dev and --test drawn at random."""
+    n, count = len(pictures), opt.dev + opt.test
     if not pictures:
         raise InputError(f"{opt.source}: no image with captions is left")
     if opt.split:
-        pictures = [picture._replace(split=opt.split) for picture in pictures]
-    elif not pictures[0].split:
-        pictures = draw_splits(pictures, opt)
-    elif opt.dev or opt.test:
-        raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
-    splits = {split: [p for p in pictures if p.split == split] for split in SPLITS}
+        names = [opt.split] * n
+    elif pictures[0].split:
+        if count:
+            raise InputError(f"{opt.source}: has its own splits; leave out --dev and --test, or use --split")
+        names = [picture.split for picture in pictures]
+    elif not opt.dev or count >= n:
+        how = f"say --dev N --test N, together less than the {n} images, or which one it is with --split"
+        raise InputError(f"{opt.source}: has no splits; {how}")
+    else:
+        names = ["train"] * n
+        for k, i in enumerate(random.Random(opt.seed).sample(range(n), count)):
+            names[i] = "dev" if k < opt.dev else "test"
+    splits = {split: [one for one, name in zip(pictures, names) if name == split] for split in SPLITS}
     if opt.testall and splits["test"]:
         if len(splits["test"]) % CAPTIONS_PER_IMAGE:
             raise InputError(f"--testall: {len(splits['test'])} test images make no five folds; need a multiple of 5")
         splits["testall"] = splits["test"]
         splits["test"] = splits["testall"][: len(splits["testall"]) // CAPTIONS_PER_IMAGE]
-    return {split: some for split, some in splits.items() if some}
-
-
-def draw_splits(pictures, opt):
-    count, n = opt.dev + opt.test, len(pictures)
-    if not opt.dev:
-        raise InputError(f"{opt.source}: has no splits; say --dev N --test N, or which one it is with --split")
-    if count >= n:
-        raise InputError(f"{opt.source}: --dev {opt.dev} and --test {opt.test} leave no image of {n} for train")
-    drawn = random.Random(opt.seed).sample(range(n), count)
-    split_of = dict(zip(drawn, ["dev"] * opt.dev + ["test"] * opt.test))
-    return [picture._replace(split=split_of.get(i, "train")) for i, picture in enumerate(pictures)]
+    return {
+        split: {"imagename": [p.name for p in some], "caps": [caption.text for p in some for caption in p.captions]}
+        for split, some in splits.items()
+        if some
+    }
 
 
 # ---- vocabulary and files
 
 
-def choose_vocab(texts, opt):
+def choose_vocab(splits, opt):
     """The file of --vocab; else a vocabulary of train and dev; without train the data set's own file."""
     if opt.vocab:
         return words.deserialize_vocab(opt.vocab)
-    if "train" in texts:
-        return words.vocab_of_captions([*texts["train"], *texts.get("dev", [])], opt.threshold)
+    if "train" in splits:
+        captions = [text for split in ("train", "dev") if split in splits for text in splits[split]["caps"]]
+        return words.vocab_of_captions(captions, opt.threshold)
     try:
         return words.load_vocab(opt.vocab_path, opt.data_name)
     except InputError as error:
         raise InputError(f"{error}; prepare train first, or give --vocab") from None
 
 
-def contents(splits, texts, vocab, opt, notes):
+def contents(splits, vocab, folder):
     """{path: bytes} of all files but the vocabulary; prints a line about each split."""
-    folder, files = Path(opt.data_path) / opt.data_name, {}
-    for split, pictures in splits.items():
-        bar = tqdm(texts[split], desc=split, unit=" captions", disable=None)
+    files = {}
+    for split, lines in splits.items():
+        bar = tqdm(lines["caps"], desc=split, unit=" captions", disable=None)
         ids = [words.encode(text, vocab) for text in bar]
         count = sum(len(one) - 2 for one in ids)  # without <start> and <end>
         unknown = 100 * sum(one.count(words.UNK) for one in ids) / count
-        mean = count / len(ids)
-        print(f"{split}: {len(pictures)} images, {len(ids)} captions of {mean:.1f} words, {unknown:.1f} % <unk>")
-        if unknown > 5 and (opt.vocab or opt.threshold > 1) and mean > words.ONE_WORD:
-            how = "give their own --vocab" if opt.vocab else "a lower --threshold keeps rarer words"
-            notes.add(f"splits with many unknown words; {how}", split)
-        lines = {
-            "caps": texts[split],
-            "imagename": [picture.name for picture in pictures],
-            "precaps_stan": [",".join(map(str, one)) for one in ids],
-        }
-        for name, some in lines.items():
+        print(f"{split}: {len(lines['imagename'])} images, {len(ids)} captions, {unknown:.1f} % of the words <unk>")
+        for name, some in {**lines, "precaps_stan": [",".join(map(str, one)) for one in ids]}.items():
             files[folder / f"{split}_{name}.txt"] = "".join(f"{line}\n" for line in some).encode()
     return files
 
@@ -170,32 +162,22 @@ def write_files(files, vocab, opt, notes):
     InputError, before anything is written, where a file has other content and --overwrite is not given.
     """
     table = Path(opt.vocab_path) / f"{opt.data_name}_vocab.json"
-    new = [path for path, content in files.items() if not holds(path, content)]
+    new = {path: content for path, content in files.items() if not path.exists() or read_bytes(path) != content}
     other = [path for path in (words.other_vocab(vocab, table), *new) if path and path.exists()]
     if other and not opt.overwrite:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise InputError(f"{other[0]}{more}: there already, with other content; --overwrite replaces it")
     if words.other_vocab(vocab, table) or not table.exists():
         words.write_vocab(vocab, table, overwrite=True)
-    else:
-        print(f"{table}: unchanged")
-    for path, content in files.items():
-        if path in new:
-            make_folder(path.parent)
-            atomic_write(path, lambda file, content=content: file.write(content))
-        print(f"{path}: {'written' if path in new else 'unchanged'}")
+    for path, content in new.items():
+        make_folder(path.parent)
+        atomic_write(path, lambda file, content=content: file.write(content))
+    print(f"{Path(opt.data_path) / opt.data_name}: {len(new)} files written, {len(files) - len(new)} unchanged")
     for path in other:
         split, _, ending = path.name.partition("_")
         for made in (path.with_name(f"{split}_{name}") for name in MADE_FROM.get(ending, ())):
             if made.exists():
-                notes.add("files made from the replaced ones, which must be made again", made)
-
-
-def holds(path, content):
-    try:
-        return path.read_bytes() == content
-    except OSError:  # not there; or not a file, which writing will say
-        return False
+                notes["files made from the replaced ones, which must be made again"].append(made)
 
 
 # ---- command line
@@ -205,7 +187,6 @@ def caption_options(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
-    add("--format", default="auto", choices=["auto", "karpathy", "coco", "table"], help="auto: seen from the source")
     of_table = "a table's columns, by titles or numbers from 1 (default: seen from titles and cells)"
     add("--columns", type=lambda text: text.split(","), metavar="IMAGE,CAPTION", help=of_table)
     add("--plain", action="store_true", help="replace entities of web pages (&quot;) and curly quotes in captions")
@@ -231,15 +212,14 @@ def caption_options(argv=None):
 
 def main(argv=None):
     opt = caption_options(argv)
-    with Notes() as notes:
-        pictures = read_source(opt.source, opt.format, opt.restval, opt.columns, notes)
+    with noted() as notes:
+        pictures = read_source(opt.source, opt.restval, opt.columns, notes)
         pictures = clean(pictures, notes, words.plain if opt.plain else words.mended)
         if opt.images:
             pictures = only_there(pictures, opt.images, opt.missing == "drop", notes)
         splits = assign_splits(with_five(pictures, opt.fewer == "repeat", notes), opt)
-        texts = {split: [caption.text for p in some for caption in p.captions] for split, some in splits.items()}
-        vocab = choose_vocab(texts, opt)
-        write_files(contents(splits, texts, vocab, opt, notes), vocab, opt, notes)
+        vocab = choose_vocab(splits, opt)
+        write_files(contents(splits, vocab, Path(opt.data_path) / opt.data_name), vocab, opt, notes)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def annotated(tmp_path, monkeypatch):
         return ("A man, riding a wave." if k < 2 else f"The {OWNER[caption]}th picture -- no. {k}").title()
 
     annotations = [{"id": c, "image_id": OWNER[c], "caption": text(c)} for c in sorted(CAPTIONS)]
-    images = [{"id": image} for image in IMAGES]
+    images = [{"id": image, "file_name": f"{image}.jpg"} for image in IMAGES]
     (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     folder = tmp_path / "data" / "coco_precomp"
     folder.mkdir(parents=True)

@@ -1,10 +1,8 @@
 """tools/extract_features.py: pictures and others' files become regions; interruption; odd pictures, damaged files."""
 
-import argparse
 import base64
 import resource
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,31 +12,15 @@ from tiny import message
 from torchvision import models
 from torchvision.ops import box_iou
 
-from data import PrecompDataset
 from files.arrays import read_sizes
 from files.boxes import read_boxes
-from files.pictures import open_picture, read_picture
-from systems.options import completed
 from tools import extract_features
 from tools.own_data import region_sources
-from tools.own_data.notes import Notes
-from tools.own_data.region_files import BUTD, LXMERT, FileSource, Tsv
-from tools.own_data.region_sources import backbone, cell_boxes, last_map
-from vocab import SPECIAL, Vocabulary
+from tools.own_data.region_files import BUTD, LXMERT
+from tools.own_data.region_sources import backbone, last_map
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 TINY = ["--grid", "tiny", "--size", "12", "--workers", "0"]
-
-
-class Tiny(torch.nn.Module):
-    """A backbone without weights: its map are the averages of 2 x 2 pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.pool = torch.nn.AvgPool2d(2)
-
-    def forward(self, x):
-        return self.pool(x).mean((2, 3))
 
 
 class Place:
@@ -52,11 +34,11 @@ class Place:
     def name(self, *names):
         (self.folder / "dev_imagename.txt").write_text("".join(f"{name}\n" for name in names))
 
-    def picture(self, name, size=(24, 12), mode="RGB", **save):
+    def picture(self, name, size=(24, 12)):
         # top half red, bottom half blue; what lies in between changes with the name
         image = Image.new("RGB", size, (0, 0, 255))
         image.paste((255, len(name), 0), (0, 0, size[0], size[1] // 2))
-        image.convert(mode).save(self.photos / name, **save)
+        image.save(self.photos / name)
 
     def show(self, *names):
         """Pictures of the dev split."""
@@ -74,9 +56,8 @@ class Place:
     def error(self, *flags):
         return message(self.extract, *flags)
 
-    def tsv(self, text, name="a.tsv"):
-        (self.root / name).write_text(text)
-        return self.root / name
+    def grid_error(self, *flags):
+        return message(self.grid, *flags)
 
     def arrays(self):
         features, boxes = (np.load(self.folder / f"dev_{name}.npy") for name in ("ims", "ims_bbx"))
@@ -85,7 +66,8 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    made, tiny = region_sources.backbone, (Tiny(), (0, 0, 0), (1, 1, 1))
+    pool = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.AdaptiveAvgPool2d(1))  # its map: means of 2 x 2 pixels
+    made, tiny = region_sources.backbone, (pool, (0, 0, 0), (1, 1, 1))
     monkeypatch.setattr(region_sources, "backbone", lambda name, *more: tiny if name == "tiny" else made(name, *more))
     return Place(tmp_path)
 
@@ -96,6 +78,9 @@ def place(tmp_path, monkeypatch):
 def test_grid_cells_are_where_their_boxes_say(place):
     place.picture("a.png")
     place.picture("bb.png", size=(7, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so
+    Image.open(place.photos / "bb.png").rotate(90, expand=True).save(place.photos / "bb.png", exif=exif)
     place.name("bb.png", "a.png")
     features, boxes, sizes = place.grid()
     assert features.shape == (2, 36, 3) and features.dtype == np.float32
@@ -106,22 +91,6 @@ def test_grid_cells_are_where_their_boxes_say(place):
         clear = np.r_[:12, 24:36]  # the rows of cells that resizing does not blur across
         assert np.array_equal(features[row, clear, 0], red[clear])
         assert np.allclose(features[row, clear, 1] * 255, len(name) * red[clear], rtol=1e-6)
-
-
-def test_the_data_set_opens(place):
-    place.show("a.png")
-    place.grid("--dtype", "float16")
-    (place.folder / "dev_precaps_stan.txt").write_text("1,4,2\n" * 5)
-    opt = completed(argparse.Namespace(data_path=str(place.root / "data"), img_dim=3))
-    data = PrecompDataset("dev", "mine", Vocabulary([*SPECIAL, "dog"]), opt)
-    assert len(data) == 5 and data.images.dtype == np.float16
-    assert np.allclose(data.boxes[0, 7], [1 / 6, 1 / 6, 1 / 3, 1 / 3])
-
-
-def test_cell_boxes(place):
-    assert cell_boxes(2, 10, 6).tolist() == [[0, 0, 5, 3], [5, 0, 10, 3], [0, 3, 5, 6], [5, 3, 10, 6]]
-    place.name("a.png")
-    assert "square number" in place.error("--images", place.photos, *TINY, "--regions", "35")
 
 
 def test_last_map():
@@ -214,100 +183,65 @@ def test_models_that_are_not_there(place, monkeypatch, tmp_path):
 # ---- pictures of every kind
 
 
-def test_rotated_by_exif_and_one_pixel(place):
-    place.picture("upright.png")
-    rotated = read_picture(place.photos / "upright.png").rotate(90, expand=True)  # the camera was held so
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    rotated.save(place.photos / "turned.png", exif=exif)
-    place.picture("dot.png", size=(1, 1))
-    place.name("upright.png", "turned.png", "dot.png")
-    features, boxes, sizes = place.grid()
-    assert sizes.tolist() == [[24, 12], [24, 12], [1, 1]]
-    assert np.array_equal(features[0], features[1]) and (features[2] == features[2, 0]).all()
-    assert boxes[2, -1, 2:].tolist() == [1, 1]
-
-
 def test_bad_pictures(place):
     place.picture("a.jpg", size=(200, 100))
     place.name("a.jpg", "b.jpg")
-    where = ["--images", place.photos, *TINY]
-    assert "b.jpg: no such picture; 1 of 2 are missing" in place.error(*where)
-    whole = (place.photos / "a.jpg").read_bytes()
-    for content in (whole[: len(whole) // 2], b""):
-        (place.photos / "b.jpg").write_bytes(content)
-        assert "b.jpg: not a readable picture" in place.error(*where)
+    assert "square number" in place.grid_error("--regions", "35")
+    assert "b.jpg: no such picture; 1 of 2 are missing" in place.grid_error()
+    (place.photos / "b.jpg").write_bytes((place.photos / "a.jpg").read_bytes()[:400])
+    assert "b.jpg: not a readable picture" in place.grid_error()
     assert not (place.folder / "dev_ims.npy").exists()
 
 
 def test_names_that_cannot_be_used(place):
-    where = ["--images", place.photos, *TINY]
     for names, said in {("a.jpg", "c.jpg", "a.jpg"): "line 3", ("a.jpg", " "): "line 2", (): "no image"}.items():
         place.name(*names)
-        assert said in place.error(*where)
+        assert said in place.grid_error()
     (place.folder / "dev_imagename.txt").unlink()
-    assert "prepare_captions.py" in place.error(*where)
-    assert "prepare_captions.py" in place.error(*where, "--split", "train")
+    assert "prepare_captions.py" in place.grid_error()
+    assert "prepare_captions.py" in place.grid_error("--split", "train")
 
 
 # ---- interruption
 
 
-@pytest.fixture
-def opened(monkeypatch):
-    """The names of the pictures opened so far; the one numbered opened.stop, from 1, is an interruption."""
-
-    class Opened(list):
-        stop = None
-
-        def __call__(self, path):
-            self.append(path.name)
-            if len(self) == self.stop:
-                raise KeyboardInterrupt
-            return open_picture(path)
-
-    monkeypatch.setattr(region_sources, "open_picture", names := Opened())
-    return names
-
-
-def test_interrupted_run_goes_on(place, opened, capsys):
+def test_an_interrupted_run_goes_on(place, capsys):
     names = [f"{'x' * i}.png" for i in range(1, 8)]
     place.show(*names)
     whole = [array.copy() for array in place.grid("--batch_size", "1")]
     for file in place.folder.glob("*.npy"):
         file.unlink()
-    opened.clear()
-    opened.stop = 6
-    with pytest.raises(KeyboardInterrupt):
-        place.grid("--batch_size", "1", "--shard", "2")
+    (place.photos / names[5]).write_bytes(b"")
+    assert names[5] in place.grid_error("--batch_size", "1", "--shard", "2")
     assert not list(place.folder.glob("*.npy"))
+    place.show(*names)
+    for name in names[:4]:  # these are safe, and not read again
+        place.picture(name, size=(9, 9))
     again = place.grid("--batch_size", "1", "--shard", "2")
-    assert opened == names[:6] + names[4:]  # four were safe
     assert all(np.array_equal(a, b) for a, b in zip(whole, again))
     assert "4 of them in an earlier run" in capsys.readouterr().out
     assert not list(place.folder.glob(".*"))
     place.grid()
-    assert len(opened) == 9 and "complete" in capsys.readouterr().out
+    assert "complete" in capsys.readouterr().out
 
 
-def test_parts_of_another_run_are_not_taken(place, opened):
-    place.picture("a.png")
-    place.name("a.png", "b.png")
+def test_parts_of_another_run_are_not_taken(place):
+    place.show("a.png", "b.png")
     (place.photos / "b.png").write_bytes(b"")
-    place.error("--images", place.photos, *TINY, "--batch_size", "1", "--shard", "1")
+    place.grid_error("--batch_size", "1", "--shard", "1")
     (parts,) = place.folder.glob(".dev_*.parts")
     assert np.load(parts / "done.npy").tolist() == [True, False]
     place.picture("b.png")
-    opened.clear()
-    place.grid("--dtype", "float16")
-    assert opened == ["a.png", "b.png"] and not parts.exists()
+    place.picture("a.png", size=(9, 9))
+    *_, sizes = place.grid("--dtype", "float16")
+    assert sizes[0].tolist() == [9, 9] and not parts.exists()
 
 
 def test_files_for_other_images_and_overwrite(place):
     place.show("a.png")
     place.grid()
     place.show("a.png", "b.png")
-    assert "1 rows for 2 images; --overwrite" in place.error("--images", place.photos, *TINY)
+    assert "has 1 items, but dev_imagename.txt 2; --overwrite" in place.grid_error()
     assert len(place.grid("--overwrite")[0]) == 2
 
 
@@ -316,7 +250,7 @@ def test_no_room(place):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
     try:
-        said = place.error("--images", place.photos, *TINY)
+        said = place.grid_error()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "cannot be written (File too large)" in said and "the same command goes on" in said
@@ -326,14 +260,15 @@ def test_no_room(place):
 def test_flags_that_do_not_go_together(place):
     assert "--grid" in place.error("--tsv", "a.tsv", "--grid", "resnet18")
     assert "a.tsv" in place.error("--tsv", "a.tsv")
+    assert "--npz" in place.error("--npz", "nothing")
     assert "--images, --tsv, --npz" in place.error()
 
 
 # ---- others' files
 
 
-def encoded(array):
-    return base64.b64encode(np.ascontiguousarray(array, "<f4")).decode()
+def encoded(array, kind="<f4"):
+    return base64.b64encode(np.ascontiguousarray(array, kind)).decode()
 
 
 def regions(seed, count, width=5):
@@ -342,37 +277,52 @@ def regions(seed, count, width=5):
     return boxes.astype(np.float32), rng.normal(size=(count, width)).astype(np.float32)
 
 
-def line(layout, name, boxes, features, conf=()):
-    """A line of a TSV file, an image of 60 x 50 pixels."""
-    cells = {"boxes": encoded(boxes), "features": encoded(features), "objects_conf": encoded(conf)}
+def line(name, boxes, features, conf=None, code=encoded, more=""):
+    """A line of a TSV file, an image of 60 x 50 pixels; conf: of LXMERT's layout."""
+    cells = {"boxes": code(boxes), "features": code(features), "objects_conf": "" if conf is None else code(conf)}
     values = {"id": name, "width": 60, "height": 50, "num_boxes": len(boxes), **cells}
-    return "\t".join(str(values.get(column, "")) for column in layout) + "\n"
+    layout = BUTD if conf is None else LXMERT
+    return "\t".join(str(values.get(column, "")) for column in layout) + f"{more}\n"
+
+
+class Three(Place):
+    """Three images with 3, 4 and 2 boxes, for --regions 3."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.name("COCO_val2014_000000000042.jpg", "000000000007.jpg", "dir/1_a.jpg")
+        self.found = [regions(seed, count) for seed, count in enumerate((3, 4, 2))]
+
+    def rows(self, **how):
+        return [line(name, *found, **how) for name, found in zip((42, 7, "1_a"), self.found)]
+
+    def tsv(self, *lines, name="a.tsv"):
+        (self.root / name).write_text("".join(lines))
+        return self.root / name
+
+    def extract(self, *flags):
+        return super().extract("--regions", "3", "--overwrite", *flags)
+
+    def check(self, arrays, best=(0, 1, 2)):
+        (features, boxes, sizes), best = arrays, list(best)
+        assert sizes.tolist() == [[60, 50]] * 3
+        assert np.array_equal(boxes[0], self.found[0][0]) and np.array_equal(features[0], self.found[0][1])
+        assert np.array_equal(boxes[1], self.found[1][0][best]) and np.array_equal(features[1], self.found[1][1][best])
+        assert np.array_equal(boxes[2, :2], self.found[2][0]) and boxes[2, 2].tolist() == [0, 0, 60, 50]
+        assert np.allclose(features[2, 2], self.found[2][1].mean(0), rtol=1e-6)
 
 
 @pytest.fixture
-def three(place):
-    """Three images with 3, 4 and 2 boxes, for --regions 3."""
-    place.name("COCO_val2014_000000000042.jpg", "000000000007.jpg", "dir/1_a.jpg")
-    place.found = [regions(seed, count) for seed, count in enumerate((3, 4, 2))]
-    return place
-
-
-def check_three(place, arrays, best):
-    features, boxes, sizes = arrays
-    assert sizes.tolist() == [[60, 50]] * 3
-    assert np.array_equal(boxes[0], place.found[0][0]) and np.array_equal(features[0], place.found[0][1])
-    assert np.array_equal(boxes[1], place.found[1][0][best]) and np.array_equal(features[1], place.found[1][1][best])
-    assert np.array_equal(boxes[2, :2], place.found[2][0]) and boxes[2, 2].tolist() == [0, 0, 60, 50]
-    assert np.allclose(features[2, 2], place.found[2][1].mean(0), rtol=1e-6)
+def three(tmp_path):
+    return Three(tmp_path)
 
 
 def test_bottom_up_tsv(three, capsys):
-    rows = [line(BUTD, name, *found) for name, found in zip((42, 7, "1_a"), three.found)]
-    path = three.tsv(rows[1] + line(BUTD, 99, *regions(9, 3)) + rows[2])
-    more = three.tsv(rows[0] + line(BUTD, 7, *regions(8, 3)), "b.tsv")
-    said = three.error("--tsv", path, "--regions", "3")
-    assert "1 of 3 images of dev are not there (first: COCO_val2014_000000000042.jpg)" in said
-    check_three(three, three.extract("--tsv", path, more, "--regions", "3"), [0, 1, 2])
+    first, second, third = three.rows()
+    path = three.tsv(second, line(99, *regions(9, 3)), third)
+    more = three.tsv(first, line(7, *regions(8, 3)), name="b.tsv")
+    assert "1 of 3 images of dev are not there (first: COCO_val2014_000000000042.jpg)" in three.error("--tsv", path)
+    three.check(three.extract("--tsv", path, more))
     said = capsys.readouterr().out
     assert f"images that come twice, of which the first is taken: 1 (first: {more}, line 2)" in said
     assert "more than 3 boxes, of which the first are taken: 1" in said and "filled up with the whole image" in said
@@ -381,8 +331,8 @@ def test_bottom_up_tsv(three, capsys):
 def test_lxmert_tsv_takes_the_most_certain(three):
     confs = [(3, 2, 1), (0.1, 0.4, 0.2, 0.3), (1, 1)]
     names = ["COCO_val2014_000000000042", "COCO_train2014_000000000007", "1_a"]
-    text = "".join(line(LXMERT, name, *found, conf) for name, found, conf in zip(names, three.found, confs))
-    check_three(three, three.extract("--tsv", three.tsv(text), "--regions", "3"), [1, 3, 2])
+    lines = [line(name, *found, conf) for name, found, conf in zip(names, three.found, confs)]
+    three.check(three.extract("--tsv", three.tsv(*lines)), [1, 3, 2])
 
 
 def test_npz(three, capsys):
@@ -391,18 +341,17 @@ def test_npz(three, capsys):
     for name, (boxes, x) in zip(("COCO_val2014_000000000042.jpg", "000000000007", "1_a"), three.found):
         x = x.T if name.endswith("7") else x  # as older releases wrote them
         np.savez_compressed(folder / name, x=x, bbox=boxes, image_w=60, image_h=50, info=info)
-    flags = "--npz", folder, "--regions", "3", "--overwrite"
-    check_three(three, three.extract(*flags), [0, 1, 2])
+    three.check(three.extract("--npz", folder))
     (folder / "000000000042.npz").write_bytes(b"PK")  # a damaged one is passed over where another name has the image
-    three.extract(*flags)
+    three.extract("--npz", folder)
     assert "damaged parts of files passed over: 1 (first: " in capsys.readouterr().out
     (folder / "000000000042.npz").unlink()
     path = folder / "1_a.npz"
     for content, said in ((path.read_bytes()[:300], "truncated"), (b"<!DOCTYPE html><title>Too large", "a web page")):
         path.write_bytes(content)
-        assert f"1_a.npz: {said}" in three.error(*flags)
+        assert f"1_a.npz: {said}" in three.error("--npz", folder)
     np.savez(path, x=three.found[0][1])
-    assert "1_a.npz: " in (said := three.error(*flags)) and "need x, bbox" in said
+    assert "1_a.npz: " in (said := three.error("--npz", folder)) and "need x, bbox" in said
 
 
 def test_features_and_boxes_in_two_folders(three, capsys):
@@ -411,102 +360,90 @@ def test_features_and_boxes_in_two_folders(three, capsys):
     att.mkdir()
     for name, (_, x) in zip(("42", "7", "1_a"), three.found):
         np.savez(att / f"{name}.npz", feat=x)
-    assert "no boxes" in three.error("--npz", att, "--regions", "3")
+    assert "no boxes" in three.error("--npz", att)
     box.mkdir()
     for name, (boxes, _) in zip(("42", "7", "1_a"), three.found):
         np.save(box / f"{name}.npy", boxes)
         Image.new("RGB", (60, 50)).save(three.photos / f"{name}.png")
-    *_, sizes = three.extract("--npz", att, "--regions", "3")
+    *_, sizes = three.extract("--npz", att)
     assert "without a size" in capsys.readouterr().out
     assert np.array_equal(sizes, [np.ceil(boxes[:, 2:].max(0)) for boxes, _ in three.found])
-    flags = ("--npz", att, "--regions", "3", "--overwrite")
-    check_three(three, three.extract(*flags, "--images", three.photos), [0, 1, 2])
+    three.check(three.extract("--npz", att, "--images", three.photos))
     (box / "7.npy").unlink()
-    assert "1 of 3 images" in (said := three.error(*flags)) and "7.npy" in said
+    assert "1 of 3 images" in (said := three.error("--npz", att)) and "7.npy" in said
 
 
 def test_no_boxes_in_a_file(three, capsys):
-    rows = [(42, *three.found[0]), (7, *regions(0, 0)), ("1_a", *three.found[2])]
-    path = three.tsv("".join(line(BUTD, *row) for row in rows))
-    features, boxes, _ = three.extract("--tsv", path, "--regions", "3")
+    first, _, third = three.rows()
+    features, boxes, _ = three.extract("--tsv", three.tsv(first, line(7, *regions(0, 0)), third))
     assert boxes[1].tolist() == [[0, 0, 60, 50]] * 3 and not features[1].any()
     assert "line 2: 0)" in capsys.readouterr().out
 
 
 def test_damaged_lines_are_passed_over_where_another_copy_follows(three, capsys):
     """Cut off, glued together, not base64, NaN, blank, and damage in the line of an image that nobody wants."""
-    good = [line(BUTD, name, *found) for name, found in zip((42, 7, "1_a"), three.found)]
+    good = three.rows()
     bad = [
         good[0][:9] + "\n",
         good[0].rstrip("\n") + good[1],
         good[2][:-3] + "!\n",
-        line(BUTD, 42, three.found[0][0], np.full((3, 5), np.nan)),
+        line(42, three.found[0][0], np.full((3, 5), np.nan)),
         "99\t60\t50\tno number\t\t\n",
         "\n",
     ]
-    path = three.tsv("".join([*bad, *good, "\n"]))
-    check_three(three, three.extract("--tsv", path, "--regions", "3"), [0, 1, 2])
+    path = three.tsv(*bad, *good, "\n")
+    three.check(three.extract("--tsv", path))
     assert f"damaged parts of files passed over: 4 (first: {path}, line 1: " in capsys.readouterr().out
-    said = three.error("--tsv", three.tsv("".join([*bad, *good[1:]])), "--regions", "3", "--overwrite")
+    said = three.error("--tsv", three.tsv(*bad, *good[1:]))
     assert "1 of 3 images" in said and f"4 damaged parts, the first: {path}, line 1: " in said
     assert "damaged parts of files passed over: 4" in capsys.readouterr().out  # the notes come with an error too
 
 
-@pytest.mark.parametrize("layout", [BUTD, LXMERT])
-def test_tsv_cut_in_the_middle(three, layout):
+@pytest.mark.parametrize("conf", [None, (1, 1)])
+def test_tsv_cut_in_the_middle(three, conf):
     """The last line ends at one of ten places."""
-    rows = [(name, *found, np.ones(len(found[0]))) for name, found in zip((42, 7, "1_a"), three.found)]
-    first, second, last = (line(layout, *row) for row in rows)
+    last = line("1_a", *three.found[2], conf)
     for end in range(1, len(last) - 1, len(last) // 10):
-        path = three.tsv(first + second + last[:end])
-        said = three.error("--tsv", path, "--regions", "3", "--shard", "1")
+        path = three.tsv(*three.rows()[:2], last[:end])
+        said = three.error("--tsv", path, "--shard", "1")
         assert f"{path}, line 3: " in said and "again" in said
     assert not (three.folder / "dev_ims.npy").exists()
+
+
+ONE = f"1\t{encoded([0, 0, 45, 59])}\t"
 
 
 @pytest.mark.parametrize(
     "text, said",
     [
         ("a\tb\n", "line 1: 2 columns"),
-        ("42\tx\t5\t0\t\t\n", "image size or number of boxes"),
+        ("42\tx\t5\t0\t\t\n", "number of boxes"),
         ("42\t5\t5\t0\t\t\n", "how wide features are"),
-        (f"42\t5\t5\t1\t{encoded([0, 0, 1, 1])}\t{encoded([np.nan])}\n", "NaN or infinity"),
-        (f"42\t0\t5\t1\t{encoded([0, 0, 1, 1])}\t{encoded([1])}\n", "image of 0 x 5 pixels"),
+        (f"42\t5\t5\t{ONE}{encoded([np.nan])}\n", "NaN or infinity"),
+        (f"42\t0\t5\t{ONE}{encoded([1])}\n", "image of 0 x 5 pixels"),
+        (f"42\t60\t50\t{ONE}{encoded([1])}\n", "exchanged width and height"),
+        (f"42\t60\t60\t{ONE}{encoded([1e6])}\n", "try --dtype float32"),
         ("", "3 of 3 images of dev are not there"),
     ],
 )
-def test_bad_tsv(three, text, said):
-    assert said in three.error("--tsv", three.tsv(text))
+def test_bad_tsv(three, text, said, capsys):
+    message = three.error("--tsv", three.tsv(text), "--dtype", "float16")
+    assert said in message + capsys.readouterr().out
 
 
-def test_beyond_float16(three):
-    path = three.tsv(line(BUTD, 42, regions(0, 1)[0], np.full((1, 5), 1e6)))
-    assert "try --dtype float32" in three.error("--tsv", path, "--dtype", "float16")
+def as_float64(array):
+    return encoded(array, "<f8")
 
 
-def test_other_columns_and_kinds_of_numbers(three):
-    """float64, printed by Python 3, a seventh column, and a first line glued to the next: the same features."""
-
-    def rows(kind, wrap=bytes, *more):
-        for number in (41, 42, 43):
-            cells = (wrap(base64.b64encode(np.ascontiguousarray(x, kind).tobytes())) for x in regions(number, 2))
-            yield b"\t".join([str(number).encode(), b"640", b"480", b"2", *cells, *more])
-
-    forms = {"float64": rows("<f8"), "printed": rows("<f4", lambda text: repr(text).encode())}
-    for name, lines in {**forms, "seven": rows("<f4", bytes, b"AAAA")}.items():
-        first, *others = lines
-        for glued in (b"", b"\t".join([first, *others[:1]]) + b"\n"):
-            path, notes = three.root / "a.tsv", Notes()
-            path.write_bytes(glued + b"\n".join([first, *others]) + b"\n")
-            found = list(Tsv(SimpleNamespace(tsv=[path], regions=2), notes)(["41", "42", "43"], range(3)))
-            assert [region.index for region in found] == [0, 1, 2]
-            for region, number in zip(found, (41, 42, 43)):
-                np.testing.assert_allclose(region.features, regions(number, 2)[1], rtol=1e-6)
-            assert bool(notes.kinds) == (bool(glued) or name == "seven")
+def as_printed(array):
+    """As Python 3 prints bytes."""
+    return repr(encoded(array).encode())
 
 
-def test_exchanged_sides_are_noted():
-    notes = Notes()
-    source = FileSource(SimpleNamespace(regions=1), notes)
-    source.fit(0, "x", np.ones((1, 3), np.float32), np.float32([[0, 0, 60, 10]]), (48, 64))
-    assert "exchanged" in next(iter(notes.kinds))
+@pytest.mark.parametrize("how", [{"code": as_float64}, {"code": as_printed}, {"more": "\tAAAA"}])
+def test_other_kinds_of_numbers_and_more_columns(three, how, capsys):
+    """A line that lacks its end is passed over."""
+    rows = three.rows(**how)
+    three.check(three.extract("--tsv", three.tsv(rows[0].rstrip("\n") + "\t", rows[1], *rows)))
+    said = capsys.readouterr().out
+    assert ("ignored" in said) == ("more" in how) and "damaged parts of files passed over: 1" in said

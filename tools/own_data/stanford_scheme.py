@@ -17,12 +17,14 @@ def to_stanford(words, heads, labels):
     of a conjunction on its first. Returns n heads; words keep their places.
     """
     tree = Tree(heads, labels)
-    for word in tree.deepest_first():
-        lower_preposition(tree, word)
-    for word in tree.deepest_first():
-        if words[word - 1].lower() in BE:
-            lower_copula(tree, word)
-    flatten_conjunctions(tree)
+    for word in tree.deepest_first():  # in -> hat becomes hat -> in
+        if tree.labels[word] in PREPOSITIONS or tree.below(word, OBJECTS):
+            tree.lower(word, OBJECTS, "case")
+    for word in tree.deepest_first():  # is -> happy becomes happy -> is; 'there is a dog' stays
+        is_copula = words[word - 1].lower() in BE and tree.labels[word] not in ("aux", "auxpass")
+        if is_copula and not tree.below(word, {"expl"}):
+            tree.lower(word, PREDICATES, "cop")
+    tree.flatten_conjunctions()
     return tree.heads[1:]
 
 
@@ -38,49 +40,33 @@ class Tree:
 
     def depth(self, word):
         depth = 0
-        while self.heads[word]:
-            word, depth = self.heads[word], depth + 1
+        while word := self.heads[word]:
+            depth += 1
         return depth
 
     def deepest_first(self):
         return sorted(range(1, len(self.heads)), key=self.depth, reverse=True)
 
-    def swap(self, upper, lower, label):
-        """Put `lower` where its head `upper` stands, with all else that hung there; `upper` goes below it."""
-        for i, head in enumerate(self.heads):
-            if i and head == upper:
-                self.heads[i] = lower
-        self.heads[lower], self.labels[lower] = self.heads[upper], self.labels[upper]
-        self.heads[upper], self.labels[upper] = lower, label
+    def lower(self, word, labels, label):
+        """Put a word below the first one under it that has one of `labels`, or else is a preposition after it.
 
+        That one takes its place, with all else that hung there ('out of the house': 'of' has the object of 'out').
+        """
+        found = self.below(word, labels) or [i for i in self.below(word, PREPOSITIONS) if i > word]
+        if found:
+            self.heads = [found[0] if i and head == word else head for i, head in enumerate(self.heads)]
+            self.heads[found[0]], self.labels[found[0]] = self.heads[word], self.labels[word]
+            self.heads[word], self.labels[word] = found[0], label
 
-def lower_preposition(tree, word):
-    """in -> hat becomes hat -> in. Without an object of its own ('out of the house') it takes that of the next."""
-    objects = tree.below(word, OBJECTS)
-    if not objects and tree.labels[word] in PREPOSITIONS:
-        objects = [i for i in tree.below(word, PREPOSITIONS) if i > word]
-    if objects:
-        tree.swap(word, objects[0], "case")
-
-
-def lower_copula(tree, word):
-    """is -> happy becomes happy -> is; so does is -> (in the) street. 'There is a dog' stays as it is."""
-    if tree.labels[word] in ("aux", "auxpass") or tree.below(word, {"expl"}):
-        return
-    predicates = tree.below(word, PREDICATES) or [i for i in tree.below(word, PREPOSITIONS) if i > word]
-    if predicates:
-        tree.swap(word, predicates[0], "cop")
-
-
-def flatten_conjunctions(tree):
-    """a -> b -> c becomes a -> b, a -> c; the comma or 'and' that stood between b and c follows."""
-    for word in range(1, len(tree.heads)):
-        while tree.labels[word] == "conj" and tree.labels[tree.heads[word]] == "conj":
-            before = tree.heads[word]
-            for i in tree.below(before, {"cc", "punct"}):
-                if before < i < word:
-                    tree.heads[i] = tree.heads[before]
-            tree.heads[word] = tree.heads[before]
+    def flatten_conjunctions(self):
+        """a -> b -> c becomes a -> b, a -> c; the comma or 'and' that stood between b and c follows."""
+        for word in range(1, len(self.heads)):
+            while self.labels[word] == self.labels[self.heads[word]] == "conj":
+                before = self.heads[word]
+                for i in self.below(before, {"cc", "punct"}):
+                    if before < i < word:
+                        self.heads[i] = self.heads[before]
+                self.heads[word] = self.heads[before]
 
 
 # ---- from heads to the file ----

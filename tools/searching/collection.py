@@ -16,8 +16,7 @@ from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder
 from modules.sides import CaptionSide, ImageSide
 from reporting.explanation import Sentence
-from tools.own_data.parsers import Spacy, sentences_of
-from tools.own_data.stanford_scheme import is_tree, pairs_of
+from tools.own_data.parsers import Spacy, dependencies
 from vocab import UNK, encode, tokenize
 
 COMPARED = 8  # images whose rows of features are compared, to learn whether each stands there five times
@@ -89,19 +88,15 @@ class Reader:
         self.vocab, self.parser = vocab, Spacy(spacy_model) if is_sparse else None
 
     def __call__(self, text):
-        words, ids, pairs = tokenize(text), encode(text, self.vocab), None
+        words, ids = tokenize(text), encode(text, self.vocab)
         if not words:
             raise InputError("the sentence has no words")
         unknown = [word for word, id_ in zip(words, ids[1:]) if id_ == UNK]
         if unknown:
             warn(f"not in the vocabulary: {', '.join(unknown)}")
-        if self.parser:
-            heads = next(iter(self.parser([sentences_of(text)])))
-            if len(heads) != len(words) or not is_tree(heads):
-                raise InputError(f"{self.parser.name} gives no tree over the {len(words)} words of {text!r}")
-            pairs = pairs_of(heads)
+        depends = next(dependencies(self.parser, [text], [repr(text)])) if self.parser else None
         shown = [f"‹{word}›" if id_ == UNK else word for word, id_ in zip(words, ids[1:])]
-        return Sentence(["<start>", *shown, "<end>"], ids, pairs)
+        return Sentence(["<start>", *shown, "<end>"], ids, depends)
 
 
 # ---- embeddings and scores
