@@ -22,7 +22,7 @@ from model import build_model
 from reporting import pages
 from systems.options import completed, train_options
 from tools.demo_data.files import write_split
-from training.logger import event_records, tensorboard
+from training.logger import tensorboard
 
 # ---- reference data
 
@@ -284,16 +284,25 @@ def validations(folder):
 
 
 def points(folder):
-    """(tag, step) of all points of a run's event files, and their values but for times."""
-    event = tensorboard().event_pb2.Event
-    records = [record for path in sorted(Path(folder).glob("events*")) for record in event_records(path)]
-    events = [event.FromString(record[12:-4]) for record in records]
-    return sorted(
-        (value.tag, one.step, value.simple_value)
-        for one in events
-        for value in one.summary.value
-        if "time" not in value.tag and value.tag != "pairs_per_second"
-    )
+    """(tag, step, value) of all points of a run's event files that TensorBoard shows, but for times."""
+    event, found = tensorboard().event_pb2.Event, []
+    for record in (record for path in sorted(Path(folder).glob("events*")) for record in event_records(path)):
+        one = event.FromString(record)
+        if one.session_log.status == one.session_log.START:
+            found = [point for point in found if point[1] < one.step]  # what a resumed run has left behind
+        found += [(value.tag, one.step, value.simple_value) for value in one.summary.value]
+    return sorted(point for point in found if "time" not in point[0] and point[0] != "pairs_per_second")
+
+
+def event_records(path):
+    """The events of an event file: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    content = path.read_bytes()
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        if len(content) < end + 4:  # cut off
+            return
+        yield content[12:end]
+        content = content[end + 4 :]
 
 
 # ---- reports of made-up models
