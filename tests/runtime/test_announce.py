@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import names, run, same_weights
-from tqdm import tqdm
 
 import evaluation
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.resume import Progress, refuse_used_folder
 from files.errors import InputError
 from training import announce
-from training.step_figures import Step
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 
@@ -50,7 +48,7 @@ def test_a_line_of_log_fits(caplog):
         progress=Progress(epoch=28, step=4326, Eiters=1000), began=(time.time() - 3600, 0),
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
-        announce.log_line(training, Step(figures, facts, []))
+        announce.log_line(training, announce.Step(figures, facts, [], 64))
     line = caplog.records[-1].getMessage()
     assert "caption" in line and "retrieval" not in line
     assert "ETA 4.5h" in line  # 4526 steps of 3.6 seconds
@@ -138,13 +136,3 @@ def test_a_warning_says_that_it_is_one(capsys, monkeypatch):
         logging.log(level, "%s", "text")
     said = [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()]
     assert said == ["text", "warning: text", "error: text"]
-
-
-def test_log_lines_do_not_stick_to_the_bar(capsys):
-    """On a terminal the bar is wiped before a line and drawn again after it."""
-    handler = announce.BesideBars()
-    with tqdm(total=2, desc="epoch 0", file=handler.stream) as bar:
-        bar.update()
-        handler.emit(logging.makeLogRecord({"msg": "Image to text: 1.0"}))
-    rows = capsys.readouterr().err.split("\n")
-    assert rows[0].split("\r")[-1] == "Image to text: 1.0" and "epoch 0" in rows[1]
