@@ -239,7 +239,7 @@ def evaluate(
     dataset, data_name = members[0].loader.dataset, members[0].opt.data_name
     for observer in observers:
         observer.check(dataset)
-    store, results, ensemble = store or shared_arrays.ArrayStore(), [], Ensemble(weights, normalize)
+    store, results, total = store or shared_arrays.ArrayStore(), [], None
 
     def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
@@ -248,7 +248,8 @@ def evaluate(
         for observer in observers:
             observer.add(results[-1], sims, dataset, data_name)
 
-    for member in members:
+    factors = weights or [1] * len(members)
+    for member, factor in zip(members, factors):
         if several:
             print(f"Model {member.path}")
         try:
@@ -257,10 +258,18 @@ def evaluate(
             raise InputError(f"{member.path}: {error}; its weights are broken, evaluate another checkpoint") from None
         conclude({"model": member.path, "checkpoint": member.about}, sims)
         if several:
-            ensemble.add(sims, member.path)
+            weigh(sims, factor, normalize, member.path)
+            if total is None:
+                total = sims
+            else:
+                for rows, others in zip(own_rows(total), own_rows(sims)):
+                    rows += others
     if several:
         print(f"Ensemble of {len(members)} models")
-        sims = ensemble.mean()
+        for rows in own_rows(total):
+            rows /= sum(factors)
+        distributed.barrier()
+        sims = total
         conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, sims)
     return results, with_folds(sims, fold5)
 
@@ -284,39 +293,21 @@ def check_weights(weights, n_models):
         raise InputError(f"--weights {given}: need one for each of {n_models} checkpoints, and one above 0")
 
 
-class Ensemble:
-    """Adds up similarities, model after model, in the memory or the files of the first, and takes their mean.
+def weigh(sims, weight, normalize, path):
+    """Multiply a checkpoint's similarities by its weight, in place; normalize: first to mean 0 and deviation 1."""
+    for matrices in sims.values():
+        mean, deviation = shared_arrays.mean_and_deviation(matrices) if normalize else (0, 1)
+        if deviation == 0:
+            raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
+        distributed.barrier()  # no process may change a shared file before all have read it
+        for rows in map(shared_arrays.own_rows, matrices):
+            rows -= mean
+            rows *= weight / deviation
 
-    weights: one for each model, or None; normalize: give each model's similarities mean 0 and deviation 1 first.
-    """
 
-    def __init__(self, weights=None, normalize=False):
-        self.weights, self.normalize = weights, normalize
-        self.total, self.count = None, 0
-
-    def add(self, sims, path):
-        """sims: {kind: matrices} as score_member has them; they are changed."""
-        weight = self.weights[self.count] if self.weights else 1
-        for matrices in sims.values():
-            mean, deviation = shared_arrays.mean_and_deviation(matrices) if self.normalize else (0, 1)
-            if deviation == 0:
-                raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
-            for matrix in matrices if self.normalize or self.weights else ():
-                factor = weight / deviation
-                shared_arrays.change_rows(matrix, lambda row, mean=mean, factor=factor: (row - mean) * factor)
-        self.count += 1
-        if self.total is None:
-            self.total = sims
-            return
-        for matrix, other in zip(chain.from_iterable(self.total.values()), chain.from_iterable(sims.values())):
-            shared_arrays.change_rows(matrix, np.add, other)
-
-    def mean(self):
-        """The mean of what was added, as {kind: matrices}."""
-        count = sum(self.weights or [1] * self.count)
-        for matrix in chain.from_iterable(self.total.values()):
-            shared_arrays.change_rows(matrix, lambda row: row / count)
-        return self.total
+def own_rows(sims):
+    """The rows of all matrices that this process changes."""
+    return [shared_arrays.own_rows(matrix) for matrix in chain.from_iterable(sims.values())]
 
 
 # ---- what the scripts call
@@ -361,8 +352,11 @@ def evalrank(
     return results[-1]["fold5" if fold5 else "full"]
 
 
-def main(opt, fold5=False, full=True, extra=None):
-    """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None."""
+def main(opt, full, extra=None):
+    """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None.
+
+    full: score the whole split, beside its folds or without them.
+    """
     with distributed.process_group():
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
@@ -370,7 +364,7 @@ def main(opt, fold5=False, full=True, extra=None):
         outputs = Outputs(
             opt.ranks, opt.json, opt.report, opt.images, opt.save_sims, command, opt.explain, tuple(opt.explain_pair)
         )
-        return evaluate_and_write(paths, opt.split, fold5, full, outputs, how, overrides_of(opt), extra)
+        return evaluate_and_write(paths, opt.split, opt.fold5, full, outputs, how, overrides_of(opt), extra)
 
 
 def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):

@@ -28,7 +28,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 import data
 from checkpoints import checkpoint
@@ -66,7 +65,7 @@ ASK_STEPS = 10  # between two exchanges of several GPUs about signals, for which
 def main(argv=None):
     start_logging()
     opt, given = train_options(argv)
-    with distributed.process_group(), logging_redirect_tqdm():
+    with distributed.process_group():
         training = set_up(opt, given)
         with contextlib.closing(training.lock):
             done = training.progress.epoch

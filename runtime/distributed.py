@@ -91,22 +91,17 @@ def local_rank():
     return (environment_number(*RANKS) or 0) % max(1, torch.cuda.device_count()) if number is None else number
 
 
-def select_gpu():
-    """Make this process's GPU the current one.  Call it before any allocation, or all processes allocate on GPU 0."""
-    if (environment_number("WORLD_SIZE") or 1) > 1 and local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
-
-
 def local_device(device):
     """The device of this process for --device; a GPU becomes the current one, which torch's streams refer to.
 
-    With several processes `cuda` is the GPU of the local rank.
+    With several processes `cuda` is the GPU of the local rank.  Call it before any allocation, or all of them allocate
+    on GPU 0.
     """
     if not device.startswith("cuda"):
         return device
-    if size() > 1:
+    if (environment_number("WORLD_SIZE") or 1) > 1:
         device, gpus = f"cuda:{local_rank()}", torch.cuda.device_count()
-        if local_rank() >= gpus:
+        if 0 < gpus <= local_rank():
             raise InputError(f"{device} is missing, there are {gpus} GPUs; start a process for each")
     if torch.device(device).index is not None:
         torch.cuda.set_device(device)

@@ -29,7 +29,10 @@ class ArrayStore:
         self.files.append(path)
         try:
             if distributed.is_main():
-                create(path, shape)
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+                with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
+                    # the whole size on the disk: a full one is an error here, not a crash later
+                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
             distributed.barrier()
             return np.lib.format.open_memmap(path, mode="r+")
         except OSError as error:
@@ -49,14 +52,6 @@ class ArrayStore:
             path.unlink(missing_ok=True)
 
 
-def create(path, shape, dtype=np.float32):
-    """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
-    open(path, "xb").close()
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
-        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
-
-
 def exchange(array):
     """Give every process all rows, after each has written its slice of them (distributed.local_slice)."""
     if isinstance(array, np.memmap):
@@ -66,17 +61,13 @@ def exchange(array):
         distributed.exchange_slices(array)
 
 
-def change_rows(array, change, *others):
-    """array[i] = change(array[i], other[i], ...) for all rows; of a file each process changes its slice."""
-    every = range(len(array))
-    for i in every[distributed.local_slice(len(array))] if isinstance(array, np.memmap) else every:
-        array[i] = change(array[i], *(other[i] for other in others))
-    distributed.barrier()
+def own_rows(array):
+    """The rows that this process changes: all of an array in memory, its slice of a file that all processes share."""
+    return array[distributed.local_slice(len(array))] if isinstance(array, np.memmap) else array
 
 
 def mean_and_deviation(arrays):
     """Mean and standard deviation of all numbers of some arrays of one shape, in float64."""
     mean = np.mean([row.mean(dtype=np.float64) for array in arrays for row in array])
     variance = np.mean([np.square(row - mean).mean() for array in arrays for row in array])
-    distributed.barrier()  # no process may change a shared file before all have read it
     return float(mean), float(np.sqrt(variance))

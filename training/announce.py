@@ -24,12 +24,20 @@ WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself 
 NO_LOSSES = ("grad_norm", "positive", "hardest_negative", "score_spread")  # among a step's figures
 
 
+class BesideBars(logging.StreamHandler):
+    """Writes log lines to stderr without breaking tqdm's progress bars."""
+
+    def emit(self, record):
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 def start_logging():
     """Log lines with their time to stderr, from level INFO on; a warning and an error say that they are one."""
     for level, word in ((logging.INFO, ""), (logging.WARNING, "warning: "), (logging.ERROR, "error: ")):
         logging.addLevelName(level, word)
     form, when = "%(asctime)s %(levelname)s%(message)s", "%m-%d %H:%M"
-    logging.basicConfig(level=logging.INFO, format=form, datefmt=when)
+    logging.basicConfig(level=logging.INFO, format=form, datefmt=when, handlers=[BesideBars()])
 
 
 def announce_start(training):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import names, run, same_weights
+from tqdm import tqdm
 
 import evaluation
 from checkpoints.checkpoint import load_checkpoint
@@ -136,3 +137,13 @@ def test_a_warning_says_that_it_is_one(capsys, monkeypatch):
         logging.log(level, "%s", "text")
     said = [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()]
     assert said == ["text", "warning: text", "error: text"]
+
+
+def test_log_lines_do_not_stick_to_the_bar(capsys):
+    """On a terminal the bar is wiped before a line and drawn again after it."""
+    handler = announce.BesideBars()
+    with tqdm(total=2, desc="epoch 0", file=handler.stream) as bar:
+        bar.update()
+        handler.emit(logging.makeLogRecord({"msg": "Image to text: 1.0"}))
+    rows = capsys.readouterr().err.split("\n")
+    assert rows[0].split("\r")[-1] == "Image to text: 1.0" and "epoch 0" in rows[1]
