@@ -73,7 +73,7 @@ def encode_all_images(model, dataset, workers):
     n = dataset.n_images
     share, embeddings = range(n)[distributed.local_slice(n)], None
     start = share.start
-    for batch, _ in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
+    for batch in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
         images = finite(model.encode_images(batch).cpu(), "image", range(start, start + len(batch)))
         if embeddings is None:
             embeddings = images.new_empty(n, *images.shape[1:])
@@ -89,8 +89,7 @@ def encode_all_captions(model, dataset, lengths):
     share, embeddings = range(n)[distributed.local_slice(n)], None
     rows = [1] * n if model.one_vector else lengths
     starts = np.cumsum([0, *rows]).tolist()  # caption c has the rows from starts[c] to starts[c + 1]
-    order = [share[i] for i in data.longest_first([lengths[c] for c in share])]
-    for batch in progress(data.caption_loader(dataset, only=order or [0]), "captions"):
+    for batch in progress(data.caption_loader(dataset, share or [0]), "captions"):
         captions = finite(model.encode_captions(batch.captions, batch.lengths).cpu(), "caption", batch.ids)
         if embeddings is None:
             embeddings = captions.new_empty(starts[-1], captions.shape[-1])

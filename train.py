@@ -50,7 +50,7 @@ from modules.losses import observed
 from reporting.metrics import RECALLS
 from reporting.ranks import metrics
 from runtime import devices, distributed
-from runtime.batches import with_shares
+from runtime.batches import seed_of, with_shares
 from runtime.transfer import on_device, send
 from training import global_batch
 from training.announce import Step, announce_best, announce_end, announce_start, log_line, read, start_logging
@@ -180,7 +180,8 @@ def train(training):
         for batch in training.stop.batches(bar):
             data_time = time.time() - start
 
-            distributed.seed_step(opt.seed, progress.Eiters)
+            if distributed.size() > 1:  # a resumed run repeats its dropout
+                torch.manual_seed(seed_of(opt.seed, progress.Eiters, distributed.rank()))
             excluded = send(twins(batch, training.loader.dataset), device) if opt.skip_twins else None
             figures = train_step(training.replica, training.optimizer, batch, opt.grad_clip, excluded)
             figures |= observed(training.model.last_scores, excluded)

@@ -1,14 +1,19 @@
-"""Batches: their fields, the captions in each, and the loader that reads them."""
+"""Batches: their fields, the captions in each, and how they are read."""
 
 import contextlib
+import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
-from runtime.features import Preloaded, read_features
+from files.errors import InputError
+from runtime.transfer import send
 from runtime.workers import Loader
 from vocab import PAD
+
+CHUNK = 256  # rows of features that are read at a time
 
 
 class Item(NamedTuple):
@@ -96,8 +101,8 @@ class EpochSampler:
 
     def order(self):
         """All captions in the epoch's order."""
-        key = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(1, np.uint64)
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        return torch.randperm(self.n, generator=generator).tolist()
 
     def steps(self):
         """The share of every process, step by step."""
@@ -123,7 +128,7 @@ def with_shares(loader):
     for batch, shares in zip(loader, sampler.steps()):
         facts = []
         for captions in shares:
-            ids = [captions[i] for i in longest_first([len(dataset.tokens[c]) for c in captions])]
+            ids = longest_first(captions, dataset)
             depends = None if dataset.depends is None else [dataset.depends[c] for c in ids]
             facts.append(Share([len(dataset.tokens[c]) for c in ids], depends, ids))
         yield batch._replace(shares=facts)
@@ -134,21 +139,22 @@ def in_order(n, batch_size):
     return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
 
 
-def longest_first(lengths):
+def longest_first(captions, dataset):
     """Numbers of captions, longest first; equal lengths keep their order."""
-    return np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    return sorted(captions, key=lambda c: -len(dataset.tokens[c]))
+
+
+def seed_of(seed, *key):
+    """A seed for torch that depends on all these numbers."""
+    return int(np.random.SeedSequence([seed % 2**64, *key]).generate_state(1, np.uint64)[0])
 
 
 @contextlib.contextmanager
 def seeded(*key):
     """Inside, torch's random numbers depend on `key` alone; afterwards they continue as if none had been drawn."""
-    state = torch.get_rng_state()
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    torch.default_generator.manual_seed(int(seed[0]))
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*key))
         yield
-    finally:
-        torch.set_rng_state(state)
 
 
 # ---- reading ----
@@ -157,34 +163,75 @@ def seeded(*key):
 class BatchMaker:
     """Makes Batches of a data set's Items; knows what an empty share of a batch looks like.
 
-    images: whether to read the features that the Items lack.
+    features: Preloaded, which has the features that the Items lack; without it they are read.
     """
 
-    def __init__(self, dataset, images=True):
-        self.dataset, self.images = dataset, images
+    def __init__(self, dataset, features=None):
+        self.dataset, self.features = dataset, features
 
     def __call__(self, items):
         if not items:
             return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
         batch = collate(items)
-        if batch.images is None and self.images:
-            return batch._replace(images=read_features(self.dataset, batch.ids))
-        return batch
+        if batch.images is not None:
+            return batch
+        images = self.features(batch.ids) if self.features else read_features(self.dataset, batch.ids)
+        return batch._replace(images=images)
 
 
-def make_loader(dataset, batches, workers, collate_fn=None):
-    """A workers.Loader over batches (lists of indices) of a data set of Items."""
-    return Loader(dataset, batches, workers, collate_fn or BatchMaker(dataset))
+def make_loader(dataset, batches, workers):
+    """A workers.Loader of Batch over batches (lists of numbers) of a data set's captions."""
+    return Loader(dataset, batches, workers, BatchMaker(dataset))
 
 
-class TrainingLoader(Loader):
-    """The loader of a train split.  preload: the features stay on the device, and no other process reads."""
+def training_loader(dataset, sampler, workers, device, preload=False):
+    """The same for training.  preload: the features stay on the device, and no other process reads."""
+    make = BatchMaker(dataset, Preloaded(dataset, device) if preload else None)
+    return Loader(dataset, sampler, 0 if preload else workers, make, pin=device.startswith("cuda") and not preload)
 
-    def __init__(self, dataset, sampler, workers, device, preload=False):
-        self.features = Preloaded(dataset, device) if preload else None
-        pin = device.startswith("cuda")
-        super().__init__(dataset, sampler, 0 if preload else workers, BatchMaker(dataset, not preload), pin)
 
-    def __iter__(self):
-        for batch in super().__iter__():
-            yield batch._replace(images=self.features(batch.ids)) if self.features else batch
+def read_features(dataset, captions):
+    """The features (B, R, F) of captions, in the file's type; in a worker they lie in shared memory."""
+    like = dataset.features_like
+    size = len(captions), *like.shape[1:]
+    if get_worker_info() is None:
+        features = like.new_empty(size)
+    else:  # read where the main process finds them: a copy of a batch costs more than reading it
+        storage = torch.UntypedStorage._new_shared(max(1, like.new_empty(size, device="meta").nbytes))
+        features = like.set_(storage, 0, size)
+    dataset.read_rows([dataset.row_of(i) for i in captions], features)
+    return features
+
+
+class Preloaded:
+    """All features of a split on a device, in the file's type.  InputError where they do not fit."""
+
+    def __init__(self, dataset, device):
+        self.dataset, self.device, like = dataset, torch.device(device), dataset.features_like
+        rows = len(dataset.images)
+        size, free = rows * like.new_empty(1, *like.shape[1:], device="meta").nbytes, free_memory(self.device)
+        if size > free:
+            raise InputError(
+                f"--preload: the features take {size / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free; "
+                "leave it out, or halve them (tools/convert.py features)"
+            )
+        self.features = like.new_empty(rows, *like.shape[1:], device=device)
+        for start in range(0, rows, CHUNK):
+            part = like.new_empty(len(self.features[start : start + CHUNK]), *like.shape[1:])
+            dataset.read_rows(range(start, start + len(part)), part)
+            self.features[start : start + len(part)] = part
+
+    def __call__(self, captions):
+        """The features (B, R, F) float32 of captions, on the device."""
+        rows = torch.tensor([self.dataset.row_of(i) for i in captions], dtype=torch.int64)
+        return self.features.index_select(0, send(rows, self.device)).float()
+
+
+def free_memory(device):
+    """Bytes that are free on a device; of the host's memory, the share of one of its processes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

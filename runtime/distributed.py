@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -193,12 +192,6 @@ def leave():
     """Wait for the other processes, then end the group."""
     barrier()
     dist.destroy_process_group()
-
-
-def seed_step(seed, step):
-    """With several processes, seed every step by (seed, step, rank): a resumed run then repeats its dropout."""
-    if size() > 1:
-        torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, step, rank()]).generate_state(1, np.uint64)[0]))
 
 
 # ---- exchanges without gradients ----

@@ -29,10 +29,7 @@ class ArrayStore:
         self.files.append(path)
         try:
             if distributed.is_main():
-                array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-                with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
-                    # the whole size on the disk: a full one is an error here, not a crash later
-                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+                create(path, shape)
             distributed.barrier()
             return np.lib.format.open_memmap(path, mode="r+")
         except OSError as error:
@@ -50,6 +47,13 @@ class ArrayStore:
         """Removes the files that were not kept."""
         for path in self.files if distributed.is_main() else ():
             path.unlink(missing_ok=True)
+
+
+def create(path, shape, dtype=np.float32):
+    """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
+        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
 
 
 def exchange(array):

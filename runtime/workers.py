@@ -75,8 +75,8 @@ def fitting_workers(dataset, batches, workers, collate_fn):
 
 
 def batch_bytes(dataset, batches, collate_fn):
-    """Bytes of the arrays of the largest batch, by that of the data set's first item."""
-    size = batches.largest() if hasattr(batches, "largest") else max(map(len, batches), default=0)
+    """Bytes of the first batch's arrays, by those of the data set's first item."""
+    size = len(next(iter(batches), ()))
     items = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
     batch = collate_fn(items)
     parts = batch[0] if isinstance(batch, list) else batch

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 import data
 from files.errors import InputError
-from runtime import features, workers
+from runtime import batches as made
+from runtime import workers
 from runtime.batches import EpochSampler
 from runtime.transfer import on_device
 from systems.options import train_options
@@ -123,6 +124,6 @@ def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_en
 
 
 def test_features_that_do_not_fit_are_not_preloaded(tiny_data, monkeypatch):
-    monkeypatch.setattr(features, "free_memory", lambda device: 5000)  # of 40 * 4 * 8 * 4 bytes
+    monkeypatch.setattr(made, "free_memory", lambda device: 5000)  # of 40 * 4 * 8 * 4 bytes
     with pytest.raises(InputError, match="--preload"):
         batches(tiny_data, "--preload")
