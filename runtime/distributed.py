@@ -25,7 +25,6 @@ EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other p
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # variables that hold a process's number among all
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")  # and on its machine
 
-_sum = None  # of tensors, with its gradient, outside compiled programs; see start_group
 _gloo = []  # the gloo part of this process's groups, see start_group
 atexit.register(_gloo.clear)
 
@@ -184,8 +183,6 @@ def start_group(store, number, count):
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=EXCHANGE_LIMIT)
     _gloo.append(dist.group.WORLD._get_backend(torch.device("cpu")))
-    global _sum
-    _sum = torch.compiler.disable(Sum.apply)  # not at import, which would load the compiler into every command
 
 
 def leave():
@@ -247,30 +244,6 @@ def add_gradients(parameters):
 # ---- exchanges with gradients ----
 
 
-class Sum(torch.autograd.Function):
-    """See total.  torch.distributed.nn has the same, but newer versions deprecate it."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return Sum.apply(grad)
-
-
-def total(x):
-    """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
-    return _sum(x) if size() > 1 else x
-
-
-def total_loss(loss):
-    """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
-    return total(loss.detach()) + (loss - loss.detach()) if size() > 1 else loss
-
-
 def gather(rows, counts):
     """Rows (n, ...) of this process -> those of all (sum(counts), ...), one process after the other.
 
@@ -291,5 +264,22 @@ def gather_for_all(rows, counts):
     """The same, where each process uses all rows in its own way: a row's gradient is the sum over the processes."""
     every = gather(rows, counts)
     if size() > 1 and every.requires_grad:
-        every.register_hook(total)
+        every.register_hook(sum_of_all)
     return every
+
+
+def sum_of_all(x):
+    """The sum of every process's x, without a gradient."""
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
+
+
+def total(x):
+    """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
+    return gather_for_all(x.unsqueeze(0), [1] * size()).sum(0) if size() > 1 else x
+
+
+def total_loss(loss):
+    """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
+    return total(loss.detach()) + (loss - loss.detach()) if size() > 1 else loss

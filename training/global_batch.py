@@ -31,6 +31,7 @@ def training_module(model, accumulate=1):
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
+                layer.forward = torch.compiler.disable(layer.forward)  # with --compile: it exchanges numbers
     return model if distributed.size() == accumulate == 1 else GlobalBatch(model, accumulate)
 
 
