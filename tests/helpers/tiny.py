@@ -114,8 +114,16 @@ def _write_split(folder, split, n, regions, width, words, rng):
 
 def dataset_of(tiny, split="test", **options):
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = completed(Namespace(data_path=tiny.data_path, img_dim=8, **options))
-    return PrecompDataset(split, tiny.data_name, words, opt)
+    opt = completed(Namespace(data_path=tiny.data_path, img_dim=tiny.img_dim), **options)
+    return PrecompDataset(split, options.get("data_name", tiny.data_name), words, opt)
+
+
+def prepared(tiny, *flags):
+    """Complete flags of train.py for a data set, and its vocabulary."""
+    opt, _ = train_options([*tiny.args, "--workers=0", "--device=cpu", *flags])
+    words = vocab.load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(words)
+    return opt, words
 
 
 def picture_folder(tiny, root, size=lambda i: (200 + i, 100 + i), count=6):

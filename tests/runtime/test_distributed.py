@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,8 @@ from files.errors import InputError
 from model import build_model
 from runtime import distributed, shared_arrays
 from runtime.batches import with_shares
-from systems.options import train_options
 from training import global_batch
 from training.health import GuardedAdam
-from vocab import load_vocab
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (2, 4)
@@ -50,15 +49,12 @@ ALL_SIZES = ("sparse", "vsrn")  # the others with two processes only, for the ti
 
 def flags(run, folder):
     tiny = [f"--data_path={folder}/data", f"--vocab_path={folder}/vocab", "--data_name=tiny_precomp", "--img_dim=8"]
-    return [*RUNS[run].split(), *tiny, "--workers=0", "--device=cpu", f"--batch_size={BATCH}"]
+    return [*RUNS[run].split(), *tiny, "--device=cpu", f"--batch_size={BATCH}"]
 
 
 def prepared(run, folder):
     """Complete flags and the vocabulary."""
-    opt = train_options(flags(run, folder))[0]
-    vocab = load_vocab(opt.vocab_path, opt.data_name)
-    opt.vocab_size = len(vocab)
-    return opt, vocab
+    return tiny.prepared(Namespace(args=flags(run, folder)))
 
 
 def trained(run, folder, accumulate=1):

@@ -8,17 +8,14 @@ from types import SimpleNamespace as Namespace
 import numpy as np
 import pytest
 import torch
-from tiny import names, run, same_state
+from tiny import names, prepared, run, same_state
 from torch.utils.data import Dataset
 
 import data
 from files.errors import InputError
-from runtime import batches as made
-from runtime import workers
+from runtime import batches, workers
 from runtime.batches import EpochSampler
 from runtime.transfer import on_device
-from systems.options import train_options
-from vocab import load_vocab
 
 MB = 10**6
 
@@ -103,10 +100,9 @@ def test_a_signal_while_training_waits_for_data(tiny_data, tmp_path, monkeypatch
     same_state(whole / "checkpoint_1.pth.tar", folder / "checkpoint_1.pth.tar")
 
 
-def batches(tiny, *more, workers=0):
+def read(tiny, *more, workers=0):
     """The batches of the first epoch, as a training step on a CPU gets them."""
-    opt = train_options([*tiny.args, "--device=cpu", "--batch_size=24", *more])[0]
-    words = load_vocab(opt.vocab_path, opt.data_name)
+    opt, words = prepared(tiny, *more)
     return list(on_device(data.get_loaders(opt.data_name, words, 24, workers, opt)[0], "cpu"))
 
 
@@ -116,7 +112,7 @@ def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_en
     np.save(path, np.load(path).astype(kind))
     expected = np.load(path).astype(np.float32)
     for more, count in (([], 0), ([], 2), (["--preload"], 2)):
-        found = batches(tiny_data, *more, workers=count)
+        found = read(tiny_data, *more, workers=count)
         assert sum(len(batch.ids) for batch in found) == 200
         for batch in found:
             assert batch.images.dtype == torch.float32
@@ -124,6 +120,6 @@ def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_en
 
 
 def test_features_that_do_not_fit_are_not_preloaded(tiny_data, monkeypatch):
-    monkeypatch.setattr(made, "free_memory", lambda device: 5000)  # of 40 * 4 * 8 * 4 bytes
+    monkeypatch.setattr(batches, "free_memory", lambda device: 5000)  # of 40 * 4 * 8 * 4 bytes
     with pytest.raises(InputError, match="--preload"):
-        batches(tiny_data, "--preload")
+        read(tiny_data, "--preload")
