@@ -1,5 +1,6 @@
 """What the tests share: reference data, a tiny data set, small models, checkpoints and runs of train.py."""
 
+import itertools
 import json
 import os
 import signal
@@ -274,16 +275,21 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def stop_after(monkeypatch, steps):
-    """SIGTERM arrives during the given step."""
-    step, left = train.train_step, iter(range(steps - 1, -1, -1))
+def at_step(number, do, patch=setattr):
+    """do() happens before a training step, numbered from 0.  patch: as monkeypatch.setattr."""
+    step, numbers = train.train_step, itertools.count()
 
-    def counted(*arguments):
-        if next(left, None) == 0:
-            signal.raise_signal(signal.SIGTERM)
+    def stepping(*arguments):
+        if next(numbers) == number:
+            do()
         return step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", counted)
+    patch(train, "train_step", stepping)
+
+
+def stop_after(monkeypatch, steps):
+    """SIGTERM arrives during the given step."""
+    at_step(steps - 1, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch.setattr)
 
 
 def validations(folder):
