@@ -177,7 +177,7 @@ def train(training):
         batches = on_device(with_shares(training.loader), device)
         bar = tqdm(batches, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
         start = time.time()
-        for batch in training.stop.batches(bar):
+        for batch in bar:
             data_time = time.time() - start
 
             if distributed.size() > 1:  # a resumed run repeats its dropout
@@ -212,7 +212,7 @@ def train(training):
             if progress.Eiters % ask_steps == 0:
                 leave_if_asked(training)
             start = time.time()
-        leave_if_asked(training)  # after a signal during the wait for a batch
+        leave_if_asked(training)
         validate_and_keep(training, end_of_epoch=True)
         if progress.step == 0:  # the epoch is complete
             training.save(f"checkpoint_{progress.epoch - 1}.pth.tar")
@@ -304,10 +304,12 @@ def validate(val_loader, model, stop):
     dataset = val_loader.dataset
     logging.info("Validating: %d images, %d captions", dataset.n_images, len(dataset))
     try:
-        with stop.at_once():
-            result = metrics(score_all(model, *encode_split(model, val_loader)))
+        stop.immediate = distributed.size() == 1
+        result = metrics(score_all(model, *encode_split(model, val_loader)))
     except Interrupted:
         return None
+    finally:
+        stop.immediate = False
     result = {name: value for name, value in result.items() if isinstance(value, float)}  # without ranks and ties
     logging.info("R@1, R@5, R@10, median rank, mean rank:")
     for title, end in (("Image to text", ""), ("Text to image", "i")):

@@ -1,6 +1,5 @@
 """Signals during training (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1): a checkpoint is written, then the run ends."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -25,7 +24,8 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal, self.immediate = 0, False
+        self.signal = 0
+        self.immediate = False  # while it is True, the first signal raises Interrupted
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPPING:
@@ -44,23 +44,3 @@ class Stop:
         """The signal that arrived in any process, the same answer in all; 0 for none.  Waits for the others."""
         self.signal = distributed.largest(self.signal)
         return self.signal
-
-    @contextlib.contextmanager
-    def at_once(self):
-        """Inside, the first signal raises Interrupted (with one process)."""
-        self.immediate = distributed.size() == 1
-        try:
-            yield
-        finally:
-            self.immediate = False
-
-    def batches(self, loader):
-        """Yields the loader's batches; a signal during the wait for the next batch ends them (with one process)."""
-        iterator = iter(loader)
-        with contextlib.suppress(Interrupted):
-            while True:
-                with self.at_once():
-                    batch = next(iterator, None)
-                if batch is None:
-                    return
-                yield batch

@@ -1,14 +1,13 @@
 """Processes that read data: as many as the shared memory holds batches for, and an end to every wait for them."""
 
 import os
-import signal
 import time
 from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import names, prepared, run, same_state
+from tiny import prepared
 from torch.utils.data import Dataset
 
 import data
@@ -78,26 +77,6 @@ def test_a_wait_for_data_ends(rows, message, monkeypatch, workers_end, capfd):
     with pytest.raises(InputError, match=f"--workers 1.*{message}.*--workers 0"):
         next(iter(loader))
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_signal_while_training_waits_for_data(tiny_data, tmp_path, monkeypatch):
-    """The first one leaves, with a checkpoint from which the run goes on as if nothing had happened."""
-    whole = run(tiny_data, tmp_path / "whole")
-    read, count = data.PrecompDataset.read_rows, iter(range(10**6))
-
-    def stopped(self, rows, out):
-        if self.split == "train" and len(rows) > 1 and next(count) == 3:
-            signal.raise_signal(signal.SIGHUP)
-            time.sleep(60)
-        read(self, rows, out)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(data.PrecompDataset, "read_rows", stopped)
-        run(tiny_data, tmp_path / "parts")
-    folder = tmp_path / "parts/ck"
-    assert left.value.code == 128 + signal.SIGHUP and names(folder) == ["checkpoint_0_3.pth.tar"]
-    run(tiny_data, tmp_path / "parts", "--resume", folder)
-    same_state(whole / "checkpoint_1.pth.tar", folder / "checkpoint_1.pth.tar")
 
 
 def read(tiny, *more, workers=0):
