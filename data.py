@@ -15,7 +15,6 @@ from files.names import find_pictures, image_names
 from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
-from runtime import distributed
 from runtime.batches import (
     EpochSampler,
     Item,
@@ -24,7 +23,6 @@ from runtime.batches import (
     longest_first,
     make_loader,
     seeded,
-    training_loader,
 )
 from runtime.workers import Loader
 from systems.table import SYSTEMS, Inputs, inputs_of, system_of
@@ -336,10 +334,7 @@ def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     for dataset in (train, dev.dataset):
         if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
             dataset.check_features()
-    if opt.preload and isinstance(train, PictureDataset):
-        raise InputError("--preload keeps region features, but pictures are cut anew each time; leave it out")
-    device = distributed.local_device(opt.device or "cpu")
-    return training_loader(train, sampler, workers, device, opt.preload), dev
+    return make_loader(train, sampler, workers, pin=(opt.device or "cpu").startswith("cuda")), dev
 
 
 def get_test_loader(split, data_name, vocab, batch_size, workers, opt):

@@ -1,19 +1,14 @@
 """Batches: their fields, the captions in each, and how they are read."""
 
 import contextlib
-import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from files.errors import InputError
-from runtime.transfer import send
 from runtime.workers import Loader
 from vocab import PAD
-
-CHUNK = 256  # rows of features that are read at a time
 
 
 class Item(NamedTuple):
@@ -161,33 +156,21 @@ def seeded(*key):
 
 
 class BatchMaker:
-    """Makes Batches of a data set's Items; knows what an empty share of a batch looks like.
+    """Makes Batches of a data set's Items; knows what an empty share of a batch looks like."""
 
-    features: Preloaded, which has the features that the Items lack; without it they are read.
-    """
-
-    def __init__(self, dataset, features=None):
-        self.dataset, self.features = dataset, features
+    def __init__(self, dataset):
+        self.dataset = dataset
 
     def __call__(self, items):
         if not items:
             return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
         batch = collate(items)
-        if batch.images is not None:
-            return batch
-        images = self.features(batch.ids) if self.features else read_features(self.dataset, batch.ids)
-        return batch._replace(images=images)
+        return batch if batch.images is not None else batch._replace(images=read_features(self.dataset, batch.ids))
 
 
-def make_loader(dataset, batches, workers):
+def make_loader(dataset, batches, workers, pin=False):
     """A workers.Loader of Batch over batches (lists of numbers) of a data set's captions."""
-    return Loader(dataset, batches, workers, BatchMaker(dataset))
-
-
-def training_loader(dataset, sampler, workers, device, preload=False):
-    """The same for training.  preload: the features stay on the device, and no other process reads."""
-    make = BatchMaker(dataset, Preloaded(dataset, device) if preload else None)
-    return Loader(dataset, sampler, 0 if preload else workers, make, pin=device.startswith("cuda") and not preload)
+    return Loader(dataset, batches, workers, BatchMaker(dataset), pin)
 
 
 def read_features(dataset, captions):
@@ -201,37 +184,3 @@ def read_features(dataset, captions):
         features = like.set_(storage, 0, size)
     dataset.read_rows([dataset.row_of(i) for i in captions], features)
     return features
-
-
-class Preloaded:
-    """All features of a split on a device, in the file's type.  InputError where they do not fit."""
-
-    def __init__(self, dataset, device):
-        self.dataset, self.device, like = dataset, torch.device(device), dataset.features_like
-        rows = len(dataset.images)
-        size, free = rows * like.new_empty(1, *like.shape[1:], device="meta").nbytes, free_memory(self.device)
-        if size > free:
-            raise InputError(
-                f"--preload: the features take {size / 1e9:.1f} GB, {device} has {free / 1e9:.1f} GB free; "
-                "leave it out, or halve them (tools/convert.py features)"
-            )
-        self.features = like.new_empty(rows, *like.shape[1:], device=device)
-        for start in range(0, rows, CHUNK):
-            part = like.new_empty(len(self.features[start : start + CHUNK]), *like.shape[1:])
-            dataset.read_rows(range(start, start + len(part)), part)
-            self.features[start : start + len(part)] = part
-
-    def __call__(self, captions):
-        """The features (B, R, F) float32 of captions, on the device."""
-        rows = torch.tensor([self.dataset.row_of(i) for i in captions], dtype=torch.int64)
-        return self.features.index_select(0, send(rows, self.device)).float()
-
-
-def free_memory(device):
-    """Bytes that are free on a device; of the host's memory, the share of one of its processes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError), open("/proc/meminfo") as file:
-        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import data
 from files.errors import InputError
-from runtime import batches, workers
+from runtime import workers
 from runtime.batches import EpochSampler
 from runtime.transfer import on_device
 
@@ -79,9 +79,9 @@ def test_a_wait_for_data_ends(rows, message, monkeypatch, workers_end, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def read(tiny, *more, workers=0):
+def read(tiny, workers):
     """The batches of the first epoch, as a training step on a CPU gets them."""
-    opt, words = prepared(tiny, *more)
+    opt, words = prepared(tiny)
     return list(on_device(data.get_loaders(opt.data_name, words, 24, workers, opt)[0], "cpu"))
 
 
@@ -90,15 +90,9 @@ def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_en
     path = tiny_data.folder / "train_ims.npy"
     np.save(path, np.load(path).astype(kind))
     expected = np.load(path).astype(np.float32)
-    for more, count in (([], 0), ([], 2), (["--preload"], 2)):
-        found = read(tiny_data, *more, workers=count)
+    for count in (0, 2):
+        found = read(tiny_data, count)
         assert sum(len(batch.ids) for batch in found) == 200
         for batch in found:
             assert batch.images.dtype == torch.float32
             assert np.array_equal(batch.images, expected[np.array(batch.ids) // 5])
-
-
-def test_features_that_do_not_fit_are_not_preloaded(tiny_data, monkeypatch):
-    monkeypatch.setattr(batches, "free_memory", lambda device: 5000)  # of 40 * 4 * 8 * 4 bytes
-    with pytest.raises(InputError, match="--preload"):
-        read(tiny_data, "--preload")
