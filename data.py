@@ -227,7 +227,7 @@ class PrecompDataset(Dataset):
         return self._item(i, self._features(self.row_of(i)))
 
     def __getitems__(self, captions):
-        """Items without images: a loader reads those of a whole batch into one tensor (batches.BatchMaker)."""
+        """Items without images: a loader reads those of a whole batch into one tensor (batches.read_features)."""
         return [self._item(i, None) for i in captions]
 
     def _item(self, i, image):

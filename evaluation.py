@@ -137,8 +137,8 @@ def score_all(model, images, captions, sims=None):
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
     words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
-    look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}
-    with tqdm(total=len(rows) * len(captions), **look) as bar:
+    pairs = len(rows) * len(captions)
+    with tqdm(None, "similarity", pairs, leave=False, disable=None, unit="pair", unit_scale=True) as bar:
         for part in pieces(rows, width, budget):
             part = slice(share.start + part.start, share.start + part.stop)
             some = images.take(part).on(model.device)

@@ -1,6 +1,7 @@
 """Batches: their fields, the captions in each, and how they are read."""
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -155,22 +156,17 @@ def seeded(*key):
 # ---- reading ----
 
 
-class BatchMaker:
-    """Makes Batches of a data set's Items; knows what an empty share of a batch looks like."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __call__(self, items):
-        if not items:
-            return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
-        batch = collate(items)
-        return batch if batch.images is not None else batch._replace(images=read_features(self.dataset, batch.ids))
+def make_batch(dataset, items):
+    """Items of a data set -> Batch; no items are an empty share of a batch."""
+    if not items:
+        return Batch(*(None if part is None else part[:0] for part in collate([dataset[0]])))
+    batch = collate(items)
+    return batch if batch.images is not None else batch._replace(images=read_features(dataset, batch.ids))
 
 
 def make_loader(dataset, batches, workers, pin=False):
     """A workers.Loader of Batch over batches (lists of numbers) of a data set's captions."""
-    return Loader(dataset, batches, workers, BatchMaker(dataset), pin)
+    return Loader(dataset, batches, workers, functools.partial(make_batch, dataset), pin)
 
 
 def read_features(dataset, captions):

@@ -46,12 +46,11 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except RuntimeError as error:  # torch has no class of its own for either
-            if "exited unexpectedly" in str(error):
-                raise InputError(f"--workers {self.num_workers}: a process that reads data died; {CURE}") from None
-            if "timed out" in str(error):
-                message = f"--workers {self.num_workers}: no batch of data for {self.timeout} seconds"
-                raise InputError(f"{message}; {CURE}") from None
-            raise
+            died, late = "exited unexpectedly" in str(error), "timed out" in str(error)
+            if not died and not late:
+                raise
+            fault = "a process that reads data died" if died else f"no batch of data for {self.timeout} seconds"
+            raise InputError(f"--workers {self.num_workers}: {fault}; {CURE}") from None
 
 
 def fitting_workers(dataset, batches, workers, collate_fn):

@@ -27,11 +27,9 @@ def tensorboard():
             warnings.simplefilter("ignore")  # on the age of that generated code
             from tensorboard_logger import tensorboard_logger
     except Exception as error:  # missing, or refused by protobuf, whose implementations raise different errors
-        advice = "install it with: pip install tensorboard-logger"
-        if not isinstance(error, ImportError):
-            advice = "it needs PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python before Python starts"
         why = [*str(error).splitlines(), type(error).__name__][0]
-        logging.warning("No TensorBoard curves, only log.jsonl: tensorboard_logger fails (%s); %s", why, advice)
+        logging.warning("No TensorBoard curves, only log.jsonl: tensorboard_logger fails (%s); install it, or set "
+                        "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python before Python starts", why)  # fmt: skip
         return None
     return tensorboard_logger
 
