@@ -258,14 +258,13 @@ def evaluate(
         conclude({"model": member.path, "checkpoint": member.about}, sims)
         if several:
             weigh(sims, factor, normalize, member.path)
-            if total is None:
-                total = sims
-            else:
-                for rows, others in zip(own_rows(total), own_rows(sims)):
+            for kind in total or ():  # the first one's similarities become the sum
+                for rows, others in zip(shared_arrays.own_rows(total[kind]), shared_arrays.own_rows(sims[kind])):
                     rows += others
+            total = total or sims
     if several:
         print(f"Ensemble of {len(members)} models")
-        for rows in own_rows(total):
+        for rows in shared_arrays.own_rows(chain.from_iterable(total.values())):
             rows /= sum(factors)
         distributed.barrier()
         sims = total
@@ -299,14 +298,9 @@ def weigh(sims, weight, normalize, path):
         if deviation == 0:
             raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
         distributed.barrier()  # no process may change a shared file before all have read it
-        for rows in map(shared_arrays.own_rows, matrices):
+        for rows in shared_arrays.own_rows(matrices):
             rows -= mean
             rows *= weight / deviation
-
-
-def own_rows(sims):
-    """The rows of all matrices that this process changes."""
-    return [shared_arrays.own_rows(matrix) for matrix in chain.from_iterable(sims.values())]
 
 
 # ---- what the scripts call

@@ -134,7 +134,7 @@ def set_up(opt, given):
         model.compile_parts()
     optimizer = GuardedAdam(model.parameters(), opt.learning_rate)
     progress = restore(saved, model, optimizer, path) if saved else Progress()
-    parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
+    parts = min(opt.accumulate, opt.batch_size, len(loader.dataset))  # more would be empty
     replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
     lock = distributed.on_main(lock_run, opt, before if goes_on else None)

@@ -87,10 +87,6 @@ class EpochSampler:
     def __len__(self):
         return -(-self.n // self.batch_size)
 
-    def largest(self):
-        """Captions in this process's largest batch."""
-        return -(-min(self.batch_size, self.n) // self.replicas)
-
     def pairs(self, step):
         """Captions in the global batch of a step."""
         return min(self.batch_size, self.n - step * self.batch_size)

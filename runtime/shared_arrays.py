@@ -65,9 +65,9 @@ def exchange(array):
         distributed.exchange_slices(array)
 
 
-def own_rows(array):
-    """The rows that this process changes: all of an array in memory, its slice of a file that all processes share."""
-    return array[distributed.local_slice(len(array))] if isinstance(array, np.memmap) else array
+def own_rows(arrays):
+    """Of each array the rows that this process changes: all in memory, its slice of a file that all processes share."""
+    return [a[distributed.local_slice(len(a))] if isinstance(a, np.memmap) else a for a in arrays]
 
 
 def mean_and_deviation(arrays):
