@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import make_tiny, message, shared
+from tiny import dataset_of, make_tiny, message, prepared, shared
 
 import data
 import vocab
@@ -22,9 +22,7 @@ from systems.options import completed
 
 
 def dataset(tiny, split="dev", **more):
-    words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = completed(Namespace(data_path=tiny.data_path, img_dim=tiny.img_dim), **more)
-    return data.PrecompDataset(split, more.get("data_name", tiny.data_name), words, opt)
+    return dataset_of(tiny, split, **more)
 
 
 def same(a, b):
@@ -128,30 +126,18 @@ def test_all_reference_boxes():
 # ---- features in other forms ----
 
 
-@pytest.mark.parametrize(
-    "change", [lambda x: x.astype(np.float64), lambda x: x.astype(">f4"), np.asfortranarray, lambda x: x.repeat(5, 0)]
-)
-def test_features_in_other_forms_give_the_same_batches(tiny_data, capsys, change):
+def test_a_row_for_each_caption_gives_the_same_batches(tiny_data):
+    """In the features alone, then in boxes and sizes, too; other types of numbers are in test_odd_input.py."""
     expected = [*data.make_loader(dataset(tiny_data), data.in_order(50, 16), 0)]
     images = [*data.image_loader(dataset(tiny_data), 4)]
-    resave(tiny_data, "dev_ims.npy", change)
-    dev = dataset(tiny_data)
-    if dev.im_div == 1:  # a row for each caption: boxes and sizes may have that, too
-        assert np.array_equal(dev[17].boxes, expected_boxes(tiny_data, 3))
-        resave(tiny_data, "dev_ims_bbx.npy", change)
-        resave(tiny_data, "dev_ims_size.npy", change)
+    for files in (["ims"], ["ims_bbx", "ims_size"]):
+        for file in files:
+            resave(tiny_data, f"dev_{file}.npy", lambda x: x.repeat(5, 0))
         dev = dataset(tiny_data)
-    assert all(map(same, expected, data.make_loader(dev, data.in_order(50, 16), 0)))
-    assert all(map(torch.equal, images, data.image_loader(dev, 4)))
+        assert dev.im_div == 1
+        assert all(map(same, expected, data.make_loader(dev, data.in_order(50, 16), 0)))
+        assert all(map(torch.equal, images, data.image_loader(dev, 4)))
     assert dev.raw_boxes.shape == (10, 4, 4)
-    assert ("Fortran order" in capsys.readouterr().err) == (change is np.asfortranarray)
-
-
-def test_float16_features_are_converted_item_by_item(tiny_data):
-    resave(tiny_data, "dev_ims.npy", lambda x: x.astype(np.float16))
-    dev = dataset(tiny_data)
-    assert isinstance(dev.images, np.memmap) and dev.images.dtype == np.float16
-    assert dev[7].image.dtype == torch.float32 and np.array_equal(dev[7].image, dev.images[1])
 
 
 def test_features_are_not_read_whole(tiny_data):
@@ -309,13 +295,6 @@ def test_processes_share_the_same_global_batches(replicas):
     assert all(max(map(len, parts)) - min(map(len, parts)) <= 1 for parts in zip(*shares))
 
 
-def test_an_empty_share_is_an_empty_batch(tiny_data):
-    dev = dataset(tiny_data, is_sparse=True)
-    (empty,) = data.make_loader(dev, [[]], 0)
-    assert empty.images.shape == (0, 4, 8) and empty.bboxes.shape == (0, 4, 4) and len(empty.captions) == 0
-    assert empty.lengths == empty.ids == empty.depends == [] and empty.labels is None
-
-
 def test_collate_sorts_stably_and_pads_with_zeros(tiny_data):
     captions = [1, 5, 2], [1, 5, 6, 7, 2], [1, 5, 6, 2], [1, 5, 6, 7, 2]
     items = [data.Item(None, ids, i, None, None, None, None) for i, ids in enumerate(captions)]
@@ -325,8 +304,7 @@ def test_collate_sorts_stably_and_pads_with_zeros(tiny_data):
 
 
 def test_loaders_do_not_depend_on_workers_nor_touch_the_random_state(tiny_data):
-    words = vocab.load_vocab(tiny_data.vocab_path, tiny_data.data_name)
-    opt = completed(Namespace(data_path=tiny_data.data_path, img_dim=8, is_sparse=True, seed=3))
+    opt, words = prepared(tiny_data, "--is_sparse", "--seed=3")
     state = torch.get_rng_state()
     runs = []
     for workers in (0, 2):
