@@ -73,7 +73,8 @@ def encode_all_images(model, dataset, workers):
     n = dataset.n_images
     share, embeddings = range(n)[distributed.local_slice(n)], None
     start = share.start
-    for batch in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
+    loader = data.image_loader(dataset, workers=workers, only=share or [0])
+    for batch in tqdm(loader, "images", leave=False, disable=None):
         images = finite(model.encode_images(batch).cpu(), "image", range(start, start + len(batch)))
         if embeddings is None:
             embeddings = images.new_empty(n, *images.shape[1:])
@@ -89,7 +90,7 @@ def encode_all_captions(model, dataset, lengths):
     share, embeddings = range(n)[distributed.local_slice(n)], None
     rows = [1] * n if model.one_vector else lengths
     starts = np.cumsum([0, *rows]).tolist()  # caption c has the rows from starts[c] to starts[c + 1]
-    for batch in progress(data.caption_loader(dataset, share or [0]), "captions"):
+    for batch in tqdm(data.caption_loader(dataset, share or [0]), "captions", leave=False, disable=None):
         captions = finite(model.encode_captions(batch.captions, batch.lengths).cpu(), "caption", batch.ids)
         if embeddings is None:
             embeddings = captions.new_empty(starts[-1], captions.shape[-1])
@@ -99,11 +100,6 @@ def encode_all_captions(model, dataset, lengths):
     shares = [distributed.local_slice(n, process) for process in range(distributed.size())]
     embeddings = distributed.exchange_slices(embeddings, [starts[part.stop] - starts[part.start] for part in shares])
     return embeddings if model.one_vector else list(embeddings.split(lengths))
-
-
-def progress(batches, what):
-    """The batches, with a progress bar where there is a terminal."""
-    return tqdm(batches, desc=what, disable=None, leave=False)
 
 
 def finite(embeddings, what, numbers):
@@ -186,8 +182,8 @@ def score_member(member, fold5, full, store):
         images = with_released_boxes(images, member, True) if released else images
         sims["fold5"] = (shared_arrays.ArrayStore() if full else store).new((5, n // 5, m // 5))
         for k in range(5):
-            fold = images.take(fold_slice(n, k)), captions.take(fold_slice(m, k))
-            score_all(model, *fold, sims["fold5"][k])
+            rows, columns = (slice(k * (size // 5), (k + 1) * (size // 5)) for size in (n, m))
+            score_all(model, images.take(rows), captions.take(columns), sims["fold5"][k])
     return sims
 
 
@@ -200,11 +196,6 @@ def with_released_boxes(images, member, fold5):
     """The images with the boxes that the released evaluation used (docs/method.md, section 6)."""
     boxes = member.loader.dataset.released_boxes(member.opt.batch_size, fold5)
     return ImageSide(images.emb, torch.from_numpy(boxes))
-
-
-def fold_slice(count, k):
-    """Where fold k of five lies among `count` images or captions."""
-    return slice(k * (count // 5), (k + 1) * (count // 5))
 
 
 # ---- several checkpoints
