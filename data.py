@@ -15,18 +15,16 @@ from files.names import find_pictures, image_names
 from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
 from files.ragged import Ragged
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
-from runtime import distributed
 from runtime.batches import (
     EpochSampler,
     Item,
-    TrainingLoader,
     collate,
     in_order,
     longest_first,
     make_loader,
     seeded,
-    stack,
 )
+from runtime.workers import Loader
 from systems.table import SYSTEMS, Inputs, inputs_of, system_of
 from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
@@ -229,7 +227,7 @@ class PrecompDataset(Dataset):
         return self._item(i, self._features(self.row_of(i)))
 
     def __getitems__(self, captions):
-        """Items without images: a loader reads those of a whole batch into one tensor (batches.BatchMaker)."""
+        """Items without images: a loader reads those of a whole batch into one tensor (batches.read_features)."""
         return [self._item(i, None) for i in captions]
 
     def _item(self, i, image):
@@ -296,7 +294,7 @@ class PictureDataset(Dataset):
     def __getitem__(self, i):
         if self.train:
             epoch = self.sampler.epoch if self.sampler else 0
-            with seeded(self.seed % 2**64, epoch, i):
+            with seeded(self.seed, epoch, i):
                 image = self.random_transform(read_picture(self.pictures[self.owner[i]]))
         else:
             image = self.image(self.owner[i])
@@ -336,9 +334,7 @@ def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     for dataset in (train, dev.dataset):
         if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
             dataset.check_features()
-    if opt.preload and isinstance(train, PictureDataset):
-        raise InputError("--preload keeps region features, but pictures are cut anew each time; leave it out")
-    return TrainingLoader(train, sampler, workers, distributed.local_device(opt.device or "cpu"), opt.preload), dev
+    return make_loader(train, sampler, workers, pin=(opt.device or "cpu").startswith("cuda")), dev
 
 
 def get_test_loader(split, data_name, vocab, batch_size, workers, opt):
@@ -347,50 +343,30 @@ def get_test_loader(split, data_name, vocab, batch_size, workers, opt):
     return make_loader(dataset, in_order(len(dataset), batch_size), workers)
 
 
-class _Images(Dataset):
-    """The images of a data set, each once."""
+class Reader(Dataset):
+    """What a function reads, by number."""
 
-    def __init__(self, dataset):
-        self.dataset = dataset
+    def __init__(self, read):
+        self.read = read
 
-    def __len__(self):
-        return self.dataset.n_images
-
-    def __getitem__(self, g):
-        boxes = self.dataset.boxes
-        return self.dataset.image(g), None if boxes is None else torch.from_numpy(boxes[g])
+    def __getitem__(self, number):
+        return self.read(number)
 
 
 def image_loader(dataset, batch_size=128, workers=0, only=None):
-    """Every image once, in order: batches of images (B, R, F) and boxes (B, R, 4) or None.
-
-    only: a range of images instead of all.
-    """
+    """Every image once, in order: batches of images (B, R, F).  only: a range of images instead of all."""
     images = range(dataset.n_images) if only is None else only
     batches = [list(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    return make_loader(_Images(dataset), batches, workers, _collate_images)
+    return Loader(Reader(dataset.image), batches, workers, torch.stack)
 
 
-def _collate_images(items):
-    return tuple(stack(parts) for parts in zip(*items))
+def caption_loader(dataset, captions, batch_size=128):
+    """These captions, longest first: Batch without images, boxes and labels; ids say which captions."""
 
+    def read(i):
+        depends = None if dataset.depends is None else dataset.depends[i]
+        return Item(None, dataset.tokens[i], i, None, depends, None, None)
 
-class _Captions(Dataset):
-    """The captions of a data set without images."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, i):
-        depends = None if self.dataset.depends is None else self.dataset.depends[i]
-        return Item(None, self.dataset.tokens[i], i, None, depends, None, None)
-
-
-def caption_loader(dataset, batch_size=128, only=None):
-    """Every caption once, longest first: Batch without images, boxes and labels; ids say which captions.
-
-    only: these captions, in this order, instead of all.
-    """
-    order = longest_first(dataset.tokens.lengths[: len(dataset)]) if only is None else only
+    order = longest_first(captions, dataset)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return make_loader(_Captions(dataset), batches, 0, collate)
+    return Loader(Reader(read), batches, 0, collate)

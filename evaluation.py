@@ -73,7 +73,8 @@ def encode_all_images(model, dataset, workers):
     n = dataset.n_images
     share, embeddings = range(n)[distributed.local_slice(n)], None
     start = share.start
-    for batch, _ in progress(data.image_loader(dataset, workers=workers, only=share or [0]), "images"):
+    loader = data.image_loader(dataset, workers=workers, only=share or [0])
+    for batch in tqdm(loader, "images", leave=False, disable=None):
         images = finite(model.encode_images(batch).cpu(), "image", range(start, start + len(batch)))
         if embeddings is None:
             embeddings = images.new_empty(n, *images.shape[1:])
@@ -89,8 +90,7 @@ def encode_all_captions(model, dataset, lengths):
     share, embeddings = range(n)[distributed.local_slice(n)], None
     rows = [1] * n if model.one_vector else lengths
     starts = np.cumsum([0, *rows]).tolist()  # caption c has the rows from starts[c] to starts[c + 1]
-    order = [share[i] for i in data.longest_first([lengths[c] for c in share])]
-    for batch in progress(data.caption_loader(dataset, only=order or [0]), "captions"):
+    for batch in tqdm(data.caption_loader(dataset, share or [0]), "captions", leave=False, disable=None):
         captions = finite(model.encode_captions(batch.captions, batch.lengths).cpu(), "caption", batch.ids)
         if embeddings is None:
             embeddings = captions.new_empty(starts[-1], captions.shape[-1])
@@ -100,11 +100,6 @@ def encode_all_captions(model, dataset, lengths):
     shares = [distributed.local_slice(n, process) for process in range(distributed.size())]
     embeddings = distributed.exchange_slices(embeddings, [starts[part.stop] - starts[part.start] for part in shares])
     return embeddings if model.one_vector else list(embeddings.split(lengths))
-
-
-def progress(batches, what):
-    """The batches, with a progress bar where there is a terminal."""
-    return tqdm(batches, desc=what, disable=None, leave=False)
 
 
 def finite(embeddings, what, numbers):
@@ -138,8 +133,8 @@ def score_all(model, images, captions, sims=None):
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
     words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
-    look = {"desc": "similarity", "unit": "pair", "unit_scale": True, "disable": None, "leave": False}
-    with tqdm(total=len(rows) * len(captions), **look) as bar:
+    pairs = len(rows) * len(captions)
+    with tqdm(None, "similarity", pairs, leave=False, disable=None, unit="pair", unit_scale=True) as bar:
         for part in pieces(rows, width, budget):
             part = slice(share.start + part.start, share.start + part.stop)
             some = images.take(part).on(model.device)
@@ -187,8 +182,8 @@ def score_member(member, fold5, full, store):
         images = with_released_boxes(images, member, True) if released else images
         sims["fold5"] = (shared_arrays.ArrayStore() if full else store).new((5, n // 5, m // 5))
         for k in range(5):
-            fold = images.take(fold_slice(n, k)), captions.take(fold_slice(m, k))
-            score_all(model, *fold, sims["fold5"][k])
+            rows, columns = (slice(k * (size // 5), (k + 1) * (size // 5)) for size in (n, m))
+            score_all(model, images.take(rows), captions.take(columns), sims["fold5"][k])
     return sims
 
 
@@ -201,11 +196,6 @@ def with_released_boxes(images, member, fold5):
     """The images with the boxes that the released evaluation used (docs/method.md, section 6)."""
     boxes = member.loader.dataset.released_boxes(member.opt.batch_size, fold5)
     return ImageSide(images.emb, torch.from_numpy(boxes))
-
-
-def fold_slice(count, k):
-    """Where fold k of five lies among `count` images or captions."""
-    return slice(k * (count // 5), (k + 1) * (count // 5))
 
 
 # ---- several checkpoints
@@ -239,7 +229,7 @@ def evaluate(
     dataset, data_name = members[0].loader.dataset, members[0].opt.data_name
     for observer in observers:
         observer.check(dataset)
-    store, results, ensemble = store or shared_arrays.ArrayStore(), [], Ensemble(weights, normalize)
+    store, results, total = store or shared_arrays.ArrayStore(), [], None
 
     def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
@@ -248,7 +238,8 @@ def evaluate(
         for observer in observers:
             observer.add(results[-1], sims, dataset, data_name)
 
-    for member in members:
+    factors = weights or [1] * len(members)
+    for member, factor in zip(members, factors):
         if several:
             print(f"Model {member.path}")
         try:
@@ -257,10 +248,17 @@ def evaluate(
             raise InputError(f"{member.path}: {error}; its weights are broken, evaluate another checkpoint") from None
         conclude({"model": member.path, "checkpoint": member.about}, sims)
         if several:
-            ensemble.add(sims, member.path)
+            weigh(sims, factor, normalize, member.path)
+            for kind in total or ():  # the first one's similarities become the sum
+                for rows, others in zip(shared_arrays.own_rows(total[kind]), shared_arrays.own_rows(sims[kind])):
+                    rows += others
+            total = total or sims
     if several:
         print(f"Ensemble of {len(members)} models")
-        sims = ensemble.mean()
+        for rows in shared_arrays.own_rows(chain.from_iterable(total.values())):
+            rows /= sum(factors)
+        distributed.barrier()
+        sims = total
         conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, sims)
     return results, with_folds(sims, fold5)
 
@@ -284,39 +282,16 @@ def check_weights(weights, n_models):
         raise InputError(f"--weights {given}: need one for each of {n_models} checkpoints, and one above 0")
 
 
-class Ensemble:
-    """Adds up similarities, model after model, in the memory or the files of the first, and takes their mean.
-
-    weights: one for each model, or None; normalize: give each model's similarities mean 0 and deviation 1 first.
-    """
-
-    def __init__(self, weights=None, normalize=False):
-        self.weights, self.normalize = weights, normalize
-        self.total, self.count = None, 0
-
-    def add(self, sims, path):
-        """sims: {kind: matrices} as score_member has them; they are changed."""
-        weight = self.weights[self.count] if self.weights else 1
-        for matrices in sims.values():
-            mean, deviation = shared_arrays.mean_and_deviation(matrices) if self.normalize else (0, 1)
-            if deviation == 0:
-                raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
-            for matrix in matrices if self.normalize or self.weights else ():
-                factor = weight / deviation
-                shared_arrays.change_rows(matrix, lambda row, mean=mean, factor=factor: (row - mean) * factor)
-        self.count += 1
-        if self.total is None:
-            self.total = sims
-            return
-        for matrix, other in zip(chain.from_iterable(self.total.values()), chain.from_iterable(sims.values())):
-            shared_arrays.change_rows(matrix, np.add, other)
-
-    def mean(self):
-        """The mean of what was added, as {kind: matrices}."""
-        count = sum(self.weights or [1] * self.count)
-        for matrix in chain.from_iterable(self.total.values()):
-            shared_arrays.change_rows(matrix, lambda row: row / count)
-        return self.total
+def weigh(sims, weight, normalize, path):
+    """Multiply a checkpoint's similarities by its weight, in place; normalize: first to mean 0 and deviation 1."""
+    for matrices in sims.values():
+        mean, deviation = shared_arrays.mean_and_deviation(matrices) if normalize else (0, 1)
+        if deviation == 0:
+            raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
+        distributed.barrier()  # no process may change a shared file before all have read it
+        for rows in shared_arrays.own_rows(matrices):
+            rows -= mean
+            rows *= weight / deviation
 
 
 # ---- what the scripts call
@@ -361,8 +336,11 @@ def evalrank(
     return results[-1]["fold5" if fold5 else "full"]
 
 
-def main(opt, fold5=False, full=True, extra=None):
-    """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None."""
+def main(opt, full, extra=None):
+    """What test.py, testall.py and test_stack.py do after reading their flags; extra: an eccv.Eccv, or None.
+
+    full: score the whole split, beside its folds or without them.
+    """
     with distributed.process_group():
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
@@ -370,7 +348,7 @@ def main(opt, fold5=False, full=True, extra=None):
         outputs = Outputs(
             opt.ranks, opt.json, opt.report, opt.images, opt.save_sims, command, opt.explain, tuple(opt.explain_pair)
         )
-        return evaluate_and_write(paths, opt.split, fold5, full, outputs, how, overrides_of(opt), extra)
+        return evaluate_and_write(paths, opt.split, opt.fold5, full, outputs, how, overrides_of(opt), extra)
 
 
 def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):

@@ -1,13 +1,13 @@
 """Evaluate one checkpoint on MSCOCO's testall: the whole split (5K) and the means of its five folds (1K)."""
 
-from runtime.start import guarded, run
+from runtime.start import run
 
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
 from files.pickles import with_checkpoints
 
 
-def read_flags(argv=None):
+def main(argv=None):
     parser = eval_parser(__doc__, split="testall", fold5=True)
     parser.add_argument(
         "--eccv",
@@ -19,19 +19,11 @@ def read_flags(argv=None):
         raise InputError(
             f"--eccv scores COCO's 5,000 test images; --split {opt.split} has others, give --split testall"
         )
-    return with_checkpoints(opt)
+    with_checkpoints(opt)
+    import evaluation  # and torch, which --help and wrong flags do not wait for
+    from reporting.eccv import Eccv
 
-
-if __name__ == "__main__":
-    guarded(read_flags)  # before torch is loaded
-
-import evaluation
-from reporting.eccv import Eccv
-
-
-def main(argv=None):
-    opt = read_flags(argv)
-    evaluation.main(opt, fold5=opt.fold5, full=True, extra=Eccv() if opt.eccv else None)
+    evaluation.main(opt, full=True, extra=Eccv() if opt.eccv else None)
 
 
 if __name__ == "__main__":

@@ -50,15 +50,16 @@ from modules.losses import observed
 from reporting.metrics import RECALLS
 from reporting.ranks import metrics
 from runtime import devices, distributed
-from runtime.batches import with_shares
+from runtime.batches import seed_of, with_shares
 from runtime.transfer import on_device, send
 from training import global_batch
-from training.announce import announce_end, announce_nothing_to_do, announce_start, log_line, start_logging
+from training.announce import Step, announce_best, announce_end, announce_start, log_line, read, start_logging
 from training.health import CollapseWatch, GuardedAdam, check_step
 from training.interrupts import Interrupted, Stop
 from training.logger import RunLog
-from training.step_figures import StepFigures, losses_of
 from vocab import Vocabulary, load_vocab
+
+ASK_STEPS = 10  # between two exchanges of several GPUs about signals, for which they wait for one another
 
 
 def main(argv=None):
@@ -67,8 +68,11 @@ def main(argv=None):
     with distributed.process_group():
         training = set_up(opt, given)
         with contextlib.closing(training.lock):
-            if opt.resume and training.progress.epoch >= training.opt.num_epochs:
-                announce_nothing_to_do(training)
+            done = training.progress.epoch
+            if opt.resume and done >= training.opt.num_epochs:
+                logging.info("%s has finished all its %d epochs: nothing is left to do. --num_epochs %d trains further",
+                             opt.resume, training.opt.num_epochs, done + 10)  # fmt: skip
+                announce_best(training)
                 return
             announce_start(training)
             train(training)
@@ -93,7 +97,7 @@ class Training:
     log: RunLog
     stop: Stop
     collapse: CollapseWatch
-    figures: StepFigures  # of the steps that are not logged yet
+    unread: list  # the Steps whose figures are still on the device
     began: tuple  # time.time() at set-up, and progress.Eiters
 
     def save(self, name):
@@ -130,7 +134,7 @@ def set_up(opt, given):
         model.compile_parts()
     optimizer = GuardedAdam(model.parameters(), opt.learning_rate)
     progress = restore(saved, model, optimizer, path) if saved else Progress()
-    parts = min(opt.accumulate, loader.batch_sampler.largest())  # more would be empty
+    parts = min(opt.accumulate, opt.batch_size, len(loader.dataset))  # more would be empty
     replica = global_batch.training_module(model, parts)
     keeper = distributed.on_main(checkpoint.Keeper, opt.model_name, opt.keep, logging.error)
     lock = distributed.on_main(lock_run, opt, before if goes_on else None)
@@ -138,7 +142,7 @@ def set_up(opt, given):
     log.config(opt, checkpoint.versions(), [loader.dataset, val_loader.dataset])
     return Training(
         opt, vocab, identity, loader, val_loader, model, replica, optimizer, progress, keeper, lock, log,
-        Stop(), CollapseWatch(opt), StepFigures(), (time.time(), progress.Eiters),
+        Stop(), CollapseWatch(opt), [], (time.time(), progress.Eiters),
     )  # fmt: skip
 
 
@@ -159,76 +163,71 @@ def seed_everything(seed, deterministic=False):
 def train(training):
     """Train to the end of the last epoch, or until a signal.
 
-    The host starts work on the device and goes on; it asks for the device's numbers only in report_steps.
+    The host starts work on the device and goes on; it asks for the device's numbers only in report_steps: every
+    --log_step steps, before weights are used or kept, and after each step where the device is the host.
     """
     opt, progress, steps = training.opt, training.progress, len(training.loader)
+    device = training.model.device
+    ask_steps = 1 if distributed.size() == 1 or device.type == "cpu" else ASK_STEPS
     if progress.validate_due:
         validate_and_keep(training)
-        leave_if_asked(training, training.stop.requested())
+        leave_if_asked(training)
     while progress.epoch < opt.num_epochs:
         start_epoch(training)
-        batches = on_device(with_shares(training.loader), training.model.device)
+        batches = on_device(with_shares(training.loader), device)
         bar = tqdm(batches, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
         start = time.time()
-        for batch in training.stop.batches(bar):
+        for batch in bar:
             data_time = time.time() - start
 
-            distributed.seed_step(opt.seed, progress.Eiters)
-            excluded = None
-            if opt.skip_twins:
-                excluded = send(twins(batch, training.loader.dataset), training.model.device)
+            if distributed.size() > 1:  # a resumed run repeats its dropout
+                torch.manual_seed(seed_of(opt.seed, progress.Eiters, distributed.rank()))
+            excluded = send(twins(batch, training.loader.dataset), device) if opt.skip_twins else None
             figures = train_step(training.replica, training.optimizer, batch, opt.grad_clip, excluded)
             figures |= observed(training.model.last_scores, excluded)
-            pairs = training.loader.batch_sampler.pairs(progress.step)  # of all processes
-            progress.step, progress.Eiters = progress.step + 1, progress.Eiters + 1
-            facts = step_facts(training, pairs, time.time() - start, data_time)
-            training.figures.add(figures, facts, batch.ids)
 
-            if report_is_due(training):
+            pairs, batch_time = training.loader.batch_sampler.pairs(progress.step), time.time() - start
+            facts = {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "batch_time": batch_time,
+                "data_time": data_time,
+                "Eit": progress.Eiters + 1,
+                "lr": training.optimizer.param_groups[0]["lr"],
+                "pairs_per_second": pairs / batch_time,
+            }
+            training.unread.append(Step(figures, facts, batch.ids, pairs))
+            progress.step, progress.Eiters = progress.step + 1, progress.Eiters + 1
+
+            log_due = progress.Eiters % opt.log_step == 0 or device.type == "cpu"
+            validation_due = progress.Eiters % opt.val_step == 0
+            save_due = opt.save_every and progress.Eiters % opt.save_every == 0
+            if log_due or validation_due or save_due or progress.step == steps:
                 report_steps(training, bar)
             if progress.step < steps:  # the end of an epoch validates and saves anyway
-                if validation_is_due(training):
+                if validation_due:
                     validate_and_keep(training)
-                if save_is_due(training):
+                if save_due:
                     training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")
-            leave_if_asked(training, training.stop.requested_in_step())
+            if progress.Eiters % ask_steps == 0:
+                leave_if_asked(training)
             start = time.time()
-        leave_if_asked(training, training.stop.requested())  # after a signal during the wait for a batch
+        leave_if_asked(training)
         validate_and_keep(training, end_of_epoch=True)
         if progress.step == 0:  # the epoch is complete
             training.save(f"checkpoint_{progress.epoch - 1}.pth.tar")
-        leave_if_asked(training, training.stop.requested())
+        leave_if_asked(training)
     training.keeper.check()
 
 
-def validation_is_due(training):
-    return training.progress.Eiters % training.opt.val_step == 0
-
-
-def save_is_due(training):
-    return training.opt.save_every and training.progress.Eiters % training.opt.save_every == 0
-
-
-def report_is_due(training):
-    """Every --log_step steps, and before weights are used or kept; after each step where reading waits for nothing."""
-    progress, end_of_epoch = training.progress, training.progress.step == len(training.loader)
-    logged = progress.Eiters % training.opt.log_step == 0 or training.figures.on_host
-    return logged or end_of_epoch or validation_is_due(training) or save_is_due(training)
-
-
 def start_epoch(training):
-    """Set what depends on the epoch: learning rate, kind of loss, order of the data."""
+    """Set what depends on the epoch: learning rate (divided by 10 every lr_update epochs), kind of loss, data."""
     opt, epoch = training.opt, training.progress.epoch
-    set_learning_rate(training.optimizer, opt, epoch)
+    for group in training.optimizer.param_groups:
+        group["lr"] = opt.learning_rate * 0.1 ** (epoch // opt.lr_update)
     logging.info("Epoch %d: learning rate %g", epoch, training.optimizer.param_groups[0]["lr"])
     training.model.criterion.start_epoch(epoch)
     training.loader.batch_sampler.set_epoch(epoch, training.progress.step)
-
-
-def set_learning_rate(optimizer, opt, epoch):
-    """The initial rate, divided by 10 every lr_update epochs."""
-    for group in optimizer.param_groups:
-        group["lr"] = opt.learning_rate * 0.1 ** (epoch // opt.lr_update)
 
 
 def train_step(model, optimizer, batch, grad_clip, excluded=None):
@@ -258,40 +257,25 @@ def twins(batch, dataset):
     return pairs.unsqueeze(1) == pairs
 
 
-def step_facts(training, pairs, batch_time, data_time):
-    """The figures of a step that the host knows."""
-    progress = training.progress
-    return {
-        "epoch": progress.epoch,
-        "step": progress.step - 1,
-        "batch_time": batch_time,
-        "data_time": data_time,
-        "Eit": progress.Eiters,
-        "lr": training.optimizer.param_groups[0]["lr"],
-        "pairs": pairs,
-        "pairs_per_second": pairs / batch_time,
-    }
-
-
 def report_steps(training, bar=None):
     """The steps since the last report: curves, a line of log every --log_step steps, collapse.
 
     InputError where a loss or a gradient was not finite; nothing has been updated or saved since.
     """
-    loader, model = training.loader, training.model
-    for step in training.figures.read():
-        check_step(step, model, lambda ids: loader.collate_fn([loader.dataset[i] for i in ids]))
-        figures = {name: value for name, value in step.figures.items() if not math.isnan(value)}
-        facts = {name: value for name, value in step.facts.items() if name != "pairs"}
-        training.log.scalars({**facts, **figures}, facts["Eit"])
-        flat = model.criterion.collapsed_at(step.facts["pairs"])
+    model, steps = training.model, read(training.unread)
+    training.unread.clear()
+    for step in steps:
+        check_step(step, model, training.loader)
+        scalars = {name: value for name, value in {**step.facts, **step.figures}.items() if not math.isnan(value)}
+        training.log.scalars(scalars, step.facts["Eit"])
+        flat = model.criterion.collapsed_at(step.pairs)
         if flat is not None:
-            training.collapse.step(figures[model.retrieval_loss], figures["score_spread"], flat)
-        if facts["Eit"] % training.opt.log_step == 0:
+            training.collapse.step(step.figures[model.retrieval_loss], step.figures["score_spread"], flat)
+        if step.facts["Eit"] % training.opt.log_step == 0:
             log_line(training, step)
-            training.log.step(facts, losses_of(figures))
+            training.log.step(step.facts, step.losses())
         if bar is not None:
-            bar.set_postfix(loss=f"{step.figures['loss']:.4g}", step=f"{facts['batch_time']:.2g}s")
+            bar.set_postfix(loss=f"{step.figures['loss']:.4g}", step=f"{step.facts['batch_time']:.2g}s")
 
 
 # ---- validation, checkpoints, the end
@@ -320,10 +304,12 @@ def validate(val_loader, model, stop):
     dataset = val_loader.dataset
     logging.info("Validating: %d images, %d captions", dataset.n_images, len(dataset))
     try:
-        with stop.at_once():
-            result = metrics(score_all(model, *encode_split(model, val_loader)))
+        stop.immediate = distributed.size() == 1
+        result = metrics(score_all(model, *encode_split(model, val_loader)))
     except Interrupted:
         return None
+    finally:
+        stop.immediate = False
     result = {name: value for name, value in result.items() if isinstance(value, float)}  # without ranks and ties
     logging.info("R@1, R@5, R@10, median rank, mean rank:")
     for title, end in (("Image to text", ""), ("Text to image", "i")):
@@ -332,9 +318,9 @@ def validate(val_loader, model, stop):
     return result
 
 
-def leave_if_asked(training, number):
-    """After the signal `number`: write a checkpoint and end the program; None is no signal."""
-    progress = training.progress
+def leave_if_asked(training):
+    """After a signal to any process: write a checkpoint and end the program."""
+    progress, number = training.progress, training.stop.requested()
     if number:
         report_steps(training)
         training.save(f"checkpoint_{progress.epoch}_{progress.step}.pth.tar")

@@ -19,7 +19,7 @@ from vocab import load_vocab
 
 # Flags about a run's folders and logs, not about what was trained
 OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
-OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory", "preload"}
+OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory"}
 
 
 def load_model(model_path, **overrides):

@@ -1,12 +1,13 @@
-"""Batches: their fields, the captions in each, and the loader that reads them."""
+"""Batches: their fields, the captions in each, and how they are read."""
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
-from runtime.features import Preloaded, read_features
 from runtime.workers import Loader
 from vocab import PAD
 
@@ -86,18 +87,14 @@ class EpochSampler:
     def __len__(self):
         return -(-self.n // self.batch_size)
 
-    def largest(self):
-        """Captions in this process's largest batch."""
-        return -(-min(self.batch_size, self.n) // self.replicas)
-
     def pairs(self, step):
         """Captions in the global batch of a step."""
         return min(self.batch_size, self.n - step * self.batch_size)
 
     def order(self):
         """All captions in the epoch's order."""
-        key = np.random.SeedSequence([self.seed % 2**64, self.epoch]).generate_state(1, np.uint64)
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(int(key[0]))).tolist()
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        return torch.randperm(self.n, generator=generator).tolist()
 
     def steps(self):
         """The share of every process, step by step."""
@@ -123,7 +120,7 @@ def with_shares(loader):
     for batch, shares in zip(loader, sampler.steps()):
         facts = []
         for captions in shares:
-            ids = [captions[i] for i in longest_first([len(dataset.tokens[c]) for c in captions])]
+            ids = longest_first(captions, dataset)
             depends = None if dataset.depends is None else [dataset.depends[c] for c in ids]
             facts.append(Share([len(dataset.tokens[c]) for c in ids], depends, ids))
         yield batch._replace(shares=facts)
@@ -134,57 +131,48 @@ def in_order(n, batch_size):
     return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
 
 
-def longest_first(lengths):
+def longest_first(captions, dataset):
     """Numbers of captions, longest first; equal lengths keep their order."""
-    return np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    return sorted(captions, key=lambda c: -len(dataset.tokens[c]))
+
+
+def seed_of(seed, *key):
+    """A seed for torch that depends on all these numbers."""
+    return int(np.random.SeedSequence([seed % 2**64, *key]).generate_state(1, np.uint64)[0])
 
 
 @contextlib.contextmanager
 def seeded(*key):
     """Inside, torch's random numbers depend on `key` alone; afterwards they continue as if none had been drawn."""
-    state = torch.get_rng_state()
-    seed = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    torch.default_generator.manual_seed(int(seed[0]))
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*key))
         yield
-    finally:
-        torch.set_rng_state(state)
 
 
 # ---- reading ----
 
 
-class BatchMaker:
-    """Makes Batches of a data set's Items; knows what an empty share of a batch looks like.
-
-    images: whether to read the features that the Items lack.
-    """
-
-    def __init__(self, dataset, images=True):
-        self.dataset, self.images = dataset, images
-
-    def __call__(self, items):
-        if not items:
-            return Batch(*(None if part is None else part[:0] for part in collate([self.dataset[0]])))
-        batch = collate(items)
-        if batch.images is None and self.images:
-            return batch._replace(images=read_features(self.dataset, batch.ids))
-        return batch
+def make_batch(dataset, items):
+    """Items of a data set -> Batch; no items are an empty share of a batch."""
+    if not items:
+        return Batch(*(None if part is None else part[:0] for part in collate([dataset[0]])))
+    batch = collate(items)
+    return batch if batch.images is not None else batch._replace(images=read_features(dataset, batch.ids))
 
 
-def make_loader(dataset, batches, workers, collate_fn=None):
-    """A workers.Loader over batches (lists of indices) of a data set of Items."""
-    return Loader(dataset, batches, workers, collate_fn or BatchMaker(dataset))
+def make_loader(dataset, batches, workers, pin=False):
+    """A workers.Loader of Batch over batches (lists of numbers) of a data set's captions."""
+    return Loader(dataset, batches, workers, functools.partial(make_batch, dataset), pin)
 
 
-class TrainingLoader(Loader):
-    """The loader of a train split.  preload: the features stay on the device, and no other process reads."""
-
-    def __init__(self, dataset, sampler, workers, device, preload=False):
-        self.features = Preloaded(dataset, device) if preload else None
-        pin = device.startswith("cuda")
-        super().__init__(dataset, sampler, 0 if preload else workers, BatchMaker(dataset, not preload), pin)
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            yield batch._replace(images=self.features(batch.ids)) if self.features else batch
+def read_features(dataset, captions):
+    """The features (B, R, F) of captions, in the file's type; in a worker they lie in shared memory."""
+    like = dataset.features_like
+    size = len(captions), *like.shape[1:]
+    if get_worker_info() is None:
+        features = like.new_empty(size)
+    else:  # read where the main process finds them: a copy of a batch costs more than reading it
+        storage = torch.UntypedStorage._new_shared(max(1, like.new_empty(size, device="meta").nbytes))
+        features = like.set_(storage, 0, size)
+    dataset.read_rows([dataset.row_of(i) for i in captions], features)
+    return features

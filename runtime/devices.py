@@ -1,7 +1,5 @@
 """Where to compute: the value of --device, checked on this machine."""
 
-import argparse
-
 import torch
 
 from files.errors import InputError, warn
@@ -21,9 +19,7 @@ def default_device():
 def usable(name):
     """Whether this process can allocate a tensor on the device of this name."""
     try:
-        if name.startswith("cuda"):
-            distributed.select_gpu()  # else every process of a machine would allocate on GPU 0
-        return torch.zeros(1, device=name).item() == 0
+        return torch.zeros(1, device=distributed.local_device(name)).item() == 0
     except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own way to be missing
         return False
 
@@ -36,11 +32,3 @@ def choose(name=None):
             f"--device: {name} cannot be used here, {default_device()} can; devices are cpu, cuda, cuda:1, ..."
         )
     return str(torch.device(name))
-
-
-def device(text):
-    """The type of a --device flag that is checked while flags are read."""
-    try:
-        return choose(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--device: ")) from None

@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -26,7 +25,6 @@ EXCHANGE_LIMIT = datetime.timedelta(minutes=30)  # for one exchange; the other p
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # variables that hold a process's number among all
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")  # and on its machine
 
-_sum = None  # of tensors, with its gradient, outside compiled programs; see start_group
 _gloo = []  # the gloo part of this process's groups, see start_group
 atexit.register(_gloo.clear)
 
@@ -91,22 +89,17 @@ def local_rank():
     return (environment_number(*RANKS) or 0) % max(1, torch.cuda.device_count()) if number is None else number
 
 
-def select_gpu():
-    """Make this process's GPU the current one.  Call it before any allocation, or all processes allocate on GPU 0."""
-    if (environment_number("WORLD_SIZE") or 1) > 1 and local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
-
-
 def local_device(device):
     """The device of this process for --device; a GPU becomes the current one, which torch's streams refer to.
 
-    With several processes `cuda` is the GPU of the local rank.
+    With several processes `cuda` is the GPU of the local rank.  Call it before any allocation, or all of them allocate
+    on GPU 0.
     """
     if not device.startswith("cuda"):
         return device
-    if size() > 1:
+    if (environment_number("WORLD_SIZE") or 1) > 1:
         device, gpus = f"cuda:{local_rank()}", torch.cuda.device_count()
-        if local_rank() >= gpus:
+        if 0 < gpus <= local_rank():
             raise InputError(f"{device} is missing, there are {gpus} GPUs; start a process for each")
     if torch.device(device).index is not None:
         torch.cuda.set_device(device)
@@ -190,20 +183,12 @@ def start_group(store, number, count):
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=EXCHANGE_LIMIT)
     _gloo.append(dist.group.WORLD._get_backend(torch.device("cpu")))
-    global _sum
-    _sum = torch.compiler.disable(Sum.apply)  # not at import, which would load the compiler into every command
 
 
 def leave():
     """Wait for the other processes, then end the group."""
     barrier()
     dist.destroy_process_group()
-
-
-def seed_step(seed, step):
-    """With several processes, seed every step by (seed, step, rank): a resumed run then repeats its dropout."""
-    if size() > 1:
-        torch.manual_seed(int(np.random.SeedSequence([seed % 2**64, step, rank()]).generate_state(1, np.uint64)[0]))
 
 
 # ---- exchanges without gradients ----
@@ -259,30 +244,6 @@ def add_gradients(parameters):
 # ---- exchanges with gradients ----
 
 
-class Sum(torch.autograd.Function):
-    """See total.  torch.distributed.nn has the same, but newer versions deprecate it."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return Sum.apply(grad)
-
-
-def total(x):
-    """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
-    return _sum(x) if size() > 1 else x
-
-
-def total_loss(loss):
-    """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
-    return total(loss.detach()) + (loss - loss.detach()) if size() > 1 else loss
-
-
 def gather(rows, counts):
     """Rows (n, ...) of this process -> those of all (sum(counts), ...), one process after the other.
 
@@ -303,5 +264,22 @@ def gather_for_all(rows, counts):
     """The same, where each process uses all rows in its own way: a row's gradient is the sum over the processes."""
     every = gather(rows, counts)
     if size() > 1 and every.requires_grad:
-        every.register_hook(total)
+        every.register_hook(sum_of_all)
     return every
+
+
+def sum_of_all(x):
+    """The sum of every process's x, without a gradient."""
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
+
+
+def total(x):
+    """The sum of every process's x; so is its gradient the sum of every process's gradient of the result."""
+    return gather_for_all(x.unsqueeze(0), [1] * size()).sum(0) if size() > 1 else x
+
+
+def total_loss(loss):
+    """The sum of every process's loss.  All processes hold it, and the gradient of each is that of its own loss."""
+    return total(loss.detach()) + (loss - loss.detach()) if size() > 1 else loss

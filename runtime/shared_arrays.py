@@ -51,7 +51,6 @@ class ArrayStore:
 
 def create(path, shape, dtype=np.float32):
     """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
-    open(path, "xb").close()
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
         os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
@@ -66,17 +65,13 @@ def exchange(array):
         distributed.exchange_slices(array)
 
 
-def change_rows(array, change, *others):
-    """array[i] = change(array[i], other[i], ...) for all rows; of a file each process changes its slice."""
-    every = range(len(array))
-    for i in every[distributed.local_slice(len(array))] if isinstance(array, np.memmap) else every:
-        array[i] = change(array[i], *(other[i] for other in others))
-    distributed.barrier()
+def own_rows(arrays):
+    """Of each array the rows that this process changes: all in memory, its slice of a file that all processes share."""
+    return [a[distributed.local_slice(len(a))] if isinstance(a, np.memmap) else a for a in arrays]
 
 
 def mean_and_deviation(arrays):
     """Mean and standard deviation of all numbers of some arrays of one shape, in float64."""
     mean = np.mean([row.mean(dtype=np.float64) for array in arrays for row in array])
     variance = np.mean([np.square(row - mean).mean() for array in arrays for row in array])
-    distributed.barrier()  # no process may change a shared file before all have read it
     return float(mean), float(np.sqrt(variance))

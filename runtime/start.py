@@ -58,15 +58,11 @@ def guarded(function):
         print(end="", flush=True)  # a full disk under the output is seen now, not while Python ends
         return result
     except (Exception, KeyboardInterrupt) as error:
-        if exit_code(error) == 1:
+        code = exit_code(error)
+        if code == 1:
             raise
-        end(error)
-
-
-def end(error):
-    """End the program after an error of its user's or a Ctrl-C, with one line."""
-    line, code = last_line(error), exit_code(error)
-    if is_lost_output(error):  # else Python's end would try it again, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    print(line, file=sys.stderr)
-    sys.exit(code)
+        line = last_line(error)
+        if is_lost_output(error):  # else Python's end would try it again, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(line, file=sys.stderr)
+        sys.exit(code)

@@ -46,12 +46,11 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except RuntimeError as error:  # torch has no class of its own for either
-            if "exited unexpectedly" in str(error):
-                raise InputError(f"--workers {self.num_workers}: a process that reads data died; {CURE}") from None
-            if "timed out" in str(error):
-                message = f"--workers {self.num_workers}: no batch of data for {self.timeout} seconds"
-                raise InputError(f"{message}; {CURE}") from None
-            raise
+            died, late = "exited unexpectedly" in str(error), "timed out" in str(error)
+            if not died and not late:
+                raise
+            fault = "a process that reads data died" if died else f"no batch of data for {self.timeout} seconds"
+            raise InputError(f"--workers {self.num_workers}: {fault}; {CURE}") from None
 
 
 def fitting_workers(dataset, batches, workers, collate_fn):
@@ -75,8 +74,8 @@ def fitting_workers(dataset, batches, workers, collate_fn):
 
 
 def batch_bytes(dataset, batches, collate_fn):
-    """Bytes of the arrays of the largest batch, by that of the data set's first item."""
-    size = batches.largest() if hasattr(batches, "largest") else max(map(len, batches), default=0)
+    """Bytes of the first batch's arrays, by those of the data set's first item."""
+    size = len(next(iter(batches), ()))
     items = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
     batch = collate_fn(items)
     parts = batch[0] if isinstance(batch, list) else batch

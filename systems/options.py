@@ -196,13 +196,6 @@ def add_computing_flags(parser):
     add = group.add_argument
     add_device_flag(group)
     add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
-    add(
-        "--preload",
-        action=Switch,
-        default=False,
-        help="keep the training features on the device, if they fit: no processes read and no batch is copied; "
-        "results do not depend on it",
-    )
     add_precision_flags(group)
     add_compile_flag(add)
     add("--deterministic", action="store_true", help="CUDA: deterministic algorithms, where torch has them")

@@ -23,7 +23,7 @@ import vocab
 from checkpoints import checkpoint
 from files.errors import InputError
 from systems.options import completed
-from training.logger import RunLog, event_records, tensorboard
+from training.logger import RunLog
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 40))
 SETTINGS = hypothesis.settings(
@@ -109,7 +109,7 @@ def test_fuzzed_data_sets(tiny, model, name):
         dev = data.PrecompDataset("dev", tiny.data_name, words, opt)
         batch = data.collate([dev[i] for i in range(len(dev))])
         assert torch.isfinite(batch.images).all() and batch.captions.max() < len(words) and batch.captions.min() >= 0
-        assert sum(len(images) for images, _ in data.image_loader(dev)) == dev.n_images
+        assert sum(map(len, data.image_loader(dev))) == dev.n_images
         assert dev.captions is None or len(dev.captions) == len(dev)
 
     @SETTINGS
@@ -226,24 +226,18 @@ def test_fuzzed_checkpoint_contents(tmp_path_factory, changes, model):
 
 
 def test_fuzzed_logs(tmp_path_factory):
-    """A resumed run goes on from any log, and no point after the resumed step is left."""
+    """A resumed run goes on from any log, and no line of a step after the resumed one is left."""
     folder = tmp_path_factory.mktemp("log")
     log = RunLog(folder)
     for step in (1, 2, 3):
         log.validation({"rsum": 1.5}, step, 0)
-    log.board._writer.close()
-    log.board._writer = None
-    events, lines = next(folder.glob("events*")), folder / "log.jsonl"
-    right = events.read_bytes(), lines.read_bytes()
+    lines = folder / "log.jsonl"
 
     @SETTINGS
-    @hypothesis.given(damaged(right[0]), damaged(right[1]))
-    def fuzz(event_bytes, line_bytes):
-        events.write_bytes(event_bytes)
+    @hypothesis.given(damaged(lines.read_bytes()))
+    def fuzz(line_bytes):
         lines.write_bytes(line_bytes)
         log.forget_after(2)
         assert all(json.loads(line)["Eiters"] <= 2 for line in lines.read_bytes().splitlines())
-        list(event_records(events))
 
     fuzz()
-    assert tensorboard()

@@ -94,7 +94,7 @@ SHARED = """
     grad_clip 2.0, num_layers 1, learning_rate 0.0002, lr_update 15, workers 10, resume , max_violation False,
     img_dim 2048, no_imgnorm False,
     loss triplet, warmup_sum 0, skip_twins False, accumulate 1, seed 0, save_every 0, keep 0, device None,
-    preload False, amp off, tf32 False, compile False, deterministic False"""
+    amp off, tf32 False, compile False, deterministic False"""
 WORDS = "bi_gru False, no_txtnorm False, lambda_softmax 9.0, sim_memory 0"
 VECTORS = "measure cosine, use_abs False, logger_name runs/runX, model_name , log_step 10, val_step 500"
 PICTURES = "crop_size 224, finetune False, cnn_type vgg19, use_restval False, reset_train False, no_pretrained False"

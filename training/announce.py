@@ -1,4 +1,4 @@
-"""Log lines at the start and the end of a training."""
+"""Log lines of a training: its start, its steps with their figures and the time left, its end."""
 
 import datetime
 import functools
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -17,10 +18,10 @@ from reporting.run_page import write_run_page
 from runtime import distributed
 from systems.options import defaults
 from systems.table import system_of
-from training.step_figures import losses_of
 
 in_bytes = functools.partial(tqdm.format_sizeof, suffix="B")  # 1234567890 -> '1.23GB'
 WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
+NO_LOSSES = ("grad_norm", "positive", "hardest_negative", "score_spread")  # among a step's figures
 
 
 class BesideBars(logging.StreamHandler):
@@ -69,9 +70,7 @@ def in_epochs(opt):
 
 def checkpoint_bytes(model):
     """About how large a checkpoint is: float32 weights, and Adam's state of those that are trained."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    others = sum(p.numel() for p in model.parameters()) - trained
-    return 4 * (WEIGHTS_AND_ADAM * trained + others)
+    return 4 * sum(p.numel() * (WEIGHTS_AND_ADAM if p.requires_grad else 1) for p in model.parameters())
 
 
 def checkpoints_of(opt, steps, progress):
@@ -84,16 +83,35 @@ def checkpoints_of(opt, steps, progress):
 # ---- on the way
 
 
+class Step(NamedTuple):
+    """One step of training."""
+
+    figures: dict  # {name: scalar tensor, or number once read}: losses, norm of the gradient, scores
+    facts: dict  # {name: number} known to the host
+    ids: list  # numbers of this process's captions
+    pairs: int  # of all processes
+
+    def losses(self):
+        """'loss', the sum, and its parts."""
+        return {name: value for name, value in self.figures.items() if name not in NO_LOSSES}
+
+
+def read(steps):
+    """[Step] with numbers for tensors.  It waits for the device once, whatever the number of steps."""
+    tensors = [tensor for step in steps for tensor in step.figures.values()]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [step._replace(figures={name: next(numbers) for name in step.figures}) for step in steps]
+
+
 def log_line(training, step):
-    """A step_figures.Step in the log: the sum of its losses, those beside the retrieval loss, norm, and times."""
-    facts, losses = step.facts, losses_of(step.figures)
+    """A Step in the log: the sum of its losses, those beside the retrieval loss, norm, and times."""
+    facts, losses = step.facts, step.losses()
     del losses[training.model.retrieval_loss]
     parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
     grad = step.figures["grad_norm"]
     parts += [f"grad {grad:.0f}" if grad >= 10 else f"grad {grad:.2g}"]
     parts += [f"{facts['batch_time']:.2g}s/it", f"ETA {time_left(training)}"]
-    place = f"Epoch {facts['epoch']} {facts['step'] + 1}/{len(training.loader)}"
-    logging.info("%s %s", place, " ".join(parts))
+    logging.info("Epoch %d %d/%d %s", facts["epoch"], facts["step"] + 1, len(training.loader), " ".join(parts))
 
 
 def time_left(training):
@@ -108,27 +126,20 @@ def time_left(training):
 
 
 def announce_end(training):
-    """How long the run took, its best validation, and the command that tests the best model."""
+    """How long the run took, its best validation, its page, and the command that tests the best model."""
     opt, best = training.opt, Path(training.opt.model_name) / BEST
     took = datetime.timedelta(seconds=round(time.time() - training.began[0]))
     logging.info("Finished %s in %s", in_epochs(opt), took)
     announce_best(training)
-    write_page(training, best)
+    if distributed.is_main():
+        try:
+            kind = system_of(opt).kind(opt)
+            page = write_run_page(opt.logger_name, kind, best, opt.select, defaults(opt.model))
+            logging.info("Summary and curves: %s", page)
+        except (InputError, LookupError, TypeError) as error:  # no reason to fail
+            logging.warning("%s: no summary page (%s)", opt.logger_name, error)
     test = ["python", "test.py", "--model_path", str(best), "--data_path", opt.data_path]
     logging.info("Test it: %s", shlex.join([*test, "--vocab_path", opt.vocab_path]))
-
-
-def write_page(training, best):
-    """The run's summary.html; a page that cannot be written does not make a training fail."""
-    opt = training.opt
-    if not distributed.is_main():
-        return
-    try:
-        kind = system_of(opt).kind(opt)
-        path = write_run_page(opt.logger_name, kind, best, opt.select, defaults(opt.model))
-        logging.info("Summary and curves: %s", path)
-    except (InputError, LookupError, TypeError) as error:
-        logging.warning("%s: no summary page (%s)", opt.logger_name, error)
 
 
 def announce_best(training):
@@ -136,11 +147,3 @@ def announce_best(training):
     epoch = f" of epoch {progress.best_epoch}" if progress.best_epoch >= 0 else ""
     title = {"rsum": "rsum", "r1r5": "r1 + r5"}[opt.select]
     logging.info("Best model: %s %.1f on dev%s, in %s", title, progress.best_rsum, epoch, Path(opt.model_name) / BEST)
-
-
-def announce_nothing_to_do(training):
-    """For a resumed run whose epochs are all done."""
-    opt = training.opt
-    logging.info("%s has finished all its %d epochs: nothing is left to do. --num_epochs %d trains further",
-                 opt.resume, opt.num_epochs, training.progress.epoch + 10)  # fmt: skip
-    announce_best(training)

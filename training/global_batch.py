@@ -16,7 +16,6 @@ from modules.sides import CaptionSide, ImageSide
 from runtime import distributed
 from runtime.batches import Share
 from runtime.transfer import send
-from training.synced_batch_norm import SyncedBatchNorm
 from vocab import END
 
 
@@ -32,6 +31,7 @@ def training_module(model, accumulate=1):
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.__class__ = SyncedBatchNorm  # the same parameters, buffers and names
+                layer.forward = torch.compiler.disable(layer.forward)  # with --compile: it exchanges numbers
     return model if distributed.size() == accumulate == 1 else GlobalBatch(model, accumulate)
 
 
@@ -60,9 +60,8 @@ class GlobalBatch(nn.Module):
         counts = [len(share.ids) for share in shares]
         parts = [self.encode_part(part, sum(counts)) for part in split(batch, self.accumulate)]
         images, words, extra_losses = zip(*parts)
-        words = self.gather_captions(torch.cat(words), [share.lengths for share in shares])
         images = ImageSide(torch.cat(images), batch.bboxes)
-        scores = self.local_scores(images, caption_side(words, shares))
+        scores = self.own_scores(images, gather_captions(torch.cat(words), shares, self.model.one_vector))
         scores = distributed.gather(scores, counts)
         losses = {self.model.retrieval_loss: self.model.forward_loss(scores, excluded)}
         for name in extra_losses[0]:
@@ -78,14 +77,7 @@ class GlobalBatch(nn.Module):
             context_fn=lambda: (contextlib.nullcontext(), unchanged_buffers(self.model)),
         )  # fmt: skip
 
-    def gather_captions(self, words, lengths):
-        """Flat words or captions of this process -> a list of (n, D) of all captions, or (C, D)."""
-        if self.model.one_vector:
-            return distributed.gather_for_all(words, [len(share) for share in lengths])
-        words = distributed.gather_for_all(words, [sum(share) for share in lengths])
-        return words.split(list(chain.from_iterable(lengths)))
-
-    def local_scores(self, images, captions):
+    def own_scores(self, images, captions):
         """This process's rows of the score matrix: its images, all captions."""
         if len(images):
             return self.model.similarity(images, captions)
@@ -93,11 +85,13 @@ class GlobalBatch(nn.Module):
         return images.emb.new_zeros(0, len(captions)) + sum(0 * x.sum() for x in (images.emb, *captions.emb))
 
 
-def caption_side(emb, shares):
-    """The CaptionSide of a whole batch, from its embeddings and every process's Share."""
+def gather_captions(words, shares, one_vector):
+    """Flat words (or vectors) of this process's captions, every process's Share -> CaptionSide of the whole batch."""
     lengths = list(chain.from_iterable(share.lengths for share in shares))
     depends = None if shares[0].depends is None else list(chain.from_iterable(share.depends for share in shares))
-    return CaptionSide(emb, lengths, depends)
+    counts = [len(share.lengths) if one_vector else sum(share.lengths) for share in shares]
+    words = distributed.gather_for_all(words, counts)
+    return CaptionSide(words if one_vector else words.split(lengths), lengths, depends)
 
 
 def encode_weighted(model, part, pairs):
@@ -115,10 +109,8 @@ def flat_words(captions, lengths):
     """Captions (B, n, D) padded -> their words (sum of lengths, D); captions (B, D) as they are."""
     if captions.dim() == 2:
         return captions
-    width = captions.shape[1]
-    rows = [torch.arange(b * width, b * width + n) for b, n in enumerate(lengths)]
-    rows = torch.cat(rows) if rows else torch.arange(0)
-    return captions.flatten(0, 1).index_select(0, send(rows, captions.device))
+    rows = [b * captions.shape[1] + i for b, n in enumerate(lengths) for i in range(n)]
+    return captions.flatten(0, 1).index_select(0, send(torch.tensor(rows, dtype=torch.int64), captions.device))
 
 
 def split(batch, n):
@@ -141,3 +133,35 @@ def unchanged_buffers(model):
         with torch.no_grad():
             for buffer, old in zip(model.buffers(), before):
                 buffer.copy_(old)
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the rows of all processes, on any device; names and numbers as with one process."""
+
+    synced = True
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x):
+        """(B, C) or (B, C, ...); a process may have no row."""
+        if not self.training:
+            return super().forward(x)
+        dtype, x = x.dtype, x.to(self.running_mean.dtype)  # a sum in bfloat16 could not even count the rows
+        dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        rows = x.new_full((1,), x.numel() // x.shape[1])
+        count, mean = distributed.total(torch.cat([rows, x.sum(dims)])).split([1, x.shape[1]])
+        alone = count <= 1  # one value has no variance: use the running statistics, as in systems.vsrn.batch_norm
+        count = count.detach().clamp(min=1)  # none in any process: 0 / 0 would make gradients NaN, though not used
+        mean = torch.where(alone, self.running_mean, mean / count)
+        centred = x - mean.view(shape)
+        variance = distributed.total(centred.square().sum(dims)) / count
+        with torch.no_grad():  # running mean and unbiased variance, as torch keeps them
+            momentum = self.momentum * (~alone).to(mean)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), momentum)
+            self.num_batches_tracked += 1
+        variance = torch.where(alone, self.running_var, variance)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(dtype)

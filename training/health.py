@@ -14,26 +14,6 @@ LOW = 100  # rsum, of 600, that a model which learns exceeds soon
 CURE = "Start with the summed loss (--warmup_sum 1) or lower --learning_rate."
 
 
-def stop_training(why):
-    raise InputError(f"{why}: training stopped. Lower --learning_rate; the checkpoints written before are good")
-
-
-@torch.no_grad()
-def first_not_finite(model, batch):
-    """The part of the model where NaN or infinity first appears for a batch, in words."""
-    for name, weights in model.named_parameters():
-        if not torch.isfinite(weights).all():
-            return f"the weights {name}"
-    if not batch.ids:  # this process has no share of this batch
-        return "another process's share of the batch"
-    embeddings = [side.emb for side in model.encode_sides(batch)]
-    for what, rows in zip(("the embedding of the image of caption", "the embedding of caption"), embeddings):
-        bad = (~torch.isfinite(rows)).flatten(1).any(1).nonzero()
-        if len(bad):
-            return f"{what} {batch.ids[bad[0]]}"
-    return "the similarities"
-
-
 class GuardedAdam(torch.optim.Adam):
     """Adam in fused kernels, which stops for good once `guard` has seen a number that is not finite.
 
@@ -52,14 +32,31 @@ class GuardedAdam(torch.optim.Adam):
         self.found_inf = broken if self.found_inf is None else torch.maximum(self.found_inf, broken)
 
 
-def check_step(step, model, batch_of):
-    """InputError where a step_figures.Step's loss or gradient is not finite.  batch_of: captions' numbers -> Batch."""
-    number = step.facts["Eit"] - 1
-    if not math.isfinite(step.figures["loss"]):
-        place = first_not_finite(model, batch_of(step.ids))
-        stop_training(f"the loss is {step.figures['loss']} at step {number}, first in {place}")
-    if not math.isfinite(step.figures["grad_norm"]):
-        stop_training(f"the gradient's norm is {step.figures['grad_norm']} at step {number}")
+def check_step(step, model, loader):
+    """InputError where the loss or the gradient of an announce.Step is not finite; it names where a loss broke."""
+    number, loss, norm = step.facts["Eit"] - 1, step.figures["loss"], step.figures["grad_norm"]
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    why = f"the gradient's norm is {norm} at step {number}"
+    if not math.isfinite(loss):
+        batch = loader.collate_fn([loader.dataset[i] for i in step.ids])
+        why = f"the loss is {loss} at step {number}, first in {first_not_finite(model, batch)}"
+    raise InputError(f"{why}: training stopped. Lower --learning_rate; the checkpoints written before are good")
+
+
+@torch.no_grad()
+def first_not_finite(model, batch):
+    """The part of the model where NaN or infinity first appears for a batch, in words."""
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            return f"the weights {name}"
+    if not batch.ids:  # this process has no share of this batch
+        return "another process's share of the batch"
+    for what, side in zip(("the image of caption", "caption"), model.encode_sides(batch)):
+        bad = (~torch.isfinite(side.emb)).flatten(1).any(1).nonzero()
+        if len(bad):
+            return f"the embedding of {what} {batch.ids[bad[0]]}"
+    return "the similarities"
 
 
 class CollapseWatch:

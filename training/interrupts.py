@@ -1,17 +1,12 @@
 """Signals during training (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1): a checkpoint is written, then the run ends."""
 
-import contextlib
 import logging
 import os
 import signal
 import threading
-import time
 
 from runtime import distributed
 from runtime.workers import STOPPING
-
-PATIENCE = 1.0  # seconds, about, between two exchanges about signals
-MOST_STEPS = 100  # between two such exchanges
 
 
 class Interrupted(BaseException):
@@ -29,9 +24,8 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal, self.immediate = None, False
-        self.steps = self.steps_left = 1  # between two exchanges, and to the next one
-        self.since = time.monotonic()
+        self.signal = 0
+        self.immediate = False  # while it is True, the first signal raises Interrupted
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPPING:
@@ -47,43 +41,6 @@ class Stop:
             raise Interrupted
 
     def requested(self):
-        """The signal that arrived in any process, the same answer in all; None for none.  Waits for the others."""
-        self.signal = distributed.largest(self.signal or 0) or None
+        """The signal that arrived in any process, the same answer in all; 0 for none.  Waits for the others."""
+        self.signal = distributed.largest(self.signal)
         return self.signal
-
-    def requested_in_step(self):
-        """The same, called once after each step: several processes ask one another about once a second.
-
-        The exchange also says after how many steps the next one comes: those of a second, in the slowest process.
-        """
-        if distributed.size() == 1:
-            return self.signal
-        self.steps_left -= 1
-        if self.steps_left:
-            return None
-        slowest = distributed.largest((time.monotonic() - self.since) / self.steps)
-        self.steps = self.steps_left = max(1, min(MOST_STEPS, int(PATIENCE / slowest)))
-        self.since = time.monotonic()
-        return self.requested()
-
-    @contextlib.contextmanager
-    def at_once(self):
-        """Inside, the first signal raises Interrupted (with one process)."""
-        self.immediate = distributed.size() == 1
-        try:
-            yield
-        finally:
-            self.immediate = False
-
-    def batches(self, loader):
-        """Yields the loader's batches; a signal during the wait for the next batch ends them (with one process)."""
-        iterator = iter(loader)
-        while True:
-            try:
-                with self.at_once():
-                    batch = next(iterator, None)
-            except Interrupted:
-                return
-            if batch is None:
-                return
-            yield batch

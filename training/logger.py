@@ -1,13 +1,11 @@
 """The logs of a run: TensorBoard's event file, log.jsonl and config.json."""
 
-import bisect
 import contextlib
 import itertools
 import json
 import logging
 import os
 import shlex
-import struct
 import sys
 import time
 import warnings
@@ -19,49 +17,43 @@ from reporting.run_log import CONFIG, LOG, read_config, row_of
 
 
 def tensorboard():
-    """The module behind the package tensorboard_logger.
+    """The module behind the package tensorboard_logger; None, after a warning, where it cannot be used.
 
     Current protobuf refuses its old generated code unless the Python implementation is chosen before the first import.
     """
     os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the age of that generated code
-        from tensorboard_logger import tensorboard_logger
-    return tensorboard_logger
-
-
-def curve_writer():
-    """The class that writes TensorBoard's event files; None, after a warning, where it cannot be used."""
     try:
-        return tensorboard().Logger
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the age of that generated code
+            from tensorboard_logger import tensorboard_logger
     except Exception as error:  # missing, or refused by protobuf, whose implementations raise different errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = "install it with: pip install tensorboard-logger"
-        if not isinstance(error, ImportError):
-            advice = "it needs PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python before Python starts"
-        logging.warning("No TensorBoard curves, only log.jsonl: tensorboard_logger fails (%s); %s", reason, advice)
+        why = [*str(error).splitlines(), type(error).__name__][0]
+        logging.warning("No TensorBoard curves, only log.jsonl: tensorboard_logger fails (%s); install it, or set "
+                        "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python before Python starts", why)  # fmt: skip
         return None
+    return tensorboard_logger
 
 
 class RunLog:
     """Scalars to TensorBoard, a JSON line for each logged step and each validation, under the run's --logger_name.
 
-    resume_at: the step a resumed run goes on from.  Points that the interrupted run wrote after it are removed, so
-    that none occurs twice.  A new run moves the files of an earlier one to a folder before-N.  Without a working
-    tensorboard_logger there are no curves, and event files stay as they are.  InputError where the folder cannot be
-    used at the start.  Later a failed write is logged, and training goes on.
+    resume_at: the step a resumed run goes on from.  What log.jsonl says of later steps is removed; TensorBoard hides
+    such points itself, since the new event file says where it begins.  A new run moves the files of an earlier one to
+    a folder before-N.  Without a working tensorboard_logger there are no curves.  InputError where the folder cannot
+    be used at the start.  Later a failed write is logged, and training goes on.
     """
 
     def __init__(self, folder, resume_at=None):
         self.folder, self.resume_at, self.board, self.has_gap = Path(folder), resume_at, None, False
         make_folder(self.folder)
-        self.writer = curve_writer()
+        self.tensorboard = tensorboard()
         try:
-            if resume_at is not None:
-                self.forget_after(resume_at)
-            else:
+            if resume_at is None:
                 self.set_aside()
-            self.open_board()
+                self.open_board()
+            else:
+                self.forget_after(resume_at)
+                self.open_board(first=resume_at + 1)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({reason(error)})") from None
 
@@ -76,13 +68,32 @@ class RunLog:
                 path.rename(aside / path.name)
             logging.warning("%s: holds the log of an earlier run, which is now in %s", self.folder, aside)
 
-    def open_board(self):
-        """A new event file; its name holds the second, and none may be written over."""
-        if not self.writer:
+    def forget_after(self, step):
+        """Remove the lines of later steps from log.jsonl; a damaged log is set aside, and its whole lines stay."""
+        log = self.folder / LOG
+        if not log.exists():
+            return
+        lines = log.read_bytes().splitlines(True)
+        rows = [row_of(line) for line in lines]
+        if any(row is None and line.endswith(b"\n") for row, line in zip(rows, lines)):  # else it was cut off
+            set_damaged_aside(log)
+        kept = [line for line, row in zip(lines, rows) if row and row["Eiters"] <= step]
+        atomic_write(log, lambda f: f.write(b"".join(kept)))
+
+    def open_board(self, first=None):
+        """A new event file; its name holds the second, and none may be written over.
+
+        first: TensorBoard hides the points of earlier files from this step on.
+        """
+        if not self.tensorboard:
             return
         while any(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
             time.sleep(0.1)
-        self.board = self.writer(str(self.folder))
+        self.board = self.tensorboard.Logger(str(self.folder))
+        if first is not None:
+            event = self.tensorboard.event_pb2.Event
+            start = event(wall_time=time.time(), step=first, session_log={"status": "START"})
+            self.board._write_event(start)
 
     @contextlib.contextmanager
     def goes_on(self):
@@ -115,7 +126,7 @@ class RunLog:
         self.has_gap = False
         self.line({"epoch": epoch, "Eiters": step, **metrics})
         with self.goes_on():
-            if not self.board:
+            if not self.board or not os.path.exists(self.board._writer.name):
                 self.open_board()
         self.scalars(metrics, step)
 
@@ -123,15 +134,12 @@ class RunLog:
         """Append a line to log.jsonl, in a folder that may have vanished; never to a line that was cut off."""
         line = json.dumps({"time": time.time(), **row}).encode() + b"\n"
         with self.goes_on():
-            vanished = not self.folder.exists()
             make_folder(self.folder)
             with open(self.folder / LOG, "ab+") as log:
                 if log.tell():
                     log.seek(-1, os.SEEK_END)
                     line = line if log.read() == b"\n" else b"\n" + line
                 log.write(line)
-            if vanished:
-                self.open_board()
 
     def config(self, opt, versions, datasets):
         """config.json: every flag, the command line, versions (commit included), data files and their bytes.
@@ -155,46 +163,8 @@ class RunLog:
         text = json.dumps(content, indent=1, default=str)
         atomic_write(path, lambda f: f.write(text.encode()))
 
-    def forget_after(self, step):
-        """Remove what was logged after a step; a damaged log is set aside, and its whole lines stay."""
-        log = self.folder / LOG
-        if log.exists():
-            lines = log.read_bytes().splitlines(True)
-            rows = [row_of(line) for line in lines]
-            if None in rows[:-1] or (lines and rows[-1] is None and lines[-1].endswith(b"\n")):
-                set_damaged_aside(log)
-            kept = [line for line, row in zip(lines, rows) if row and row["Eiters"] <= step]
-            atomic_write(log, lambda f: f.write(b"".join(kept)))
-        for path in self.folder.glob("events.out.tfevents.*") if self.writer else ():
-            records = list(event_records(path))  # steps only rise: a search spares millions of slow decodings
-            kept = records[: bisect.bisect_right(records, step, key=step_of_event)]
-            atomic_write(path, lambda f, kept=kept: f.write(b"".join(kept)))
-
 
 def set_damaged_aside(path):
     aside = path.with_name(f"{path.name}.damaged")
     path.rename(aside)
     logging.warning("%s: damaged; it is now %s, and the run goes on without it", path, aside.name)
-
-
-def step_of_event(record):
-    """The step of an event file's record; infinity for a damaged one."""
-    event = tensorboard().event_pb2.Event
-    from google.protobuf.message import DecodeError  # tensorboard() chooses the implementation before the import
-
-    try:
-        return event.FromString(record[12:-4]).step
-    except (DecodeError, UnicodeDecodeError):
-        return float("inf")
-
-
-def event_records(path):
-    """The whole records of an event file: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
-    content, start = Path(path).read_bytes(), 0
-    while start + 12 <= len(content):
-        length = struct.unpack_from("<Q", content, start)[0]
-        end = start + 12 + length + 4
-        if not length or end > len(content):
-            return  # cut off while it was written
-        yield content[start:end]
-        start = end

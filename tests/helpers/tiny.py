@@ -1,5 +1,6 @@
 """What the tests share: reference data, a tiny data set, small models, checkpoints and runs of train.py."""
 
+import itertools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from model import build_model
 from reporting import pages
 from systems.options import completed, train_options
 from tools.make_demo import write_split
-from training.logger import event_records, tensorboard
+from training.logger import tensorboard
 
 # ---- reference data
 
@@ -114,8 +115,16 @@ def _write_split(folder, split, n, regions, width, words, rng):
 
 def dataset_of(tiny, split="test", **options):
     words = vocab.load_vocab(tiny.vocab_path, tiny.data_name)
-    opt = completed(Namespace(data_path=tiny.data_path, img_dim=8, **options))
-    return PrecompDataset(split, tiny.data_name, words, opt)
+    opt = completed(Namespace(data_path=tiny.data_path, img_dim=tiny.img_dim), **options)
+    return PrecompDataset(split, options.get("data_name", tiny.data_name), words, opt)
+
+
+def prepared(tiny, *flags):
+    """Complete flags of train.py for a data set, and its vocabulary."""
+    opt, _ = train_options([*tiny.args, "--workers=0", "--device=cpu", *flags])
+    words = vocab.load_vocab(opt.vocab_path, opt.data_name)
+    opt.vocab_size = len(words)
+    return opt, words
 
 
 def picture_folder(tiny, root, size=lambda i: (200 + i, 100 + i), count=6):
@@ -266,16 +275,21 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def stop_after(monkeypatch, steps):
-    """SIGTERM arrives during the given step."""
-    step, left = train.train_step, iter(range(steps - 1, -1, -1))
+def at_step(number, do, patch=setattr):
+    """do() happens before a training step, numbered from 0.  patch: as monkeypatch.setattr."""
+    step, numbers = train.train_step, itertools.count()
 
-    def counted(*arguments):
-        if next(left, None) == 0:
-            signal.raise_signal(signal.SIGTERM)
+    def stepping(*arguments):
+        if next(numbers) == number:
+            do()
         return step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", counted)
+    patch(train, "train_step", stepping)
+
+
+def stop_after(monkeypatch, steps):
+    """SIGTERM arrives during the given step."""
+    at_step(steps - 1, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch.setattr)
 
 
 def validations(folder):
@@ -284,16 +298,25 @@ def validations(folder):
 
 
 def points(folder):
-    """(tag, step) of all points of a run's event files, and their values but for times."""
-    event = tensorboard().event_pb2.Event
-    records = [record for path in sorted(Path(folder).glob("events*")) for record in event_records(path)]
-    events = [event.FromString(record[12:-4]) for record in records]
-    return sorted(
-        (value.tag, one.step, value.simple_value)
-        for one in events
-        for value in one.summary.value
-        if "time" not in value.tag and value.tag != "pairs_per_second"
-    )
+    """(tag, step, value) of all points of a run's event files that TensorBoard shows, but for times."""
+    event, found = tensorboard().event_pb2.Event, []
+    for record in (record for path in sorted(Path(folder).glob("events*")) for record in event_records(path)):
+        one = event.FromString(record)
+        if one.session_log.status == one.session_log.START:
+            found = [point for point in found if point[1] < one.step]  # what a resumed run has left behind
+        found += [(value.tag, one.step, value.simple_value) for value in one.summary.value]
+    return sorted(point for point in found if "time" not in point[0] and point[0] != "pairs_per_second")
+
+
+def event_records(path):
+    """The events of an event file: 8 bytes of length, 4 of checksum, the event, 4 of checksum."""
+    content = path.read_bytes()
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        if len(content) < end + 4:  # cut off
+            return
+        yield content[12:end]
+        content = content[end + 4 :]
 
 
 # ---- reports of made-up models

@@ -16,7 +16,6 @@ from checkpoints.checkpoint import load_checkpoint
 from checkpoints.resume import Progress, refuse_used_folder
 from files.errors import InputError
 from training import announce
-from training.step_figures import Step
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 
@@ -50,7 +49,7 @@ def test_a_line_of_log_fits(caplog):
         progress=Progress(epoch=28, step=4326, Eiters=1000), began=(time.time() - 3600, 0),
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
-        announce.log_line(training, Step(figures, facts, []))
+        announce.log_line(training, announce.Step(figures, facts, [], 64))
     line = caplog.records[-1].getMessage()
     assert "caption" in line and "retrieval" not in line
     assert "ETA 4.5h" in line  # 4526 steps of 3.6 seconds
@@ -97,8 +96,6 @@ def test_the_width_of_features_comes_from_their_file(tiny_data, tmp_path):
 def test_the_variant_is_said_and_carried(tiny_data, tmp_path, caplog):
     """A data set may have any name: --vsrn_variant decides, and the checkpoint knows it wherever it is evaluated."""
     vsrn = [*FEW, "--model", "vsrn"]
-    _, text = said(caplog, tiny_data, tmp_path / "auto", *vsrn, epochs=1)
-    assert "VSRN, --vsrn_variant coco" in text
     folder, text = said(caplog, tiny_data, tmp_path / "run", *vsrn, "--vsrn_variant", "f30k", epochs=1)
     assert "VSRN, --vsrn_variant f30k" in text
     result = evaluation.evalrank(folder / "model_best.pth.tar", split="dev", ranks=None, device="cpu")
@@ -122,12 +119,9 @@ def test_a_disk_too_small_is_said(tiny_data, tmp_path, monkeypatch, caplog):
     "keep, every, done, count",
     [(0, 0, 0, 31), (2, 0, 0, 3), (0, 0, 28, 3), (0, 10, 0, 91), (3, 10, 0, 4), (0, 0, 30, 1)],
 )
-def test_number_of_checkpoints(keep, every, done, count):
-    opt = type("opt", (), {"num_epochs": 30, "keep": keep, "save_every": every})
+def test_number_and_bytes_of_checkpoints(keep, every, done, count):
+    opt = Namespace(num_epochs=30, keep=keep, save_every=every)
     assert announce.checkpoints_of(opt, 25, Progress(epoch=done)) == count
-
-
-def test_bytes_of_a_checkpoint():
     assert announce.checkpoint_bytes(torch.nn.Linear(9, 1)) == 120
 
 

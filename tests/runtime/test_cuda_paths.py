@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from tiny import flags, names, same_state, stop_after
+from tiny import flags, names, prepared, same_state, stop_after
 
 import data
 import evaluation
@@ -23,8 +23,6 @@ from systems.vsrn import EncoderRegions
 from tools.benchmark import VOCABULARY, random_batch
 from training import global_batch
 from training.health import GuardedAdam
-from training.step_figures import StepFigures
-from vocab import load_vocab
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --bi_gru"
@@ -91,9 +89,10 @@ def test_a_loss_that_is_not_finite_stops_at_the_next_look_and_leaves_no_trace(ti
         return result
 
     monkeypatch.setattr(train, "train_step", breaking)
-    monkeypatch.setattr(StepFigures, "on_host", False)
+    report = train.report_steps
+    monkeypatch.setattr(train, "report_steps", lambda run, bar: run.progress.Eiters % 5 or report(run, bar))
     with pytest.raises(InputError, match=r"(nan|inf) at step 2, first in the weights img_enc.fc"):
-        train.main(flags(tiny_data, tmp_path, "--log_step", 5))
+        train.main(flags(tiny_data, tmp_path))
     assert len(seen) == 3 and not names(tmp_path / "ck")
     for later in seen[1:]:
         assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(seen[0], later))
@@ -102,19 +101,10 @@ def test_a_loss_that_is_not_finite_stops_at_the_next_look_and_leaves_no_trace(ti
 # ---- on a GPU
 
 
-def prepared(tiny, more):
-    """Complete flags of the tiny data, and the vocabulary."""
-    opt = train_options([*more.split(), *tiny.args, "--workers=0", "--device=cpu", "--batch_size=24"])[0]
-    words = load_vocab(opt.vocab_path, opt.data_name)
-    opt.vocab_size = len(words)
-    torch.manual_seed(0)
-    return opt, words
-
-
 @needs_gpu
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_training_step_waits_for_nothing(tiny_data, kind):
-    opt, words = prepared(tiny_data, STEPS[kind])
+    opt, words = prepared(tiny_data, *STEPS[kind].split())
     loader = data.get_loaders(opt.data_name, words, 24, 0, opt)[0]
     net = build_model(opt).to("cuda")
     optimizer, replica = GuardedAdam(net.parameters(), 1e-3), global_batch.training_module(net, opt.accumulate)
@@ -130,7 +120,7 @@ def test_a_training_step_waits_for_nothing(tiny_data, kind):
 @needs_gpu
 @pytest.mark.parametrize("kind", ["GSMN, sparse, neighbours", "VSRN, order"])
 def test_an_evaluation_is_that_of_the_cpu(tiny_data, kind):
-    opt, words = prepared(tiny_data, STEPS[kind])
+    opt, words = prepared(tiny_data, *STEPS[kind].split())
     net = build_model(opt).eval()
     loader = data.get_test_loader("dev", opt.data_name, words, 8, 0, opt)
     expected, found = (

@@ -4,13 +4,11 @@ Training is compared in double precision, where rounding leaves nothing to argue
 """
 
 import datetime
-import itertools
 import os
 import signal
 import socket
-import subprocess
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -27,12 +25,9 @@ from files.errors import InputError
 from model import build_model
 from runtime import distributed, shared_arrays
 from runtime.batches import with_shares
-from systems.options import train_options
 from training import global_batch
 from training.health import GuardedAdam
-from vocab import load_vocab
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = (2, 4)
 STEPS = 12
 BATCH = 6  # of 20 captions: 6, 6, 6 and 2, so shares differ, and some of four processes have none
@@ -50,15 +45,12 @@ ALL_SIZES = ("sparse", "vsrn")  # the others with two processes only, for the ti
 
 def flags(run, folder):
     tiny = [f"--data_path={folder}/data", f"--vocab_path={folder}/vocab", "--data_name=tiny_precomp", "--img_dim=8"]
-    return [*RUNS[run].split(), *tiny, "--workers=0", "--device=cpu", f"--batch_size={BATCH}"]
+    return [*RUNS[run].split(), *tiny, "--device=cpu", f"--batch_size={BATCH}"]
 
 
 def prepared(run, folder):
     """Complete flags and the vocabulary."""
-    opt = train_options(flags(run, folder))[0]
-    vocab = load_vocab(opt.vocab_path, opt.data_name)
-    opt.vocab_size = len(vocab)
-    return opt, vocab
+    return tiny.prepared(Namespace(args=flags(run, folder)))
 
 
 def trained(run, folder, accumulate=1):
@@ -206,37 +198,9 @@ def test_a_death_ends_the_others_with_a_message(folder):
         assert all(f"error: process {rank} of {size}" in said for rank in range(size - 1)), said
 
 
-KILLED = """import os, signal, time
-import train
-from runtime import distributed
-with distributed.process_group():
-    train.Stop()
-    if distributed.rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.slow
-def test_torchrun_ends_a_process_that_waits_for_a_killed_one(tmp_path):
-    """The process that trains puts signals off; torchrun still ends it, after 30 seconds, and says which was killed."""
-    (tmp_path / "killed.py").write_text(KILLED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "killed.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300)
-    assert done.returncode == 1 and "Signal 9 (SIGKILL)" in done.stderr, done.stderr
-
-
 def stop_by_signal(folder):
     """One of two processes that train; the second one gets SIGTERM during the second step."""
-    step, number = train.train_step, itertools.count()
-
-    def counted(*arguments):
-        if next(number) == 1 and distributed.rank() == 1:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*arguments)
-
-    train.train_step = counted
+    tiny.at_step(1, lambda: distributed.rank() == 1 and signal.raise_signal(signal.SIGTERM))
     train.main(whole_run(folder, "parts"))
 
 

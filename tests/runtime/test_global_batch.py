@@ -3,21 +3,18 @@
 import pytest
 import torch
 from test_distributed import GSMN, VSRN
+from tiny import prepared
 
 import data
 import train
 from model import build_model
-from systems.options import train_options
 from training import global_batch
-from vocab import load_vocab
 
 
-def prepared(tiny, flags, batch=7):
-    opt = train_options([*flags.split(), *tiny.args, "--workers=0", "--device=cpu", f"--batch_size={batch}"])[0]
-    vocab = load_vocab(opt.vocab_path, opt.data_name)
-    opt.vocab_size = len(vocab)
+def model_and_batch(tiny, flags):
+    opt, words = prepared(tiny, *flags.split(), "--batch_size=7")
     train.seed_everything(1)
-    return build_model(opt), next(iter(data.get_loaders(opt.data_name, vocab, batch, 0, opt)[0]))
+    return build_model(opt), next(iter(data.get_loaders(opt.data_name, words, 7, 0, opt)[0]))
 
 
 def gradients(model, replica, batch):
@@ -38,7 +35,7 @@ def same(found, expected, atol):
 @pytest.mark.parametrize("parts", [2, 3, 9])  # 9 parts of 7 pairs: two are empty
 @pytest.mark.parametrize("flags", [f"{GSMN} --is_sparse --propagation neighbors", VSRN])
 def test_parts_have_the_gradient_of_the_whole(tiny_data, flags, parts):
-    model, batch = prepared(tiny_data, flags)
+    model, batch = model_and_batch(tiny_data, flags)
     batch = batch._replace(images=batch.images.double())
     model = model.double().eval()  # BatchNorm's statistics are those of a part, so not here
     if "vsrn" in flags:
@@ -51,7 +48,7 @@ def test_parts_have_the_gradient_of_the_whole(tiny_data, flags, parts):
 
 def test_dropout_is_the_same_in_both_encodings(tiny_data):
     """The loss that is seen is the one whose gradient is taken: a finite difference along it agrees."""
-    model, batch = prepared(tiny_data, VSRN.replace("--input_dropout_p 0", "--input_dropout_p 0.5"))
+    model, batch = model_and_batch(tiny_data, VSRN.replace("--input_dropout_p 0", "--input_dropout_p 0.5"))
     batch = batch._replace(images=batch.images.double())
     model = model.double()
     replica = global_batch.training_module(model, 3)
@@ -76,8 +73,8 @@ def test_dropout_is_the_same_in_both_encodings(tiny_data):
 @pytest.mark.parametrize("flags", [GSMN, pytest.param(VSRN, marks=pytest.mark.slow)])
 def test_compiled_encoders_agree(tiny_data, flags):
     """Tracing and names, without a C++ compiler: torch's own backend compiles for half a minute and more."""
-    plain, batch = prepared(tiny_data, flags)
-    compiled, _ = prepared(tiny_data, flags)
+    plain, batch = model_and_batch(tiny_data, flags)
+    compiled, _ = model_and_batch(tiny_data, flags)
     compiled.compile_parts(backend="eager")
     assert list(compiled.state_dict()) == list(plain.state_dict())
     whole, expected = gradients(plain, plain, batch)

@@ -1,23 +1,20 @@
 """Processes that read data: as many as the shared memory holds batches for, and an end to every wait for them."""
 
 import os
-import signal
 import time
 from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import names, run, same_state
+from tiny import prepared
 from torch.utils.data import Dataset
 
 import data
 from files.errors import InputError
-from runtime import features, workers
+from runtime import workers
 from runtime.batches import EpochSampler
 from runtime.transfer import on_device
-from systems.options import train_options
-from vocab import load_vocab
 
 MB = 10**6
 
@@ -82,30 +79,9 @@ def test_a_wait_for_data_ends(rows, message, monkeypatch, workers_end, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_signal_while_training_waits_for_data(tiny_data, tmp_path, monkeypatch):
-    """The first one leaves, with a checkpoint from which the run goes on as if nothing had happened."""
-    whole = run(tiny_data, tmp_path / "whole")
-    read, count = data.PrecompDataset.read_rows, iter(range(10**6))
-
-    def stopped(self, rows, out):
-        if self.split == "train" and len(rows) > 1 and next(count) == 3:
-            signal.raise_signal(signal.SIGHUP)
-            time.sleep(60)
-        read(self, rows, out)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(data.PrecompDataset, "read_rows", stopped)
-        run(tiny_data, tmp_path / "parts")
-    folder = tmp_path / "parts/ck"
-    assert left.value.code == 128 + signal.SIGHUP and names(folder) == ["checkpoint_0_3.pth.tar"]
-    run(tiny_data, tmp_path / "parts", "--resume", folder)
-    same_state(whole / "checkpoint_1.pth.tar", folder / "checkpoint_1.pth.tar")
-
-
-def batches(tiny, *more, workers=0):
+def read(tiny, workers):
     """The batches of the first epoch, as a training step on a CPU gets them."""
-    opt = train_options([*tiny.args, "--device=cpu", "--batch_size=24", *more])[0]
-    words = load_vocab(opt.vocab_path, opt.data_name)
+    opt, words = prepared(tiny)
     return list(on_device(data.get_loaders(opt.data_name, words, 24, workers, opt)[0], "cpu"))
 
 
@@ -114,15 +90,9 @@ def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_en
     path = tiny_data.folder / "train_ims.npy"
     np.save(path, np.load(path).astype(kind))
     expected = np.load(path).astype(np.float32)
-    for more, count in (([], 0), ([], 2), (["--preload"], 2)):
-        found = batches(tiny_data, *more, workers=count)
+    for count in (0, 2):
+        found = read(tiny_data, count)
         assert sum(len(batch.ids) for batch in found) == 200
         for batch in found:
             assert batch.images.dtype == torch.float32
             assert np.array_equal(batch.images, expected[np.array(batch.ids) // 5])
-
-
-def test_features_that_do_not_fit_are_not_preloaded(tiny_data, monkeypatch):
-    monkeypatch.setattr(features, "free_memory", lambda device: 5000)  # of 40 * 4 * 8 * 4 bytes
-    with pytest.raises(InputError, match="--preload"):
-        batches(tiny_data, "--preload")

@@ -107,7 +107,7 @@ def embed_images(model, dataset, only=None):
     """Embeddings of a split's images, or of the numbers in `only`: (N, R, D), or (N, D) of a model of one vector."""
     if only is None:
         return evaluation.encode_all_images(model, dataset, workers=0)
-    parts = [model.encode_images(batch).cpu() for batch, _ in data.image_loader(dataset, only=only)]
+    parts = [model.encode_images(batch).cpu() for batch in data.image_loader(dataset, only=only)]
     return evaluation.finite(torch.cat(parts), "image", only)
 
 
