@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from files.arrays import check_five_rows, open_array, read_sizes
-from files.boxes import read_boxes, released_boxes
+from files.arrays import check_five_rows, open_array, read_boxes, read_sizes, released_boxes
 from files.errors import InputError, warn
 from files.features import features_file, open_features
 from files.names import find_pictures, image_names
 from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
-from files.ragged import Ragged
-from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder, read_captions, read_dependencies, read_ids
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, Ragged, data_folder, read_captions, read_dependencies, read_ids
 from runtime.batches import (
     EpochSampler,
     Item,
@@ -146,7 +144,7 @@ class PrecompDataset(Dataset):
         return self._per_image(open_array(self._need("ims_bbx.npy")))
 
     def released_boxes(self, batch_size, fold5=False):
-        """The boxes (n_images, R, 4) that the released evaluation would use: see boxes.released_boxes."""
+        """The boxes (n_images, R, 4) that the released evaluation would use: see files.arrays."""
         return released_boxes(self.raw_boxes, self.sizes, len(self), batch_size, fold5)
 
     @cached_property

@@ -3,11 +3,10 @@
 from runtime.start import run
 
 from checkpoints.evaluation_options import eval_parser
-from files.pickles import with_checkpoints
 
 
 def main(argv=None):
-    opt = with_checkpoints(eval_parser(__doc__, split="test", stack=True).parse_args(argv))
+    opt = eval_parser(__doc__, split="test", stack=True).parse_args(argv)
     import evaluation  # and torch, which --help and wrong flags do not wait for
 
     evaluation.main(opt, full=not opt.fold5)

@@ -4,7 +4,6 @@ from runtime.start import run
 
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
-from files.pickles import with_checkpoints
 
 
 def main(argv=None):
@@ -19,7 +18,6 @@ def main(argv=None):
         raise InputError(
             f"--eccv scores COCO's 5,000 test images; --split {opt.split} has others, give --split testall"
         )
-    with_checkpoints(opt)
     import evaluation  # and torch, which --help and wrong flags do not wait for
     from reporting.eccv import Eccv
 

@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from files.errors import InputError, warn
 from files.opening import open_regular
-from files.pickles import ANY_MODULE, restricted_load
+from files.pickles import restricted_load
 from files.pictures import captioned_pictures
-from files.ragged import Ragged
-from files.text import PICTURES, data_folder, read_captions, read_json
+from files.text import PICTURES, Ragged, data_folder, read_captions, read_json
 from files.writing import atomic_write, make_folder
 from runtime import commandline
 
@@ -194,7 +193,7 @@ def _unpickle(path):
         """Takes the place of the pickled class, so that a file can fill attributes and nothing else."""
 
     with open_regular(path) as file:
-        loaded = restricted_load(file, {(ANY_MODULE, "Vocabulary"): Holder}, encoding="utf-8", what=path)
+        loaded = restricted_load(file, {"Vocabulary": Holder}, path, encoding="utf-8")
     return loaded.__dict__ if type(loaded) is Holder else loaded
 
 

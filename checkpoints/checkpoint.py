@@ -18,8 +18,8 @@ import torch
 
 from checkpoints.fields import check_fields, first_line, is_number
 from files import pickles
-from files.checksum import sha256
 from files.errors import InputError, reason, warn
+from files.opening import sha256
 from files.writing import atomic_write, check_writable, make_folder
 from systems.options import check_options, completed
 from systems.table import SYSTEMS, titles

@@ -3,6 +3,9 @@
 Like systems/options.py this module does not import torch.
 """
 
+import os
+
+from files.pickles import open_checkpoint
 from runtime.commandline import Parser, Switch, folder_name, number, whole
 from systems.options import add_compile_flag, add_device_flag, add_precision_flags
 from systems.table import add_kernel_flag
@@ -10,6 +13,13 @@ from systems.table import add_kernel_flag
 RANKS = "ranks.pth.tar"  # the file in the working folder that the released evaluation leaves
 GSMN_CHECKPOINT = "./runs/runX/checkpoint/model_best.pth.tar"
 STACK_CHECKPOINTS = ["./runs/dense/checkpoint/model_best.pth.tar", "./runs/sparse/checkpoint/model_best.pth.tar"]
+
+
+def existing(text):
+    """The type of a flag that names a checkpoint, or a folder of a run: it is there."""
+    if not os.path.exists(text):
+        open_checkpoint(text)
+    return text
 
 
 def eval_parser(description, split="test", stack=False, fold5=False):
@@ -24,7 +34,7 @@ def eval_parser(description, split="test", stack=False, fold5=False):
         add_ensemble_flags(parser)
     else:
         parser.set_defaults(weights=None, normalize=False)
-        parser.add_argument("--model_path", default=GSMN_CHECKPOINT, help="checkpoint to evaluate")
+        parser.add_argument("--model_path", type=existing, default=GSMN_CHECKPOINT, help="checkpoint to evaluate")
     add_override_flags(parser, split)
     add_evaluation_flags(parser, fold5)
     add_result_flags(parser)
@@ -33,7 +43,7 @@ def eval_parser(description, split="test", stack=False, fold5=False):
 
 def add_ensemble_flags(parser):
     add = parser.add_argument_group("ensemble").add_argument
-    add("--model_path", nargs="+", default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
+    add("--model_path", nargs="+", type=existing, default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
     add(
         "--weights",
         nargs="+",

@@ -11,8 +11,7 @@ from checkpoints import checkpoint
 from checkpoints.loading import load_weights
 from files.errors import InputError, reason
 from files.identity import difference
-from files.locks import lock_folder
-from files.writing import make_folder
+from files.writing import lock_folder, make_folder
 from runtime import devices, distributed
 from systems.options import of_weights
 

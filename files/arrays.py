@@ -1,12 +1,12 @@
-"""Reads .npy files: memory-mapped arrays and image sizes."""
+"""Reads .npy files: memory-mapped arrays, image sizes, boxes (docs/method.md, sections 1 and 6)."""
 
 import warnings
 
 import numpy as np
 
-from files.errors import InputError, reason
+from files.errors import InputError
 from files.opening import open_regular
-from files.pickles import Dtype, number_of_numpy, restricted_load
+from files.pickles import restricted_load, stand_ins
 from files.text import CAPTIONS_PER_IMAGE
 
 
@@ -17,8 +17,6 @@ def open_array(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy remarks on headers written by Python 2
             return np.lib.format.open_memmap(path, mode="r")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
     except Exception as error:  # a damaged header can fail anywhere in numpy's parser
         raise InputError(f"{path}: truncated or not a plain .npy file ({error}); make or copy it again") from None
 
@@ -29,27 +27,23 @@ def check_five_rows(rows, path, images=None):
     rows: (5 N, ...); images: the numbers of those to compare (default: all). The message says what the rows look
     like: one image for each caption, or the list of all images five times.
     """
-    images = range(len(rows) // CAPTIONS_PER_IMAGE) if images is None else images
-    different = [i for i in images if len({rows[k].tobytes() for k in rows_of(i)}) > 1]
+    five, again = CAPTIONS_PER_IMAGE, len(rows) // CAPTIONS_PER_IMAGE
+    images = range(again) if images is None else images
+    different = [i for i in images if len({rows[k].tobytes() for k in range(five * i, five * i + five)}) > 1]
     if not different:
         return
-    first, last = rows_of(different[0])[0], rows_of(different[0])[-1]
-    again = len(rows) // CAPTIONS_PER_IMAGE
     if rows[0].tobytes() == rows[again].tobytes() != rows[1].tobytes():
         looks = f"row {again} repeats row 0: the file lists all images five times; repeat each row instead (np.repeat)"
     elif len(different) == len(images):
         looks = f"this looks like {len(rows)} images with one caption each, but every image needs five captions"
     else:
         looks = "make the file again"
-    raise InputError(
-        f"{path}: {len(rows)} rows for {len(rows)} captions, but rows {first} to {last}, which are of one image, "
-        f"differ; {looks}"
-    )
+    first = five * different[0]
+    unequal = f"rows {first} to {first + five - 1}, which are of one image, differ"
+    raise InputError(f"{path}: {len(rows)} rows for {len(rows)} captions, but {unequal}; {looks}")
 
 
-def rows_of(image):
-    """The rows of an image where there is one for each caption."""
-    return range(CAPTIONS_PER_IMAGE * image, CAPTIONS_PER_IMAGE * (image + 1))
+# ---- sizes of images
 
 
 def read_sizes(path):
@@ -58,7 +52,18 @@ def read_sizes(path):
     Accepts a structured array with the fields image_w and image_h, or an object array of dicts with these
     keys (as Python 2 wrote it). Raises InputError for anything else and for sizes that are not positive.
     """
-    sizes = (_sizes_of_dicts if _is_object_array(path) else _sizes_of_fields)(path)
+    try:
+        items = _items_of_objects(path)
+        if items is None:
+            items = open_array(path)
+            if items.ndim != 1 or {items.dtype[name].kind for name in ("image_w", "image_h")} - set("iuf"):
+                raise TypeError(f"shape {items.shape}, type {items.dtype}")
+        sizes = [(float(item["image_w"]), float(item["image_h"])) for item in items]
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        needed = "one item for each image, with the numbers image_w and image_h as fields or in a dict"
+        raise InputError(f"{path}: need {needed} ({type(error).__name__}: {error})") from None
+    with np.errstate(over="ignore"):
+        sizes = np.array(sizes, np.float32).reshape(-1, 2)
     bad = np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)).all(axis=1))
     if len(bad):
         w, h = sizes[bad[0]]
@@ -66,58 +71,73 @@ def read_sizes(path):
     return sizes
 
 
-def _sizes_of_fields(path):
-    array = open_array(path)
-    names = array.dtype.names or ()
-    fields = array.ndim == 1 and "image_w" in names and "image_h" in names
-    if not fields or not all(array.dtype[name].kind in "iuf" for name in ("image_w", "image_h")):
-        raise InputError(
-            f"{path}: shape {array.shape}, type {array.dtype}; need one item per image with the numbers image_w and "
-            "image_h as fields"
-        )
-    with np.errstate(over="ignore"):
-        return np.stack([array["image_w"], array["image_h"]], axis=1).astype(np.float32)
+class _Objects:
+    """Takes the place of numpy.ndarray, and of the function that makes one, in an object array's pickle."""
+
+    def __init__(self, *_):
+        self.items = None
+
+    def __setstate__(self, state):
+        self.items = state[4]  # of version, shape, type, order, items
 
 
-def _sizes_of_dicts(path):
+def _items_of_objects(path):
+    """The items of an object array's .npy as a list; None for another file."""
     with open_regular(path) as file:
-        _read_header(file)
-        array = restricted_load(file, _array_stand_ins(), what=path)
-    try:
-        items = array.state[4]
-        sizes = [(float(item["image_w"]), float(item["image_h"])) for item in items]
-    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{path}: not an array of dicts with the numbers image_w and image_h") from None
-    with np.errstate(over="ignore"):
-        return np.array(sizes, np.float32).reshape(-1, 2)
+        try:
+            np.lib.format.read_magic(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kind = np.lib.format.read_array_header_1_0(file)[2]
+        except Exception:  # damaged, or of a later version: open_array says how
+            return None
+        if kind.char != "O":
+            return None
+        names = ("numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+        return restricted_load(file, {**stand_ins(), **dict.fromkeys(names, _Objects)}, path).items
 
 
-def _is_object_array(path):
-    try:
-        with open_regular(path) as file:
-            return _read_header(file) == np.dtype(object)
-    except Exception:  # missing or damaged: open_array says how
-        return False
+# ---- boxes
 
 
-def _read_header(file):
-    """Read a .npy header, leaving the file at the data; returns the dtype."""
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return read(file)[2]
+def read_boxes(path, sizes):
+    """Boxes (N, R, 4) float32 as parts of the image: x divided by the width, y by the height, once.
+
+    sizes: (N, 2) width, height. Raises InputError for boxes that are not finite or lie outside their image by
+    more than a twentieth of it (sizes and boxes of different images, or width and height swapped).
+    """
+    pixels = open_array(path)
+    if pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype.kind not in "fiu":
+        raise InputError(f"{path}: shape {pixels.shape}, type {pixels.dtype}; need (images, regions, 4)")
+    if len(pixels) != len(sizes):
+        raise InputError(f"{path}: boxes of {len(pixels)} images, but {len(sizes)} image sizes")
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or NaN is refused below
+        boxes = np.array(pixels, np.float32)
+        boxes /= np.tile(sizes, 2)[:, None]  # (N, 1, 4)
+    bad = np.argwhere(~((boxes >= -0.05) & (boxes <= 1.05)).all(axis=2))
+    if len(bad):
+        i, r = bad[0]
+        w, h = sizes[i]
+        raise InputError(
+            f"{path}, row {i}, region {r}: box {pixels[i, r].tolist()} lies outside its image "
+            f"of {w:g} x {h:g} pixels; check boxes and image sizes, or use --boxes none"
+        )
+    return boxes
 
 
-def _array_stand_ins():
-    """Inert classes for the names in the pickle of an object array's .npy: they only keep their arguments."""
+def released_boxes(boxes, sizes, n_captions, batch_size, fold5=False):
+    """The boxes (N, R, 4) float32 that the released evaluation gives to its N images.
 
-    class Array:
-        def __setstate__(self, state):
-            self.state = state  # version, shape, dtype, Fortran order, list of items
-
-    stand_ins = {("numpy", "ndarray"): Array, ("numpy", "dtype"): Dtype}
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        stand_ins[module, "_reconstruct"] = lambda *_: Array()
-        stand_ins[module, "scalar"] = number_of_numpy
-    return stand_ins
+    boxes: (N, R, 4) in pixels; sizes: (N, 2) width, height; n_captions = 5 N; batch_size: of the evaluation,
+    which decides how often each box had been divided. fold5: image i gets row 5i, otherwise row i, which
+    belongs to image i // 5.
+    """
+    rows = np.arange(n_captions // 5) * (5 if fold5 else 1)
+    image = rows // 5
+    last_of_batch = np.minimum((rows // batch_size + 1) * batch_size, n_captions) - 1
+    counts = 5 + np.minimum(last_of_batch - 5 * image, 4) + 1
+    divided = np.array(boxes, np.float32)[image]
+    size = np.tile(np.array(sizes, np.float32), 2)[image, None]  # (N, 1, 4)
+    for n in range(counts.max()):
+        divided = np.where((n < counts)[:, None, None], divided / size, divided)
+    return divided

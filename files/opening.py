@@ -1,5 +1,6 @@
 """Opens files for reading: regular files only, and none that a failed download left in the place of another."""
 
+import hashlib
 import os
 import re
 import stat
@@ -56,3 +57,12 @@ def shortened(path):
     """A path for a message; a very long one without its middle."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:80]}...{text[-40:]}"
+
+
+def sha256(path):
+    """The SHA-256 of a file's bytes, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ A pickle is a program.  torch.load(weights_only=True) runs a few harmless parts 
 """
 
 import argparse
-import codecs
+import contextlib
 import functools
 import io
 import itertools
@@ -36,16 +36,19 @@ LARGE_NUMBERS = 1000  # the most whole numbers beyond 2^60: such can share a has
 DEEPEST = 50_000  # tuples that no call takes; hashing 150,000 within one another breaks Python's stack
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"}
 TAKERS = {"REDUCE", "NEWOBJ", "BINPERSID"}  # operations that take the tuple before them
-UNUSUAL = {"DUP", "POP", "POP_MARK", "BYTEARRAY8"}  # would hide a tuple or take memory; only odd objects need them
+UNUSUAL = {"DUP", "POP", "POP_MARK"}  # would hide a tuple; only odd objects need them
 
-# First bytes of files that are often taken for a checkpoint by mistake; files/opening.py knows failed downloads
-STRANGERS = {
-    b"\x1f\x8b": "a gzip archive; unpack it first",
-    b"\x93NUMPY": "a NumPy array, not a checkpoint; give a .pth.tar file",
-    b"{": "JSON, not a checkpoint; give a .pth.tar file",
-    b"<": "a web page was saved in place of the file; download it again",
-}
-DAMAGED = "incomplete or damaged; copy or download it again"
+
+@contextlib.contextmanager
+def one_line(path, fault="incomplete, damaged, or no checkpoint; copy or download it again"):
+    """Inside, whatever a damaged file leads to becomes an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # torch, zipfile and pickle raise a dozen kinds
+        detail = str(error).strip().partition("\n")[0]
+        raise InputError(f"{path}: {fault} ({type(error).__name__}: {detail})") from error
 
 
 def read_torch_file(path, lazily=False):
@@ -57,20 +60,22 @@ def read_torch_file(path, lazily=False):
     checkpoint can be, or that asks for any other class or function; nothing in it has run then.
     """
     import torch  # the commands that read no checkpoint start without it
+    from torch.serialization import safe_globals
 
     is_zip = is_zip_file(path)
-    with open_checkpoint(path) as file:
-        (inspect_zip if is_zip else inspect_pickles)(file, path, sums=not lazily)
     load = functools.partial(torch.load, str(path), "cpu", weights_only=True, mmap=is_zip and lazily)
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]):
+    known = [argparse.Namespace, *((stand_in, name) for name, stand_in in stand_ins().items())]
+    with one_line(path), open_regular(path) as file, safe_globals(known), warnings.catch_warnings():
+        if is_zip:
+            inspect_zip(file, path, sums=not lazily)
+        else:
+            for _ in range(5):  # pickles, of which the fourth is the content; then raw numbers without checksums
+                look_through(file, path, ALLOWED)
         warnings.simplefilter("ignore")  # torch remarks on its own old formats
         try:
-            try:
-                return load()
-            except UnicodeDecodeError:
-                return load(encoding="latin1")  # Python 2's strings are bytes, of any encoding
-        except Exception as error:  # torch raises a dozen kinds on damaged files
-            raise InputError(f"{path}: {DAMAGED}") from error
+            return load()
+        except UnicodeDecodeError:
+            return load(encoding="latin1")  # Python 2's strings are bytes, of any encoding
 
 
 def open_checkpoint(path):
@@ -78,15 +83,6 @@ def open_checkpoint(path):
     names = [] if os.path.exists(path) else checkpoint_names(os.path.dirname(path) or ".")
     others = f"its folder holds {', '.join(names[:4])}" if names else "check the path"
     return open_regular(path, f"no such checkpoint; {others}")
-
-
-def with_checkpoints(opt):
-    """Flags whose --model_path and --rerank name something that is there, before torch is loaded; else InputError."""
-    for given in (getattr(opt, "model_path", None), getattr(opt, "rerank", None)):
-        for path in [given] if isinstance(given, str) else given or []:
-            if not os.path.exists(path):
-                open_checkpoint(path)
-    return opt
 
 
 def checkpoint_names(folder):
@@ -102,12 +98,9 @@ def is_zip_file(path):
     """Whether a file of torch.save is a zip file; the older format has no checksums.  InputError for other files."""
     with open_checkpoint(path) as file:
         head = file.read(512)
-    start = head[:64].removeprefix(codecs.BOM_UTF8).lstrip()
-    found = [what for mark, what in STRANGERS.items() if start.startswith(mark)]
-    if head[257:262] == b"ustar":
-        found = ["a tar archive; unpack it (tar xf) and give the checkpoint in it"]
-    if found or not start:
-        raise InputError(f"{path}: {found[0] if found else 'empty, not a checkpoint; copy or download it again'}")
+    if head[257:262] == b"ustar" or not head.startswith((b"PK", b"\x80")):  # a tar archive may begin in any way
+        found = f"begins with {head[:12]!r}" if head else "is empty"
+        raise InputError(f"{path}: not a checkpoint, {found}; unpack an archive, or copy or download the file again")
     return head.startswith(b"PK")
 
 
@@ -116,62 +109,42 @@ def is_zip_file(path):
 
 def inspect_zip(file, path, sums):
     """InputError unless the archive is whole (torch.load ignores checksums) and its pickles are harmless."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            pickled = [record for record in archive.infolist() if record.filename.endswith(".pkl")]
-            for record in archive.infolist():  # by record, since a name can stand in the archive twice
-                if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
-                    refuse(path, f"{record.filename} is compressed, which torch.save never does")
-            for record in pickled:
-                look_through(archive.open(record), path, ALLOWED)
-            if not pickled:
-                raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")
-            if sums and (broken := archive.testzip()):
-                raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
-    except InputError:
-        raise
-    except Exception as error:  # a damaged archive fails in many ways, also by seeking to nowhere
-        raise InputError(f"{path}: {DAMAGED}") from error
-
-
-def inspect_pickles(file, path, sums):
-    """The same for the older format: five pickles (the fourth is the content), then raw numbers without checksums."""
-    for number in range(5):
-        try:
-            look_through(file, path, ALLOWED)
-        except InputError:
-            raise
-        except Exception as error:
-            if number == 0:
-                raise InputError(f"{path}: not a checkpoint; give a .pth.tar file") from error
-            return  # incomplete, or no checkpoint after all: torch.load notices
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()  # a name can stand in the archive twice
+        for record in records:
+            if record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size:
+                refuse(path, f"{record.filename} is compressed, which torch.save never does")
+        pickled = [record for record in records if record.filename.endswith(".pkl")]
+        if not pickled:
+            raise InputError(f"{path}: a zip archive without a checkpoint in it; unpack it first")
+        for record in pickled:
+            look_through(archive.open(record), path, ALLOWED)
+        if sums and (broken := archive.testzip()):
+            raise InputError(f"{path}: damaged, {broken} differs from its checksum; copy or download it again")
 
 
 def look_through(file, path, allowed=None, most=None):
     """Go through the next pickle of an open file; runs nothing.
 
-    InputError where it has more operations than `most` (default: OPERATIONS), can take for ever, or asks for a name
-    that the pattern `allowed` does not match.
+    InputError where it asks for a name that the pattern `allowed` does not match, has more operations than `most`
+    (default: OPERATIONS), or can take for ever, since Python goes through all of a tuple that is a key.
     """
     most = most or OPERATIONS
     memo, is_tuple, shared, kept, large = {}, False, 0, 0, 0  # memo: number of a stored object -> whether it is a tuple
     for step, (opcode, value, at) in enumerate(pickletools.genops(file)):
         name = opcode.name
-        if step >= most or (at or 0) > BYTES_EACH * most:
-            refuse(path, f"a pickle in it has more than {most:,} operations or {BYTES_EACH * most:,} bytes")
         if allowed and name == "GLOBAL" and not allowed.fullmatch(value.replace(" ", ".", 1)):
             refuse(path, f"it asks for {value.replace(' ', '.', 1)}")
-        large += type(value) is int and abs(value) >> 60 > 0
-        if name in UNUSUAL or large > LARGE_NUMBERS:
-            refuse(path, f"a pickle in it uses {name}" if name in UNUSUAL else "it holds too many large numbers")
         if name == "MEMOIZE" or "PUT" in name:
             memo[len(memo) if value is None else value] = is_tuple
             continue
+        large += type(value) is int and abs(value) >> 60 > 0
         kept += (name in TUPLES) - (is_tuple and name in TAKERS)
         is_tuple = memo.get(value, False) if "GET" in name else name in TUPLES
         shared += is_tuple and "GET" in name
-        if shared > SHARED_TUPLES or kept > DEEPEST:  # Python goes through all of a tuple that is a key
-            refuse(path, "a pickle in it has too many tuples, or uses the same ones too often")
+        long = step >= most or (at or 0) > BYTES_EACH * most or large > LARGE_NUMBERS
+        if long or name in UNUSUAL or shared > SHARED_TUPLES or kept > DEEPEST:
+            refuse(path, "a pickle in it is too long, or has keys that take for ever")
 
 
 def refuse(path, what):
@@ -189,57 +162,51 @@ class Dtype:
     def __init__(self, code, *_):
         if not re.fullmatch(r"[biufO]\d{0,2}", code):
             raise TypeError(f"NumPy's type {code!r}")
-        self.code, self.order = code, "<"
+        self.code = code
 
     def __setstate__(self, state):
-        self.order = state[1] if state[1] in ("<", ">") else "|"
+        if state[1] == ">":
+            self.code = f">{self.code}"
 
 
 def number_of_numpy(dtype, data):
-    """A NumPy scalar of a pickle as Python's number."""
-    if dtype.code.startswith("O"):
-        raise TypeError("a NumPy scalar that is an object")
+    """A NumPy scalar of a pickle as Python's number; ValueError for one that is an object."""
     data = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(data, np.dtype(dtype.order + dtype.code))[0].item()
+    return np.frombuffer(data, dtype.code)[0].item()
 
 
 def stand_ins():
-    """[(stand-in, the full name it takes the place of)] for torch.load."""
-    pairs = [(number_of_numpy, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    pairs.append((Dtype, "numpy.dtype"))
+    """{full name: what takes its place}."""
+    found = {f"numpy.{core}.multiarray.scalar": number_of_numpy for core in ("core", "_core")}
+    found["numpy.dtype"] = Dtype
     for module, pure, kind in itertools.product(("pathlib", "pathlib._local"), ("", "Pure"), ("", "Posix", "Windows")):
         path = PureWindowsPath if kind == "Windows" else PurePosixPath
-        pairs.append((lambda *parts, path=path: str(path(*parts)), f"{module}.{pure}{kind}Path"))
-    return pairs
+        found[f"{module}.{pure}{kind}Path"] = lambda *parts, path=path: str(path(*parts))
+    return found
 
 
 # ---- other pickles
-
-ANY_MODULE = "*"  # a class of this name, wherever it was defined
 
 
 class RestrictedUnpickler(pickle._Unpickler):
     """The unpickler written in Python: unlike the one in C it takes memory only for what the file holds."""
 
     def find_class(self, module, name):
-        found = self.allowed.get((module, name)) or self.allowed.get((ANY_MODULE, name))
-        return found or refuse(self.what, f"it asks for {module}.{name}")
+        found = self.allowed.get(f"{module}.{name}") or self.allowed.get(name)
+        return found or refuse(self.path, f"it asks for {module}.{name}")
 
 
-def restricted_load(file, allowed, encoding="latin1", what="pickle"):
-    """Unpickle with exactly the names in `allowed`: {(module or ANY_MODULE, name): what to take for it}.
+def restricted_load(file, allowed, path, encoding="latin1"):
+    """Unpickle the rest of an open file with exactly the names in `allowed`.
 
-    file: open for bytes.  encoding: for Python 2's byte strings.  what: the name for error messages.
-    A pickle can call whatever it can name, so `allowed` should hold inert stand-ins, made anew for each call.
+    allowed: {full name, or one of any module: what takes its place}.  A pickle can call whatever it can name, and
+    change classes, so classes there should be inert and made anew for each call.
+    path: for messages.  encoding: of Python 2's byte strings.
     Raises InputError naming the first other name, and for any damaged pickle.
     """
-    content = file.read()
-    try:
-        look_through(io.BytesIO(content), what, most=len(content))
+    with one_line(path, "damaged pickle; copy or download it again"):
+        content = file.read()
+        look_through(io.BytesIO(content), path, most=len(content))
         unpickler = RestrictedUnpickler(io.BytesIO(content), encoding=encoding)
-        unpickler.allowed, unpickler.what = allowed, what
+        unpickler.allowed, unpickler.path = allowed, path
         return unpickler.load()
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise InputError(f"{what}: damaged pickle ({type(error).__name__}: {error})") from None

@@ -1,6 +1,7 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all; folders that one program at a time works in."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -11,10 +12,11 @@ import shutil
 import time
 from pathlib import Path
 
-from files.errors import InputError, reason
+from files.errors import InputError, reason, warn
 
 # Temporary names.  The ending tells after how many seconds without a change a killed program must have left it.
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{16}\.(tmp|work)")
+LOCK = ".lock"  # the file stays: one that is removed and made again could be locked twice
 AGES = {"tmp": 3600, "work": 86400}  # files being written; folders, and files changed through memory
 
 
@@ -111,3 +113,20 @@ def remove_leftovers(folder, _hour):
             if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > AGES[name[1]]:
                 remove = shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove
                 remove(entry.path)
+
+
+def lock_folder(folder):
+    """An open file in `folder` that one process holds, with those that inherit it; None while another one holds it.
+
+    The system gives the lock back as soon as the file is closed or its processes have ended, in whatever way.
+    OSError where the file cannot be opened.  A file system without locks gives a warning and no protection.
+    """
+    file = open(Path(folder) / LOCK, "a")  # noqa: SIM115 - open as long as the lock is held
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        warn(f"{folder}: no locks on this file system; do not start two programs in this folder")
+    return file

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from files.arrays import read_sizes
-from files.boxes import read_boxes
+from files.arrays import read_boxes, read_sizes
 from files.errors import InputError, warn
 from files.pictures import open_picture
 from files.text import CAPTIONS_PER_IMAGE

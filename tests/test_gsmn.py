@@ -14,7 +14,7 @@ import graph
 import model
 import train
 from checkpoints.checkpoint import load_checkpoint
-from files import boxes as boxes_module
+from files.arrays import released_boxes
 from modules import literal
 from systems.options import completed
 from training.health import GuardedAdam
@@ -68,7 +68,7 @@ def test_similarities_with_released_boxes(tested):
     with torch.no_grad():
         sims = net.forward_sim(e.images, e.captions, torch.from_numpy(quirk), e.depends, e.lengths)
     np.testing.assert_allclose(sims, expected["quirk_sims"], atol=2e-6)
-    folds = boxes_module.released_boxes(split.raw_boxes, split.sizes, 100, 16, fold5=True)
+    folds = released_boxes(split.raw_boxes, split.sizes, 100, 16, fold5=True)
     np.testing.assert_array_equal(folds.reshape(5, 4, 36, 4), expected["fold5_bbox"])
 
 

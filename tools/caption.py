@@ -12,19 +12,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
 
-from checkpoints.evaluation_options import add_override_flags, overrides_of
+from checkpoints.evaluation_options import add_override_flags, existing, overrides_of
 from files.errors import InputError
-from files.pickles import with_checkpoints
 from runtime.commandline import Parser, whole
 
 
 def caption_tool_options(arguments=None):
     parser = Parser(description=__doc__)
-    parser.add_argument("--model_path", required=True, help="checkpoint written by train.py --model vsrn")
+    parser.add_argument("--model_path", type=existing, required=True, help="checkpoint of train.py --model vsrn")
     add_override_flags(parser)
     parser.add_argument("--image", type=int, nargs="+", default=[0], help="numbers of the images, from 0")
     parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
-    return with_checkpoints(parser.parse_args(arguments))
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

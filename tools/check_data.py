@@ -59,7 +59,7 @@ if __name__ == "__main__":
     guarded(data_check_options)  # before torch is loaded
 
 from data import feature_width, open_split
-from files.checksum import sha256
+from files.opening import sha256
 from tools.own_data import data_facts as facts
 from vocab import load_vocab
 

@@ -21,8 +21,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints.evaluation_options import add_override_flags, overrides_of
-from files.pickles import with_checkpoints
+from checkpoints.evaluation_options import add_override_flags, existing, overrides_of
 from files.writing import atomic_write, check_writable
 from runtime.commandline import Parser
 from tools.searching import faiss_index
@@ -31,12 +30,17 @@ from tools.searching import faiss_index
 def cascade_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", required=True, help="checkpoint of one vector an image, such as VSRN, which finds the nearest")
-    add("--rerank", required=True, metavar="PATH", help="checkpoint that orders the nearest, such as GSMN")
+    add(
+        "--model_path",
+        type=existing,
+        required=True,
+        help="checkpoint of one vector an image, such as VSRN, that searches",
+    )
+    add("--rerank", type=existing, required=True, metavar="PATH", help="checkpoint that orders them, such as GSMN")
     add_override_flags(parser, boxes=True)
     add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="kind of index (default: exact)")
     add("--json", metavar="FILE", help="write the figures as JSON (default: no file)")
-    return with_checkpoints(parser.parse_args(arguments))
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

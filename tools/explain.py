@@ -21,9 +21,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, overrides_of
+from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, existing, overrides_of
 from files.errors import InputError
-from files.pickles import with_checkpoints
 from files.text import CAPTIONS_PER_IMAGE
 from files.writing import atomic_write, check_writable, text_as_name
 from runtime.commandline import Parser, whole
@@ -33,7 +32,7 @@ from systems.table import inputs_of
 def explain_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", required=True, help="checkpoint of a system that matches words and regions")
+    add("--model_path", type=existing, required=True, help="checkpoint of a system that matches words and regions")
     add_override_flags(parser, boxes=True)
     add("--image", type=whole(0), nargs="+", required=True, metavar="I", help="number of one or two images, from 0")
     add(
@@ -51,7 +50,7 @@ def explain_options(arguments=None):
         help="leave out the image's rank for the sentence, for which all images of the split are encoded",
     )
     add_spacy_flag(parser)
-    flags = with_checkpoints(parser.parse_args(arguments))
+    flags = parser.parse_args(arguments)
     flags.caption = flags.caption or [str(CAPTIONS_PER_IMAGE * flags.image[0])]
     if len(flags.image) * len(flags.caption) > 2:
         parser.error("--image, --caption: a page shows two pairs at most; give two images, or two captions")

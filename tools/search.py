@@ -22,9 +22,8 @@ from runtime.start import guarded, run
 
 from functools import cached_property
 
-from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, overrides_of
+from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, existing, overrides_of
 from files.errors import InputError, warn
-from files.pickles import with_checkpoints
 from files.writing import atomic_write, check_writable, text_as_name
 from runtime.commandline import Parser, whole
 from tools.searching import faiss_index
@@ -33,7 +32,7 @@ from tools.searching import faiss_index
 def search_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--model_path", help="checkpoint of the model that searches (default with --index: the one that made it)")
+    add("--model_path", type=existing, help="checkpoint that searches (default with --index: the one that made it)")
     add("--query", metavar="SENTENCE", help="what to look for (default: ask)")
     add("--top", default=10, type=whole(), metavar="K", help="images to show")
     add_images_flag(parser)
@@ -44,11 +43,11 @@ def search_options(arguments=None):
     add("--save_index", metavar="FILE", help="write an index of the split's images, and FILE.json beside it, and end")
     add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="with --save_index: kind of index")
     add("--index", metavar="FILE", help="search this index, which knows its data and split")
-    add("--rerank", metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
+    add("--rerank", type=existing, metavar="PATH", help="with --index: checkpoint that re-orders the nearest images")
     add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
     kinds = f"ivf's groups (default: {faiss_index.PROBES}) or hnsw's candidates (default: {faiss_index.EFFORT})"
     add("--breadth", type=whole(), metavar="N", help=f"with --index: {kinds} to look at; more find more, slower")
-    return with_checkpoints(parser.parse_args(arguments))
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,8 @@ import numpy as np
 
 from files.arrays import open_array
 from files.errors import InputError
-from files.locks import lock_folder
 from files.text import read_json, read_lines
-from files.writing import atomic_write, make_folder
+from files.writing import atomic_write, lock_folder, make_folder
 from reporting.metrics import METRICS
 from runtime.commandline import Parser, whole
 from systems.options import train_options

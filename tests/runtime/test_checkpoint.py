@@ -171,7 +171,7 @@ BAD = {
     "LFS": (write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "gzip": (write_bytes(b"\x1f\x8b\x08\x00"), "unpack"),
     "tar": (tar, "unpack"),
-    "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "NumPy"),
+    "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "NUMPY"),
     "text": (write_bytes(b"hello world"), "not a checkpoint"),
     "zip": (zip_of("model/checkpoint.pth.tar"), "unpack"),
     "zip cut at 99%": (cut(0.99, legacy=False), "damaged"),

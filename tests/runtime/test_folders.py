@@ -12,7 +12,7 @@ from tiny import SPLITS, make_tiny, names, run, stop_after, validations
 import train
 from checkpoints.resume import check_data, settle_folders
 from files.errors import InputError
-from files.locks import lock_folder
+from files.writing import lock_folder
 
 FEW = ["--batch_size", 128]  # two steps an epoch
 

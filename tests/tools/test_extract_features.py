@@ -12,8 +12,7 @@ from tiny import message
 from torchvision import models
 from torchvision.ops import box_iou
 
-from files.arrays import read_sizes
-from files.boxes import read_boxes
+from files.arrays import read_boxes, read_sizes
 from tools import extract_features
 from tools.own_data import region_sources
 from tools.own_data.region_files import BUTD, LXMERT

@@ -17,7 +17,7 @@ from tiny import message
 
 import evaluation
 import test_stack
-from files.locks import lock_folder
+from files.writing import lock_folder
 from graph import VisualGraph
 from tools import study
 

@@ -9,8 +9,7 @@ from tqdm import tqdm
 from files.arrays import open_array, read_sizes
 from files.names import find_pictures
 from files.pictures import other_proportions
-from files.ragged import Ragged
-from files.text import CAPTIONS_PER_IMAGE, read_captions, read_dependencies, read_ids, read_lines
+from files.text import CAPTIONS_PER_IMAGE, Ragged, read_captions, read_dependencies, read_ids, read_lines
 from vocab import END, START, UNK, encode_all, fault_of_captions, odd_marks
 
 FLAT_WORDS = 5  # words of a caption whose tree hardly ever has all of them on the first

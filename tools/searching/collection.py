@@ -12,8 +12,7 @@ from files.arrays import check_five_rows
 from files.errors import InputError, warn
 from files.names import pictures_in
 from files.pictures import KARPATHY, make_transforms
-from files.ragged import Ragged
-from files.text import CAPTIONS_PER_IMAGE, PICTURES, data_folder
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, Ragged, data_folder
 from modules.sides import CaptionSide, ImageSide
 from reporting.explanation import Sentence
 from tools.own_data.parsers import Spacy, dependencies
