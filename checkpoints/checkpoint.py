@@ -11,19 +11,19 @@ import platform
 import random
 import subprocess
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from checkpoints.fields import check_fields, first_line, is_number
+from checkpoints.fields import check_fields
 from files import pickles
 from files.errors import InputError, reason, warn
 from files.opening import sha256
 from files.writing import atomic_write, check_writable, make_folder
 from systems.options import check_options, completed
 from systems.table import SYSTEMS, titles
-from vocab import Vocabulary
 
 FORMAT = 1
 BEST = "model_best.pth.tar"
@@ -67,30 +67,17 @@ def load_checkpoint(path):
 
 def read_checkpoint(path, lazily=False):
     """What load_checkpoint gives, of a file.  lazily: as pickles.read_torch_file."""
-    try:
-        return normalise(pickles.read_torch_file(path, lazily), path)
-    except InputError:
-        raise
-    except Exception as error:  # any other fault becomes one line with the file's name
-        kind = type(error).__name__
-        raise InputError(f"{path}: damaged, or no checkpoint ({kind}: {first_line(error)}); get it again") from error
-
-
-def normalise(checkpoint, path):
-    """The content of a checkpoint file, checked and completed in the way load_checkpoint says."""
-    check_fields(checkpoint, path)
-    if checkpoint.get("format", 0) > FORMAT:
-        raise InputError(
-            f"{path}: format {checkpoint['format']}, this program reads up to {FORMAT}; update the program"
-        )
-    model = [strip_module(part, path) for part in checkpoint["model"]]
-    done = {"epoch": 0, "best_rsum": 0.0, "Eiters": 0, **checkpoint, "model": model}
-    done["opt"] = complete(checkpoint["opt"], model, path)
-    further = dict(checkpoint.get("further", {}))
-    if done.pop("caption_model", None) is not None:  # as files before `further` held it
-        further["caption_model"] = checkpoint["caption_model"]
-    done["further"] = {name: strip_module(state, path) for name, state in further.items()}
-    return done
+    saved = pickles.read_torch_file(path, lazily)
+    with pickles.one_line(path):
+        check_fields(saved, path)
+        if saved.get("format", 0) > FORMAT:
+            raise InputError(f"{path}: format {saved['format']}, this program reads up to {FORMAT}; update the program")
+        saved = {"epoch": 0, "best_rsum": 0.0, "Eiters": 0, "further": {}, **saved}
+        caption_model = saved.pop("caption_model", None)  # as files before `further` held it
+        further = saved["further"] if caption_model is None else {**saved["further"], "caption_model": caption_model}
+        model = [strip_module(part, path) for part in saved["model"]]
+        further = {name: strip_module(part, path) for name, part in further.items()}
+        return {**saved, "model": model, "further": further, "opt": complete(saved["opt"], model, path)}
 
 
 def strip_module(state, path):
@@ -126,33 +113,18 @@ def complete(opt, model, path):
     return completed(opt, **flags)
 
 
-# ---- vocabulary
-
-
-def words(vocab):
-    """The words of a Vocabulary in the order of their ids, as a checkpoint keeps them."""
-    return [vocab.idx2word[i] for i in range(len(vocab))]
-
-
-def vocabulary(checkpoint):
-    """The Vocabulary a checkpoint was trained with, or None in a released file, which does not hold it."""
-    known = checkpoint.get("vocab")
-    return None if known is None else Vocabulary(known)
-
-
 def check_vocab(checkpoint, vocab, path="checkpoint"):
     """InputError, saying how they differ, when `vocab` is not the vocabulary a checkpoint was trained with.
 
     A released file holds no words; there only their number can be compared.
     """
-    given = words(vocab)
-    known = checkpoint.get("vocab") or given
-    size = len(known) if checkpoint.get("vocab") else checkpoint["opt"].vocab_size
-    differ = [f"word {i} is '{g}', not '{k}'" for i, (g, k) in enumerate(zip(given, known)) if g != k]
+    given, known = list(vocab.word2idx), checkpoint.get("vocab")
+    size = len(known) if known else checkpoint["opt"].vocab_size
+    differ = [f"word {i} is '{g}', not '{k}'" for i, (g, k) in enumerate(zip(given, known or given)) if g != k]
     if len(given) != size:
-        differ.insert(0, f"{len(given)} words, not {size}")
+        differ = [f"{len(given)} words, not {size}"]
     if differ:
-        inside = ", or in an evaluation leave that out, since it is in the checkpoint" if "vocab" in checkpoint else ""
+        inside = ", or in an evaluation leave that out, since it is in the checkpoint" if known else ""
         raise InputError(
             f"{path}: trained with another vocabulary ({differ[0]}); give its own with --vocab_path{inside}"
         )
@@ -167,39 +139,20 @@ def save_checkpoint(state, path):
     InputError when the disk is full, the folder read-only or gone; an older file of that name stays.
     ValueError, with nothing written, for a value that load_checkpoint would refuse.
     """
+    check_plain(state)
     stamp = {"format": FORMAT, "saved": time.time(), "versions": versions()}
-    write_checkpoint(plain({**state, **stamp}), path)
+    atomic_write(path, lambda file: torch.save({**state, **stamp}, file))
 
 
-def write_checkpoint(state, path):
-    """Write `state` as it is, atomically; InputError as save_checkpoint."""
-    try:
-        atomic_write(path, lambda file: torch.save(state, file))
-    except RuntimeError as error:  # of torch's zip writer, which hides the system's error
-        if not isinstance(error.__context__, OSError):
-            raise
-        raise InputError(f"{path}: cannot be written ({reason(error.__context__)})") from error
-
-
-def plain(value, name="checkpoint"):
-    """`value` with NumPy's numbers and arrays, paths and devices as what loads safely; ValueError else."""
-    if value is None or type(value) in (bool, int, float, str) or torch.is_tensor(value):
-        return value
-    if isinstance(value, np.generic):
-        return plain(value.item(), name)
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, (Path, torch.device)):
-        return str(value)
+def check_plain(value, name="checkpoint"):
+    """ValueError, which names it, for a value that load_checkpoint would refuse."""
     if isinstance(value, argparse.Namespace):
-        return argparse.Namespace(**plain(vars(value), name))
-    if isinstance(value, dict):
-        if all(map(torch.is_tensor, value.values())):
-            return value  # a state dict, which may carry metadata
-        return {plain(key, name): plain(item, f"{name}[{key!r}]") for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(plain(item, f"{name}[{i}]") for i, item in enumerate(value))
-    raise ValueError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
+        value = vars(value)
+    if type(value) in (dict, OrderedDict, list, tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            check_plain(item, f"{name}[{key!r}]")
+    elif value is not None and not isinstance(value, (int, float, str, torch.Tensor, np.number, np.bool_, Path)):
+        raise ValueError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 # ---- what a run depends on beside its weights
@@ -226,52 +179,6 @@ def restore_rng(state):
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-
-
-def restore_training(checkpoint, model, optimizer, path):
-    """Restore an optimiser and the random generators from a checkpoint; InputError where one of them is broken."""
-    what = "optimiser's state is"
-    try:
-        state = adam_state(checkpoint["optimizer"], list(model.parameters()), optimizer)
-        what = "random states are"
-        restore_rng(checkpoint["rng"])
-    except Exception as error:  # each random generator complains in its own way
-        fault = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{path}: its {what} broken ({fault}); resume from another checkpoint") from None
-    optimizer.load_state_dict(state)
-
-
-@torch.no_grad()
-def adam_state(saved, parameters, optimizer):
-    """A saved state for this run's Adam: its moments in memory of their own, laid out as the parameters.
-
-    Adam's kernels write as if a moment lay in memory as its parameter does, whatever strides the file claims.  Of the
-    settings only the numbers are taken: the others, as amsgrad, need entries that a state may lack.  ValueError, or
-    another error, names what does not fit these parameters.
-    """
-    (group,), entries, state = saved["param_groups"], {}, optimizer.state_dict()
-    if group["params"] != list(range(len(parameters))):
-        raise ValueError(f"its parameters are not the {len(parameters)} of this model")
-    for name in ("lr", "betas", "eps", "weight_decay"):
-        numbers, count = (group[name], 2) if name == "betas" else ([group[name]], 1)
-        if len(numbers) != count or not all(is_number(x, 0) and (count == 1 or x < 1) for x in numbers):
-            raise ValueError(name)
-        state["param_groups"][0][name] = group[name]
-    for number, entry in saved["state"].items():
-        if type(number) is not int or not 0 <= number < len(parameters):
-            raise ValueError("an entry of no parameter")
-        step, moments = entry["step"], {}
-        if not is_number(step.item() if torch.is_tensor(step) else step, 0):
-            raise ValueError(f"the step of parameter {number}")
-        for name, least in (("exp_avg", -torch.inf), ("exp_avg_sq", 0)):
-            moment, own = entry[name], torch.empty_like(parameters[number])
-            if not moment.is_floating_point() or moment.shape != own.shape:
-                raise ValueError(f"{name} of parameter {number}")
-            if not (own.copy_(moment).isfinite() & (own >= least)).all():
-                raise ValueError(f"{name} of parameter {number}")
-            moments[name] = own
-        entries[number] = {"step": step, **moments}
-    return {**state, "state": entries}
 
 
 @functools.cache
@@ -313,10 +220,7 @@ class Keeper:
             self.say(f"{error}; training goes on, the next checkpoint is tried as usual")
             return False
         self.failed.pop(name == BEST, None)
-        try:
-            prune(self.folder, self.keep if name != BEST else 0)
-        except InputError as error:
-            self.say(str(error))
+        prune(self.folder, self.keep if name != BEST else 0, self.say)
         return True
 
     def check(self):
@@ -340,18 +244,16 @@ def newest(folder, say=warn):
     raise InputError(f"{folder}: no complete checkpoint in this folder; give another, or a file")
 
 
-def prune(folder, keep):
+def prune(folder, keep, say=warn):
     """Remove all but the newest `keep` of a folder's checkpoint_*.pth.tar (0 keeps all); model_best stays.
 
-    Unreadable files are left alone.  InputError when one cannot be removed.
+    Unreadable files are left alone; `say` gets a message for a file that cannot be removed.
     """
-    if keep <= 0:
-        return
-    for path in ordered(folder, ["checkpoint_*.pth.tar"])[keep:]:
+    for path in ordered(folder, ["checkpoint_*.pth.tar"])[keep:] if keep else []:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(f"{path}: cannot be removed ({reason(error)})") from error
+            say(f"{path}: cannot be removed ({reason(error)})")
 
 
 def ordered(folder, patterns, say=lambda line: None):

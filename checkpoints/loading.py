@@ -15,7 +15,7 @@ from model import build_model
 from runtime import devices, distributed
 from systems.options import defaults
 from systems.table import system_of
-from vocab import load_vocab
+from vocab import Vocabulary, load_vocab
 
 # Flags about a run's folders and logs, not about what was trained
 OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
@@ -43,7 +43,11 @@ def open_checkpoint(model_path, overrides):
             setattr(opt, name, value)
     opt.device = devices.choose(overrides.get("device"))  # not the checkpoint's: the training machine may be another
     opt.compile = bool(overrides.get("compile"))
-    return loaded, opt, vocab_of(loaded, opt, overrides, model_path)
+    if loaded.get("vocab") is None:  # a released file: the vocabulary whose size is that of the embedding
+        return loaded, opt, load_vocab(opt.vocab_path, opt.data_name, opt.vocab_size, loaded["opt"].data_name)
+    if overrides.get("vocab_path") is not None:
+        checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), model_path)
+    return loaded, opt, Vocabulary(loaded["vocab"])
 
 
 def trained_model(loaded, opt, path):
@@ -67,16 +71,6 @@ def load_weights(model, loaded):
     further = model.further_parts()
     for name, state in loaded["further"].items():
         further[name].load_state_dict(state)
-
-
-def vocab_of(loaded, opt, overrides, path):
-    """The vocabulary inside the checkpoint; for a released one, the file whose size is that of the embedding."""
-    vocab = checkpoint.vocabulary(loaded)
-    if vocab is None:
-        return load_vocab(opt.vocab_path, opt.data_name, opt.vocab_size, loaded["opt"].data_name)
-    if overrides.get("vocab_path") is not None:
-        checkpoint.check_vocab(loaded, load_vocab(opt.vocab_path, opt.data_name), path)
-    return vocab
 
 
 class Member(NamedTuple):
@@ -107,8 +101,7 @@ def open_members(paths, split, fold5, overrides):
             )
         about = describe_checkpoint(path, loaded, opt)
         members.append(Member(str(path), trained_model(loaded, opt, path), opt, loader, about))
-        if len(members) > 1:
-            check_same_data(members[0], members[-1])
+        check_same_data(members[0], members[-1])
     return members
 
 

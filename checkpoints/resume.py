@@ -7,10 +7,14 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from checkpoints import checkpoint
+from checkpoints.fields import is_number
 from checkpoints.loading import load_weights
 from files.errors import InputError, reason
 from files.identity import difference
+from files.pickles import one_line
 from files.writing import lock_folder, make_folder
 from runtime import devices, distributed
 from systems.options import of_weights
@@ -175,11 +179,47 @@ def check_data(saved, identity, path):
 
 
 def restore(saved, model, optimizer, path="--resume"):
-    """Restore model, optimiser and random states from a checkpoint -> its Progress."""
+    """Restore model, optimiser and random states from a checkpoint -> its Progress; InputError where one is broken."""
     load_weights(model, saved)
     if "optimizer" in saved:
-        checkpoint.restore_training(saved, model, optimizer, path)
+        restore_optimizer(saved["optimizer"], model, optimizer, path)
+        with one_line(path, "its random states are broken; resume from another checkpoint"):
+            checkpoint.restore_rng(saved["rng"])
     return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
+
+
+@torch.no_grad()
+def restore_optimizer(saved, model, optimizer, path):
+    """Restore this run's Adam from the saved state of one; InputError where that does not fit the model.
+
+    Of the settings only the numbers are taken: the others, as amsgrad, need entries that a state may lack.
+    """
+    parameters, state = list(model.parameters()), optimizer.state_dict()
+    with one_line(path, "its optimiser's state is broken; resume from another checkpoint"):
+        (group,) = saved["param_groups"]
+        first, second = group["betas"]
+        if not all(is_number(x, 0) for x in (group["lr"], first, second, group["eps"], group["weight_decay"])):
+            raise ValueError("a setting is no number")
+        if max(first, second) >= 1 or group["params"] != list(range(len(parameters))):
+            raise ValueError(f"betas {first} and {second}, not the {len(parameters)} parameters of this model")
+        state["param_groups"][0].update({name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
+        for number, entry in saved["state"].items():
+            if (
+                number not in group["params"]
+                or not is_number(float(entry["step"]), 0)
+                or (entry["exp_avg_sq"] < 0).any()
+            ):
+                raise ValueError(f"parameter {number}")
+            moments = {name: own_memory(entry[name], parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
+            state["state"][number] = {"step": entry["step"], **moments}
+    optimizer.load_state_dict(state)
+
+
+def own_memory(moment, parameter):
+    """A moment laid out as its parameter: Adam's kernels write as if it were, whatever strides a file claims."""
+    if moment.shape != parameter.shape or moment.dtype != parameter.dtype or not moment.isfinite().all():
+        raise ValueError(f"a moment of {tuple(moment.shape)}, not finite numbers of {tuple(parameter.shape)}")
+    return torch.empty_like(parameter).copy_(moment)
 
 
 def training_state(model, optimizer, opt, vocab, progress, identity):
@@ -190,7 +230,7 @@ def training_state(model, optimizer, opt, vocab, progress, identity):
         "opt": opt,
         "optimizer": optimizer.state_dict(),
         "further": {name: part.state_dict() for name, part in model.further_parts().items()},
-        "vocab": checkpoint.words(vocab),
+        "vocab": list(vocab.word2idx),
         "data": identity,
         "rng": checkpoint.capture_rng(),
     }

@@ -75,8 +75,11 @@ def atomic_write(path, write):
                 stream.write(content.getbuffer())
         else:
             replace(os.path.realpath(path), write)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({reason(error)})") from error
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's zip writer hides it
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"{path}: cannot be written ({reason(cause)})") from error
 
 
 def replace(path, write):

@@ -34,7 +34,6 @@ if __name__ == "__main__":
 
 import torch
 
-from checkpoints import checkpoint
 from files import pickles
 from files.arrays import open_array
 from files.errors import InputError, optional_package
@@ -72,7 +71,7 @@ def from_safetensors(source, target):
         content = json.loads(text, object_hook=functools.partial(original, tensors))
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{beside}: does not belong to {source} ({error})") from None
-    checkpoint.write_checkpoint(content, target)
+    atomic_write(target, lambda file: torch.save(content, file))
 
 
 def safetensors():

@@ -54,7 +54,7 @@ def save(path, words, flags, **more):
     opt, _ = train.train_options(flags.split())
     opt.vocab_size = len(words)
     model = build_model(opt).state_list()
-    checkpoint.save_checkpoint(state(model, opt=opt, vocab=checkpoint.words(words), **more), path)
+    checkpoint.save_checkpoint(state(model, opt=opt, vocab=list(words.word2idx), **more), path)
 
 
 def written():

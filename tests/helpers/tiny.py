@@ -181,7 +181,7 @@ def write_model(tiny, path, **changes):
     opt = small_opt(**{**own, **changes})
     torch.manual_seed(0)
     net = build_model(opt).eval()
-    checkpoint.save_checkpoint(state(net.state_list(), opt=opt, vocab=checkpoint.words(words)), path)
+    checkpoint.save_checkpoint(state(net.state_list(), opt=opt, vocab=list(words.word2idx)), path)
     return net, opt, words
 
 

@@ -15,6 +15,7 @@ from tiny import gsmn, message, same, state
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.fields import check_shapes
+from checkpoints.resume import restore, restore_optimizer
 from model import MatchingModel
 from systems.options import completed
 from tools import convert
@@ -66,7 +67,7 @@ def test_whatever_goes_wrong_is_one_line(tmp_path, monkeypatch):
     save_checkpoint(state(), tmp_path / "x.pth.tar")
     monkeypatch.setattr(checkpoint, "complete", lambda *_: {}["a place nobody thought of"])
     found = message(load_checkpoint, tmp_path / "x.pth.tar")
-    assert found.startswith(f"{tmp_path / 'x.pth.tar'}: damaged, or no checkpoint (KeyError")
+    assert found.startswith(f"{tmp_path / 'x.pth.tar'}: incomplete, damaged, or no checkpoint")
 
 
 # ---- values of other libraries
@@ -228,10 +229,12 @@ BREAK_RNG = [
 @pytest.mark.parametrize("what, change", [*(("optimizer", c) for c in BREAK), *(("rng", c) for c in BREAK_RNG)])
 def test_broken_states_of_a_run(what, change):
     state, layer = adam_state()
-    optimizer, saved = torch.optim.Adam(layer.parameters()), {"optimizer": state, "rng": checkpoint.capture_rng()}
-    checkpoint.restore_training(saved, layer, optimizer, "x.pth.tar")
+    layer.load_state_dict = layer.further_parts = lambda *_: {}
+    optimizer = torch.optim.Adam(layer.parameters())
+    saved = {"model": [], "further": {}, "optimizer": state, "rng": checkpoint.capture_rng()}
+    restore(saved, layer, optimizer, "x.pth.tar")
     change(saved[what])
-    found = message(checkpoint.restore_training, saved, layer, optimizer, "x.pth.tar")
+    found = message(restore, saved, layer, optimizer, "x.pth.tar")
     assert found.startswith("x.pth.tar: ") and {"optimizer": "optimiser", "rng": "random"}[what] in found
 
 
@@ -243,7 +246,7 @@ def test_moments_that_claim_more_memory_than_they_have():
             entry[name] = torch.ones(1).expand(entry[name].shape)
     saved["param_groups"][0].update(amsgrad=True, differentiable=True, eps=0.5)
     optimizer = torch.optim.Adam(layer.parameters())
-    checkpoint.restore_training({"optimizer": saved, "rng": checkpoint.capture_rng()}, layer, optimizer, "x.pth.tar")
+    restore_optimizer(saved, layer, optimizer, "x.pth.tar")
     moments = [optimizer.state[p][name] for p in layer.parameters() for name in ("exp_avg", "exp_avg_sq")]
     assert all(moment.is_contiguous() and bool((moment == 1).all()) for moment in moments)
     assert len({moment.data_ptr() for moment in moments}) == 4
