@@ -108,16 +108,14 @@ def check_shapes(build, opt, saved, path):
         with torch.device("meta"), NoInitialValues():
             model = build(opt)
     except (InputError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its opt describes no {opt.model} model ({first_line(error)})") from None
+        raise InputError(f"{path}: its opt describes no {opt.model} model ({error})") from None
     if len(model.parts) != len(states):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
-    known = model.further_parts()
+    known = {*model.parts, *model.further_parts()}
     for name, state in [*zip(model.parts, states), *further.items()]:
-        if name in further and name not in known:
-            raise InputError(f"{path}: holds a {name}, but the model of its opt has none; get the file again")
-        known_state = getattr(model, name).state_dict()
-        for key in {**known_state, **state}:
-            ours, theirs = described(known_state.get(key)), described(state.get(key))
+        wanted = getattr(model, name).state_dict() if name in known else {}
+        for key in {**wanted, **state}:
+            ours, theirs = described(wanted.get(key)), described(state.get(key))
             # BatchNorm counts batches since torch 0.4.1 only
             if ours != theirs and not (key not in state and key.endswith("num_batches_tracked")):
                 raise InputError(f"{path}: {name}.{key} is {theirs}, but by its opt {ours}; get the file again")
@@ -132,7 +130,3 @@ def described(tensor):
         return "missing"
     shape = " x ".join(map(str, tensor.shape)) or "a number"
     return shape if tensor.is_floating_point() else f"{shape} (whole)"
-
-
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -50,17 +50,17 @@ TOO_SMALL = (
 )
 
 
-def last_line(error):
-    """What a program says at its end."""
+def ending(error):
+    """(exit code, last line) of a program that this error ends; code 1 means a traceback instead."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    if is_full_card(error):
-        return f"error: {TOO_SMALL}"
-    if is_long_name(error):
-        return f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
+        return 130, "interrupted"
+    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+        return 2, f"error: {TOO_SMALL}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
     if is_lost_output(error):
-        return f"error: standard output: {reason(error)}"
-    return f"error: {error}"
+        return 2, f"error: standard output: {reason(error)}"
+    return 2 if isinstance(error, InputError) else 1, f"error: {error}"
 
 
 def is_lost_output(error):
@@ -75,20 +75,3 @@ def is_lost_output(error):
         output.register(1, 0)  # tells of errors only
         return bool(output.poll(0))
     return error.errno == errno.ENOSPC and not os.isatty(1) and not stat.S_ISFIFO(os.fstat(1).st_mode)
-
-
-def is_long_name(error):
-    """Whether a file's name is longer than the system allows."""
-    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-
-
-def is_full_card(error):
-    """Whether torch found no memory left on a GPU; without torch it is another error."""
-    return isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ()))
-
-
-def exit_code(error):
-    """The exit code of a program that this error ends."""
-    if isinstance(error, InputError) or is_full_card(error) or is_long_name(error) or is_lost_output(error):
-        return 2
-    return 130 if isinstance(error, KeyboardInterrupt) else 1

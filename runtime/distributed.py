@@ -16,7 +16,7 @@ import threading
 import torch
 import torch.distributed as dist
 
-from files.errors import InputError, exit_code
+from files.errors import InputError, ending
 
 JOIN_LIMIT = datetime.timedelta(minutes=5)  # for all processes to find one another
 JOIN_NOTICE = 10.0  # seconds until a line says that this process waits for the others
@@ -134,7 +134,7 @@ def process_group():
         raise
     except (Exception, KeyboardInterrupt) as error:
         lost = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
-        atexit.register(end_at_once, 2 if lost else exit_code(error))
+        atexit.register(end_at_once, 2 if lost else ending(error)[0])
         if not lost:
             raise
         raise InputError(

@@ -29,7 +29,7 @@ sys.excepthook = hook  # before the other modules are loaded
 import io
 import os
 
-from files.errors import exit_code, is_lost_output, last_line
+from files.errors import ending, is_lost_output
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a user's own choice stays
 SPINS = "1000"  # rounds of an empty loop; 300,000 by default
@@ -58,10 +58,9 @@ def guarded(function):
         print(end="", flush=True)  # a full disk under the output is seen now, not while Python ends
         return result
     except (Exception, KeyboardInterrupt) as error:
-        code = exit_code(error)
+        code, line = ending(error)
         if code == 1:
             raise
-        line = last_line(error)
         if is_lost_output(error):  # else Python's end would try it again, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(line, file=sys.stderr)

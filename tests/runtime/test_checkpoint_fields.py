@@ -154,7 +154,7 @@ def test_shapes_that_fit_and_others():
     part = {**states(), "model": [first]}
     assert "1 state dicts" in message(check_shapes, Parts, options(), part, "x")
     further = states(caption_model=gsmn()[0])
-    assert "x: holds a caption_model" in message(check_shapes, Parts, options(), further, "x")
+    assert "x: caption_model.fc.weight" in message(check_shapes, Parts, options(), further, "x")
 
 
 class WithCaptions(Parts):
