@@ -5,7 +5,6 @@ from runtime.start import run
 import functools
 import html
 import json
-import pickle
 import re
 import unicodedata
 from collections import Counter
@@ -164,21 +163,27 @@ def odd_marks(captions):
 
 
 def serialize_vocab(vocab, path):
-    """Write a vocabulary: JSON, or for a name ending in .pkl a pickle."""
+    """Write a vocabulary as JSON."""
     content = {"word2idx": vocab.word2idx, "idx2word": vocab.idx2word, "idx": vocab.idx}
-    if str(path).endswith(".pkl"):
-        atomic_write(path, lambda file: pickle.dump(vocab, file, protocol=2))
-    else:
-        atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
+    atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
 
 
 def deserialize_vocab(path):
     """Read a vocabulary from JSON or, when the name ends in .pkl, from a pickle of Python 2 or 3; no code in it runs.
 
-    A plain table of words and ids is one too. InputError unless the ids are 0, 1, 2 ..., each once, and the special
-    words come first.
+    The pickle holds a dict, or an object of a class Vocabulary of any module. A plain table of words and ids is a
+    vocabulary too. InputError unless the ids are 0, 1, 2 ..., each once, and the special words come first.
     """
-    content = _unpickle(path) if str(path).endswith(".pkl") else read_json(path)
+
+    class Holder:
+        """Takes the place of the pickled class, so that a file can fill attributes and nothing else."""
+
+    if str(path).endswith(".pkl"):
+        with open_regular(path) as file:
+            content = restricted_load(file, {"Vocabulary": Holder}, path, encoding="utf-8")
+        content = vars(content) if type(content) is Holder else content
+    else:
+        content = read_json(path)
     if isinstance(content, dict) and content.get(SPECIAL[1]) == START and "word2idx" not in content:
         content = {"word2idx": content, "idx2word": {n: word for word, n in content.items()}, "idx": len(content)}
     if not isinstance(content, dict) or not {"word2idx", "idx2word", "idx"} <= content.keys():
@@ -186,32 +191,22 @@ def deserialize_vocab(path):
     return Vocabulary(_checked_words(content["word2idx"], content["idx2word"], content["idx"], path))
 
 
-def _unpickle(path):
-    """The tables of a pickled vocabulary: of a class Vocabulary of any module, or a plain dict."""
-
-    class Holder:
-        """Takes the place of the pickled class, so that a file can fill attributes and nothing else."""
-
-    with open_regular(path) as file:
-        loaded = restricted_load(file, {"Vocabulary": Holder}, path, encoding="utf-8")
-    return loaded.__dict__ if type(loaded) is Holder else loaded
-
-
 def _checked_words(word2idx, idx2word, idx, path):
     """The words in the order of their ids, after checking that the tables agree."""
     if not isinstance(word2idx, dict) or not isinstance(idx2word, dict):
         raise InputError(f"{path}: word2idx and idx2word must be tables")
-    words = {id_: word for word, id_ in word2idx.items() if isinstance(word, str) and type(id_) is int}
-    if len(words) != len(word2idx) or set(words) != set(range(len(words))):
-        raise InputError(f"{path}: the ids in word2idx must be 0 to {len(word2idx) - 1}, each once")
-    for id_, word in enumerate(SPECIAL):
-        if words.get(id_) != word:
-            raise InputError(f"{path}: {word} must have id {id_}, which is {words.get(id_)!r}")
-    if {str(id_): word for id_, word in words.items()} != {str(id_): word for id_, word in idx2word.items()}:
-        raise InputError(f"{path}: idx2word does not match word2idx")
+    words = {number: word for word, number in word2idx.items() if isinstance(word, str) and type(number) is int}
+    back = {str(number): word for number, word in idx2word.items()}
+    for number in range(max(len(word2idx), len(idx2word), len(SPECIAL))):
+        word, expected = words.get(number), SPECIAL[number] if number < len(SPECIAL) else words.get(number)
+        if word is None or not word == back.get(str(number)) == expected:
+            raise InputError(
+                f"{path}: id {number} is {word!r} in word2idx and {back.get(str(number))!r} in idx2word; both need "
+                f"the ids from 0 on, each once, which begin with {' '.join(SPECIAL)}"
+            )
     if idx != len(words):
         raise InputError(f"{path}: idx must be {len(words)}, the number of words")
-    return [words[id_] for id_ in range(len(words))]
+    return [words[number] for number in range(len(words))]
 
 
 def load_vocab(vocab_path, data_name, size=None, trained_on=None):

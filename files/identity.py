@@ -1,5 +1,6 @@
 """What identifies the items of a split, so that two lists joined by position are compared by more than their length."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,7 +21,11 @@ def data_identity(dataset):
     and some of their rows (of pictures: the sizes of some files).
     """
     ids, count, words = dataset.tokens, len(dataset), getattr(dataset, "vocab", None)
-    texts, names = readable(lambda: dataset.captions), readable(dataset.names)
+    texts = names = None
+    with contextlib.suppress(InputError):  # a file that cannot be used is refused where its content is shown
+        texts = dataset.captions
+    with contextlib.suppress(InputError):
+        names = dataset.names()
     return {
         "images": dataset.n_images,
         "captions": count,
@@ -30,14 +35,6 @@ def data_identity(dataset):
         "vocabulary": digest([json.dumps(words.word2idx, sort_keys=True)]) if words else None,
         "features": digest(feature_parts(dataset)),
     }
-
-
-def readable(read):
-    """read(), or None where a file cannot be used: it is refused where its content is shown."""
-    try:
-        return read()
-    except InputError:
-        return None
 
 
 def feature_parts(dataset):

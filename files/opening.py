@@ -31,32 +31,23 @@ def open_regular(path, missing="no such file"):
     file (a folder, a pipe, a device), cannot be read, or is a web page, a Git LFS pointer or a server's message.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115, the caller closes it
+        what = "a pipe or a device, not a regular file; give a file"
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            what = stranger(file.peek(HEAD)[:HEAD])
     except FileNotFoundError:
         raise InputError(f"{path}: {missing}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise InputError(f"{shortened(path)}: cannot be read ({reason(error)})") from None
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        if stat.S_ISDIR(mode):
-            raise InputError(f"{path}: cannot be read (Is a directory)")
-        raise InputError(f"{path}: a pipe or a device, not a regular file; give a file")
-    file = open(descriptor, "rb")  # noqa: SIM115, the caller closes it
-    try:
-        if what := stranger(file.peek(HEAD)[:HEAD]):
-            file.close()
-            raise InputError(f"{path}: {what}")
-    except OSError as error:
+        raise InputError(f"{str(path)[:200]}: cannot be read ({reason(error)})") from None
+    if what:
         file.close()
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{path}: {what}")
     return file
 
 
-def shortened(path):
-    """A path for a message; a very long one without its middle."""
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:80]}...{text[-40:]}"
+def without_waiting(path, flags):
+    """Opens a pipe too that nobody writes into."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def sha256(path):

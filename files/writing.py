@@ -30,21 +30,19 @@ def make_folder(path):
 
 def check_writable(path):
     """InputError where a file of this name cannot be written; called before the work starts."""
+    fault = None
     try:
-        os.stat(path)
-    except FileNotFoundError:
-        pass
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)
+        folder = os.path.dirname(os.path.realpath(path))
+        if os.path.isdir(path):
+            fault = "a folder has this name; give the name of a file"
+        elif not is_stream(path) and not os.access(folder, os.W_OK | os.X_OK):
+            fault = f"the folder {folder} is missing or read-only; make it, or choose another"
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise InputError(f"{path}: cannot be written ({reason(error)}); give another name") from None
-    if os.path.isdir(path):
-        raise InputError(f"{path}: cannot be written, a folder has this name; give the name of a file")
-    if is_stream(path):
-        return
-    folder = Path(os.path.realpath(path) if os.path.islink(path) else path).parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: cannot be written, there is no folder {folder}; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: cannot be written, the folder {folder} is read-only; choose another")
+        fault = f"{reason(error)}; give another name"
+    if fault:
+        raise InputError(f"{path}: cannot be written, {fault}")
 
 
 def is_stream(path):

@@ -106,13 +106,12 @@ def test_flickr8k_captions_give_the_published_words():
 # ---- files ----
 
 
-@pytest.mark.parametrize("name", ["x.json", "x.pkl"])
-def test_a_written_vocabulary_reads_back(tmp_path, name):
+def test_a_written_vocabulary_reads_back(tmp_path):
     words = vocab.Vocabulary([*WORDS, "çà", "n't"])
-    vocab.serialize_vocab(words, tmp_path / name)
-    read = vocab.deserialize_vocab(tmp_path / name)
+    vocab.serialize_vocab(words, tmp_path / "x.json")
+    read = vocab.deserialize_vocab(tmp_path / "x.json")
     assert (read.word2idx, read.idx2word, read.idx) == (words.word2idx, words.idx2word, 8)
-    assert os.listdir(tmp_path) == [name]
+    assert os.listdir(tmp_path) == ["x.json"]
 
 
 def test_a_pickle_of_python_2_reads(tmp_path):
@@ -164,13 +163,13 @@ BAD = {
     "not a table": (["a"], "not a vocabulary"),
     "without idx": ({"word2idx": {}, "idx2word": {}}, "not a vocabulary"),
     "list of words": (change(word2idx=["a"]), "tables"),
-    "gap": (change(word2idx={"a": 7}), "0 to 5, each once"),
-    "twice the same id": (change(word2idx={"a": 5}), "each once"),
-    "text for an id": (change(word2idx={"a": "4"}), "each once"),
-    "no <unk>": (change(word2idx={"<unk>": 4, "a": 3}), "<unk> must have id 3"),
-    "special words later": (change(word2idx={"<pad>": 4, "a": 0}), "<pad> must have id 0"),
-    "tables differ": (change(idx2word={4: "cat"}), "idx2word does not match"),
-    "too many ids": (change(idx2word={6: "cat"}), "idx2word does not match"),
+    "gap": (change(word2idx={"a": 7}), "id 4"),
+    "twice the same id": (change(word2idx={"a": 5}), "id 4"),
+    "text for an id": (change(word2idx={"a": "4"}), "id 4"),
+    "no <unk>": (change(word2idx={"<unk>": 4, "a": 3}), "id 3 is 'a'"),
+    "special words later": (change(word2idx={"<pad>": 4, "a": 0}, idx2word={4: "<pad>", 0: "a"}), "id 0 is 'a'"),
+    "tables differ": (change(idx2word={4: "cat"}), "id 4 is 'a' in word2idx and 'cat'"),
+    "too many ids": (change(idx2word={6: "cat"}), "id 6"),
     "wrong count": (change(idx=7), "idx must be 6"),
 }
 
@@ -207,7 +206,9 @@ def test_a_vocabulary_is_not_lost(tiny_data, monkeypatch, capsys, ending):
     built = path.read_bytes()
     build(monkeypatch, tiny_data)  # the same again
     path.unlink()
-    vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "published"]), path.with_suffix(f".{ending}"))
+    other = vocab.Vocabulary([*WORDS, "published"])
+    content = pickle.dumps(other, 2) if ending == "pkl" else json.dumps(other.word2idx).encode()
+    path.with_suffix(f".{ending}").write_bytes(content)
     there = {file: file.read_bytes() for file in path.parent.iterdir()}
     said = message(build, monkeypatch, tiny_data)
     assert f"vocab.{ending}: " in said and "--overwrite" in said
@@ -247,7 +248,7 @@ def test_faults_of_captions(captions, fault):
 def test_the_vocabulary_of_the_wanted_size_is_found(tmp_path):
     assert "x_vocab.json: no such file" in message(vocab.load_vocab, tmp_path, "x")
     vocab.serialize_vocab(vocab.Vocabulary(WORDS), tmp_path / "x_vocab.json")
-    vocab.serialize_vocab(vocab.Vocabulary([*WORDS, "cat"]), tmp_path / "x_vocab.pkl")
+    (tmp_path / "x_vocab.pkl").write_bytes(pickle.dumps(vocab.Vocabulary([*WORDS, "cat"]), 2))
     assert [len(vocab.load_vocab(tmp_path, "x", size)) for size in (None, 6, 7)] == [6, 6, 7]
     assert "8 are needed" in message(vocab.load_vocab, tmp_path, "x", 8)
     assert len(vocab.load_vocab(tmp_path, "other", 7, trained_on="x")) == 7
