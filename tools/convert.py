@@ -34,9 +34,9 @@ if __name__ == "__main__":
 
 import torch
 
-from files import pickles
 from files.arrays import open_array
 from files.errors import InputError, optional_package
+from files.pickles import one_line, read_torch_file
 from files.text import read_bytes
 from files.writing import atomic_write
 
@@ -50,33 +50,21 @@ def to_safetensors(source, target):
 
     from_safetensors gives back values, names and order (docs/method.md, section 5), and plain dicts for OrderedDicts.
     """
-    save, tensors = safetensors().save, {}
-    try:
-        text = json.dumps(outline(pickles.read_torch_file(source), "", tensors), indent=1) + "\n"
-    except (RecursionError, TypeError) as error:
-        raise InputError(f"{source}: cannot be converted ({error})") from None
-    for path, content in ((target, save(tensors)), (target.with_suffix(".json"), text.encode())):
-        atomic_write(path, lambda file, content=content: file.write(content))
+    save, tensors = optional_package("safetensors.torch", "this", "safetensors").save, {}
+    with one_line(source, "cannot be converted"):  # a value that JSON lacks, or nested too deep
+        text = json.dumps(outline(read_torch_file(source), "", tensors), indent=1) + "\n"
+    atomic_write(target, lambda file: file.write(save(tensors)))
+    atomic_write(target.with_suffix(".json"), lambda file: file.write(text.encode()))
 
 
 def from_safetensors(source, target):
     """Write the checkpoint that to_safetensors was given."""
-    load, beside = safetensors().load, source.with_suffix(".json")
-    content, text = read_bytes(source), read_bytes(beside)
-    try:
-        tensors = load(content)
-    except Exception as error:
-        raise InputError(f"{source}: damaged or no safetensors file; copy or download it again") from error
-    try:
-        content = json.loads(text, object_hook=functools.partial(original, tensors))
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(f"{beside}: does not belong to {source} ({error})") from None
+    load, beside = optional_package("safetensors.torch", "this", "safetensors").load, source.with_suffix(".json")
+    with one_line(source, "damaged or no safetensors file; copy or download it again"):
+        tensors = load(read_bytes(source))
+    with one_line(beside, f"does not belong to {source}"):
+        content = json.loads(read_bytes(beside), object_hook=functools.partial(original, tensors))
     atomic_write(target, lambda file: torch.save(content, file))
-
-
-def safetensors():
-    optional_package("safetensors", "this")
-    return optional_package("safetensors.torch", "this", "safetensors")
 
 
 def outline(value, name, tensors):

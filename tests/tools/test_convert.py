@@ -95,7 +95,7 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch):
     assert "damaged" in message(convert.main, [target, back])
     os.remove(target)
     assert f"{target}: no such file" in message(convert.main, [target, back])
-    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     assert "pip install safetensors" in message(convert.main, [source, str(tmp_path / "z.safetensors")])
     assert not os.path.exists(back)
 
