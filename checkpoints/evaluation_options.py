@@ -44,19 +44,8 @@ def eval_parser(description, split="test", stack=False, fold5=False):
 def add_ensemble_flags(parser):
     add = parser.add_argument_group("ensemble").add_argument
     add("--model_path", nargs="+", type=existing, default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
-    add(
-        "--weights",
-        nargs="+",
-        type=number(),
-        metavar="W",
-        help="weight of each checkpoint in the mean of the similarities (default: equal weights)",
-    )
-    add(
-        "--normalize",
-        action="store_true",
-        help="before the mean, give each checkpoint's similarities mean 0 and standard deviation 1, "
-        "taken over all pairs of an image and a caption and so the same in both directions",
-    )
+    add("--weights", nargs="+", type=number(), metavar="W", help="weight of each checkpoint (default: equal weights)")
+    add("--normalize", action="store_true", help="give the scores of each checkpoint mean 0 and standard deviation 1")
 
 
 def add_evaluation_flags(parser, fold5):
@@ -77,12 +66,7 @@ def add_evaluation_flags(parser, fold5):
     add("--batch_size", type=whole(), help="captions in a batch (default: the checkpoint's)")
     add("--workers", default=0, type=whole(0), help="processes that read data")
     add_precision_flags(group, None, None)
-    add(
-        "--sim_memory",
-        type=number(),
-        metavar="MB",
-        help="GSMN, SCAN: memory for the similarity (default: the checkpoint's)",
-    )
+    add("--sim_memory", type=number(), metavar="MB", help="memory for scores of GSMN, SCAN (default: the checkpoint's)")
     add_kernel_flag(add, None)
     add_compile_flag(add)
 
@@ -143,8 +127,4 @@ def add_images_flag(parser):
 
 def add_spacy_flag(parser):
     """--spacy_model, for commands that read a sentence of the user's."""
-    parser.add_argument(
-        "--spacy_model",
-        metavar="NAME",
-        help="sparse GSMN: spaCy's model that parses the sentence (default: any installed English one)",
-    )
+    parser.add_argument("--spacy_model", metavar="NAME", help="spaCy's model, for sparse GSMN (default: any English one)")

@@ -12,10 +12,10 @@ import torch
 from checkpoints import checkpoint
 from checkpoints.fields import is_number
 from checkpoints.loading import load_weights
-from files.errors import InputError, reason
+from files.errors import InputError
 from files.identity import difference
 from files.pickles import one_line
-from files.writing import lock_folder, make_folder
+from files.writing import lock_folder
 from runtime import devices, distributed
 from systems.options import of_weights
 
@@ -103,11 +103,7 @@ def lock_run(opt, before=None):
     """
     with contextlib.ExitStack() as held:
         for folder in {os.path.realpath(name): name for name in (opt.model_name, opt.logger_name)}.values():
-            make_folder(folder)
-            try:
-                lock = lock_folder(folder)
-            except OSError as error:
-                raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another folder") from None
+            lock = lock_folder(folder)
             if lock is None:
                 raise InputError(
                     f"{folder}: another training is at work in this folder; wait for its end, or give this one "

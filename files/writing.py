@@ -119,10 +119,15 @@ def remove_leftovers(folder, _hour):
 def lock_folder(folder):
     """An open file in `folder` that one process holds, with those that inherit it; None while another one holds it.
 
-    The system gives the lock back as soon as the file is closed or its processes have ended, in whatever way.
-    OSError where the file cannot be opened.  A file system without locks gives a warning and no protection.
+    Makes the folder where missing.  The system gives the lock back as soon as the file is closed or its processes have
+    ended, in whatever way.  InputError where the file cannot be opened.  A file system without locks gives a warning
+    and no protection.
     """
-    file = open(Path(folder) / LOCK, "a")  # noqa: SIM115 - open as long as the lock is held
+    make_folder(folder)
+    try:
+        file = open(Path(folder) / LOCK, "a")  # noqa: SIM115 - open as long as the lock is held
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({reason(error)}); choose another folder") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

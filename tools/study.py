@@ -37,7 +37,7 @@ import numpy as np
 from files.arrays import open_array
 from files.errors import InputError
 from files.text import read_json, read_lines
-from files.writing import atomic_write, lock_folder, make_folder
+from files.writing import atomic_write, lock_folder
 from reporting.metrics import METRICS
 from runtime.commandline import Parser, whole
 from systems.options import train_options
@@ -167,7 +167,6 @@ class Worker:
     def __call__(self, run):
         if self.stopped:
             return None
-        make_folder(run.folder)
         lock = lock_folder(run.folder)
         if lock is None:
             return None  # another study works on it

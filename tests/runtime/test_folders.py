@@ -72,7 +72,6 @@ def test_where_a_resumed_run_writes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("taken", ["ck", "log"])
 def test_two_trainings_never_share_a_folder(tiny_data, tmp_path, taken):
-    (tmp_path / taken).mkdir()
     with lock_folder(tmp_path / taken), pytest.raises(InputError, match=f"{taken}: another training"):
         run(tiny_data, tmp_path, *FEW, epochs=1)
     assert not names(tmp_path / taken)
