@@ -127,4 +127,6 @@ def add_images_flag(parser):
 
 def add_spacy_flag(parser):
     """--spacy_model, for commands that read a sentence of the user's."""
-    parser.add_argument("--spacy_model", metavar="NAME", help="spaCy's model, for sparse GSMN (default: any English one)")
+    parser.add_argument(
+        "--spacy_model", metavar="NAME", help="spaCy's model, for sparse GSMN (default: any English one)"
+    )

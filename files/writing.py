@@ -38,7 +38,7 @@ def check_writable(path):
         if os.path.isdir(path):
             fault = "a folder has this name; give the name of a file"
         elif not is_stream(path) and not os.access(folder, os.W_OK | os.X_OK):
-            fault = f"the folder {folder} is missing or read-only; make it, or choose another"
+            fault = f"no folder {folder} that can be written to; make it, or choose another"
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         fault = f"{reason(error)}; give another name"
     if fault:

@@ -1,21 +1,23 @@
-"""Fuzzing beyond single bytes (test_files.py): whatever a data set, a checkpoint or a log holds, InputError is the
-only error.  FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py tests/test_files.py -k fuzz is the long run.
+"""Fuzzing: whatever a data set, a vocabulary, a checkpoint or a log holds, InputError is the only error.
+
+FUZZ_EXAMPLES=20000 pytest tests/test_fuzz.py is the long run.
 """
 
 import argparse
+import io
 import json
 import os
+import pickle
 import shutil
 import warnings
-from pathlib import Path
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from damage import damaged
 from hypothesis import strategies as st
+from pickle_samples import int16, item, numpy_int64, python2_sizes
 from tiny import gsmn, make_tiny, state, vsrn
 
 import data
@@ -41,8 +43,16 @@ def only_input_errors(call, *arguments):
         return False
 
 
-def dump(content):
-    return lambda value: json.dumps(value).encode() if content == "json" else value.encode("utf-8", "surrogatepass")
+@st.composite
+def damaged(draw, content):
+    """Content with some bytes changed, cut out or put in, and sometimes cut short."""
+    content = bytearray(content)
+    for _ in range(draw(st.integers(0, 4))):
+        at, length = draw(st.integers(0, len(content))), draw(st.integers(0, 4))
+        content[at : at + length] = draw(st.binary(max_size=6))
+    if draw(st.booleans()):
+        del content[draw(st.integers(0, len(content))) :]
+    return bytes(content)
 
 
 # ---- a data set with one file of plausible but wrong content
@@ -74,21 +84,13 @@ SIZE_FIELDS = st.tuples(hnp.scalar_dtypes(), hnp.scalar_dtypes()).map(
 SIZES = hnp.arrays(SIZE_FIELDS, st.one_of(st.just((1,)), hnp.array_shapes(min_dims=0, max_side=5)))
 
 
-def npy(array):
-    return lambda path: np.save(path, array)
-
-
-def content(value):
-    return lambda path: Path(path).write_bytes(value)
-
-
-DATA_FILES = {
-    "dev_ims.npy": ANY_ARRAY.map(npy),
-    "dev_ims_bbx.npy": ANY_ARRAY.map(npy),
-    "dev_ims_size.npy": st.one_of(SIZES, ANY_ARRAY).map(npy),
-    "dev_precaps_stan.txt": st.one_of(IDS, st.text()).map(dump("text")).map(content),
-    "dev_caps.txt": st.lists(st.text(), min_size=5, max_size=6).map("\n".join).map(dump("text")).map(content),
-    "dev_caps.json": st.one_of(PAIRS, JSON).map(dump("json")).map(content),
+DATA_FILES = {  # name: what is written there
+    "dev_ims.npy": ANY_ARRAY,
+    "dev_ims_bbx.npy": ANY_ARRAY,
+    "dev_ims_size.npy": st.one_of(SIZES, ANY_ARRAY),
+    "dev_precaps_stan.txt": st.one_of(IDS, st.text()),
+    "dev_caps.txt": st.lists(st.text(), min_size=5, max_size=6).map("\n".join),
+    "dev_caps.json": st.one_of(PAIRS, JSON).map(json.dumps),
 }
 
 
@@ -114,10 +116,13 @@ def test_fuzzed_data_sets(tiny, model, name):
 
     @SETTINGS
     @hypothesis.given(DATA_FILES[name])
-    def fuzz(write):
+    def fuzz(content):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            write(path)
+            if isinstance(content, np.ndarray):
+                np.save(path, content)
+            else:
+                path.write_bytes(content.encode("utf-8", "surrogatepass"))
             only_input_errors(read)
 
     try:
@@ -170,29 +175,44 @@ def test_fuzzed_array_headers(tmp_path_factory, header, version):
         only_input_errors(read, path)
 
 
-# ---- checkpoints
+# ---- damaged bytes
 
 
-def saved(tmp_path_factory, kind, model):
-    path = tmp_path_factory.mktemp("checkpoint") / "x.pth.tar"
-    torch.save(state(model, vocab=list(vocab.SPECIAL)), path, _use_new_zipfile_serialization=kind == "zip")
-    return path
+def checkpoint_bytes(zipped):
+    file = io.BytesIO()
+    torch.save(state(gsmn(), vocab=list(vocab.SPECIAL)), file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy"])
-def test_fuzzed_checkpoint_bytes(tmp_path_factory, kind):
-    path = saved(tmp_path_factory, kind, gsmn())
-    right = path.read_bytes()
+WORDS = vocab.Vocabulary([*vocab.SPECIAL, "a", "ü"])
+FILES = {  # name: (reader, content)
+    "sizes.npy": (data.read_sizes, python2_sizes([item(int16(5), numpy_int64(6))] * 2)),
+    "vocab.json": (vocab.deserialize_vocab, json.dumps(vars(WORDS)).encode()),
+    "vocab.pkl": (vocab.deserialize_vocab, pickle.dumps(WORDS, 2)),
+    "zip.pth.tar": (checkpoint.load_checkpoint, checkpoint_bytes(True)),
+    "older.pth.tar": (checkpoint.load_checkpoint, checkpoint_bytes(False)),
+}
 
-    @SETTINGS
-    @hypothesis.given(damaged(right))
-    def fuzz(content):
-        path.unlink()
-        path.write_bytes(content)
-        only_input_errors(checkpoint.load_checkpoint, path)
-        only_input_errors(checkpoint.newest, path.parent, lambda line: None)
+
+@pytest.mark.parametrize("name", FILES)
+def test_fuzzed_bytes(tmp_path, name):
+    path, (read, content) = tmp_path / name, FILES[name]
+    path.write_bytes(content)
+    read(path)
+
+    @hypothesis.settings(SETTINGS, max_examples=3 * EXAMPLES)
+    @hypothesis.given(damaged(content))
+    def fuzz(changed):
+        path.unlink()  # it may be mapped into memory
+        path.write_bytes(changed)
+        only_input_errors(read, path)
+        if path.suffix == ".tar":
+            only_input_errors(checkpoint.read_checkpoint, path, True)
 
     fuzz()
+
+
+# ---- checkpoints
 
 
 PLAIN = st.recursive(

@@ -1,11 +1,14 @@
 """Pickles as Python 2 wrote them, and pickles that attack: for the tests of everything that reads one."""
 
+import io
 import pickle
+import struct
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 
@@ -54,6 +57,41 @@ def torch_save(state, path, legacy=False, pickler=RawPickler, protocol=2):
         __name__="pickle", Pickler=pickler, dump=lambda obj, file, protocol: pickler(file, protocol).dump(obj)
     )
     torch.save(state, path, pickle_module=module, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+
+
+# ---- sizes of images
+
+
+def header(descr, shape):
+    """The beginning of a .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+# what Python 2's numpy wrote: protocol 2, byte strings, numpy.core
+DTYPE = b"cnumpy\ndtype\nU\x02%sK\x00K\x01\x87R(K\x03U\x01%sNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+ARRAY = (
+    b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    b"(K\x01K\x02\x85" + DTYPE % (b"O8", b"|") + b"\x89](%setb."
+)
+
+
+def item(w, h):
+    return b"}(U\x07image_w%sU\x07image_h%su" % (w, h)
+
+
+def int16(x):
+    return b"M" + struct.pack("<H", x)
+
+
+def numpy_int64(x):
+    dtype = DTYPE % (b"i8", b"<")
+    return b"cnumpy.core.multiarray\nscalar\n" + dtype + b"U\x08" + struct.pack("<q", x) + b"\x86R"
+
+
+def python2_sizes(items):
+    return header("|O", (len(items),)) + ARRAY % b"".join(items)
 
 
 # ---- attacks: each makes a pickle whose loading creates the file `marker`

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-from found import find
 from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation
 from reporting import rendering
+from tools import search
 from tools.searching import faiss_index
 from tools.searching.collection import Reader, best_images
 from tools.searching.faiss_index import build_index, nearest, set_breadth, shortlist
@@ -25,6 +25,17 @@ def tiny(tmp_path):
     made.model = tmp_path / "m.pth.tar"
     write_model(made, made.model)
     return made
+
+
+def find(path, capsys, *more):
+    """The numbers of the images found, their scores, and what was printed; path: a checkpoint, or None."""
+    flags = [*([] if path is None else ["--model_path", path]), "--device", "cpu", *more]
+    search.main([str(flag) for flag in flags])
+    if capsys is None:
+        return None
+    said = capsys.readouterr()
+    found = re.findall(r"^ +\d+ +(\S+) +image (\d+)", said.out, re.M)
+    return [int(g) for _, g in found], [float(score) for score, _ in found], said
 
 
 def similarities(tiny, net, opt, words, caption=8):
