@@ -57,12 +57,16 @@ def state(**changes):
     return {"epoch": 1, "model": model, "opt": argparse.Namespace(embed_size=2), "Eiters": 1, **changes}
 
 
+def in_zip(code, path):
+    samples.torch_save(state(vocab=[*vocab.SPECIAL, Raw(code)]), path)
+
+
+def in_older_format(code, path):
+    samples.torch_save(state(model=[{"fc.weight": Raw(code)}, {}, {}, {}]), path, legacy=True)
+
+
 def plain_pickle(code, path):
     path.write_bytes(b"\x80\x02" + code + b".")
-
-
-def in_checkpoint(place, legacy, code, path):
-    samples.torch_save(PLACES[place](Raw(code)), path, legacy)
 
 
 def second_pickle(code, path):
@@ -71,16 +75,16 @@ def second_pickle(code, path):
         archive.writestr("x/constants.pkl", b"\x80\x02" + code + b".")
 
 
-def second_content(order, code, path):
+def second_content(code, path, order=1):
     """Two records of one name, one of them harmless: whichever a reader takes."""
     with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        for content in (b"\x80\x02" + code + b".", b"\x80\x02}.")[::order]:
+        for content in (b"\x80\x02}.", b"\x80\x02" + code + b".")[::order]:
             archive.writestr("x/data.pkl", content)
 
 
-def in_vocabulary(content, code, path):
+def in_vocabulary(code, path):
     holder = samples.name("__main__", "Vocabulary") + b")\x81}" + samples.text("word2idx")
-    path.with_suffix(".pkl").write_bytes(b"\x80\x02" + content(holder, code) + b".")
+    path.write_bytes(b"\x80\x02" + holder + b"}" + code + b"K\x00ssb.")
 
 
 def in_sizes(code, path):
@@ -89,58 +93,47 @@ def in_sizes(code, path):
     object_array(lambda file: RawPickler(file, 3).dump(sizes), 2, path)
 
 
+def in_features(code, path):
+    object_array(lambda file: file.write(b"\x80\x02" + code), 1, path)
+
+
 def object_array(write, count, path):
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (count,)})
+        file.write(samples.header("|O", (count,)))
         write(file)
 
 
-PLACES = {
-    "the whole file": lambda bad: bad,
-    "a weight": lambda bad: state(model=[{"fc.weight": bad}, {}, {}, {}]),
-    "a word": lambda bad: state(vocab=[*vocab.SPECIAL, bad]),
-}
-FILES = {  # reader of a path, writer of an attack's operations to a path
-    **{
-        f"{place}, {'older' if legacy else 'zip'}": (load_checkpoint, functools.partial(in_checkpoint, place, legacy))
-        for place, legacy in itertools.product(PLACES, (False, True))
-    },
-    "pickle": (load_checkpoint, plain_pickle),
-    "second pickle": (load_checkpoint, second_pickle),
-    "first content": (load_checkpoint, functools.partial(second_content, 1)),
-    "second content": (load_checkpoint, functools.partial(second_content, -1)),
-    **{
-        f"vocabulary, {place}": (
-            lambda path: vocab.deserialize_vocab(path.with_suffix(".pkl")),
-            functools.partial(in_vocabulary, content),
-        )
-        for place, content in {
-            "whole": lambda holder, code: code,
-            "word": lambda holder, code: holder + b"}" + code + b"K\x00ssb",
-        }.items()
-    },
-    "sizes": (read_sizes, in_sizes),
-    "features": (open_array, lambda code, path: object_array(lambda file: file.write(b"\x80\x02" + code), 1, path)),
+FILES = {  # writer of an attack's operations: reader
+    in_zip: load_checkpoint,
+    in_older_format: load_checkpoint,
+    plain_pickle: load_checkpoint,
+    second_pickle: load_checkpoint,
+    second_content: load_checkpoint,
+    functools.partial(second_content, order=-1): load_checkpoint,
+    in_vocabulary: vocab.deserialize_vocab,
+    in_sizes: read_sizes,
+    in_features: open_array,
 }
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("write", FILES)
 @pytest.mark.parametrize("title", ATTACKS)
-def test_refused(title, kind, tmp_path, marker):
-    (wanted, attack), (read, write) = ATTACKS[title], FILES[kind]
-    path = tmp_path / "model_best.pth.tar"
+def test_refused(title, write, tmp_path, marker):
+    wanted, attack = ATTACKS[title]
+    path = tmp_path / ("x_vocab.pkl" if write is in_vocabulary else "x.pth.tar")
     write(attack(marker), path)
-    found = message(read, path)
-    assert "model_best" in found
-    if title not in NAMELESS and kind != "features":
+    found = message(FILES[write], path)
+    assert path.name in found
+    if title not in NAMELESS and write is not in_features:
         assert wanted in found
 
 
-def test_without_attack_these_files_load(tmp_path):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_without_attack_these_files_load(legacy, tmp_path):
     """So it is the attack that is refused above, not the way the files are made."""
-    for legacy in (False, True):
-        in_checkpoint("a word", legacy, samples.text("dog"), tmp_path / "x")
-        assert load_checkpoint(tmp_path / "x")["vocab"] == [*vocab.SPECIAL, "dog"]
+    words = [*vocab.SPECIAL, Raw(samples.text("dog"))]
+    samples.torch_save(state(vocab=words), tmp_path / "x", legacy)
+    assert load_checkpoint(tmp_path / "x")["vocab"] == [*vocab.SPECIAL, "dog"]
 
 
 def test_weights_only_is_the_second_guard(tmp_path, marker, monkeypatch):
