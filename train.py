@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import data
 from checkpoints import checkpoint
-from checkpoints.fields import check_shapes
+from checkpoints.loading import check_shapes
 from checkpoints.resume import (
     Progress,
     check_data,

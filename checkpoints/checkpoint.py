@@ -8,7 +8,6 @@ import contextlib
 import functools
 import os
 import platform
-import random
 import subprocess
 import time
 from collections import OrderedDict
@@ -17,19 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints.fields import check_fields
 from files import pickles
 from files.errors import InputError, reason, warn
 from files.opening import sha256
 from files.writing import atomic_write, check_writable, make_folder
 from systems.options import check_options, completed
 from systems.table import SYSTEMS, titles
+from vocab import SPECIAL
 
 FORMAT = 1
 BEST = "model_best.pth.tar"
-
-
-# ---- reading
 
 
 def find_checkpoint(path, resume=False, say=warn):
@@ -56,7 +52,7 @@ def load_checkpoint(path):
     Released files (zip or the older format, Python 2 or 3) and ours get the same form: `opt` complete, names
     in `model` and `further` without DataParallel's 'module.', counters present.  The older format has no checksums:
     a warning gives the file's sha256.  Raises InputError, one line, where there is no checkpoint, it is damaged, a
-    field has another type than fields.FIELDS says, it asks for code, or its format is newer than this program.
+    field has another type than FIELDS says, it asks for code, or its format is newer than this program.
     """
     path = find_checkpoint(path)
     checkpoint = read_checkpoint(path)
@@ -130,6 +126,70 @@ def check_vocab(checkpoint, vocab, path="checkpoint"):
         )
 
 
+# ---- fields: a file may be damaged or malicious, so each has the type that the programs rely on
+
+LARGEST = 2**53  # counters beyond it are no counters
+
+
+def is_number(value, least=-LARGEST):
+    """Whether this is a finite number from `least` on, and no truth value."""
+    return type(value) in (int, float) and least <= value < LARGEST
+
+
+def is_count(value, least=0):
+    return type(value) is int and is_number(value, least)
+
+
+def is_table(value, check=lambda item: True):
+    """Whether this is a dict whose values pass `check`."""
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+def is_state_dict(value):
+    return is_table(value, torch.is_tensor) and all(type(name) is str for name in value)
+
+
+def is_vocabulary(value):
+    words = type(value) is list and all(type(word) is str for word in value)
+    return words and tuple(value[: len(SPECIAL)]) == SPECIAL and len(set(value)) == len(value)
+
+
+def is_flag(value):
+    """Whether this is the value of a flag: text, a number, true or false, nothing, or a short list of these."""
+    if type(value) in (list, tuple):
+        return len(value) <= 1000 and all(type(item) in (bool, int, float, str) for item in value)
+    return value is None or type(value) in (bool, int, float, str, torch.device)
+
+
+FIELDS = {
+    "opt": lambda value: isinstance(value, argparse.Namespace),
+    "model": lambda value: isinstance(value, list) and all(map(is_state_dict, value)),
+    "further": lambda value: is_table(value, is_state_dict) and all(type(name) is str for name in value),
+    "caption_model": lambda value: value is None or is_state_dict(value),
+    **dict.fromkeys(("epoch", "step", "Eiters", "format"), is_count),
+    "best_epoch": lambda value: is_count(value, -1),
+    **dict.fromkeys(("best_rsum", "saved"), is_number),
+    "validate_due": lambda value: type(value) is bool,
+    **dict.fromkeys(("versions", "rng", "data"), is_table),
+    "vocab": lambda value: value is None or is_vocabulary(value),
+    "optimizer": lambda v: is_table(v) and is_table(v.get("state")) and isinstance(v.get("param_groups"), list),
+}
+
+
+def check_fields(checkpoint, path):
+    """InputError unless `checkpoint` is a dict whose fields are what FIELDS says; a device in opt becomes text."""
+    if not is_table(checkpoint):
+        raise InputError(f"{path}: holds a {type(checkpoint).__name__}; not a checkpoint of {titles()}")
+    for field, check in FIELDS.items():
+        if not check(checkpoint[field]) if field in checkpoint else field in ("opt", "model"):
+            raise InputError(f"{path}: '{field}' is not that of a checkpoint of {titles()}; get the file again")
+    flags = vars(checkpoint["opt"])
+    for name, value in flags.items():
+        if type(name) is not str or not is_flag(value):
+            raise InputError(f"{path}: its opt holds a {type(value).__name__} for {name}; flags are text or numbers")
+    flags.update({name: str(value) for name, value in flags.items() if isinstance(value, torch.device)})
+
+
 # ---- writing
 
 
@@ -153,32 +213,6 @@ def check_plain(value, name="checkpoint"):
             check_plain(item, f"{name}[{key!r}]")
     elif value is not None and not isinstance(value, (int, float, str, torch.Tensor, np.number, np.bool_, Path)):
         raise ValueError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
-
-
-# ---- what a run depends on beside its weights
-
-
-def capture_rng():
-    """States of the random generators (Python, NumPy, torch, each CUDA device) as tensors and numbers."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    }
-
-
-def restore_rng(state):
-    """Restore the states of capture_rng; skips CUDA devices that this machine lacks."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    if not 0 <= rest[0] <= len(keys):  # NumPy would read beyond its keys
-        raise ValueError(f"NumPy's position is {rest[0]}")
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 @functools.cache

@@ -4,11 +4,11 @@ import argparse
 from typing import NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import data
 from checkpoints import checkpoint
 from checkpoints.evaluation_options import OVERRIDES
-from checkpoints.fields import check_shapes
 from files.errors import InputError
 from files.identity import data_identity, difference
 from model import build_model
@@ -20,6 +20,7 @@ from vocab import Vocabulary, load_vocab
 # Flags about a run's folders and logs, not about what was trained
 OF_THE_MACHINE = {"model", "data_path", "vocab_path", "logger_name", "model_name", "resume", "device", "workers"}
 OF_THE_MACHINE |= {"log_step", "val_step", "save_every", "keep", "sim_memory"}
+SPARE = 1 << 28  # numbers that a model may have beyond twice those of its file: 1 GB
 
 
 def load_model(model_path, **overrides):
@@ -67,6 +68,58 @@ def load_weights(model, loaded):
     for name, part in model.further_parts().items():
         if name in loaded["further"]:  # a released file lacks the caption model
             part.load_state_dict(loaded["further"][name])
+
+
+class NoInitialValues(TorchFunctionMode):
+    """Inside, modules are made without initial values: on the meta device torch would load its compiler for them."""
+
+    NAMES = ("normal_", "uniform_", "xavier_normal_", "kaiming_uniform_")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in self.NAMES:
+            return args[0] if args else kwargs["tensor"]
+        if function is torch.rand:
+            function = torch.empty
+        return function(*args, **kwargs)
+
+
+def check_shapes(build, opt, saved, path):
+    """InputError where the model that `opt` describes has other tensors than a checkpoint holds.
+
+    build(opt) makes the model, here without memory for its weights (torch's meta device).
+    saved: a checkpoint, of which `model` and `further` are compared.
+    """
+    states, further = saved["model"], saved["further"]
+    present = sum(map(len, states))
+    if opt.num_layers > present:  # a model of a million layers takes minutes even without memory
+        raise InputError(f"{path}: its opt says --num_layers {opt.num_layers}, but it holds {present} tensors")
+    try:
+        with torch.device("meta"), NoInitialValues():
+            model = build(opt)
+    except (InputError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its opt describes no {opt.model} model ({error})") from None
+    if len(model.parts) != len(states):
+        raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
+    known = {*model.parts, *model.further_parts()}
+    for name, state in [*zip(model.parts, states), *further.items()]:
+        wanted = getattr(model, name).state_dict() if name in known else {}
+        for key in {**wanted, **state}:
+            ours, theirs = described(wanted.get(key)), described(state.get(key))
+            # BatchNorm counts batches since torch 0.4.1 only
+            if ours != theirs and not (key not in state and key.endswith("num_batches_tracked")):
+                raise InputError(f"{path}: {name}.{key} is {theirs}, but by its opt {ours}; get the file again")
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(tensor.numel() for state in states for tensor in state.values())
+    if wanted > 2 * held + SPARE:  # a released file lacks the caption model: its widths are only in opt
+        raise InputError(f"{path}: its opt describes {wanted:,} numbers, but it holds {held:,}; get the file again")
+
+
+def described(tensor):
+    if tensor is None:
+        return "missing"
+    shape = " x ".join(map(str, tensor.shape)) or "a number"
+    return shape if tensor.is_floating_point() else f"{shape} (whole)"
 
 
 class Member(NamedTuple):

@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import logging
 import os
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from checkpoints import checkpoint
-from checkpoints.fields import is_number
 from checkpoints.loading import load_weights
 from files.errors import InputError
 from files.identity import difference
@@ -30,9 +31,6 @@ class Progress:
     best_rsum: float = 0.0  # the best validation so far, by --select
     best_epoch: int = -1  # the epoch of that validation; -1 where it is not known
     validate_due: bool = False  # a signal interrupted a validation, which the resumed run repeats
-
-
-# ---- the folders of a run
 
 
 def refuse_used_folder(folder):
@@ -118,9 +116,6 @@ def lock_run(opt, before=None):
         return held.pop_all()
 
 
-# ---- the state of a run
-
-
 def load_resumed(path):
     """A file, or a folder whose newest complete checkpoint is taken -> (its path, its content, what `written` says).
 
@@ -180,7 +175,7 @@ def restore(saved, model, optimizer, path="--resume"):
     if "optimizer" in saved:
         restore_optimizer(saved["optimizer"], model, optimizer, path)
         with one_line(path, "its random states are broken; resume from another checkpoint"):
-            checkpoint.restore_rng(saved["rng"])
+            restore_rng(saved["rng"])
     return Progress(**{name: saved[name] for name in vars(Progress()) if name in saved})
 
 
@@ -194,7 +189,9 @@ def restore_optimizer(saved, model, optimizer, path):
     with one_line(path, "its optimiser's state is broken; resume from another checkpoint"):
         (group,) = saved["param_groups"]
         first, second = group["betas"]
-        if not all(is_number(x, 0) for x in (group["lr"], first, second, group["eps"], group["weight_decay"])):
+        if not all(
+            checkpoint.is_number(x, 0) for x in (group["lr"], first, second, group["eps"], group["weight_decay"])
+        ):
             raise ValueError("a setting is no number")
         if max(first, second) >= 1 or group["params"] != list(range(len(parameters))):
             raise ValueError(f"betas {first} and {second}, not the {len(parameters)} parameters of this model")
@@ -202,7 +199,7 @@ def restore_optimizer(saved, model, optimizer, path):
         for number, entry in saved["state"].items():
             if (
                 number not in group["params"]
-                or not is_number(float(entry["step"]), 0)
+                or not checkpoint.is_number(float(entry["step"]), 0)
                 or (entry["exp_avg_sq"] < 0).any()
             ):
                 raise ValueError(f"parameter {number}")
@@ -218,6 +215,29 @@ def own_memory(moment, parameter):
     return torch.empty_like(parameter).copy_(moment)
 
 
+def capture_rng():
+    """States of the random generators (Python, NumPy, torch, each CUDA device) as tensors and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_rng(state):
+    """Restore the states of capture_rng; skips CUDA devices that this machine lacks."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    if not 0 <= rest[0] <= len(keys):  # NumPy would read beyond its keys
+        raise ValueError(f"NumPy's position is {rest[0]}")
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
 def training_state(model, optimizer, opt, vocab, progress, identity):
     """All that a run needs to go on, as checkpoint.save_checkpoint takes it."""
     return {
@@ -228,5 +248,5 @@ def training_state(model, optimizer, opt, vocab, progress, identity):
         "further": {name: part.state_dict() for name, part in model.further_parts().items()},
         "vocab": list(vocab.word2idx),
         "data": identity,
-        "rng": checkpoint.capture_rng(),
+        "rng": capture_rng(),
     }

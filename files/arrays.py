@@ -43,9 +43,6 @@ def check_five_rows(rows, path, images=None):
     raise InputError(f"{path}: {len(rows)} rows for {len(rows)} captions, but {unequal}; {looks}")
 
 
-# ---- sizes of images
-
-
 def read_sizes(path):
     """Image sizes, float32 (N, 2): width, height in pixels (docs/method.md, section 1).
 
@@ -95,9 +92,6 @@ def _items_of_objects(path):
             return None
         names = ("numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
         return restricted_load(file, {**stand_ins(), **dict.fromkeys(names, _Objects)}, path).items
-
-
-# ---- boxes
 
 
 def read_boxes(path, sizes):

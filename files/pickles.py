@@ -104,9 +104,6 @@ def is_zip_file(path):
     return head.startswith(b"PK")
 
 
-# ---- the look at a file before it is loaded
-
-
 def inspect_zip(file, path, sums):
     """InputError unless the archive is whole (torch.load ignores checksums) and its pickles are harmless."""
     with zipfile.ZipFile(file) as archive:
@@ -153,9 +150,6 @@ def refuse(path, what):
     )
 
 
-# ---- inert stand-ins for classes of NumPy and pathlib
-
-
 class Dtype:
     """Takes numpy.dtype's place in a pickle: numbers, truth values and objects."""
 
@@ -183,9 +177,6 @@ def stand_ins():
         path = PureWindowsPath if kind == "Windows" else PurePosixPath
         found[f"{module}.{pure}{kind}Path"] = lambda *parts, path=path: str(path(*parts))
     return found
-
-
-# ---- other pickles
 
 
 class RestrictedUnpickler(pickle._Unpickler):

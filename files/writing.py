@@ -65,30 +65,26 @@ def atomic_write(path, write):
     write: called with a file, open for writing bytes in order.
     Raises InputError when the system refuses (full disk, read-only or missing folder).
     """
+    temporary = ""
     try:
         if is_stream(path):
             content = io.BytesIO()
             write(content)
             with open(path, "ab") as stream:
                 stream.write(content.getbuffer())
-        else:
-            replace(os.path.realpath(path), write)
+            return
+        target = os.path.realpath(path)
+        temporary = temporary_name(os.path.dirname(target))
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's zip writer hides it
         if not isinstance(cause, OSError):
             raise
         raise InputError(f"{path}: cannot be written ({reason(cause)})") from error
-
-
-def replace(path, write):
-    """Write a temporary file beside `path` and give it the name `path`."""
-    temporary = temporary_name(os.path.dirname(path))
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)

@@ -14,8 +14,8 @@ from tiny import gsmn, message, same, state
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from checkpoints.fields import check_shapes
-from checkpoints.resume import restore, restore_optimizer
+from checkpoints.loading import check_shapes
+from checkpoints.resume import capture_rng, restore, restore_optimizer
 from model import MatchingModel
 from systems.options import completed
 from tools import convert
@@ -231,7 +231,7 @@ def test_broken_states_of_a_run(what, change):
     state, layer = adam_state()
     layer.load_state_dict = layer.further_parts = lambda *_: {}
     optimizer = torch.optim.Adam(layer.parameters())
-    saved = {"model": [], "further": {}, "optimizer": state, "rng": checkpoint.capture_rng()}
+    saved = {"model": [], "further": {}, "optimizer": state, "rng": capture_rng()}
     restore(saved, layer, optimizer, "x.pth.tar")
     change(saved[what])
     found = message(restore, saved, layer, optimizer, "x.pth.tar")

@@ -15,6 +15,7 @@ from tiny import gsmn, message, same, state, vsrn
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, newest, prune, save_checkpoint
+from checkpoints.resume import capture_rng, restore_rng
 from vocab import SPECIAL, Vocabulary
 
 # ---- writing
@@ -31,7 +32,7 @@ def test_round_trip(tmp_path):
         optimizer=optimizer.state_dict(),
         further={"caption_model": dict(model.state_dict())},
         vocab=[*SPECIAL, "\xe9t\xe9"],
-        rng=checkpoint.capture_rng(),
+        rng=capture_rng(),
         half=torch.ones(2).half(),
         nothing=None,
         schedule=(1, 2.5, float("inf")),
@@ -94,10 +95,10 @@ def draws():
 def test_rng(tmp_path):
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     draws()  # leaves half a pair of normal numbers in NumPy's and Python's generators
-    save_checkpoint(state(rng=checkpoint.capture_rng()), tmp_path / "x")
+    save_checkpoint(state(rng=capture_rng()), tmp_path / "x")
     expected = [draws() for _ in range(700)]  # beyond the generators' block of 624
     random.seed(4), np.random.seed(5), torch.manual_seed(6)
-    checkpoint.restore_rng(load_checkpoint(tmp_path / "x")["rng"])
+    restore_rng(load_checkpoint(tmp_path / "x")["rng"])
     assert [draws() for _ in range(700)] == expected
 
 
@@ -105,11 +106,11 @@ def test_rng_of_more_devices_than_here(monkeypatch):
     """Two GPUs when saved, one when resumed: the first one's state is set."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1]), torch.tensor([2])])
-    saved, found = checkpoint.capture_rng(), []
+    saved, found = capture_rng(), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.extend)
-    checkpoint.restore_rng(saved)
+    restore_rng(saved)
     assert [s.tolist() for s in found] == [[1]]
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny import gsmn, message, same, shared, state
 
 from checkpoints import checkpoint
+from checkpoints.resume import capture_rng
 from files import pickles
 from tools import convert
 
@@ -41,7 +42,7 @@ def test_our_checkpoint(tmp_path):
         "turned": torch.arange(6).view(2, 3).t(),
         "vocab": ["\xe9", "a"],
     }
-    full = state(gsmn(), rng=checkpoint.capture_rng(), **more)
+    full = state(gsmn(), rng=capture_rng(), **more)
     checkpoint.save_checkpoint(full, tmp_path / "x.pth.tar")
     before, after, _ = there_and_back(tmp_path / "x.pth.tar", tmp_path)
     same(before, after)
