@@ -5,7 +5,7 @@ Like systems/options.py this module does not import torch.
 
 import os
 
-from files.pickles import open_checkpoint
+from files.opening import open_regular
 from runtime.commandline import Parser, Switch, folder_name, number, whole
 from systems.options import add_compile_flag, add_device_flag, add_precision_flags
 from systems.table import add_kernel_flag
@@ -17,8 +17,8 @@ STACK_CHECKPOINTS = ["./runs/dense/checkpoint/model_best.pth.tar", "./runs/spars
 
 def existing(text):
     """The type of a flag that names a checkpoint, or a folder of a run: it is there."""
-    if not os.path.exists(text):
-        open_checkpoint(text)
+    if not os.path.isdir(text):
+        open_regular(text, "no such checkpoint; check the path").close()
     return text
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from checkpoints import checkpoint
+from checkpoints.checkpoint import is_number
 from checkpoints.loading import load_weights
 from files.errors import InputError
 from files.identity import difference
@@ -88,9 +89,9 @@ def log_of(folder, stored, exists):
     return None if missing else found
 
 
-def written(path):
-    """The checkpoints of the folder of `path`, and when each was written."""
-    return {(file.name, file.stat().st_mtime_ns) for file in Path(path).parent.glob("*.pth.tar")}
+def written(folder):
+    """The checkpoints of a folder, and when each was written."""
+    return {(file.name, file.stat().st_mtime_ns) for file in Path(folder).glob("*.pth.tar")}
 
 
 def lock_run(opt, before=None):
@@ -111,7 +112,7 @@ def lock_run(opt, before=None):
             os.register_at_fork(after_in_child=lock.close)  # a worker that outlives this process must not hold it
         if before is None:
             refuse_used_folder(opt.model_name)
-        elif written(os.path.join(opt.model_name, checkpoint.BEST)) != before:
+        elif written(opt.model_name) != before:
             raise InputError(f"{opt.model_name}: another training wrote checkpoints meanwhile; start this one again")
         return held.pop_all()
 
@@ -122,8 +123,9 @@ def load_resumed(path):
     A warning says which newer checkpoint lies beside it, since the run repeats what led there.
     """
     path = checkpoint.find_checkpoint(path, resume=True, say=logging.warning)
-    before, saved = written(path), checkpoint.load_checkpoint(path)
-    beside = checkpoint.ordered(os.path.dirname(path) or ".", ["checkpoint_*.pth.tar"])[:1]
+    folder = os.path.dirname(path) or "."
+    before, saved = written(folder), checkpoint.load_checkpoint(path)
+    beside = checkpoint.ordered(folder, ["checkpoint_*.pth.tar"])[:1]
     if beside and checkpoint.read_checkpoint(beside[0], lazily=True)["Eiters"] > saved["Eiters"]:
         logging.warning("%s: older than %s, which a run in this folder writes again", path, beside[0])
     if "optimizer" not in saved:
@@ -188,29 +190,25 @@ def restore_optimizer(saved, model, optimizer, path):
     parameters, state = list(model.parameters()), optimizer.state_dict()
     with one_line(path, "its optimiser's state is broken; resume from another checkpoint"):
         (group,) = saved["param_groups"]
-        first, second = group["betas"]
-        if not all(
-            checkpoint.is_number(x, 0) for x in (group["lr"], first, second, group["eps"], group["weight_decay"])
-        ):
-            raise ValueError("a setting is no number")
-        if max(first, second) >= 1 or group["params"] != list(range(len(parameters))):
-            raise ValueError(f"betas {first} and {second}, not the {len(parameters)} parameters of this model")
+        numbers = [group["lr"], group["eps"], group["weight_decay"], *group["betas"]]
+        if len(numbers) != 5 or not all(is_number(x, 0) for x in numbers) or max(group["betas"]) >= 1:
+            raise ValueError(f"the settings {numbers}")
+        if group["params"] != list(range(len(parameters))):
+            raise ValueError(f"{len(group['params'])} parameters, this model has {len(parameters)}")
         state["param_groups"][0].update({name: group[name] for name in ("lr", "betas", "eps", "weight_decay")})
         for number, entry in saved["state"].items():
-            if (
-                number not in group["params"]
-                or not checkpoint.is_number(float(entry["step"]), 0)
-                or (entry["exp_avg_sq"] < 0).any()
-            ):
-                raise ValueError(f"parameter {number}")
-            moments = {name: own_memory(entry[name], parameters[number]) for name in ("exp_avg", "exp_avg_sq")}
-            state["state"][number] = {"step": entry["step"], **moments}
+            if number not in group["params"] or not is_number(float(entry["step"]), 0):
+                raise ValueError(f"step {entry['step']} of parameter {number}")
+            first = own_moment(entry["exp_avg"], parameters[number])
+            second = own_moment(entry["exp_avg_sq"], parameters[number], least=0)
+            state["state"][number] = {"step": entry["step"], "exp_avg": first, "exp_avg_sq": second}
     optimizer.load_state_dict(state)
 
 
-def own_memory(moment, parameter):
+def own_moment(moment, parameter, least=-torch.inf):
     """A moment laid out as its parameter: Adam's kernels write as if it were, whatever strides a file claims."""
-    if moment.shape != parameter.shape or moment.dtype != parameter.dtype or not moment.isfinite().all():
+    fits = moment.shape == parameter.shape and moment.dtype == parameter.dtype
+    if not fits or not (moment.isfinite() & (moment >= least)).all():
         raise ValueError(f"a moment of {tuple(moment.shape)}, not finite numbers of {tuple(parameter.shape)}")
     return torch.empty_like(parameter).copy_(moment)
 

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import io
 import itertools
-import os
 import pickle
 import pickletools
 import re
@@ -78,25 +77,9 @@ def read_torch_file(path, lazily=False):
             return load(encoding="latin1")  # Python 2's strings are bytes, of any encoding
 
 
-def open_checkpoint(path):
-    """As open_regular; where there is no such file, the message names the checkpoints of its folder."""
-    names = [] if os.path.exists(path) else checkpoint_names(os.path.dirname(path) or ".")
-    others = f"its folder holds {', '.join(names[:4])}" if names else "check the path"
-    return open_regular(path, f"no such checkpoint; {others}")
-
-
-def checkpoint_names(folder):
-    """Names of the *.pth.tar in a folder, without files of ranks, checkpoint_9 before checkpoint_10."""
-    try:
-        names = [name for name in os.listdir(folder) if name.endswith(".pth.tar") and not name.startswith("ranks")]
-    except (OSError, ValueError):  # no such folder; a zero byte in the name
-        return []
-    return sorted(names, key=lambda name: (len(name), name))
-
-
 def is_zip_file(path):
     """Whether a file of torch.save is a zip file; the older format has no checksums.  InputError for other files."""
-    with open_checkpoint(path) as file:
+    with open_regular(path, "no such checkpoint; check the path") as file:
         head = file.read(512)
     if head[257:262] == b"ustar" or not head.startswith((b"PK", b"\x80")):  # a tar archive may begin in any way
         found = f"begins with {head[:12]!r}" if head else "is empty"

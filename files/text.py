@@ -67,11 +67,8 @@ def read_json(path):
     text = _read_text(path)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise InputError(f"{where}: not valid JSON ({error.msg}); write or copy it again") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not usable JSON ({error})") from None
+        raise InputError(f"{path}: not valid JSON ({error}); write or copy it again") from None
 
 
 def read_captions(path):

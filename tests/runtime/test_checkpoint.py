@@ -197,14 +197,6 @@ def test_bad_file(case, tmp_path):
 # ---- which file is meant
 
 
-def test_a_missing_file_among_others(tmp_path):
-    for name in ("checkpoint_10", "checkpoint_2", "checkpoint_9", "ranks", "ranks_a"):
-        (tmp_path / f"{name}.pth.tar").touch()
-    found = message(load_checkpoint, tmp_path / "checkpoint.pth.tar")
-    names = ["checkpoint.pth", "checkpoint_2", "checkpoint_9", "checkpoint_10"]
-    assert sorted(names, key=found.index) == names and "ranks" not in found
-
-
 @pytest.mark.parametrize("place", [".", "checkpoint"])
 def test_a_folder_of_a_run(place, tmp_path):
     """The best one to evaluate, the newest to resume; in the run's folder, or in the folder checkpoint in it."""

@@ -32,7 +32,7 @@ WRONG = {  # field: values that it cannot have
     "saved": ["today"],
     "validate_due": [1],
     "vocab": [["<pad>", "<start>", "<end>", "dog"], [*SPECIAL, "dog", "dog"], [*SPECIAL, 3]],
-    "optimizer": [[1], {"state": {}}],
+    "optimizer": [[1]],
     "rng": ["x"],
     "versions": [3],
 }
