@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 from collections import OrderedDict
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -202,6 +202,9 @@ def save_checkpoint(state, path):
     atomic_write(path, lambda file: torch.save({**state, **stamp}, file))
 
 
+PLAIN = (int, float, str, torch.Tensor, torch.device, np.number, np.bool_, PurePath)
+
+
 def check_plain(value, name="checkpoint"):
     """ValueError, which names it, for a value that load_checkpoint would refuse."""
     if isinstance(value, argparse.Namespace):
@@ -209,7 +212,7 @@ def check_plain(value, name="checkpoint"):
     if type(value) in (dict, OrderedDict, list, tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             check_plain(item, f"{name}[{key!r}]")
-    elif value is not None and not isinstance(value, (int, float, str, torch.Tensor, np.number, np.bool_, Path)):
+    elif value is not None and not isinstance(value, PLAIN):
         raise ValueError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 

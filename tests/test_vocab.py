@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -143,13 +142,6 @@ def test_published_vocabularies_read_and_agree():
     assert vocab.load_vocab(folder, "f8k_precomp")("dog") > vocab.UNK
 
 
-@pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
-def test_reference_pickle_and_json_agree(data_name):
-    paths = (shared(f"golden/vsrn/vocab/{data_name}_vocab.{end}") for end in ("json", "pkl"))
-    one, other = map(vocab.deserialize_vocab, paths)
-    assert one.word2idx == other.word2idx and one.idx2word == other.idx2word
-
-
 def change(**tables):
     """A vocabulary's content with some entries replaced (None: taken away)."""
     words = vocab.Vocabulary(WORDS)
@@ -265,10 +257,7 @@ def test_plain_tables_are_vocabularies(suffix, tmp_path):
         assert vocab.deserialize_vocab(path).word2idx == table
 
 
-def test_the_class_may_come_from_any_module(tmp_path, monkeypatch):
-    path, module = tmp_path / "x_vocab.pkl", types.ModuleType("vocabulary_of_others")
-    module.Vocabulary = type("Vocabulary", (vocab.Vocabulary,), {"__module__": "vocabulary_of_others"})
-    monkeypatch.setitem(sys.modules, "vocabulary_of_others", module)
-    path.write_bytes(pickle.dumps(module.Vocabulary([*vocab.SPECIAL, "dog"]), 2))
-    assert b"vocabulary_of_others" in path.read_bytes()
-    assert vocab.deserialize_vocab(path)("dog") == 4
+def test_the_class_may_come_from_any_module(tmp_path):
+    content = pickle.dumps(vocab.Vocabulary([*vocab.SPECIAL, "dog"]), 2)
+    (tmp_path / "x_vocab.pkl").write_bytes(content.replace(b"cvocab\n", b"cvocabulary.of.others\n"))
+    assert vocab.deserialize_vocab(tmp_path / "x_vocab.pkl")("dog") == 4

@@ -1,6 +1,5 @@
 """A place where every script works, and ways to spoil it: for the tests of what users do wrong."""
 
-import json
 import os
 import pickle
 import shutil
@@ -149,26 +148,10 @@ def all_of(*spoils):
     return lambda: [spoil() for spoil in spoils]
 
 
-def vocabulary(change):
-    def spoil():
-        path = Path("vocab/tiny_precomp_vocab.json")
-        content = json.loads(path.read_text())
-        change(content)
-        path.write_text(json.dumps(content))
-
-    return spoil
-
-
 def one_word_less():
-    def less(content):
-        content["idx"] -= 1
-        del content["word2idx"][content["idx2word"].pop(str(content["idx"]))]
-
-    vocabulary(less)()
-
-
-def utf16():
-    Path(TINY, CAPS).write_text("a dog\n" * 40, "utf-16")
+    path = "vocab/tiny_precomp_vocab.json"
+    words = list(vocab.deserialize_vocab(path).word2idx)
+    vocab.serialize_vocab(vocab.Vocabulary(words[:-1]), path)
 
 
 def vocabulary_of_f8k():

@@ -167,8 +167,6 @@ def tar(path):
 BAD = {
     "missing": (lambda path: None, "no such"),
     "empty": (write_bytes(b""), "empty"),
-    "HTML": (write_bytes(b"\n<!DOCTYPE html><html>Quota exceeded"), "web page"),
-    "LFS": (write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "gzip": (write_bytes(b"\x1f\x8b\x08\x00"), "unpack"),
     "tar": (tar, "unpack"),
     "npy": (lambda path: np.save(path.open("wb"), np.ones(3)), "NUMPY"),

@@ -5,6 +5,7 @@ import hashlib
 import pathlib
 import tracemalloc
 import zipfile
+from functools import partial
 
 import numpy as np
 import pickle_samples
@@ -73,15 +74,15 @@ def test_whatever_goes_wrong_is_one_line(tmp_path, monkeypatch):
 # ---- values of other libraries
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_numbers_paths_and_devices_of_other_programs(legacy, tmp_path):
+@pytest.mark.parametrize("save", [save_checkpoint, partial(torch.save, _use_new_zipfile_serialization=False)])
+def test_numbers_paths_and_devices_of_other_programs(save, tmp_path):
     opt = argparse.Namespace(
         learning_rate=np.float64(0.5), embed_size=np.int64(4), bi_gru=np.bool_(True), margin=np.float16(0.25),
         data_path=pathlib.PurePosixPath("/data/x"), vocab_path=pathlib.PureWindowsPath("C:\\v"),
         device=torch.device("cuda", 1),
     )  # fmt: skip
     before = state(opt=opt, best_rsum=np.float64(3.5), epoch=np.int32(7))
-    torch.save(before, tmp_path / "x.pth.tar", _use_new_zipfile_serialization=not legacy)
+    save(before, tmp_path / "x.pth.tar")
     found = load_checkpoint(tmp_path / "x.pth.tar")
     assert found["best_rsum"] == 3.5 and type(found["best_rsum"]) is float
     assert found["epoch"] == 7 and type(found["epoch"]) is int

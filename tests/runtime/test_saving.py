@@ -6,7 +6,6 @@ import random
 import resource
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,14 +52,6 @@ def test_released_readers_find_what_they_expect(tmp_path):
     found = torch.load(tmp_path / "x.pth.tar", weights_only=False)
     assert type(found["opt"]) is argparse.Namespace and found["opt"].embed_size == 4
     same(found["model"], gsmn())
-
-
-def test_numpy_values_become_plain(tmp_path):
-    opt = argparse.Namespace(size=np.int64(3), path=Path("a/b"))
-    save_checkpoint(state(best_rsum=np.float64(5.5), opt=opt, list=[np.float32(0.5)]), tmp_path / "x")
-    found = load_checkpoint(tmp_path / "x")
-    assert type(found["best_rsum"]) is float and found["list"] == [0.5]
-    assert (found["opt"].size, found["opt"].path) == (3, "a/b")
 
 
 def test_other_values_are_named_at_once(tmp_path):
