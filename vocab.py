@@ -88,11 +88,10 @@ def encode_all(captions, vocab, source):
 
 
 def check_ids(tokens, path, captions, vocab):
-    """InputError where the ids of a sample of captions are not those that the vocabulary gives to their words.
+    """InputError where most of a sample of captions have other ids by this vocabulary than in the file path.
 
-    tokens: the ids in the file path, Ragged. A few captions may differ, because another tokeniser made the
-    ids. If most differ, another vocabulary made them. Captions that cannot be cut into words, or whose number is not
-    that of the ids, are not compared.
+    tokens: its ids, Ragged. A few may differ, since another tokeniser made them. Captions that cannot be cut into
+    words, or whose number is not that of the ids, are not compared.
     """
     if len(captions) != len(tokens) or not captions:
         return
@@ -114,10 +113,7 @@ def check_ids(tokens, path, captions, vocab):
 
 
 def warn_unfit(tokens, source):
-    """Warn where there is about one word a caption, or more than 5 % of the words are unknown.
-
-    The cause is words without blanks between them, or most likely the vocabulary of another data set.
-    """
+    """Warn of words without blanks between them, and of another data set's vocabulary: more than 5 % are unknown."""
     unknown, words = np.sum(tokens.flat == UNK), np.sum(tokens.flat > END)
     if len(tokens) and words < ONE_WORD * len(tokens):
         warn(f"{source}: {words / len(tokens):.1f} words a caption; {SEPARATE}")
@@ -198,7 +194,8 @@ def _checked_words(word2idx, idx2word, idx, path):
     words = {number: word for word, number in word2idx.items() if isinstance(word, str) and type(number) is int}
     back = {str(number): word for number, word in idx2word.items()}
     for number in range(max(len(word2idx), len(idx2word), len(SPECIAL))):
-        word, expected = words.get(number), SPECIAL[number] if number < len(SPECIAL) else words.get(number)
+        word = words.get(number)
+        expected = SPECIAL[number] if number < len(SPECIAL) else word
         if word is None or not word == back.get(str(number)) == expected:
             raise InputError(
                 f"{path}: id {number} is {word!r} in word2idx and {back.get(str(number))!r} in idx2word; both need "

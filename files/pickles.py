@@ -51,12 +51,11 @@ def one_line(path, fault="incomplete, damaged, or no checkpoint; copy or downloa
 
 
 def read_torch_file(path, lazily=False):
-    """The content of a file of torch.save, on the CPU: tensors, plain values and argparse.Namespace only.
+    """The content of a file of torch.save, of either format, on the CPU: tensors, plain values, argparse.Namespace.
 
-    Reads zip files and the older format, of Python 2 and 3.  NumPy's numbers become Python's, paths become text.
+    NumPy's numbers become Python's, paths become text.  InputError for a file that is missing, damaged, of another
+    kind, larger inside than a checkpoint can be, or that asks for any other class; nothing in it has run then.
     lazily: tensors stay in the file until they are used, and their checksums are not compared (zip only).
-    Raises InputError, one line, for a file that is missing, empty, damaged, of another kind, larger inside than a
-    checkpoint can be, or that asks for any other class or function; nothing in it has run then.
     """
     import torch  # the commands that read no checkpoint start without it
     from torch.serialization import safe_globals
@@ -117,11 +116,11 @@ def look_through(file, path, allowed=None, most=None):
             refuse(path, f"it asks for {value.replace(' ', '.', 1)}")
         if name == "MEMOIZE" or "PUT" in name:
             memo[len(memo) if value is None else value] = is_tuple
-            continue
-        large += type(value) is int and abs(value) >> 60 > 0
-        kept += (name in TUPLES) - (is_tuple and name in TAKERS)
-        is_tuple = memo.get(value, False) if "GET" in name else name in TUPLES
-        shared += is_tuple and "GET" in name
+        else:
+            large += type(value) is int and abs(value) >> 60 > 0
+            kept += (name in TUPLES) - (is_tuple and name in TAKERS)
+            is_tuple = memo.get(value, False) if "GET" in name else name in TUPLES
+            shared += is_tuple and "GET" in name
         long = step >= most or (at or 0) > BYTES_EACH * most or large > LARGE_NUMBERS
         if long or name in UNUSUAL or shared > SHARED_TUPLES or kept > DEEPEST:
             refuse(path, "a pickle in it is too long, or has keys that take for ever")
@@ -171,12 +170,10 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 
 def restricted_load(file, allowed, path, encoding="latin1"):
-    """Unpickle the rest of an open file with exactly the names in `allowed`.
+    """Unpickle the rest of an open file; InputError for a damaged pickle, and for a name that is not in `allowed`.
 
-    allowed: {full name, or one of any module: what takes its place}.  A pickle can call whatever it can name, and
-    change classes, so classes there should be inert and made anew for each call.
-    path: for messages.  encoding: of Python 2's byte strings.
-    Raises InputError naming the first other name, and for any damaged pickle.
+    allowed: {full name, or one of any module: what takes its place}.  A pickle can call what it can name, and change
+    a class: those without __setstate__ are made anew for each call.  encoding: of Python 2's byte strings.
     """
     with one_line(path, "damaged pickle; copy or download it again"):
         content = file.read()

@@ -87,10 +87,10 @@ def read_ids(path, n_words):
     """The word ids of a {split}_precaps_stan.txt, one caption's list at a time, all in 0 ... n_words - 1."""
     for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, line {number}"
-        if not line.strip():
-            raise InputError(f"{where}: empty; every caption needs a line of word ids")
         if not _NUMBERS.fullmatch(line):
-            raise InputError(f"{where}: {line[:40]!r} is not a list of numbers with commas between")
+            raise InputError(
+                f"{where}: {line[:40]!r} is no list of word ids with commas between; every caption needs one"
+            )
         ids = [int(x) for x in line.split(",")]
         for bad in (min(ids), max(ids)):
             if not 0 <= bad < n_words:

@@ -16,8 +16,8 @@ from files.errors import InputError, reason, warn
 
 # Temporary names.  The ending tells after how many seconds without a change a killed program must have left it.
 UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{16}\.(tmp|work)")
-LOCK = ".lock"  # the file stays: one that is removed and made again could be locked twice
 AGES = {"tmp": 3600, "work": 86400}  # files being written; folders, and files changed through memory
+LOCK = ".lock"  # the file stays: one that is removed and made again could be locked twice
 
 
 def make_folder(path):
@@ -115,9 +115,8 @@ def remove_leftovers(folder, _hour):
 def lock_folder(folder):
     """An open file in `folder` that one process holds, with those that inherit it; None while another one holds it.
 
-    Makes the folder where missing.  The system gives the lock back as soon as the file is closed or its processes have
-    ended, in whatever way.  InputError where the file cannot be opened.  A file system without locks gives a warning
-    and no protection.
+    The folder is made where missing.  The system gives the lock back when the file is closed or its processes have
+    ended, in whatever way.  A file system without locks gives a warning and no protection.
     """
     make_folder(folder)
     try:

@@ -388,7 +388,7 @@ ARRAYS = {  # file, change, part of the message
 }
 TEXTS = {  # file, change of its text, or None to remove it, part of the message
     "unknown id": ("precaps_stan.txt", lambda x: x + "1,99,2\n", "line 51: word id 99"),
-    "empty ids": ("precaps_stan.txt", lambda x: "\n" + x, "line 1: empty"),
+    "empty ids": ("precaps_stan.txt", lambda x: "\n" + x, "line 1: '' is no list"),
     "not five": ("precaps_stan.txt", lambda x: x.split("\n", 2)[2], "10 rows of features for 48 captions"),
     "no captions": ("precaps_stan.txt", lambda x: "", "10 rows of features for 0 captions"),
     "few pairs": ("caps.json", lambda x: "[]", "dependencies of 0 captions"),

@@ -111,10 +111,6 @@ def line(name, number, content):
     return spoil
 
 
-def write(path, content):
-    return lambda: Path(path).write_bytes(content)
-
-
 def altered(path, change):
     """A checkpoint with something changed, given its dict."""
 
