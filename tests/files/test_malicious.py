@@ -1,10 +1,10 @@
 """Files that attack: each is refused in one line, and nothing of it runs."""
 
 import argparse
+import contextlib
 import functools
 import itertools
 import pickle
-import time
 import zipfile
 
 import numpy as np
@@ -25,28 +25,18 @@ NAMELESS = {"method of a class", "stack_global", "stack_global from the memo", "
 
 
 @pytest.fixture
-def marker(tmp_path, request):
+def marker(tmp_path):
     """A file that every attack would create; it must not be there in the end."""
-    path = tmp_path / "marker"
-    yield path
-    if "Popen" in request.node.name or "guard" in request.node.name:
-        time.sleep(0.05)  # a process would run on
-    assert not path.exists()
+    yield tmp_path / "marker"
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("title", ATTACKS)
 def test_attacks_are_real(title, tmp_path):
     """Python's own unpickler falls for all of them."""
-    marker = tmp_path / "marker"
-    try:
-        pickle.loads(b"\x80\x02" + ATTACKS[title][1](marker) + b".")
-    except RuntimeError:
-        assert title == "torch.load inside"  # has run by then
-    for _ in range(200):  # Popen does not wait
-        if marker.exists():
-            return
-        time.sleep(0.01)
-    pytest.fail("the attack does nothing")
+    with contextlib.suppress(RuntimeError):  # of torch.load inside; the attack has run by then
+        pickle.loads(b"\x80\x02" + ATTACKS[title][1](tmp_path / "marker") + b".")
+    assert (tmp_path / "marker").exists()
 
 
 # ---- every attack in every file

@@ -100,10 +100,6 @@ def python2_sizes(items):
 class Trap:
     """A harmless-looking class whose loading has an effect."""
 
-    def __init__(self, marker=None):
-        if marker:
-            Path(marker).touch()
-
     def __setstate__(self, state):
         Path(state["marker"]).touch()
 
@@ -111,11 +107,6 @@ class Trap:
 def text(string):
     data = string.encode()
     return pickle.BINUNICODE + len(data).to_bytes(4, "little") + data
-
-
-def blob(data):
-    """bytes, as protocol 2 writes them."""
-    return call("_codecs", "encode", text(data.decode("latin1")), text("latin1"))
 
 
 def name(module, attribute):
@@ -136,12 +127,9 @@ def getattr_chain(marker):
 
 
 def torch_in_torch(marker):
-    inner = pickle.PROTO + b"\x02" + call("os", "system", text(f"touch {marker}")) + b"."
-    return call("torch.storage", "_load_from_bytes", blob(inner))
-
-
-def nested_pickle(marker):
-    return call("_pickle", "loads", blob(call("os", "system", text(f"touch {marker}")) + b"."))
+    inner = pickle.PROTO + b"\x02" + system(marker) + b"."
+    content = call("_codecs", "encode", text(inner.decode("latin1")), text("latin1"))
+    return call("torch.storage", "_load_from_bytes", content)
 
 
 def stack_global(marker):
@@ -164,14 +152,6 @@ def system(marker):
     return call("os", "system", text(f"touch {marker}"))
 
 
-def open_for_writing(marker):
-    return text(f"open({str(marker)!r}, 'w')")
-
-
-def popen(marker):
-    return call("subprocess", "Popen", b"](" + text("touch") + text(str(marker)) + b"e")
-
-
 def method(marker):
     path = call("pathlib", "Path", text(str(marker)))
     return b"\x80\x04" + text("pathlib") + text("Path.touch") + b"\x93(" + path + b"tR"
@@ -186,17 +166,14 @@ def allowed_by_torch(marker):
 # title: (the name it must be refused under, its opcodes)
 ATTACKS = {
     "os.system": ("os.system", system),
-    "Python 2 eval": ("__builtin__.eval", lambda m: call("__builtin__", "eval", open_for_writing(m))),
+    "Python 2 eval": ("__builtin__.eval", lambda m: call("__builtin__", "eval", text(f"open({str(m)!r}, 'w')"))),
     "getattr chain": ("builtins.getattr", getattr_chain),
-    "Popen": ("subprocess.Popen", popen),
     "method of a class": ("pathlib.Path.touch", method),
     "torch.load inside": ("torch.storage._load_from_bytes", torch_in_torch),
-    "pickle inside": ("_pickle.loads", nested_pickle),
     "stack_global": ("os.system", stack_global),
     "stack_global from the memo": ("os.system", borrowed_strings),
     "inst": ("os.system", lambda m: b"(" + text(f"touch {m}") + b"ios\nsystem\n"),
     "obj": ("os.system", lambda m: b"(" + name("os", "system") + text(f"touch {m}") + b"o"),
-    "constructor of ours": ("pickle_samples.Trap", lambda m: call("pickle_samples", "Trap", text(str(m)))),
     "state of ours": ("pickle_samples.Trap", state_of_ours),
     "helper of torch": ("torch._tensor._rebuild_from_type_v2", allowed_by_torch),
 }

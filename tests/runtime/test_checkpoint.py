@@ -21,13 +21,10 @@ from checkpoints.checkpoint import find_checkpoint, load_checkpoint, save_checkp
     "name, model, vocab_size, epoch, best",
     [
         ("gsmn/model_dense/model_best.pth.tar", "gsmn", 50, 6, 355.0),
-        ("gsmn/model_dense/model_best_legacyformat.pth.tar", "gsmn", 50, 6, 355.0),
         ("gsmn/model_sparse/model_best.pth.tar", "gsmn", 50, 6, 407.0),
         ("vsrn/f30k_precomp/checkpoint1.pth.tar", "vsrn", 59, 40, 213.0),
-        ("vsrn/f30k_precomp/checkpoint1_py2.pth.tar", "vsrn", 59, 40, 213.0),
         ("vsrn/f30k_precomp/checkpoint2.pth.tar", "vsrn", 59, 40, 258.0),
         ("vsrn/coco_precomp/checkpoint1.pth.tar", "vsrn", 60, 40, 248.0),
-        ("vsrn/coco_precomp/checkpoint1_py2.pth.tar", "vsrn", 60, 40, 248.0),
         ("vsrn/coco_precomp/checkpoint2.pth.tar", "vsrn", 60, 40, 215.0),
     ],
 )

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny import gsmn, message, same, state, vsrn
+from tiny import gsmn, message, names, same, state
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, newest, prune, save_checkpoint
@@ -108,23 +108,15 @@ def test_rng_of_more_devices_than_here(monkeypatch):
 # ---- vocabulary
 
 
-def test_vocabulary(tmp_path):
-    vocab = Vocabulary([*SPECIAL, "dog", "caf\xe9", "a"])
-    save_checkpoint(state(vocab=list(vocab.word2idx)), tmp_path / "x")
-    found = load_checkpoint(tmp_path / "x")
-    assert Vocabulary(found["vocab"]).word2idx == vocab.word2idx
-    checkpoint.check_vocab(found, vocab)
-    other = Vocabulary([*SPECIAL, "dog", "cat", "a"])
-    assert "word 5 is 'cat', not 'caf\xe9'" in message(checkpoint.check_vocab, found, other, "runs/x")
-    longer = Vocabulary([*SPECIAL, "dog", "caf\xe9", "a", "b"])
-    assert "8 words, not 7" in message(checkpoint.check_vocab, found, longer)
-
-
-def test_vocabulary_of_a_released_file(tmp_path):
-    torch.save(state(vsrn()), tmp_path / "x")
-    found = load_checkpoint(tmp_path / "x")
-    checkpoint.check_vocab(found, Vocabulary([*SPECIAL, "a", "b", "c"]))
-    assert "6 words, not 7" in message(checkpoint.check_vocab, found, Vocabulary([*SPECIAL, "a", "b"]))
+@pytest.mark.parametrize("known", ["words", "their number"])
+def test_another_vocabulary_is_told(known):
+    words = [*SPECIAL, "dog", "caf\xe9", "a"]
+    saved = {"vocab": words} if known == "words" else {"opt": argparse.Namespace(vocab_size=7)}  # of a released file
+    checkpoint.check_vocab(saved, Vocabulary(words))
+    assert "8 words, not 7" in message(checkpoint.check_vocab, saved, Vocabulary([*words, "b"]))
+    if known == "words":
+        other = Vocabulary([*SPECIAL, "dog", "cat", "a"])
+        assert "word 5 is 'cat', not 'caf\xe9'" in message(checkpoint.check_vocab, saved, other)
 
 
 # ---- the checkpoints of a folder
@@ -133,10 +125,6 @@ def test_vocabulary_of_a_released_file(tmp_path):
 def fill(folder, epochs):
     for epoch in epochs:
         save_checkpoint(state(epoch=epoch + 1, Eiters=10 * epoch), folder / f"checkpoint_{epoch}.pth.tar")
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_newest_is_the_one_saved_last(tmp_path):

@@ -112,27 +112,19 @@ def test_features(order, tmp_path):
     assert "float16" in message(convert.halve, path, path)
 
 
-@pytest.mark.parametrize(
-    "source, target, there",
-    [
-        ("x.pth.tar", "y.safetensors", "y.safetensors"),
-        ("x.pth.tar", "y.safetensors", "y.json"),
-        ("y.safetensors", "x.pth.tar", "x.pth.tar"),
-        ("x.npy", "x.npy", "x.npy"),
-    ],
-)
-def test_nothing_is_replaced_without_being_asked(source, target, there, tmp_path):
+def test_nothing_is_replaced_without_being_asked(tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
-    torch.save(state(), tmp_path / "x.pth.tar")
-    np.save(tmp_path / "x.npy", np.ones((2, 3, 4), np.float32))
-    convert.main([str(tmp_path / "x.pth.tar"), str(tmp_path / "y.safetensors")])
-    for name in {"y.safetensors", "y.json"} - {there, source, there.replace("x.pth.tar", "y.json")}:
-        os.remove(tmp_path / name)
-    before = (tmp_path / there).read_bytes()
-    command = [str(tmp_path / source), str(tmp_path / target)]
-    assert f"{tmp_path / there}: exists" in message(convert.main, command)
-    assert (tmp_path / there).read_bytes() == before
-    convert.main([*command, "--overwrite"])
+    monkeypatch.chdir(tmp_path)
+    torch.save(state(), "x.pth.tar")
+    np.save("x.npy", np.ones((2, 3, 4), np.float32))
+    convert.main(["x.pth.tar", "y.safetensors"])
+    for command in (["x.pth.tar", "y.safetensors"], ["y.safetensors", "x.pth.tar"], ["x.npy", "x.npy"]):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert f"{command[1]}: exists" in message(convert.main, command)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        convert.main([*command, "--overwrite"])
+    os.remove("y.safetensors")
+    assert "y.json: exists" in message(convert.main, ["x.pth.tar", "y.safetensors"])
 
 
 @pytest.mark.parametrize("value", [1e5, np.nan, -np.inf])
