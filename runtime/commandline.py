@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import math
-import re
 
 from files.errors import InputError
 
@@ -57,32 +56,25 @@ class Switch(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
 
 
-def whole(least=1, most=math.inf):
-    """The type of a flag that takes whole numbers from `least` to `most`."""
-
-    def read(text):
-        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
-            end = "on" if most == math.inf else f"to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} {end}")
-        return int(text)
-
-    return read
-
-
-def number(most=math.inf):
-    """The type of a flag that takes a number from 0 to most, infinity excluded."""
+def number(most=math.inf, least=0, convert=float, kind="number"):
+    """The type of a flag that takes numbers from `least` to `most`, below 10^18."""
 
     def read(text):
         try:
-            value = float(text)
+            value = convert(text)
         except ValueError:
             value = math.nan
-        if not 0 <= value <= most or math.isinf(value):
+        if not least <= value <= most or value >= 1e18:
             end = "on" if most == math.inf else f"to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is not a number from 0 {end}")
+            raise argparse.ArgumentTypeError(f"{text} is not a {kind} from {least} {end}")
         return value
 
     return read
+
+
+def whole(least=1, most=math.inf):
+    """The type of a flag that takes whole numbers from `least` to `most`, below 10^18."""
+    return number(most, least, int, "whole number")
 
 
 def folder_name(text):

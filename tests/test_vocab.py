@@ -68,10 +68,8 @@ def test_a_vocabulary_holds_frequent_words_in_the_order_seen(tmp_path):
 
 def test_the_command_writes_the_same_file_whatever_the_hash_seed(tiny_data, monkeypatch):
     """As a program, which needs no torch, and in this process, whose hashes of texts are others."""
-    without_torch, folders = (
-        tiny_data.folder.parents[1] / "without_torch",
-        [Path(tiny_data.vocab_path, n) for n in "ab"],
-    )
+    folders = [Path(tiny_data.vocab_path, name) for name in ("first", "again")]
+    without_torch = tiny_data.folder.parent / "without_torch"
     without_torch.mkdir()
     (without_torch / "torch.py").write_text("raise ImportError('vocab.py needs no torch')")
     flags = ["--data_path", tiny_data.data_path, "--data_name", tiny_data.data_name, "--vocab_path"]

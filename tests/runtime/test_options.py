@@ -64,9 +64,11 @@ def test_a_folder_that_is_named_with_a_slash_or_not_at_all():
 
 
 def test_a_switch_turns_on_and_off():
-    assert eval_parser("", fold5=True).parse_args(["--no_fold5"]).fold5 is False
-    assert eval_parser("").parse_args(["--fold5"]).fold5 is True
-    assert [eval_parser("").parse_args(flags).tf32 for flags in ([], ["--tf32"], ["--no_tf32"])] == [None, True, False]
+    def flags(*given, **how):
+        return eval_parser("", **how).parse_args(["--model_path", ".", *given])
+
+    assert flags("--no_fold5", fold5=True).fold5 is False and flags("--fold5").fold5 is True
+    assert [flags(*given).tf32 for given in ([], ["--tf32"], ["--no_tf32"])] == [None, True, False]
 
 
 def test_an_old_opt_is_completed():
