@@ -165,7 +165,7 @@ def test_full_disk(tmp_path):
 # ---- what `make demo` runs
 
 
-def test_the_scripts_take_its_commands():
+def test_the_scripts_take_its_commands(monkeypatch):
     """Every command parses, trains the width that the data has, and reads what was written before."""
     (make, *made), *training, (test, *tested) = [shlex.split(words) for _, words in command.commands()]
     data, trained = tool.parser().parse_args(made), []
@@ -174,6 +174,7 @@ def test_the_scripts_take_its_commands():
         opt, _ = train_options(flags)
         assert script == "train.py" and opt.img_dim == data.img_dim and opt.data_path.startswith(str(data.out))
         trained.append(f"{opt.model_name}/model_best.pth.tar")
+    monkeypatch.setattr("checkpoints.evaluation_options.existing", str)  # nothing is trained here
     opt = eval_parser("", stack=True).parse_args(tested)
     assert opt.model_path == trained and opt.json and opt.report and opt.images.startswith(str(data.out))
 
