@@ -44,8 +44,8 @@ def eval_parser(description, split="test", stack=False, fold5=False):
 def add_ensemble_flags(parser):
     add = parser.add_argument_group("ensemble").add_argument
     add("--model_path", nargs="+", type=existing, default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
-    add("--weights", nargs="+", type=number(), metavar="W", help="weight of each checkpoint (default: equal weights)")
-    add("--normalize", action="store_true", help="give the scores of each checkpoint mean 0 and standard deviation 1")
+    add("--weights", nargs="+", type=number(), metavar="W", help="weights in the mean of similarities (default: equal)")
+    add("--normalize", action="store_true", help="before the mean, give each one's scores mean 0, standard deviation 1")
 
 
 def add_evaluation_flags(parser, fold5):

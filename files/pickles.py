@@ -161,23 +161,19 @@ def stand_ins():
     return found
 
 
-class RestrictedUnpickler(pickle._Unpickler):
-    """The unpickler written in Python: unlike the one in C it takes memory only for what the file holds."""
-
-    def find_class(self, module, name):
-        found = self.allowed.get(f"{module}.{name}") or self.allowed.get(name)
-        return found or refuse(self.path, f"it asks for {module}.{name}")
-
-
 def restricted_load(file, allowed, path, encoding="latin1"):
     """Unpickle the rest of an open file; InputError for a damaged pickle, and for a name that is not in `allowed`.
 
     allowed: {full name, or one of any module: what takes its place}.  A pickle can call what it can name, and change
     a class: those without __setstate__ are made anew for each call.  encoding: of Python 2's byte strings.
     """
+
+    class Unpickler(pickle._Unpickler):  # in Python: unlike the one in C it takes memory only for what the file holds
+        def find_class(self, module, name):
+            found = allowed.get(f"{module}.{name}") or allowed.get(name)
+            return found or refuse(path, f"it asks for {module}.{name}")
+
     with one_line(path, "damaged pickle; copy or download it again"):
         content = file.read()
         look_through(io.BytesIO(content), path, most=len(content))
-        unpickler = RestrictedUnpickler(io.BytesIO(content), encoding=encoding)
-        unpickler.allowed, unpickler.path = allowed, path
-        return unpickler.load()
+        return Unpickler(io.BytesIO(content), encoding=encoding).load()
