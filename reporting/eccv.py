@@ -61,7 +61,7 @@ class Eccv:
                 f"{paths[0]} and {paths[1].name}: not the package's files ({error}); get them again from {PROJECT}"
             ) from None
 
-    def add(self, result, sims, dataset=None, name=None):
+    def add(self, result, sims):
         """Print the scores of sims["full"][0], images down and captions across, and keep them in result["eccv"]."""
         found = self.retrieved(sims["full"][0])
         result["eccv"] = self.scores(found)

@@ -65,7 +65,7 @@ import data
 from checkpoints.loading import load_model
 from reporting.explain_page import ExplainedPair, about_model, explain_page
 from reporting.explanation import caption_sentence, caption_text, explain_pair
-from reporting.image_view import ImageViewer, warn_of_notes
+from reporting.image_view import ImageViewer
 from tools.searching.collection import Reader, embed_images, open_collection, score_images
 
 
@@ -131,7 +131,6 @@ def main(arguments=None):
     check_writable(out)
     explainer = Explainer(flags)
     pairs = [explainer.pair(image, caption) for image in flags.image for caption in flags.caption]
-    warn_of_notes({pair.view.number: pair.view for pair in pairs}.values())
     for pair in pairs:
         print_pair(pair)
     content = explain_page(*headed(explainer, flags, pairs), explainer.about).encode()

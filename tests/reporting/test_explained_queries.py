@@ -3,7 +3,6 @@
 import json
 import re
 
-import numpy as np
 import pytest
 from browser import open_browser
 from tiny import VSRN, make_tiny, message, picture_folder, write_model
@@ -12,7 +11,7 @@ import data
 import evaluation
 from reporting import explain_page
 from reporting.candidates import both_ways
-from reporting.explained_queries import Comparison, explain_queries, named_comparison, worst_queries
+from reporting.explained_queries import Comparison, Explanations, named_comparison, worst_queries
 from reporting.explanation import caption_sentence, explain_pair
 from reporting.image_view import ImageViewer
 
@@ -26,8 +25,7 @@ def scored(tmp_path_factory):
     net, opt, words = write_model(tiny, tiny.folder / "m.pth.tar", is_sparse=True, propagation="neighbors")
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
     sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))
-    ranks = evaluation.metrics(sims)["ranks"]
-    return tiny, net, loader.dataset, sims, both_ways([sims], [ranks])
+    return tiny, net, loader.dataset, sims, {"name": "a <model>", **both_ways([sims])}
 
 
 def literal(sims, own):
@@ -51,11 +49,9 @@ def test_worst_queries_are_those_of_the_largest_ranks(scored):
 
 def test_pairs_by_name(scored):
     dataset, sims, found = scored[2:]
-    rank = literal(sims[:, 17], [3])[0]
-    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, False)
-    assert named_comparison("3:17", dataset, found) == Comparison(
-        "captions", 17, *np.array(literal(sims[:, 17], [3]))[[1, 2, 0]]
-    )
+    rank, true, other = literal(sims[:, 17], [3])
+    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, True)
+    assert named_comparison("3:17", dataset, found) == Comparison("captions", 17, true, other, rank)
     for text in ("3", "3:", "a:b", "-1:3", "3:4:5"):
         assert "IMAGE:CAPTION" in message(named_comparison, text, dataset, found)
     for text in ("12:0", "0:60", "x:1"):
@@ -68,23 +64,22 @@ def drawn(page):
 
 def test_pages_show_both_pairs(scored, tmp_path):
     _, net, dataset, sims, found = scored
-    pages = explain_queries(tmp_path / "pages", net, dataset, found, 2, ["9:17"], about="a <model>")
+    pages = Explanations(2, ["9:17"], None, {}).explain_queries(tmp_path / "pages", net, dataset, found, 1, "b <data>")
     assert [comparison.kind for comparison, *_ in pages] == ["captions"] * 3 + ["images"] * 2
     assert pages[0][0].file == "captions-17-9.html"
     for comparison, *_ in pages:
         file = tmp_path / "pages" / comparison.file
         kind, query, other = re.fullmatch(r"(\w+)-(\d+)-(\d+)\.html", comparison.file).groups()
-        left, right = drawn(file)["pairs"]
+        left, right = drawn(file)
         pair = (int(query), int(other)) if kind == "images" else (int(other), int(query))
         assert right["score"] == pytest.approx(sims[pair], abs=1e-5)
         own = sims[int(query)] if kind == "images" else sims[:, int(query)]
         true = range(5 * int(query), 5 * int(query) + 5) if kind == "images" else [int(query) // 5]
         assert left["score"] == pytest.approx(max(own[c] for c in true), abs=1e-5)
-        same = left["image"] == right["image"], left["tokens"] == right["tokens"]
-        assert same == (kind == "images", kind == "captions")
+        assert (left["tokens"] == right["tokens"]) == (kind == "captions")
     index = (tmp_path / "pages" / "index.html").read_text()
     assert all(f'href="{comparison.file}"' in index for comparison, *_ in pages)
-    assert "a &lt;model&gt;" in index and "a &lt;model&gt;" in file.read_text()
+    assert "a &lt;model&gt;" in index and "b &lt;data&gt;" in file.read_text()
 
 
 def test_differences_add_up(scored, tmp_path):
@@ -99,7 +94,8 @@ def test_differences_add_up(scored, tmp_path):
 
     for numbers in (((3, 17), (9, 17)), ((3, 17), (3, 42)), ((3, 15), (3, 16))):
         pairs = [explained(*pair) for pair in numbers]
-        change, every = explain_page.changes(pairs), explain_page.table_rows(pairs)
+        words = explain_page.numbered_words([pair.sentence for pair in pairs])
+        change, every = explain_page.changes(pairs), explain_page.table_rows(pairs, words)
         rows = [row for row in every if row.kind == "words"]
         assert sum(row.change for row in rows) == pytest.approx(change["words"], abs=1e-6)
         assert change["words"] + change["regions"] == pytest.approx(change["score"], abs=1e-6)
@@ -112,14 +108,14 @@ def test_differences_add_up(scored, tmp_path):
 def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
     tiny, net, dataset, _, found = scored
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
-    explain_queries(tmp_path / "pages", net, dataset, found, 1, ["9:17"], folder)
+    Explanations(1, ["9:17"], folder, {}).explain_queries(tmp_path / "pages", net, dataset, found)
     with open_browser() as browser:
         browser.screen()
         browser.open(tmp_path / "pages" / "captions-17-9.html", "document.body.dataset.ready")
         browser.run("document.querySelectorAll('section[data-pair=\"0\"] .words button')[2].focus()")
         chosen = "[...document.querySelectorAll('.words button.chosen')].map(button => button.textContent)"
         assert browser.run(chosen) == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
-        assert browser.run("document.querySelectorAll('.view image').length") == 2
+        assert browser.run("document.querySelectorAll('.view .picture').length") == 2
         assert browser.run(
             "[...document.querySelectorAll('.readout')].every(p => p.textContent.includes('attends to'))"
         )
@@ -127,26 +123,6 @@ def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
         browser.screen(400, 800, phone=True)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []
-
-
-def test_pages_have_a_largest_size(scored, tmp_path, monkeypatch):
-    """Pictures shrink, and go before the page is refused."""
-    tiny, net, dataset, _, found = scored
-    folder = picture_folder(tiny, tmp_path / "images", lambda i: (2 * (200 + i), 2 * (100 + i)), IMAGES)
-
-    def page(limit):
-        monkeypatch.setattr("reporting.rendering.PAGE_BYTES", limit)
-        explain_queries(tmp_path / "pages", net, dataset, found, 0, ["9:17"], folder)
-        file = tmp_path / "pages" / "captions-17-9.html"
-        assert file.stat().st_size <= limit
-        return file.stat().st_size, drawn(file)["images"]
-
-    whole, images = page(10**6)
-    smaller = page(whole - 1)[1]
-    assert all(len(a["picture"]) > len(b["picture"]) for a, b in zip(images, smaller))
-    bare = whole - sum(len(image["picture"]) for image in images)
-    assert all(image["picture"] is None for image in page(bare + 300)[1])
-    assert "1 kB" in message(page, 1000)
 
 
 def test_a_report_explains(scored, tmp_path, capsys):
@@ -162,7 +138,9 @@ def test_a_report_explains(scored, tmp_path, capsys):
     assert len(folders) == 1 and len(pages) == 5
     summary = (tmp_path / "report" / "index.html").read_text()
     assert f'href="explain/{folders[0].name}/index.html"' in summary and "(5 pages)" in summary
-    links = json.loads(re.search(r'"explained":(\{.*\})\}', (tmp_path / "report" / "data" / "site.js").read_text())[1])
+    links = json.loads((tmp_path / "report" / "data" / "site.js").read_text()[len('report.put("site", ') : -3])[
+        "explained"
+    ]
     hrefs = [href for queries in links.values() for found in queries.values() for _, href in found]
     assert sorted(hrefs) == sorted(f"explain/{folders[0].name}/{page.name}" for page in pages)
     with open_browser() as browser:

@@ -74,7 +74,7 @@ def test_pages_fit_a_telephone_and_every_control_has_a_name(browser, site, page)
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     asked = {"link", "button", "combobox", "searchbox", "spinbutton", "article", "region", "image", "textbox"}
     found = [node for node in nodes if node.get("role", {}).get("value") in asked and not node["ignored"]]
-    assert len(found) > 20 and all(node.get("name", {}).get("value", "").strip() for node in found)
+    assert len(found) > 15 and all(node.get("name", {}).get("value", "").strip() for node in found)
     assert browser.errors == []
 
 
@@ -91,8 +91,8 @@ def test_query_shows_the_best_candidates(browser, site):
     hrefs = texts_of(browser, ".found a", "e.getAttribute('href')")
     assert hrefs[:10] == [f"images.html#query={i}" for i in order[:10]]
     browser.wait("[...document.images].every(i => i.complete && i.naturalWidth)")
-    assert browser.run("document.querySelectorAll('.query img').length") == sum(i < 30 for i in {*order[:10], 8})
-    browser.wait("document.querySelectorAll('.regions path').length == document.querySelectorAll('.regions').length")
+    pictures = texts_of(browser, ".query img", "e.getAttribute('src')")
+    assert pictures[:10] == [f"thumbs/{i}.{'jpg' if i < 30 else 'svg'}" for i in order[:10]]
 
 
 def test_captions_are_text_never_markup(browser, site):
@@ -120,7 +120,7 @@ def test_filters_filter(browser, site):
     assert len(shown(browser)) == 20 and all(c % 5 == 0 for c in shown(browser))
     change(browser, to="", sort="worst")
     assert [ranks[c] for c in shown(browser)] == sorted(ranks.tolist(), reverse=True)[:20]
-    browser.run("document.querySelector('button[type=reset]').click()")
+    browser.run("document.querySelector('.filters a').click()")
     browser.wait("document.querySelector('.query')?.dataset.query == 0")
     assert browser.run("location.hash") in ("", "#") and browser.errors == []
 

@@ -134,7 +134,7 @@ def test_caption_by_number_and_by_words_are_the_same(tiny, tmp_path, capsys):
     said = capsys.readouterr().out
     scores = re.findall(r"score (\S+) = regions (\S+) \+ words (\S+)", said)
     assert len(scores) == 2 and scores[0] == scores[1]
-    found = data_of(tmp_path / "a.html")["pairs"][0]
+    found = data_of(tmp_path / "a.html")[0]
     assert found["score"] == pytest.approx(float(scores[0][0]), abs=1e-6)
     assert sum(found["values"]["regions"]) + sum(found["values"]["words"]) == pytest.approx(found["score"], abs=1e-4)
     dataset = data.open_split("test", "tiny_precomp", words, opt)
@@ -174,7 +174,7 @@ def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
 SHOWN = (  # strength of each region, the readout
     "[[...document.querySelectorAll('section[data-pair=\"0\"] .region')]"
     ".sort((a, b) => a.dataset.index - b.dataset.index)"
-    ".map(r => Number(r.style.fillOpacity)), document.querySelector('.explained .readout').textContent]"
+    ".map(r => Number(getComputedStyle(r).fillOpacity)), document.querySelector('.explained .readout').textContent]"
 )
 
 
@@ -188,7 +188,7 @@ def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
             browser.screen()
             browser.open(tmp_path / f"{page}.html", "document.body.dataset.ready")
             point_and_look(browser)
-            assert browser.run("document.querySelectorAll('.view-svg image').length") == pictures
+            assert browser.run("document.querySelectorAll('.view image').length") == pictures
             assert browser.run("document.documentElement.scrollWidth <= innerWidth")
             browser.screen(400, 800, phone=True)
             assert browser.run("document.documentElement.scrollWidth <= innerWidth")
@@ -196,7 +196,7 @@ def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
 
 
 def point_and_look(browser):
-    drawn = browser.run("JSON.parse(document.getElementById('data').textContent)")["pairs"][0]
+    drawn = browser.run("JSON.parse(document.getElementById('data').textContent)")[0]
     tokens, beta, alpha = drawn["tokens"], *(np.array(drawn["attention"][side]) for side in ("words", "regions"))
     most = 1 + int(np.argmax(drawn["values"]["words"][1:-1]))  # shown before one points
     shown, said = browser.run(SHOWN)
@@ -220,7 +220,7 @@ def point_and_look(browser):
     browser.run("document.querySelector('.region[data-index=\"3\"]').focus()")  # a region lights its words
     buttons = "[...document.querySelectorAll('.words button')]"
     weights = browser.run(f"{buttons}.map(button => Number(button.style.getPropertyValue('--weight')))")
-    np.testing.assert_allclose(weights, 0.65 * alpha[3] / alpha[3].max(), atol=1e-3)
+    np.testing.assert_allclose(weights, alpha[3] / alpha[3].max(), atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["words", "regions"])
@@ -254,8 +254,7 @@ def test_two_pairs_on_one_page(tiny, tmp_path, capsys):
     call(path, tmp_path / "images", "--image", "2", "4", "--caption", "11")
     said = capsys.readouterr().out
     pages = [data_of(tmp_path / f"{name}.html") for name in ("captions", "images")]
-    assert [len(page["images"]) for page in pages] == [1, 2]
-    assert pages[0]["pairs"][0] == pages[1]["pairs"][0]
+    assert pages[0][0] == pages[1][0]
     dataset = data.open_split("test", "tiny_precomp", words, opt)
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
     sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))[:, 11]
