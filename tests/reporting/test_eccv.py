@@ -96,7 +96,7 @@ def test_from_the_command_line(answers, tmp_path, capsys):
     assert result["eccv"] == again["eccv"] and "pmrp" not in again["eccv"]
     assert eccv.PLAUSIBLE[0] in said.err and "ECCV" in said.out and "full" in result
     (tiny.folder / "testall_cocoids.txt").unlink()
-    assert "50 captions" in message(testall.main, flags) and "Computing" not in capsys.readouterr().out
+    assert "testall_cocoids.txt" in message(testall.main, flags) and "Computing" not in capsys.readouterr().out
 
 
 def test_numbers_that_do_not_fit_are_told(answers):
@@ -106,11 +106,11 @@ def test_numbers_that_do_not_fit_are_told(answers):
 
     swapped = [*CAPTIONS[:4], CAPTIONS[5], CAPTIONS[4], *CAPTIONS[6:]]
     for numbers, words in (
-        (CAPTIONS[:-1], "49 lines"),
+        (CAPTIONS[:-1], "49 captions"),
         ([*CAPTIONS[:2], "x", *CAPTIONS[3:]], "line 3"),
-        ([*CAPTIONS[:4], 12, *CAPTIONS[5:]], "caption 4 "),
-        (swapped, "caption 4 "),
-        ([*CAPTIONS[:45], *CAPTIONS[:5]], "line 46"),
+        ([*CAPTIONS[:4], 12, *CAPTIONS[5:]], "caption 4,"),
+        (swapped, "caption 4,"),
+        ([*CAPTIONS[:45], *CAPTIONS[:5]], "caption 45,"),
     ):
         assert "testall_cocoids.txt" in (said := told(numbers)) and words in said
     write_ids(answers, CAPTIONS)
