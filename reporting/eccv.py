@@ -70,12 +70,12 @@ class Eccv:
         """
         gts = [self.metrics.eccv_gts, self.metrics.pm_gts]
         sides = {"i2t": (sims, self.images, self.captions), "t2i": (sims.T, self.captions, self.images)}
-        found = {}
+        found = {"i2t": {}, "t2i": {}}
         for way, (rows, queries, candidates) in sides.items():
             depth = max(10, *(len(answers) for one in gts if one for answers in one[way].values()))
-            shared = np.array(candidates, object)  # one object for each number, not one for each place
-            bar = tqdm(zip(queries, rows), f"order, {way}", len(queries), disable=None, leave=False)
-            found[way] = {query: shared[np.argsort(-row, kind="stable")[:depth]].tolist() for query, row in bar}
+            for query, row in zip(queries, tqdm(rows, f"order, {way}", disable=None, leave=False)):
+                best = np.argsort(-row, kind="stable")[:depth].tolist()
+                found[way][query] = [candidates[place] for place in best]
         return found
 
     def scores(self, found):

@@ -34,18 +34,11 @@ class Comparison(NamedTuple):
     true: int  # one of the query's own candidates
     other: int  # the candidate beside it
     rank: int  # of the first own candidate, from 1
-    is_named: bool = False  # the user chose the other; else it is the best that is not the query's own
+    role: str  # what the other candidate is
 
     @property
     def file(self):
         return f"{self.kind}-{self.query}-{self.other}.html"
-
-    @property
-    def role(self):
-        """What the other candidate is."""
-        if self.is_named:
-            return "Named"
-        return "Found first" if self.rank > 1 else "Best of the others"
 
 
 # ---- which pairs
@@ -65,7 +58,9 @@ def compare(found, kind, query, per):
     ids = found.ids[query]
     is_other = ids // per != query if kind == "images" else ids != query // per
     true = query * per + int(found.own_scores[query].argmax()) if kind == "images" else query // per
-    return Comparison(kind, query, true, int(ids[is_other.argmax()]), int(found.ranks[query]))
+    rank = int(found.ranks[query])
+    role = "Found first" if rank > 1 else "Best of the others"
+    return Comparison(kind, query, true, int(ids[is_other.argmax()]), rank, role)
 
 
 def named_pair(text, dataset):
@@ -84,7 +79,7 @@ def named_comparison(text, dataset, found):
     """IMAGE:CAPTION -> a Comparison of the caption's own image with that image, or with the best of the others."""
     image, caption = named_pair(text, dataset)
     best = compare(found["captions"], "captions", caption, len(dataset) // dataset.n_images)
-    return best if image == best.true else best._replace(other=image, is_named=True)
+    return best if image == best.true else best._replace(other=image, role="Named")
 
 
 # ---- their pages
@@ -172,13 +167,3 @@ def compared_pairs(model, dataset, viewer, comparison, folds):
         return f"Image {number}", f"The first of its own captions {rank} {len(dataset) // folds:,}.", pairs
     query = f"“{caption_text(dataset, number)}”"
     return query, f"Caption {number}. Its image {rank} {dataset.n_images // folds:,}.", pairs
-
-
-def page_links(explained):
-    """What Explanations.write returns -> {'images': {query: [(model's name, page)]}, 'captions': ...}."""
-    links = {"images": {}, "captions": {}}
-    for name, (folder, pages) in explained.items():
-        for comparison, *_ in pages:
-            link = (name, f"explain/{folder}/{comparison.file}")
-            links[comparison.kind].setdefault(comparison.query, []).append(link)
-    return links

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from files.errors import InputError, reason
 from files.writing import temporary_name
 from reporting.candidates import both_ways
-from reporting.explained_queries import page_links
 from reporting.explanation import caption_text
 from reporting.image_view import ImageViewer
 from reporting.rendering import TEMPLATES, template
@@ -82,7 +81,11 @@ class Report:
             "names": self.viewer.names,
             "chunk": CHUNK,
             "per": per,
-            "explained": page_links(explained),
+            "explained": [
+                (page.kind, page.query, name, f"explain/{place}/{page.file}")
+                for name, (place, pages) in explained.items()
+                for page, *_ in pages
+            ],
             "texts": texts,
             "ranks": {kind: [model[kind].ranks.tolist() for model in self.models] for kind in KINDS},
         }
@@ -132,14 +135,14 @@ def check_place(folder):
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(f"no right to write in {folder.parent}")
     except OSError as error:
         raise InputError(f"--report {folder}: no folder can be made here ({reason(error)})") from None
     index = folder / "index.html"
     is_report = index.is_file() and GENERATOR in index.read_text(encoding="utf-8", errors="replace")[:1000]
     if there - CONTENTS or (there and not is_report):
         raise InputError(f"--report {folder}: holds {min(there - CONTENTS or there)}, no report; name another folder")
-    if not os.access(folder.parent, os.W_OK):
-        raise InputError(f"--report {folder}: cannot be made (no right to write in {folder.parent})")
 
 
 @contextlib.contextmanager

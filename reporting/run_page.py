@@ -29,12 +29,13 @@ def write_run_page(folder, kind, best, select, usual):
     if config is None:
         raise InputError(f"{folder / CONFIG}: missing or damaged")
     opt = config["opt"]
-    test = ["python", "test.py", "--model_path", str(best), "--data_path", opt["data_path"]]
+    test = ["--model_path", str(best), "--data_path", opt["data_path"], "--vocab_path", opt["vocab_path"]]
+    flags = [flag(name, opt[name]) for name in sorted(usual) if name in opt and opt[name] != usual[name]]
     about = {
         "best": best,
-        "test": shlex.join([*test, "--vocab_path", opt["vocab_path"]]),
-        "flags": " ".join(flag(name, opt[name]) for name in sorted(usual) if name in opt and opt[name] != usual[name]),
-        "commands": [config["command"], *(again["command"] for again in config.get("resumed", []))],
+        "test": shlex.join(["python", "test.py", *test]),
+        "flags": " ".join(flags),
+        "commands": [run["command"] for run in (config, *config.get("resumed", []))],
         "versions": config["versions"],
         "data": config["data"],
         "started": str(config["time"])[:16].replace("T", " "),

@@ -97,9 +97,9 @@ async function drawQuery(query, models) {
     candidates(query, chunk[model].map(values => values[query % site.chunk]))));
   const [title, name] = kind === "images" ? [`Image ${query}`, site.names[query]]
     : [site.texts[query], `caption ${query}, image ${Math.floor(query / site.per)}`];
-  const pages = site.explained[kind][query] ?? [];
+  const pages = site.explained.filter(([side, asked]) => side === kind && asked === query);
   const heading = make("h2", {}, title, make("span", { class: "name" }, name),
-    ...pages.map(([model, href]) => make("a", { class: "explained", href }, `explained: ${model}`)));
+    ...pages.map(([,, model, href]) => make("a", { class: "explained", href }, `explained: ${model}`)));
   const body = make("div", { class: kind }, ...(kind === "images" ? [picture(query)] : []), make("div", { class: "models" }, ...answers));
   return make("article", { class: "query", tabindex: "0", "aria-label": title, "data-query": query }, heading, body);
 }

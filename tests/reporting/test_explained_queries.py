@@ -50,8 +50,9 @@ def test_worst_queries_are_those_of_the_largest_ranks(scored):
 def test_pairs_by_name(scored):
     dataset, sims, found = scored[2:]
     rank, true, other = literal(sims[:, 17], [3])
-    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, True)
-    assert named_comparison("3:17", dataset, found) == Comparison("captions", 17, true, other, rank)
+    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, "Named")
+    role = "Found first" if rank > 1 else "Best of the others"
+    assert named_comparison("3:17", dataset, found) == Comparison("captions", 17, true, other, rank, role)
     for text in ("3", "3:", "a:b", "-1:3", "3:4:5"):
         assert "IMAGE:CAPTION" in message(named_comparison, text, dataset, found)
     for text in ("12:0", "0:60", "x:1"):
@@ -141,11 +142,11 @@ def test_a_report_explains(scored, tmp_path, capsys):
     links = json.loads((tmp_path / "report" / "data" / "site.js").read_text()[len('report.put("site", ') : -3])[
         "explained"
     ]
-    hrefs = [href for queries in links.values() for found in queries.values() for _, href in found]
+    hrefs = [href for *_, href in links]
     assert sorted(hrefs) == sorted(f"explain/{folders[0].name}/{page.name}" for page in pages)
     with open_browser() as browser:
         browser.screen()
-        number = next(iter(links["captions"]))
+        number = next(number for kind, number, *_ in links if kind == "captions")
         browser.open(
             (tmp_path / "report" / "captions.html").as_uri() + f"#query={number}",
             "Boolean(document.querySelector('.query'))",
