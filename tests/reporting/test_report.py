@@ -1,18 +1,17 @@
 """The retrieval report: its numbers are those printed, its lists those of the similarities, and errors are early."""
 
-import functools
 import html
 import json
 import re
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import SIZES, dataset_of, make_tiny, message, random_sims, write_model, write_report
+from tiny import dataset_of, make_tiny, message, random_sims, run, write_model, write_report
 
 import evaluation
-import train
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
 from reporting import candidates, pages, summary
@@ -80,23 +79,20 @@ def test_names_of_models_are_the_parts_that_differ():
 def test_page_and_json_have_the_figures_and_say_what_they_are_of(tmp_path, capsys):
     """Two models and their ensemble, whole and in folds; the epoch is that of the training's log and file names."""
     tiny, site = make_tiny(tmp_path, splits={"train": 5, "dev": 5, "testall": 10}), tmp_path / "site"
-    folder = tmp_path / "x"
-    train.main([*tiny.args, *SIZES["gsmn"].split(), "--num_epochs", "1", "--model_name", str(folder), "--logger_name",
-                str(folder / "log")])  # fmt: skip
-    epoch = json.loads((folder / "log" / "log.jsonl").read_text().splitlines()[-1])["epoch"]
-    assert (folder / f"checkpoint_{epoch}.pth.tar").exists()
-    (tmp_path / "y").mkdir()
-    write_model(tiny, tmp_path / "y" / "model_best.pth.tar")
-    checkpoints = [str(tmp_path / name / "model_best.pth.tar") for name in "xy"]
-    parser = functools.partial(eval_parser, "", split="testall", stack=True)
-    flags = ["--fold5", "--ranks", "", "--report", str(site), "--json", str(tmp_path / "m.json"), "--device", "cpu"]
+    run(tiny, tmp_path / "x", epochs=1)
+    epoch = json.loads((tmp_path / "x" / "log" / "log.jsonl").read_text().splitlines()[-1])["epoch"]
+    assert (tmp_path / "x" / "ck" / f"checkpoint_{epoch}.pth.tar").exists()
+    (tmp_path / "y" / "ck").mkdir(parents=True)
+    write_model(tiny, tmp_path / "y" / "ck" / "model_best.pth.tar")
+    checkpoints = [str(tmp_path / name / "ck" / "model_best.pth.tar") for name in "xy"]
     capsys.readouterr()
-    evaluation.main(parser().parse_args(["--model_path", *checkpoints, *flags]), fold5=True, full=True)
+    flags = ["--fold5", "--ranks", "", "--report", str(site), "--json", str(tmp_path / "m.json"), "--device", "cpu"]
+    opt = eval_parser("", split="testall", stack=True).parse_args(["--model_path", *checkpoints, *flags])
+    evaluation.main(opt, fold5=True, full=True)
     out = capsys.readouterr().out
     assert f"{site}/index.html" in out
-    pattern = (
-        r"rsum: (.*)\nAverage i2t Recall: (.*)\nImage to text: (.*)\nAverage t2i Recall: (.*)\nText to image: (.*)\n"
-    )
+    lines = ("rsum", "Average i2t Recall", "Image to text", "Average t2i Recall", "Text to image")
+    pattern = "".join(rf"{line}: (.*)\n" for line in lines)
     figures = [" ".join(block).split() for block in re.findall(pattern, out)]
     assert len(figures) == 6  # whole split and mean of folds, for two models and their ensemble
     rows = [row for row in rows_of(site / "index.html") if len(row) == 15 and "." in row[1]]
@@ -153,23 +149,17 @@ def test_regions_are_drawn_in_the_scene(tmp_path, tiny_data):
 # ---- images and their names ----
 
 
-@pytest.fixture
-def photographs(tmp_path, tiny_data):
-    """Image files for the tiny test split, but for the last two; the names say so."""
-    names = [f"photo {i}.png" for i in range(10)]
-    (tmp_path / "images").mkdir()
-    for i, name in enumerate(names[:8]):
-        Image.new("RGB", (640, 480), (25 * i, 100, 50)).save(tmp_path / "images" / name)
-    (tiny_data.folder / "test_imagename.txt").write_text("".join(name + "\n" for name in names))
-    return tmp_path / "images"
-
-
-def test_thumbnails_of_what_is_there(tmp_path, tiny_data, photographs, capsys):
-    site = tmp_path / "site"
+def test_thumbnails_of_what_is_there(tmp_path, tiny_data, capsys):
+    """The last two pictures are missing, and one is broken."""
+    site, photographs = tmp_path / "site", tmp_path / "images"
+    photographs.mkdir()
+    for i in range(8):
+        Image.new("RGB", (640, 480), (25 * i, 100, 50)).save(photographs / f"photo {i}.png")
     (photographs / "photo 3.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tiny_data.folder / "test_imagename.txt").write_text("".join(f"photo {i}.png\n" for i in range(10)))
     write_report(tiny_data, site, images=photographs)
     said = capsys.readouterr().err
-    assert "2 of 10" in said and "photo 8.png" in said and "photo 3.png" in said  # missing; broken
+    assert "2 of 10" in said and "photo 8.png" in said and "photo 3.png" in said
     assert "proportions" in said
     thumbs = read_data(site, "site")["thumbs"]
     assert [g for g, thumb in enumerate(thumbs) if thumb.endswith(".svg")] == [3, 8, 9] and len(set(thumbs)) == 10
@@ -180,14 +170,9 @@ def test_thumbnails_of_what_is_there(tmp_path, tiny_data, photographs, capsys):
 def test_names_of_ids_through_karpathys_file(tmp_path, tiny_data):
     dataset = dataset_of(tiny_data, "dev")
     images = [
-        {
-            "imgid": i,
-            "cocoid": 1000 - i,
-            "split": "val" if i >= 20 else "test",
-            "filename": f"{i}.jpg",
-            "filepath": "val2014",
-        }
-        for i in range(40)
+        {"imgid": i, "cocoid": 1000 - i, "split": split, "filename": f"{i}.jpg", "filepath": "val2014"}
+        for split, numbers in (("test", range(20)), ("val", range(20, 40)))
+        for i in numbers
     ]
     (tiny_data.folder / "dataset_coco.json").write_text(json.dumps({"images": images}))
     ids = tiny_data.folder / "dev_ids.txt"
@@ -196,11 +181,10 @@ def test_names_of_ids_through_karpathys_file(tmp_path, tiny_data):
     ids.write_text("".join(f"{1000 - i}\n" for i in range(20, 30) for _ in range(5)))  # one for each caption
     assert dataset.names() == [f"val2014/{i}.jpg" for i in range(20, 30)]
     ids.write_text("".join(f"{i}\n" for i in range(90, 100)))
-    with pytest.raises(InputError, match=r"'90' is not in .*dataset_coco\.json"):
-        dataset.names()
+    said = message(dataset.names)
+    assert "'90' is not in" in said and "dataset_coco.json" in said
     ids.write_text("1\n2\n")
-    with pytest.raises(InputError, match="2 lines; need one for each of 10 images"):
-        dataset.names()
+    assert "2 lines; need one for each of 10 images" in message(dataset.names)
 
 
 # ---- what goes wrong ----
@@ -225,14 +209,9 @@ def test_an_unfinished_report_leaves_the_earlier_one(tmp_path, tiny_data, monkey
     write_report(tiny_data, site)
     before = {path: path.read_bytes() for path in site.rglob("*.*") if path.is_file()}
     for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
-
-        def fail(*args, error=error):
-            raise error
-
-        with monkeypatch.context() as patch:
-            patch.setattr(pages.Report, "write_pages", fail)
-            with pytest.raises((KeyboardInterrupt, InputError)):
-                write_report(tiny_data, site)
+        monkeypatch.setattr(pages.Report, "write_pages", Mock(side_effect=error))
+        with pytest.raises((KeyboardInterrupt, InputError)):
+            write_report(tiny_data, site)
         assert {path: path.read_bytes() for path in site.rglob("*.*") if path.is_file()} == before
         assert sorted(path.name for path in tmp_path.glob("*site*")) == ["site"]
 
