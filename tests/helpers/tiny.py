@@ -330,7 +330,7 @@ def random_sims(n, seed=0, per=5):
     return sims
 
 
-def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None, names="abc"):
+def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None):
     """A report of made-up models -> their similarities."""
     made = dataset_of(tiny, split)
     site = pages.Report(folder, images)
@@ -339,7 +339,7 @@ def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None,
     if len(sims) > 1:
         sims.append(sum(sims) / len(sims))
     for k, one in enumerate(sims):
-        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{names[k]}/model_best.pth.tar"
+        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{'abc'[k]}/model_best.pth.tar"
         about = {"model": path, "provenance": provenance(made)}
         site.add({**about, "full": evaluation.metrics(one)}, {"full": [one]})
     site.write()

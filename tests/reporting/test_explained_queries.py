@@ -117,60 +117,50 @@ def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
         chosen = "[...document.querySelectorAll('.words button.chosen')].map(button => button.textContent)"
         assert browser.run(chosen) == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
         assert browser.run("document.querySelectorAll('.view .picture').length") == 2
-        assert browser.run(
-            "[...document.querySelectorAll('.readout')].every(p => p.textContent.includes('attends to'))"
-        )
+        readouts = "[...document.querySelectorAll('.readout')].map(p => p.textContent)"
+        assert all("attends to" in text for text in browser.run(readouts))
         assert "the data's size is 209 × 109" in browser.run("document.querySelectorAll('figcaption')[1].textContent")
         browser.screen(400, 800, phone=True)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []
 
 
+def report(paths, folder, **how):
+    evaluation.evalrank(paths, split="test", ranks=None, device="cpu", report=folder, **how)
+    return list(folder.glob("explain/*/*-*-*.html"))
+
+
 def test_a_report_explains(scored, tmp_path, capsys):
     """Pages for each GSMN of an ensemble, a link to them, and none for a VSRN."""
-    tiny = scored[0]
+    tiny, site = scored[0], tmp_path / "report"
     paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn" / "v.pth.tar"]
     paths[1].parent.mkdir()
     write_model(tiny, paths[1], **VSRN)
-    how = {"split": "test", "ranks": None, "device": "cpu", "explain": 2, "explain_pairs": ["9:17"]}
-    evaluation.evalrank(paths, report=tmp_path / "report", **how)
-    folders = list((tmp_path / "report" / "explain").iterdir())
-    pages = list(folders[0].glob("*-*-*.html"))
-    assert len(folders) == 1 and len(pages) == 5
-    summary = (tmp_path / "report" / "index.html").read_text()
-    assert f'href="explain/{folders[0].name}/index.html"' in summary and "(5 pages)" in summary
-    links = json.loads((tmp_path / "report" / "data" / "site.js").read_text()[len('report.put("site", ') : -3])[
-        "explained"
-    ]
-    hrefs = [href for *_, href in links]
-    assert sorted(hrefs) == sorted(f"explain/{folders[0].name}/{page.name}" for page in pages)
+    pages = report(paths, site, explain=2, explain_pairs=["9:17"])
+    hrefs = {str(page.relative_to(site)) for page in pages}
+    assert len(pages) == 5 and len({page.parent for page in pages}) == 1
+    summary = (site / "index.html").read_text()
+    assert f'href="explain/{pages[0].parent.name}/index.html"' in summary and "(5 pages)" in summary
+    links = json.loads((site / "data" / "site.js").read_text()[len('report.put("site", ') : -3])["explained"]
+    assert len(links) == 5 and {href for *_, href in links} == hrefs
     with open_browser() as browser:
-        browser.screen()
-        number = next(number for kind, number, *_ in links if kind == "captions")
-        browser.open(
-            (tmp_path / "report" / "captions.html").as_uri() + f"#query={number}",
-            "Boolean(document.querySelector('.query'))",
-        )
+        query = next(query for kind, query, *_ in links if kind == "captions")
+        browser.open((site / "captions.html").as_uri() + f"#query={query}", "document.body.dataset.ready")
         shown = "[...document.querySelectorAll('a.explained')].map(link => link.getAttribute('href'))"
-        assert set(hrefs) & set(browser.run(shown)) and browser.errors == []
+        assert hrefs & set(browser.run(shown)) and browser.errors == []
     capsys.readouterr()
-    evaluation.evalrank(paths[1], report=tmp_path / "report", **how)
+    assert report(paths[1], site, explain=2) == [] and not (site / "explain").exists()
     said = capsys.readouterr()
-    assert "nothing to explain" in said.err and f"{tmp_path / 'report'}: replacing" in said.out
-    assert "Explanations" not in (tmp_path / "report" / "index.html").read_text()
-    assert "explain" not in [path.name for path in (tmp_path / "report").iterdir()]
+    assert "nothing to explain" in said.err and f"{site}: replacing" in said.out
+    assert "Explanations" not in (site / "index.html").read_text()
 
 
 def test_what_cannot_be_explained_is_told_before_the_evaluation(scored, tmp_path):
-    path = str(scored[0].folder / "m.pth.tar")
-    how = {"split": "test", "ranks": None, "device": "cpu"}
-    asked = lambda **more: message(lambda: evaluation.evalrank(path, **how, **more))  # noqa: E731
-    assert "has images 0 to 11" in asked(report=tmp_path / "report", explain_pairs=["12:0"])
+    path = scored[0].folder / "m.pth.tar"
+    assert "has images 0 to 11" in message(lambda: report(path, tmp_path / "report", explain_pairs=["12:0"]))
     assert not (tmp_path / "report").exists()
 
 
 def test_a_page_of_an_evaluation_with_released_boxes_says_so(scored, tmp_path):
-    path, how = scored[0].folder / "m.pth.tar", {"split": "test", "ranks": None, "device": "cpu", "explain": 1}
-    evaluation.evalrank(path, report=tmp_path / "report", boxes="released", **how)
-    pages = list((tmp_path / "report" / "explain").glob("*/*-*-*.html"))
+    pages = report(scored[0].folder / "m.pth.tar", tmp_path / "report", boxes="released", explain=1)
     assert len(pages) == 2 and all("--boxes released" in page.read_text() for page in pages)

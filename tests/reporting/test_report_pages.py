@@ -33,7 +33,7 @@ def site(tmp_path_factory):
     lines = (tiny.folder / "test_caps.txt").read_text().splitlines()
     lines[7] = NASTY
     (tiny.folder / "test_caps.txt").write_text("\n".join(lines) + "\n")
-    sims = write_report(tiny, root / "site", 2, root / "images", names=("a", "b"))
+    sims = write_report(tiny, root / "site", 2, root / "images")
     ranks = [[r + 1 for r, _ in evaluation.metrics(one)["ranks"]] for one in sims]
     return SimpleNamespace(path=root / "site", texts=lines, sims=sims, ranks=ranks)
 
