@@ -22,7 +22,7 @@ class ExplainedPair(NamedTuple):
     """One pair, as a page shows it."""
 
     name: str  # short, for the heads of columns
-    heading: str
+    heading: str  # shown above one of two pairs
     facts: str  # a line under the heading, such as the pair's rank
     view: ImageView
     sentence: Sentence
@@ -49,7 +49,6 @@ def explain_page(title, lead, pairs, about="", note="", links=()):
         rows=rows,
         largest=max((abs(row.change) for row in rows), default=0) or 1,
         adds=pairs[0].explanation.adds,
-        changes=changes(pairs),
         regions_of=regions_of,
         number=number,
     )
@@ -147,16 +146,3 @@ def most_attended(beta, word):
     if beta is None or word < 0:
         return None
     return int(beta[word].argmax()), float(beta[word].max())
-
-
-def changes(pairs):
-    """{'score', 'words', 'regions': how much it changes from the left pair to the right}, or None for one pair.
-
-    Words and regions are left out where their numbers do not add up to the score.
-    """
-    if len(pairs) == 1:
-        return None
-    left, right = (pair.explanation for pair in pairs)
-    sides = [side for side in SIDES if left.adds and getattr(left, side) is not None]
-    found = {side: float(getattr(right, side).sum() - getattr(left, side).sum()) for side in sides}
-    return {"score": right.score - left.score, **found}

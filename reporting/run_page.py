@@ -69,7 +69,14 @@ def runs_page(logs, title, select="rsum", about=None):
         best=best,
         charts=[run_chart(heading, lines) for heading, lines in charts.items()],
         heads=["Run", "Step", "Epoch"] if several else ["Step", "Epoch"],
-        rows=[table_row(row, row is best, [run] if several else []) for run, row in rows],
+        rows=[
+            {
+                "heads": [*([run] if several else []), f"{row['Eiters']:,}", row["epoch"]],
+                "metrics": row,
+                "best": [metric.key for metric in METRICS] if row is best else [],
+            }
+            for run, row in rows
+        ],
         columns=columns(),
     )
 
@@ -77,12 +84,6 @@ def runs_page(logs, title, select="rsum", about=None):
 def is_whole(row):
     """Whether a validation has what every page says of it; metrics may be missing, as newer ones are in old logs."""
     return all(isinstance(row.get(name), (int, float)) for name in ("epoch", "rsum", "r1r5"))
-
-
-def table_row(row, is_best, run):
-    """A validation as figures.html draws it."""
-    best = [metric.key for metric in METRICS] if is_best else []
-    return {"heads": [*run, f"{row['Eiters']:,}", row["epoch"]], "metrics": row, "best": best}
 
 
 # ---- curves

@@ -113,8 +113,10 @@ def main(arguments=None):
             explanation = explain_pair(model, dataset, view.number, sentence)
             pairs.append(ExplainedPair("", f"Image {view.number}, “{text}”", facts, view, sentence, explanation))
             print_pair(pairs[-1])
-    title, lead, pairs = headed(pairs, [text for _, text, _ in asked])
-    content = explain_page(title, lead, pairs, about_model(flags.model_path, opt, dataset)).encode()
+    if len(pairs) == 2:
+        pairs = [pair._replace(name=name) for pair, name in zip(pairs, ("Left", "Right"))]
+    title, about = " · ".join(pair.heading for pair in pairs), about_model(flags.model_path, opt, dataset)
+    content = explain_page(title, "", pairs, about).encode()
     atomic_write(out, lambda file: file.write(content))
     print(f"{out}: {len(content) / 1000:.0f} kB")
 
@@ -124,20 +126,6 @@ def print_pair(pair):
     parts = [(name, getattr(found, name)) for name in ("regions", "words") if found.adds]
     parts = " + ".join(f"{name} {part.sum():.6f}" for name, part in parts if part is not None)
     print(f"{pair.heading}: score {found.score:.6f}{' = ' if parts else ''}{parts}\n    {pair.facts}")
-
-
-def headed(pairs, texts):
-    """(title, line under it, the pairs with headings of their own) of a page about sentences of these texts."""
-    if len(pairs) == 1:
-        return pairs[0].heading, pairs[0].facts, [pairs[0]._replace(heading="", facts="")]
-    images = [pair.view.number for pair in pairs]
-    if len(texts) == 1:
-        title = f"“{texts[0]}”: image {images[0]} beside image {images[1]}"
-        names = headings = [f"Image {image}" for image in images]
-    else:
-        title, names = f"Image {images[0]}: two sentences", ["First", "Second"]
-        headings = [f"“{text}”" for text in texts]
-    return title, "", [pair._replace(name=name, heading=heading) for pair, name, heading in zip(pairs, names, headings)]
 
 
 if __name__ == "__main__":

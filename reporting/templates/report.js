@@ -6,14 +6,15 @@ const PAGE = 20; // queries on a page
 const report = { data: {}, put(name, value) { this.data[name] = value; } };
 const loading = {};
 const number = new Intl.NumberFormat("en");
-let kind, form, site, drawing = 0;
+const kind = document.body.dataset.kind, form = document.forms[0], count = document.getElementById("count");
+let site, drawing = 0;
 
 // The value of data/name.js, loaded when first needed.
 function load(name) {
-  loading[name] ??= new Promise((resolve, reject) => {
+  loading[name] ??= new Promise(resolve => {
     const script = make("script", { src: `data/${name}.js` });
     script.onload = () => resolve(report.data[name]);
-    script.onerror = () => reject(new Error(`${script.src} cannot be read`));
+    script.onerror = () => { count.textContent = `${script.src} cannot be read`; };
     document.head.append(script);
   });
   return loading[name];
@@ -116,7 +117,7 @@ async function show() {
   const cards = await Promise.all(queries.slice((page - 1) * PAGE, page * PAGE).map(query => drawQuery(query, models)));
   if (turn !== drawing) return; // something newer is being drawn
   document.getElementById("queries").replaceChildren(...cards);
-  document.getElementById("count").textContent = `${number.format(queries.length)} of ${number.format(total)} ${kind}`;
+  count.textContent = `${number.format(queries.length)} of ${number.format(total)} ${kind}`;
   document.getElementById("page").textContent = `Page ${number.format(page)} of ${number.format(last)}`;
   for (const link of document.querySelectorAll("a[data-step]")) {
     const next = page + Number(link.dataset.step);
@@ -127,30 +128,21 @@ async function show() {
   document.body.dataset.ready = turn;
 }
 
-function draw() {
-  show().catch(error => {
-    document.getElementById("count").textContent = `Nothing can be shown: ${error.message}`;
-    throw error;
-  });
-}
-
 // Fill in the form as the address says.
 function follow() {
   form.reset();
   for (const [name, value] of new URLSearchParams(location.hash.slice(1)))
     if (form.elements[name]) form.elements[name].value = value;
   scrollTo(0, 0);
-  draw();
+  show();
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  kind = document.body.dataset.kind;
-  form = document.forms[0];
   site = report.data.site;
   form.addEventListener("input", () => {
     const asked = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
     history.replaceState(null, "", `#${asked}`);
-    draw();
+    show();
   });
   form.addEventListener("submit", event => event.preventDefault());
   addEventListener("hashchange", follow);

@@ -96,10 +96,10 @@ def test_differences_add_up(scored, tmp_path):
     for numbers in (((3, 17), (9, 17)), ((3, 17), (3, 42)), ((3, 15), (3, 16))):
         pairs = [explained(*pair) for pair in numbers]
         words = explain_page.numbered_words([pair.sentence for pair in pairs])
-        change, every = explain_page.changes(pairs), explain_page.table_rows(pairs, words)
+        every = explain_page.table_rows(pairs, words)
         rows = [row for row in every if row.kind == "words"]
-        assert sum(row.change for row in rows) == pytest.approx(change["words"], abs=1e-6)
-        assert change["words"] + change["regions"] == pytest.approx(change["score"], abs=1e-6)
+        left, right = (pair.explanation for pair in pairs)
+        assert sum(row.change for row in rows) == pytest.approx(right.words.sum() - left.words.sum(), abs=1e-6)
         for side, pair in enumerate(pairs):  # every word of either sentence once, in order
             shown = [row.numbers[side] for row in rows if row.numbers[side] >= 0]
             assert shown == list(range(len(pair.sentence.words)))
