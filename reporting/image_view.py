@@ -14,7 +14,7 @@ from tqdm import tqdm
 from files.arrays import read_sizes
 from files.boxes import read_boxes
 from files.errors import InputError, warn
-from files.pictures import open_picture, picture_size, proportions_differ, warn_proportions
+from files.pictures import open_picture, picture_size, proportions_differ
 from files.text import CAPTIONS_PER_IMAGE
 from reporting.rendering import template
 
@@ -85,11 +85,6 @@ class ImageViewer:
         """Width and height of an image, from the data, the longer of which is `side` pixels."""
         size = (4, 3) if self.sizes is None else self.sizes[number].tolist()
         return tuple(max(1, round(x * side / max(size))) for x in size)
-
-    def check_proportions(self):
-        """One warning for all pictures that do not fit the boxes."""
-        if any(self.files) and self.sizes is not None:
-            warn_proportions(self.sizes, self.files)
 
     def write_thumbnails(self, folder, words):
         """Write a small picture of every image -> their files' names; words: for each image, what its drawing says."""

@@ -131,8 +131,10 @@ async function show() {
 // Fill in the form as the address says.
 function follow() {
   form.reset();
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1)))
-    if (form.elements[name]) form.elements[name].value = value;
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    const field = form.elements.namedItem(name);
+    if (field) field.value = value;
+  }
   scrollTo(0, 0);
   show();
 }

@@ -137,11 +137,6 @@ def test_published_order(tmp_path, capsys):
     scores = checked(split(tmp_path, captions=texts, n=25000))
     assert scores.captions == scores.metrics.coco_ids.tolist()
     assert len(set(scores.images)) == 5000
-    annotations = json.loads(shared("real/coco_mini/captions_train2017.json").read_text())["annotations"]
-    known = {one["id"]: one["caption"] for one in annotations if one["id"] in scores.captions}
-    assert len(known) == 5  # one of those pictures is in COCO's test split
-    for number, text in known.items():
-        assert eccv.letters(text) == eccv.letters(texts[scores.captions.index(number)])
     moved = split(tmp_path, captions=texts[5:] + texts[:5], n=25000)
     assert "testall_cocoids.txt" in message(scores.check, moved)
     scores.check(split(tmp_path, n=25000))
