@@ -23,7 +23,7 @@ PROJECT = "https://github.com/naver-ai/eccv-caption"
 
 
 class Eccv:
-    """The scores of one split: check(dataset) before the work, add(result, sims, dataset, name) after it.
+    """The scores of one split: check(dataset) before the work, add(result, sims) after it.
 
     InputError where the package is missing, or COCO's numbers of the captions cannot be known.
     """
@@ -32,7 +32,6 @@ class Eccv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it recommends the package ujson
             self.metrics = optional_package("eccv_caption", "--eccv").Metrics()
-        self.images = self.captions = None  # COCO's numbers of the split's images and captions
 
     def check(self, dataset):
         """Find COCO's numbers of the captions, and PMRP's answers where their files exist."""

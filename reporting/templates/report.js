@@ -112,7 +112,7 @@ async function show() {
   if (form.elements.change) form.elements.change.disabled = !form.elements.beside.value;
   const filters = Object.fromEntries(new FormData(form)), total = site.ranks[kind][0].length;
   const queries = asked.has("query") ? [Number(asked.get("query"))].filter(query => query in site.ranks[kind][0]) : choose(filters);
-  const last = Math.ceil(queries.length / PAGE) || 1, page = Math.min(Math.max(Number(asked.get("page")), 1), last);
+  const last = Math.ceil(queries.length / PAGE) || 1, page = Math.min(Math.max(Number(asked.get("page")) || 1, 1), last);
   const models = [filters.model || site.models.length - 1, ...(filters.beside ? [filters.beside] : [])];
   const cards = await Promise.all(queries.slice((page - 1) * PAGE, page * PAGE).map(query => drawQuery(query, models)));
   if (turn !== drawing) return; // something newer is being drawn

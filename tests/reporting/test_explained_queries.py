@@ -106,7 +106,7 @@ def test_differences_add_up(scored, tmp_path):
         assert (rows != every) == (numbers[0][0] == numbers[1][0])  # regions of one image
 
 
-def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
+def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
     tiny, net, dataset, _, found = scored
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
     Explanations(1, ["9:17"], folder, {}).explain_queries(tmp_path / "pages", net, dataset, found)
@@ -119,7 +119,9 @@ def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
         assert browser.run("document.querySelectorAll('.view .picture').length") == 2
         readouts = "[...document.querySelectorAll('.readout')].map(p => p.textContent)"
         assert all("attends to" in text for text in browser.run(readouts))
-        assert "the data's size is 209 × 109" in browser.run("document.querySelectorAll('figcaption')[1].textContent")
+        captions = browser.run("[...document.querySelectorAll('figcaption')].map(caption => caption.textContent)")
+        note = "The picture is 209 × 150, but the data's size is 209 × 109"  # of image 9 alone
+        assert note not in captions[0] and note in captions[1] and f"9.png: {note}" in capsys.readouterr().err
         browser.screen(400, 800, phone=True)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert browser.errors == []

@@ -273,12 +273,3 @@ def test_names_of_files_come_from_the_pair(dense, tmp_path, capsys, monkeypatch)
     names = [path.name for path in tmp_path.glob("*.html")]
     assert len(names) == 7 and {"explain-2-7.html", "explain-2-a-red-dog.html"} < set(names)
     assert max(map(len, names)) < 90 and "rank" not in capsys.readouterr().out
-
-
-def test_pictures_of_other_proportions(dense, tiny, tmp_path, capsys):
-    folder = picture_folder(tiny, tmp_path / "images", lambda i: (150, 201) if i == 1 else (400 + 2 * i, 200 + 2 * i))
-    call(dense[0], tmp_path / "right", "--image", "0", "--images", folder)
-    assert "The picture is" not in capsys.readouterr().err
-    call(dense[0], tmp_path / "wrong", "--image", "1", "--images", folder)
-    said = capsys.readouterr().err
-    assert "1.png" in said and "150 × 201" in said and "150 × 201" in (tmp_path / "wrong.html").read_text()
