@@ -101,7 +101,7 @@ class Explanations(NamedTuple):
             named_pair(text, dataset)
 
     def write(self, folder, models, split, folds):
-        """The report's models -> {model's name: (its folder in `folder`, its pages as explain_queries has them)}.
+        """The report's models -> {model's name: (its folder in `folder`, its pages as write_pages has them)}.
 
         folds: parts of the split that were evaluated apart.  Ensembles have no pages, nor models that cannot explain
         their scores.
@@ -118,18 +118,16 @@ class Explanations(NamedTuple):
             about = about_model(path, opt, dataset)
             note = BOXES_NOTE if inputs_of(opt).boxes == "released" else ""
             place = text_as_name(name)
-            explained[name] = place, self.explain_queries(folder / place, model, dataset, found, folds, about, note)
+            explained[name] = place, self.write_pages(folder / place, model, dataset, found, folds, about, note)
             print(f"Explanations of {name}: {len(explained[name][1])} pages")
         if not explained:
             warn("--explain: no checkpoint here matches words and regions; nothing to explain")
         return explained
 
-    def explain_queries(self, folder, model, dataset, found, folds=1, about="", note=""):
-        """Write a page for each query and index.html into a folder, two below the report's.
+    def write_pages(self, folder, model, dataset, found, folds, about, note):
+        """A page for each query and index.html -> for each page its Comparison, its query and the other candidate.
 
-        found: {'images': Found, 'captions': Found, 'name': the model's} of the evaluation; about: model, data and
-        split; note: a restriction that each page states, or "".  Returns for each page its Comparison, the query and
-        the candidate beside the true one, in words.
+        found: the report's model; about: model, data and split; note: a restriction that each page states, or "".
         """
         comparisons = [named_comparison(text, dataset, found) for text in self.named]
         for kind in ("captions", "images"):

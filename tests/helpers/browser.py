@@ -106,6 +106,14 @@ class Browser:
             raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", "thrown"))
         return result["result"].get("value")
 
+    def each(self, selector, value="e.textContent"):
+        """A value of every element e that a selector finds."""
+        return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {value})")
+
+    def fits(self):
+        """Whether the page is no wider than the window."""
+        return self.run("document.documentElement.scrollWidth <= innerWidth")
+
     def wait(self, expression):
         end = time.monotonic() + 60
         while time.monotonic() < end:

@@ -11,7 +11,7 @@ import data
 import evaluation
 from reporting import explain_page
 from reporting.candidates import both_ways
-from reporting.explained_queries import Comparison, Explanations, named_comparison, worst_queries
+from reporting.explained_queries import Comparison, named_comparison, worst_queries
 from reporting.explanation import caption_sentence, explain_pair
 from reporting.image_view import ImageViewer
 
@@ -25,7 +25,7 @@ def scored(tmp_path_factory):
     net, opt, words = write_model(tiny, tiny.folder / "m.pth.tar", is_sparse=True, propagation="neighbors")
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
     sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))
-    return tiny, net, loader.dataset, sims, {"name": "a <model>", **both_ways([sims])}
+    return tiny, net, loader.dataset, sims, both_ways([sims])
 
 
 def literal(sims, own):
@@ -59,31 +59,7 @@ def test_pairs_by_name(scored):
         assert "captions 0 to 59" in message(named_comparison, text, dataset, found)
 
 
-def drawn(page):
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S).group(1))
-
-
-def test_pages_show_both_pairs(scored, tmp_path):
-    _, net, dataset, sims, found = scored
-    pages = Explanations(2, ["9:17"], None, {}).explain_queries(tmp_path / "pages", net, dataset, found, 1, "b <data>")
-    assert [comparison.kind for comparison, *_ in pages] == ["captions"] * 3 + ["images"] * 2
-    assert pages[0][0].file == "captions-17-9.html"
-    for comparison, *_ in pages:
-        file = tmp_path / "pages" / comparison.file
-        kind, query, other = re.fullmatch(r"(\w+)-(\d+)-(\d+)\.html", comparison.file).groups()
-        left, right = drawn(file)
-        pair = (int(query), int(other)) if kind == "images" else (int(other), int(query))
-        assert right["score"] == pytest.approx(sims[pair], abs=1e-5)
-        own = sims[int(query)] if kind == "images" else sims[:, int(query)]
-        true = range(5 * int(query), 5 * int(query) + 5) if kind == "images" else [int(query) // 5]
-        assert left["score"] == pytest.approx(max(own[c] for c in true), abs=1e-5)
-        assert (left["tokens"] == right["tokens"]) == (kind == "captions")
-    index = (tmp_path / "pages" / "index.html").read_text()
-    assert all(f'href="{comparison.file}"' in index for comparison, *_ in pages)
-    assert "a &lt;model&gt;" in index and "b &lt;data&gt;" in file.read_text()
-
-
-def test_differences_add_up(scored, tmp_path):
+def test_differences_add_up(scored):
     """The rows of the table are the change of the score by words, wherever the two sentences differ."""
     _, net, dataset, _, _ = scored
     views, sentences = {}, {}
@@ -106,50 +82,57 @@ def test_differences_add_up(scored, tmp_path):
         assert (rows != every) == (numbers[0][0] == numbers[1][0])  # regions of one image
 
 
+def report(paths, folder, **how):
+    evaluation.evalrank(paths, split="test", ranks=None, device="cpu", report=folder, **how)
+    return sorted(folder.glob("explain/*/*-*-*.html"))
+
+
 def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
-    tiny, net, dataset, _, found = scored
+    tiny, dataset = scored[0], scored[2]
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
-    Explanations(1, ["9:17"], folder, {}).explain_queries(tmp_path / "pages", net, dataset, found)
+    (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pairs=["9:17"])
     with open_browser() as browser:
         browser.screen()
-        browser.open(tmp_path / "pages" / "captions-17-9.html", "document.body.dataset.ready")
+        browser.open(page, "document.body.dataset.ready")
         browser.run("document.querySelectorAll('section[data-pair=\"0\"] .words button')[2].focus()")
-        chosen = "[...document.querySelectorAll('.words button.chosen')].map(button => button.textContent)"
-        assert browser.run(chosen) == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
-        assert browser.run("document.querySelectorAll('.view .picture').length") == 2
-        readouts = "[...document.querySelectorAll('.readout')].map(p => p.textContent)"
-        assert all("attends to" in text for text in browser.run(readouts))
-        captions = browser.run("[...document.querySelectorAll('figcaption')].map(caption => caption.textContent)")
+        assert browser.each(".words button.chosen") == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
+        assert len(browser.each(".view .picture")) == 2
+        assert all("attends to" in text for text in browser.each(".readout"))
+        captions = browser.each("figcaption")
         note = "The picture is 209 × 150, but the data's size is 209 × 109"  # of image 9 alone
         assert note not in captions[0] and note in captions[1] and f"9.png: {note}" in capsys.readouterr().err
         browser.screen(400, 800, phone=True)
-        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        assert browser.errors == []
-
-
-def report(paths, folder, **how):
-    evaluation.evalrank(paths, split="test", ranks=None, device="cpu", report=folder, **how)
-    return list(folder.glob("explain/*/*-*-*.html"))
+        assert browser.fits() and browser.errors == []
 
 
 def test_a_report_explains(scored, tmp_path, capsys):
     """Pages for each GSMN of an ensemble, a link to them, and none for a VSRN."""
-    tiny, site = scored[0], tmp_path / "report"
-    paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn" / "v.pth.tar"]
+    tiny, site, sims = scored[0], tmp_path / "report", scored[3]
+    paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn<i>" / "v.pth.tar"]
     paths[1].parent.mkdir()
     write_model(tiny, paths[1], **VSRN)
     pages = report(paths, site, explain=2, explain_pairs=["9:17"])
-    hrefs = {str(page.relative_to(site)) for page in pages}
-    assert len(pages) == 5 and len({page.parent for page in pages}) == 1
+    assert sorted(page.name.split("-")[0] for page in pages) == ["captions"] * 3 + ["images"] * 2
+    assert "captions-17-9.html" in [page.name for page in pages]
+    for page in pages:
+        left, right = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S).group(1))
+        kind, query, other = page.stem.split("-")
+        own = sims[int(query)] if kind == "images" else sims[:, int(query)]
+        true = range(5 * int(query), 5 * int(query) + 5) if kind == "images" else [int(query) // 5]
+        assert left["score"] == pytest.approx(max(own[c] for c in true), abs=1e-5)
+        assert right["score"] == pytest.approx(own[int(other)], abs=1e-5)
+        assert (left["tokens"] == right["tokens"]) == (kind == "captions")
+    hrefs, index = {str(page.relative_to(site)) for page in pages}, pages[0].with_name("index.html")
+    assert all(f'href="{page.name}"' in index.read_text() for page in pages)
     summary = (site / "index.html").read_text()
-    assert f'href="explain/{pages[0].parent.name}/index.html"' in summary and "(5 pages)" in summary
+    assert f'href="{index.relative_to(site)}"' in summary and "(5 pages)" in summary
+    assert "vsrn&lt;i&gt;" in summary and "vsrn<i>" not in summary
     links = json.loads((site / "data" / "site.js").read_text()[len('report.put("site", ') : -3])["explained"]
     assert len(links) == 5 and {href for *_, href in links} == hrefs
     with open_browser() as browser:
         query = next(query for kind, query, *_ in links if kind == "captions")
         browser.open((site / "captions.html").as_uri() + f"#query={query}", "document.body.dataset.ready")
-        shown = "[...document.querySelectorAll('a.explained')].map(link => link.getAttribute('href'))"
-        assert hrefs & set(browser.run(shown)) and browser.errors == []
+        assert hrefs & set(browser.each("a.explained", "e.getAttribute('href')")) and browser.errors == []
     capsys.readouterr()
     assert report(paths[1], site, explain=2) == [] and not (site / "explain").exists()
     said = capsys.readouterr()

@@ -175,11 +175,11 @@ def test_a_sentence_is_read_as_the_files_are(tiny, capsys):
     assert "no words" in message(reader, "  ")
 
 
-SHOWN = (  # strength of each region, the readout
-    "[[...document.querySelectorAll('section[data-pair=\"0\"] .region')]"
-    ".sort((a, b) => a.dataset.index - b.dataset.index)"
-    ".map(r => Number(getComputedStyle(r).fillOpacity)), document.querySelector('.explained .readout').textContent]"
-)
+def shown(browser):
+    """How strongly each region of the first pair is lit, and what the page says."""
+    regions = "section[data-pair='0'] rect.region"
+    weights = browser.each(regions, "[Number(e.dataset.index), Number(getComputedStyle(e).fillOpacity) / 0.38]")
+    return [weight for _, weight in sorted(weights)], browser.each(".readout")[0]
 
 
 def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
@@ -191,37 +191,34 @@ def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
         for page, pictures in (("blank", 0), ("picture", 1)):
             browser.screen()
             browser.open(tmp_path / f"{page}.html", "document.body.dataset.ready")
-            point_and_look(browser)
-            assert browser.run("document.querySelectorAll('.view image').length") == pictures
-            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+            point_and_look(browser, *data_of(tmp_path / f"{page}.html"))
+            assert len(browser.each(".view image")) == pictures and browser.fits()
             browser.screen(400, 800, phone=True)
-            assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+            assert browser.fits()
         assert browser.errors == []
 
 
-def point_and_look(browser):
-    drawn = browser.run("JSON.parse(document.getElementById('data').textContent)")[0]
+def point_and_look(browser, drawn):
     tokens, beta, alpha = drawn["tokens"], *(np.array(drawn["attention"][side]) for side in ("words", "regions"))
     most = 1 + int(np.argmax(drawn["values"]["words"][1:-1]))  # shown before one points
-    shown, said = browser.run(SHOWN)
-    np.testing.assert_allclose(shown, 0.38 * beta[most] / beta[most].max(), atol=1e-4)
+    lit, said = shown(browser)
+    np.testing.assert_allclose(lit, beta[most] / beta[most].max(), atol=1e-3)
     assert said.startswith(tokens[most])
-    middle = "(() => {{ const b = {}.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] }})()"
     word = 2 if most != 2 else 3
+    boxes = browser.each(".words button", "(b => [b.x + b.width / 2, b.y + b.height / 2])(e.getBoundingClientRect())")
     for _ in range(50):  # a page that is not painted yet takes no notice of the mouse
         browser.point(1, 1)
-        browser.point(*browser.run(middle.format(f"document.querySelectorAll('.words button')[{word}]")))
-        if browser.run("document.querySelector('.words .chosen').dataset.index") == str(word):
+        browser.point(*boxes[word])
+        if browser.each(".words .chosen", "Number(e.dataset.index)") == [word]:
             break
         time.sleep(0.1)
-    shown, said = browser.run(SHOWN)
-    np.testing.assert_allclose(shown, 0.38 * beta[word] / beta[word].max(), atol=1e-4)
+    lit, said = shown(browser)
+    np.testing.assert_allclose(lit, beta[word] / beta[word].max(), atol=1e-3)
     assert said.startswith(f"{tokens[word]} attends to region {beta[word].argmax()} ({beta[word].max():.2f})")
     assert "neighbours" in said
     browser.run("document.querySelector('.region[data-index=\"3\"]').focus()")  # a region lights its words
-    buttons = "[...document.querySelectorAll('.words button')]"
-    weights = browser.run(f"{buttons}.map(button => Number(button.style.getPropertyValue('--weight')))")
-    np.testing.assert_allclose(weights, alpha[3] / alpha[3].max(), atol=1e-4)
+    weights = browser.each(".words button", "Number(e.style.getPropertyValue('--weight'))")
+    np.testing.assert_allclose(weights, alpha[3] / alpha[3].max(), atol=1e-3)
 
 
 @pytest.mark.parametrize("side", ["words", "regions"])
@@ -240,8 +237,8 @@ def test_a_page_of_a_system_with_one_attention(tmp_path, side):
         for count in (1, 2):
             browser.open(tmp_path / f"{count}.html", "document.body.dataset.ready")
             browser.run("document.querySelectorAll('.words button')[2].focus()")
-            shown, said = browser.run(SHOWN)
-            np.testing.assert_allclose(shown, 0.38 * beta[2] / beta[2].max(), atol=1e-4)
+            lit, said = shown(browser)
+            np.testing.assert_allclose(lit, beta[2] / beta[2].max(), atol=1e-3)
             assert ("is attended by" in said, "−0.2000" in said) == (side == "regions", side == "words")
             assert browser.run("document.title") == "title"
         assert browser.errors == []
