@@ -88,7 +88,7 @@ def test_page_and_json_have_the_figures_and_say_what_they_are_of(tmp_path, capsy
     capsys.readouterr()
     flags = ["--fold5", "--ranks", "", "--report", str(site), "--json", str(tmp_path / "m.json"), "--device", "cpu"]
     opt = eval_parser("", split="testall", stack=True).parse_args(["--model_path", *checkpoints, *flags])
-    evaluation.main(opt, fold5=True, full=True)
+    evaluation.main(opt, full=True)
     out = capsys.readouterr().out
     assert f"{site}/index.html" in out
     lines = ("rsum", "Average i2t Recall", "Image to text", "Average t2i Recall", "Text to image")
@@ -224,7 +224,7 @@ def test_outputs_that_cannot_be_are_told_before_the_evaluation(tmp_path, tiny_da
 
     def told(*flags):
         flags = ["--model_path", tmp_path / "m.pth.tar", "--device", "cpu", "--ranks=", *flags]
-        said = message(evaluation.main, eval_parser("").parse_args(list(map(str, flags))))
+        said = message(evaluation.main, eval_parser("").parse_args(list(map(str, flags))), True)
         assert "Computing results" not in capsys.readouterr().out
         return said
 
@@ -240,5 +240,5 @@ def test_a_link_for_the_similarities_stays_one(tmp_path, tiny_data):
     write_model(tiny_data, tmp_path / "m.pth.tar")
     (tmp_path / "link.npy").symlink_to(tmp_path / "sims.npy")
     flags = ["--model_path", str(tmp_path / "m.pth.tar"), "--device", "cpu", "--ranks="]
-    evaluation.main(eval_parser("").parse_args([*flags, "--save_sims", str(tmp_path / "link.npy")]))
+    evaluation.main(eval_parser("").parse_args([*flags, "--save_sims", str(tmp_path / "link.npy")]), full=True)
     assert (tmp_path / "link.npy").is_symlink() and np.load(tmp_path / "sims.npy").shape == (10, 50)
