@@ -25,7 +25,6 @@ from modules.sides import CaptionSide, ImageSide
 from reporting.metrics import recalls
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
-from reporting.provenance import Recorder
 from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, t2i
 from runtime import distributed, shared_arrays
 
@@ -220,15 +219,13 @@ def evaluate(
     Returns (results, sims).  results has, for each checkpoint and then for the ensemble, its path as 'model' and
     the requested metrics of 'full' and 'fold5'; sims are the last one's.
     ties: the order of equal scores.  store: shared_arrays.ArrayStore for the similarities (default: memory).
-    observers: each has check(dataset), called before the work, and add(result, sims, dataset, data_name), called
-    with every result.
+    observers: each has check(dataset), called before the work, and add(result, sims), called with every result.
     """
     several = len(model_paths) > 1
     check_weights(weights, len(model_paths))
     members = open_members(model_paths, split, fold5, overrides)
-    dataset, data_name = members[0].loader.dataset, members[0].opt.data_name
     for observer in observers:
-        observer.check(dataset)
+        observer.check(members[0].loader.dataset)
     store, results, total = store or shared_arrays.ArrayStore(), [], None
 
     def conclude(about, sims):
@@ -236,7 +233,7 @@ def evaluate(
         sims = with_folds(sims, fold5)
         results.append({**about, **rank_and_print(sims, ties)})
         for observer in observers:
-            observer.add(results[-1], sims, dataset, data_name)
+            observer.add(results[-1], sims)
 
     factors = weights or [1] * len(members)
     for member, factor in zip(members, factors):
@@ -331,7 +328,7 @@ def evalrank(
     asked = {"split": split, "fold5": fold5, **how, **overrides}
     asked = "".join(f", {name}={value!r}" for name, value in asked.items() if value not in (None, False))
     command = f"evaluation.evalrank({[str(path) for path in paths]}{asked})"
-    outputs = Outputs(ranks, json, report, images, None, command, explain, tuple(explain_pairs))
+    outputs = Outputs(ranks, json, None, report, images, explain, explain_pairs, command, overrides)
     results = evaluate_and_write(paths, split, fold5, not fold5, outputs, how, overrides)
     return results[-1]["fold5" if fold5 else "full"]
 
@@ -345,22 +342,17 @@ def main(opt, full, extra=None):
         paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
         how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
         command = shlex.join(["python", *sys.argv])
-        outputs = Outputs(
-            opt.ranks, opt.json, opt.report, opt.images, opt.save_sims, command, opt.explain, tuple(opt.explain_pair)
-        )
+        files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
+        outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
         return evaluate_and_write(paths, opt.split, opt.fold5, full, outputs, how, overrides_of(opt), extra)
 
 
 def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):
     """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
-    outputs = outputs.checked()
-    pages = outputs.new_report(split, how["ties"], overrides) if distributed.is_main() else None
-    observers = [one for one in (Recorder(outputs.command), extra, pages) if one and distributed.is_main()]
+    observers = [one for one in (extra, outputs) if one and distributed.is_main()]
     with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
         results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)
         store.keep()
     if distributed.is_main():
         outputs.write(results, full)
-    if pages:
-        pages.write()
     return results

@@ -83,8 +83,8 @@ def add_result_flags(parser):
         type=whole(0),
         default=0,
         metavar="N",
-        help="GSMN or SCAN, with --report: explain the N worst queries each way, a page of at most 0.5 MB for each, "
-        "with the true pair beside the pair found",
+        help="GSMN or SCAN, with --report: explain the N worst queries each way, a page for each, with the true pair "
+        "beside the pair found",
     )
     add(
         "--explain_pair",

@@ -23,7 +23,7 @@ PROJECT = "https://github.com/naver-ai/eccv-caption"
 
 
 class Eccv:
-    """The scores of one split: check(dataset) before the work, add(result, sims, dataset, name) after it.
+    """The scores of one split: check(dataset) before the work, add(result, sims) after it.
 
     InputError where the package is missing, or COCO's numbers of the captions cannot be known.
     """
@@ -32,7 +32,6 @@ class Eccv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it recommends the package ujson
             self.metrics = optional_package("eccv_caption", "--eccv").Metrics()
-        self.images = self.captions = None  # COCO's numbers of the split's images and captions
 
     def check(self, dataset):
         """Find COCO's numbers of the captions, and PMRP's answers where their files exist."""
@@ -51,20 +50,16 @@ class Eccv:
             return
         try:
             self.metrics.set_pm_gts(*map(str, paths))
-            if not (
-                set(self.images).issuperset(self.metrics.pm_gts["i2t"])
-                and set(self.captions).issuperset(self.metrics.pm_gts["t2i"])
-            ):
+            answers = self.metrics.pm_gts
+            if not (set(self.images) >= answers["i2t"].keys() and set(self.captions) >= answers["t2i"].keys()):
                 raise ValueError("images or captions of another data set")
         except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{paths[0]} and {paths[1].name}: not the package's files ({error}); get them again from {PROJECT}"
-            ) from None
+            files = f"{paths[0]} and {paths[1].name}"
+            raise InputError(f"{files}: not the package's files ({error}); get them again from {PROJECT}") from None
 
-    def add(self, result, sims, dataset=None, name=None):
+    def add(self, result, sims):
         """Print the scores of sims["full"][0], images down and captions across, and keep them in result["eccv"]."""
-        found = self.retrieved(sims["full"][0])
-        result["eccv"] = self.scores(found)
+        result["eccv"] = self.scores(self.retrieved(sims["full"][0]))
         show_scores(result["eccv"])
 
     def retrieved(self, sims):
@@ -74,12 +69,12 @@ class Eccv:
         """
         gts = [self.metrics.eccv_gts, self.metrics.pm_gts]
         sides = {"i2t": (sims, self.images, self.captions), "t2i": (sims.T, self.captions, self.images)}
-        found = {}
+        found = {"i2t": {}, "t2i": {}}
         for way, (rows, queries, candidates) in sides.items():
             depth = max(10, *(len(answers) for one in gts if one for answers in one[way].values()))
-            shared = np.array(candidates, object)  # one object for each number, not one for each place
-            bar = tqdm(zip(queries, rows), f"order, {way}", len(queries), disable=None, leave=False)
-            found[way] = {query: shared[np.argsort(-row, kind="stable")[:depth]].tolist() for query, row in bar}
+            for query, row in zip(queries, tqdm(rows, f"order, {way}", disable=None, leave=False)):
+                best = np.argsort(-row, kind="stable")[:depth].tolist()
+                found[way][query] = [candidates[place] for place in best]
         return found
 
     def scores(self, found):
@@ -99,67 +94,49 @@ class Eccv:
 def caption_ids(dataset, owner, published):
     """COCO's numbers of a split's captions, and where they are from.
 
-    {split}_cocoids.txt has one a line; pictures have coco_test_ids.npy; SCAN's testall has the package's order.
-    owner: {caption: image} of all that the scores know.
+    {split}_cocoids.txt has one a line; pictures have coco_test_ids.npy, of which the data set takes the first five of
+    each image; SCAN's testall has the order of the package, `published`.  owner: {caption: image} of all that the
+    scores know.
     """
     path = dataset.folder / f"{dataset.split}_cocoids.txt"
     if path.exists():
-        return read_numbers(path, len(dataset)), path
+        lines = read_lines(path)
+        for number, line in enumerate(lines, start=1):
+            if not re.fullmatch(r"\s*\d{1,18}\s*", line, re.ASCII):
+                raise InputError(f"{path}, line {number}: {line[:40]!r} is not one of COCO's numbers")
+        return list(map(int, lines)), path
     of_pictures = dataset.folder / "annotations" / "coco_test_ids.npy"
     if of_pictures.exists() and dataset.split.startswith("test"):
-        return picture_ids(of_pictures, owner)
-    need = f"need {path} with COCO's number of each caption, one a line (tools/coco_ids.py finds them)"
-    if len(dataset) != len(published):
-        raise InputError(
-            f"--eccv: {dataset.split} has {len(dataset)} captions; the scores need all {len(published)} of COCO's 5,000"
-            " test images, which --split testall of coco_precomp holds"
-        )
+        groups = {}
+        for caption in open_array(of_pictures).ravel().tolist():
+            groups.setdefault(owner.get(caption), []).append(caption)
+        return [caption for group in groups.values() for caption in group[:CAPTIONS_PER_IMAGE]], of_pictures
     if dataset.captions is None:
         warn(f"{path.name} and the captions' texts are missing: their order is taken to be SCAN's testall")
     elif hashlib.sha256("\n".join(map(letters, dataset.captions)).encode()).hexdigest() != PUBLISHED:
-        raise InputError(f"--eccv: the captions of {dataset.split} are not those of SCAN's testall; {need}")
+        raise InputError(
+            f"--eccv: the captions of {dataset.split} are not those of SCAN's testall; need {path} with COCO's number "
+            "of each caption, one a line (tools/coco_ids.py finds them)"
+        )
     return published, "eccv_caption"
-
-
-def read_numbers(path, n):
-    lines, seen = read_lines(path), {}
-    for number, line in enumerate(lines, start=1):
-        if not re.fullmatch(r"\s*\d{1,18}\s*", line, re.ASCII):
-            raise InputError(f"{path}, line {number}: {line[:40]!r} is not one of COCO's numbers")
-        if (first := seen.setdefault(int(line), number)) < number:
-            raise InputError(f"{path}, line {number}: {line} is already in line {first}; name a caption once")
-    if len(lines) != n:
-        raise InputError(f"{path}: {len(lines)} lines; need one for each of {n} captions")
-    return list(seen)
-
-
-def picture_ids(path, owner):
-    """The first five captions of each image, as the data set takes them."""
-    groups = {}
-    for caption in open_array(path).ravel().tolist():
-        groups.setdefault(owner.get(caption), []).append(caption)
-    return [caption for group in groups.values() for caption in group[:CAPTIONS_PER_IMAGE]], path
 
 
 def image_ids(captions, owner, source):
     """The image of each five captions; InputError unless they are all of COCO's test captions, five by five."""
-    images = []
+    if len(captions) != len(owner):
+        raise InputError(f"{source}: {len(captions)} captions; need all {len(owner)} of COCO's test images")
+    seen = {}
     for i, caption in enumerate(captions):
         if caption not in owner:
-            raise InputError(
-                f"{source}: caption {i} is COCO's {caption}, which is not among its test captions; --eccv "
-                "scores these alone"
-            )
-        if i % CAPTIONS_PER_IMAGE == 0:
-            images.append(owner[caption])
-        elif owner[caption] != images[-1]:
-            raise InputError(
-                f"{source}: caption {i} is COCO's {caption} of image {owner[caption]}, after one of image "
-                f"{images[-1]}; five in a row must be of one image"
-            )
-    if len(set(captions)) != len(owner) or len(captions) != len(owner):
-        raise InputError(f"{source}: {len(set(captions))} different captions, where the scores need all {len(owner)}")
-    return images
+            fault = "which is not among its test captions"
+        elif seen.setdefault(caption, i) != i:
+            fault = f"as caption {seen[caption]} is; name a caption once"
+        elif owner[caption] != owner[captions[i - i % CAPTIONS_PER_IMAGE]]:
+            fault = "of another image than the one before it; five in a row must be of one image"
+        else:
+            continue
+        raise InputError(f"{source}: caption {i}, from 0, is COCO's {caption}, {fault}")
+    return [owner[caption] for caption in captions[::CAPTIONS_PER_IMAGE]]
 
 
 def letters(text):

@@ -12,9 +12,8 @@ import numpy as np
 from modules.explanation import Explanation
 from reporting.explanation import Sentence
 from reporting.image_view import ImageView
-from reporting.rendering import fitted_page, picture_address, template, text_of_template
+from reporting.rendering import template
 
-PICTURE_SIDES = (960, 720, 540, 400, 300, 200, 0)  # pixels of the longer side that are tried; 0: no pictures
 REGION_ROWS = 8  # regions listed in the table
 SIDES = ("words", "regions")
 
@@ -23,7 +22,7 @@ class ExplainedPair(NamedTuple):
     """One pair, as a page shows it."""
 
     name: str  # short, for the heads of columns
-    heading: str
+    heading: str  # shown above one of two pairs
     facts: str  # a line under the heading, such as the pair's rank
     view: ImageView
     sentence: Sentence
@@ -31,23 +30,28 @@ class ExplainedPair(NamedTuple):
 
 
 def explain_page(title, lead, pairs, about="", note="", links=()):
-    """A page about one ExplainedPair, or two side by side -> its HTML, of a bounded size.
+    """A page about one ExplainedPair, or two side by side -> its HTML.
 
     title, lead: texts above the pairs; about: model, data and split; note: a restriction; links: (text, address) of
-    other pages.  Pictures shrink until the page fits.  InputError where none fits, and without jinja2.
+    other pages.
     """
-    form, rows = template("explain.html"), table_rows(pairs)
-    views = list({id(pair.view): pair.view for pair in pairs}.values())  # one, or two different ones
-    common = {
-        "title": title, "lead": lead, "about": about, "note": note, "links": links, "pairs": pairs, "number": number,
-        "style": text_of_template("report.css") + text_of_template("explain.css"),
-        "script": text_of_template("explain.js"), "rows": rows, "adds": pairs[0].explanation.adds,
-        "largest": max((abs(row.change) for row in rows), default=0) or 1, "changes": changes(pairs),
-    }  # fmt: skip
-    return fitted_page(
-        lambda side: form.render(common, data=page_data(pairs, views, side)), PICTURE_SIDES,
-        f"the page of {len(views[0].boxes)} regions",
-    )  # fmt: skip
+    words = numbered_words([pair.sentence for pair in pairs])
+    rows = table_rows(pairs, words)
+    return template("explain.html").render(
+        title=title,
+        lead=lead,
+        about=about,
+        note=note,
+        links=links,
+        pairs=pairs,
+        data=[script_data(pair) for pair in pairs],
+        words=words,
+        rows=rows,
+        largest=max((abs(row.change) for row in rows), default=0) or 1,
+        adds=pairs[0].explanation.adds,
+        regions_of=regions_of,
+        number=number,
+    )
 
 
 def about_model(path, opt, dataset):
@@ -61,35 +65,32 @@ def number(value, form=".4f"):
     return (text if float(text) else format(0, form)).replace("-", "−")
 
 
-# ---- what the page's script draws
+# ---- what the page draws
 
 
-def page_data(pairs, views, side):
-    """Images and pairs as plain values; side: longest side of the pictures in pixels, 0 for none."""
+def script_data(pair):
+    """The numbers of a pair that explain.js shows."""
+    parts = pair.explanation
     return {
-        "images": [
-            {"picture": picture_address(view.picture, side), "size": [int(x) for x in view.size],
-             "boxes": rounded(view.boxes)}
-            for view in views
-        ],
-        "pairs": [
-            {
-                "image": next(k for k, view in enumerate(views) if view is pair.view),
-                "tokens": pair.sentence.words,
-                "score": pair.explanation.score,
-                "adds": pair.explanation.adds,
-                "values": {side: rounded(getattr(pair.explanation, side), 6) for side in SIDES},
-                "attention": {"words": rounded(pair.explanation.beta), "regions": rounded(pair.explanation.alpha)},
-                "edges": rounded(pair.explanation.edges),
-            }
-            for pair in pairs
-        ],
-        "words": numbered_words([pair.sentence for pair in pairs]),
-    }  # fmt: skip
+        "tokens": pair.sentence.words,
+        "score": parts.score,
+        "adds": parts.adds,
+        "values": {side: rounded(getattr(parts, side), 6) for side in SIDES},
+        "attention": {"words": rounded(parts.beta), "regions": rounded(parts.alpha)},
+        "edges": rounded(parts.edges),
+    }
 
 
 def rounded(values, digits=4):
     return None if values is None else np.round(np.asarray(values, float), digits).tolist()
+
+
+def regions_of(view):
+    """[(number, x, y, width, height)] in the view's pixels, the smallest last: it lies on top and can be pointed at."""
+    left, top, right, bottom = (view.boxes * np.tile(view.size, 2)).T
+    width, height = np.maximum(right - left, 0), np.maximum(bottom - top, 0)
+    places = np.stack([left, top, width, height], 1).round(1).tolist()
+    return [(r, *places[r]) for r in np.argsort(-width * height, kind="stable").tolist()]
 
 
 def numbered_words(sentences):
@@ -112,8 +113,8 @@ class Row(NamedTuple):
     kind: str  # 'words' or 'regions'
     name: str
     numbers: tuple  # in each pair; -1: not there
-    values: tuple  # what it adds to each score, or its cosines
-    attended: tuple  # what a word attends to most in each image: (region, weight), or None
+    values: list  # what it adds to each score, or its cosines
+    attended: list  # what a word attends to most in each image: (region, weight), or None
 
     @property
     def change(self):
@@ -121,38 +122,24 @@ class Row(NamedTuple):
         return self.values[-1] - (self.values[0] if len(self.values) == 2 else 0)
 
 
-def changes(pairs):
-    """{'score', 'words', 'regions': how much it changes from the left pair to the right}, or None for one pair.
-
-    Words and regions are left out where their numbers do not add up to the score.
-    """
-    if len(pairs) == 1:
-        return None
-    left, right = (pair.explanation for pair in pairs)
-    sides = [side for side in SIDES if left.adds and getattr(left, side) is not None]
-    found = {side: float(getattr(right, side).sum() - getattr(left, side).sum()) for side in sides}
-    return {"score": right.score - left.score, **found}
-
-
-def table_rows(pairs):
+def table_rows(pairs, words):
     """A Row for each word, then for the regions of the one image that differ most, or are largest in one pair."""
-    parts, rows = [pair.explanation for pair in pairs], []
-    if parts[0].words is not None:
-        rows = [word_row(pairs, numbers) for numbers in numbered_words([pair.sentence for pair in pairs])]
-    if parts[0].regions is not None and pairs[0].view is pairs[-1].view:
-        values = zip(*(part.regions.tolist() for part in parts))
-        found = [
-            Row("regions", f"region {r}", (r,) * len(pairs), one, (None,) * len(pairs)) for r, one in enumerate(values)
-        ]
+    first, rows = pairs[0].explanation, []
+    if first.words is not None:
+        rows += [table_row("words", pairs, numbers) for numbers in words]
+    if first.regions is not None and pairs[0].view is pairs[-1].view:
+        found = [table_row("regions", pairs, (r,) * len(pairs)) for r in range(len(first.regions))]
         rows += sorted(found, key=lambda row: -abs(row.change))[:REGION_ROWS]
     return rows
 
 
-def word_row(pairs, numbers):
-    name = next(pair.sentence.words[w] for pair, w in zip(pairs, numbers) if w >= 0)
-    values = tuple(float(pair.explanation.words[w]) if w >= 0 else 0.0 for pair, w in zip(pairs, numbers))
-    attended = tuple(most_attended(pair.explanation.beta, w) for pair, w in zip(pairs, numbers))
-    return Row("words", name, numbers, values, attended)
+def table_row(kind, pairs, numbers):
+    values = [float(getattr(pair.explanation, kind)[k]) if k >= 0 else 0.0 for pair, k in zip(pairs, numbers)]
+    if kind == "regions":
+        return Row(kind, f"region {numbers[0]}", numbers, values, [None] * len(pairs))
+    name = next(pair.sentence.words[k] for pair, k in zip(pairs, numbers) if k >= 0)
+    attended = [most_attended(pair.explanation.beta, k) for pair, k in zip(pairs, numbers)]
+    return Row(kind, name, numbers, values, attended)
 
 
 def most_attended(beta, word):

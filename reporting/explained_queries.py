@@ -1,11 +1,9 @@
 """Pages that explain an evaluation's failures: the true pair beside the best wrong pair.
 
-`explain_queries` writes a folder of pages and a list of them, for the queries with the worst ranks in both directions
-and for pairs that the user names; `Explanations` does so for the models of a Report.
+They are for the queries with the worst ranks in both directions, and for pairs that the user names.
 """
 
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +12,11 @@ from tqdm import tqdm
 import data
 from checkpoints.loading import load_model
 from files.errors import InputError, warn
-from files.writing import atomic_write, make_folder, text_as_name
+from files.writing import text_as_name
 from reporting.explain_page import ExplainedPair, about_model, explain_page
 from reporting.explanation import caption_sentence, caption_text, explain_pair
-from reporting.image_view import ImageViewer, warn_of_notes
-from reporting.rendering import template, text_of_template
+from reporting.image_view import ImageViewer
+from reporting.rendering import template
 from systems.table import inputs_of
 
 LOOKS = {"images": " looks for captions", "captions": " looks for its image"}
@@ -36,18 +34,11 @@ class Comparison(NamedTuple):
     true: int  # one of the query's own candidates
     other: int  # the candidate beside it
     rank: int  # of the first own candidate, from 1
-    other_is_first: bool = True  # the other is the best of all candidates that are not the query's own
+    role: str  # what the other candidate is
 
     @property
     def file(self):
         return f"{self.kind}-{self.query}-{self.other}.html"
-
-    @property
-    def role(self):
-        """What the other candidate is."""
-        if not self.other_is_first:
-            return "Named"
-        return "Found first" if self.rank > 1 else "Best of the others"
 
 
 # ---- which pairs
@@ -57,22 +48,19 @@ def worst_queries(found, kind, count, per):
     """The `count` queries with the largest ranks -> Comparisons, worst first.
 
     found: reporting.candidates.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
-    Queries of equal rank stand in the order of how far the candidate found first is ahead.
     """
-    places = [first_rival(found, kind, q, per) for q in range(len(found.ids))]
-    ahead = np.array([found.scores[q, place] for q, place in enumerate(places)]) - found.own_scores.max(1)
-    worst = np.lexsort((-ahead, -found.ranks))[:count].tolist()
-    true = [q * per + int(found.own_scores[q].argmax()) if kind == "images" else q // per for q in worst]
-    return [Comparison(kind, q, t, int(found.ids[q, places[q]]), int(found.ranks[q])) for q, t in zip(worst, true)]
+    worst = np.argsort(-found.ranks, kind="stable")[:count].tolist()
+    return [compare(found, kind, query, per) for query in worst]
 
 
-def first_rival(found, kind, query, per):
-    """Position in found.ids[query] of the best candidate that is not the query's own."""
+def compare(found, kind, query, per):
+    """A query's best own candidate and the best of the others -> Comparison."""
     ids = found.ids[query]
-    others = ids // per != query if kind == "images" else ids != query // per
-    if not others.any():
-        raise InputError("--explain: the split has one image, and nothing to compare it with")
-    return int(others.argmax())
+    is_other = ids // per != query if kind == "images" else ids != query // per
+    true = query * per + int(found.own_scores[query].argmax()) if kind == "images" else query // per
+    rank = int(found.ranks[query])
+    role = "Found first" if rank > 1 else "Best of the others"
+    return Comparison(kind, query, true, int(ids[is_other.argmax()]), rank, role)
 
 
 def named_pair(text, dataset):
@@ -88,54 +76,80 @@ def named_pair(text, dataset):
 
 
 def named_comparison(text, dataset, found):
-    """IMAGE:CAPTION -> a Comparison of the caption's own image with that image.
-
-    For a pair that belongs together, the other image is the best of the rest.
-    """
+    """IMAGE:CAPTION -> a Comparison of the caption's own image with that image, or with the best of the others."""
     image, caption = named_pair(text, dataset)
-    per, own, captions = len(dataset) // dataset.n_images, dataset.image_of(caption), found["captions"]
-    rank = int(captions.ranks[caption])
-    if image != own:
-        return Comparison("captions", caption, own, image, rank, False)
-    place = first_rival(captions, "captions", caption, per)
-    return Comparison("captions", caption, own, int(captions.ids[caption, place]), rank)
+    best = compare(found["captions"], "captions", caption, len(dataset) // dataset.n_images)
+    return best if image == best.true else best._replace(other=image, role="Named")
 
 
 # ---- their pages
 
 
-def explain_queries(folder, model, dataset, found, count, named=(), images=None, title="", folds=1, about="", note=""):
-    """Write the pages of the `count` worst queries each way and of the pairs named, and index.html, into a folder.
+class Explanations(NamedTuple):
+    """The part of a Report that explains queries: for each model that can be explained a folder of pages."""
 
-    folder: two below the report's; model, dataset: what was evaluated; found: {'images': Found, 'captions': Found} of
-    its evaluation; named: IMAGE:CAPTION texts; images: folder of picture files, or None; folds: parts of the split that
-    were evaluated apart; title, about: the model's name; model, data and split; note: a restriction that each page
-    states, or "".  Returns for each page its Comparison, the query and the candidate beside the true one, in words.
-    """
-    comparisons = [named_comparison(text, dataset, found) for text in named]
-    for kind in ("captions", "images"):
-        comparisons += worst_queries(found[kind], kind, count, len(dataset) // dataset.n_images)
-    folder, viewer, pages, noted = Path(folder), ImageViewer(dataset, images), [], {}
-    make_folder(folder)
-    for comparison in tqdm(dict.fromkeys(comparisons), desc="explanations", disable=None, leave=False):
-        query, lead, pairs = compared_pairs(model, dataset, viewer, comparison, folds)
-        noted.update({pair.view.number: pair.view._replace(picture=None) for pair in pairs})
-        links = [
-            ("Report", "../../index.html"),
-            ("This query in the report", f"../../{comparison.kind}.html#query={comparison.query}"),
-            ("All explanations", "index.html"),
-        ]
-        content = explain_page(query + LOOKS[comparison.kind], lead, pairs, about, note, links).encode()
-        atomic_write(folder / comparison.file, lambda file, content=content: file.write(content))
-        pages.append((comparison, query, pairs[1].heading))
-    warn_of_notes(noted.values())
-    style = text_of_template("report.css")
-    text = template("explanations.html").render(title=title, about=about, pages=pages, style=style)
-    atomic_write(folder / "index.html", lambda file: file.write(text.encode()))
-    return pages
+    count: int  # worst queries each way
+    named: tuple  # IMAGE:CAPTION texts
+    images: str | None  # folder of picture files
+    overrides: dict  # the evaluation's, to load its models again
+
+    def check(self, dataset):
+        """InputError before the evaluation for a pair that the split does not have."""
+        if dataset.n_images == 1:
+            raise InputError("--explain: the split has one image, and nothing to compare it with")
+        for text in self.named:
+            named_pair(text, dataset)
+
+    def write(self, folder, models, split, folds):
+        """The report's models -> {model's name: (its folder in `folder`, its pages as write_pages has them)}.
+
+        folds: parts of the split that were evaluated apart.  Ensembles have no pages, nor models that cannot explain
+        their scores.
+        """
+        explained = {}
+        for found in models:
+            if "checkpoint" not in found["result"]:
+                continue
+            path, name = found["result"]["model"], found["name"]
+            model, opt, vocab = load_model(path, **self.overrides)
+            dataset = data.open_split(split, opt.data_name, vocab, opt)
+            if explain_pair(model, dataset, 0, caption_sentence(dataset, 0)) is None:
+                continue
+            about = about_model(path, opt, dataset)
+            note = BOXES_NOTE if inputs_of(opt).boxes == "released" else ""
+            place = text_as_name(name)
+            explained[name] = place, self.write_pages(folder / place, model, dataset, found, folds, about, note)
+            print(f"Explanations of {name}: {len(explained[name][1])} pages")
+        if not explained:
+            warn("--explain: no checkpoint here matches words and regions; nothing to explain")
+        return explained
+
+    def write_pages(self, folder, model, dataset, found, folds, about, note):
+        """A page for each query and index.html -> for each page its Comparison, its query and the other candidate.
+
+        found: the report's model; about: model, data and split; note: a restriction that each page states, or "".
+        """
+        comparisons = [named_comparison(text, dataset, found) for text in self.named]
+        for kind in ("captions", "images"):
+            comparisons += worst_queries(found[kind], kind, self.count, len(dataset) // dataset.n_images)
+        viewer, pages = ImageViewer(dataset, self.images), []
+        folder.mkdir(parents=True)
+        for comparison in tqdm(dict.fromkeys(comparisons), desc="explanations", disable=None, leave=False):
+            query, lead, pairs = compared_pairs(model, dataset, viewer, comparison, folds)
+            links = [
+                ("Report", "../../index.html"),
+                ("This query in the report", f"../../{comparison.kind}.html#query={comparison.query}"),
+                ("All explanations", "index.html"),
+            ]
+            page = explain_page(query + LOOKS[comparison.kind], lead, pairs, about, note, links)
+            (folder / comparison.file).write_text(page, encoding="utf-8")
+            pages.append((comparison, query, pairs[1].heading))
+        index = template("explanations.html").render(title=found["name"], about=about, pages=pages)
+        (folder / "index.html").write_text(index, encoding="utf-8")
+        return pages
 
 
-def compared_pairs(model, dataset, viewer, comparison, folds=1):
+def compared_pairs(model, dataset, viewer, comparison, folds):
     """A Comparison -> (the query, a line about it, [ExplainedPair of the true candidate, of the other])."""
     by_image, view, pairs = comparison.kind == "images", cache(viewer), []  # one view for both pairs of an image
     for candidate, role in ((comparison.true, "True"), (comparison.other, comparison.role)):
@@ -151,49 +165,3 @@ def compared_pairs(model, dataset, viewer, comparison, folds=1):
         return f"Image {number}", f"The first of its own captions {rank} {len(dataset) // folds:,}.", pairs
     query = f"“{caption_text(dataset, number)}”"
     return query, f"Caption {number}. Its image {rank} {dataset.n_images // folds:,}.", pairs
-
-
-class Explanations(NamedTuple):
-    """The part of a Report that explains queries: for each model that can be explained a folder of pages."""
-
-    count: int  # worst queries each way
-    named: tuple  # IMAGE:CAPTION texts
-    split: str
-    overrides: dict  # the evaluation's, to load its models again
-
-    def check(self, dataset):
-        """InputError before the evaluation for a named pair that the split does not have."""
-        for text in self.named:
-            named_pair(text, dataset)
-
-    def write(self, folder, models, images, folds=1):
-        """models: [{'path', 'name', 'result', 'images': Found, 'captions': Found}] -> {model's name: (folder, pages)}.
-
-        The pages of a model stand in folder/name.  Ensembles have none, nor models that cannot explain their scores.
-        """
-        explained = {}
-        for found in models:
-            if "checkpoint" not in found["result"]:
-                continue
-            model, opt, vocab = load_model(found["path"], **self.overrides)
-            dataset = data.open_split(self.split, opt.data_name, vocab, opt)
-            if explain_pair(model, dataset, 0, caption_sentence(dataset, 0)) is None:
-                continue
-            place, about = text_as_name(found["name"]), about_model(found["path"], opt, dataset)
-            more = found["name"], folds, about, BOXES_NOTE if inputs_of(opt).boxes == "released" else ""
-            pages = explain_queries(Path(folder) / place, model, dataset, found, self.count, self.named, images, *more)
-            explained[found["name"]] = place, pages
-            print(f"Explanations of {found['name']}: {len(pages)} pages")
-        if not explained:
-            warn("--explain: no checkpoint here matches words and regions; nothing to explain")
-        return explained
-
-
-def page_links(explained):
-    """What Explanations.write returns -> {'images': {query: [(model's name, page)]}, 'captions': ...}."""
-    links = {"images": {}, "captions": {}}
-    for name, (folder, pages) in explained.items():
-        for comparison, _, _ in pages:
-            link = (name, f"explain/{folder}/{comparison.file}")
-            links[comparison.kind].setdefault(comparison.query, []).append(link)
-    return links

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -13,62 +12,70 @@ from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, is_stream
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
+from reporting.provenance import provenance
 
 
-class Outputs(NamedTuple):
-    """The files an evaluation writes, None or '' where it writes none, and the command that asked for them."""
+class Outputs:
+    """An observer of an evaluation (evaluation.evaluate) that writes what its user wants to keep.
 
-    ranks: str | None
-    json: str | None
-    report: str | None  # folder of pages
-    images: str | None  # folder of image files, for the pages
-    sims: str | None
-    command: str
-    explain: int = 0  # worst queries each way to explain in the report
-    explain_pairs: tuple = ()  # pairs to explain, as IMAGE:CAPTION
+    ranks, json, sims: files, None or '' for none; report: folder of pages, or None; images: folder of image files for
+    the pages; command: what asked for them; explain: worst queries each way to explain in the report; explain_pairs:
+    pairs to explain, as IMAGE:CAPTION; overrides: the evaluation's, with which --explain loads its models again.
+    InputError where one cannot be written, a warning where that is the default file of ranks.
+    """
 
-    def checked(self):
-        """These outputs; InputError where one cannot be written, a warning where that is the default file of ranks."""
-        for path in filter(None, (self.sims, self.json)):
+    def __init__(self, ranks, json, sims, report, images, explain, explain_pairs, command, overrides):
+        for path in filter(None, (sims, json)):
             check_writable(path)
-        if self.sims and is_stream(self.sims):
-            raise InputError(f"{self.sims}: a pipe or a device, but similarities need a file; give the name of one")
-        if (self.images or self.explain or self.explain_pairs) and not self.report:
+        if sims and is_stream(sims):
+            raise InputError(f"{sims}: a pipe or a device, but similarities need a file; give the name of one")
+        asked = explain or explain_pairs
+        if (images or asked) and not report:
             raise InputError("--images and --explain are for --report; say with --report DIR where to write it")
-        sims = self.sims and os.path.realpath(self.sims)  # a link stays one
-        return self._replace(sims=sims, ranks=self.ranks if self.try_ranks(check_writable) else None)
+        self.sims = sims and os.path.realpath(sims)  # a link stays one
+        self.json, self.command = json, command
+        self.ranks = ranks if try_ranks(ranks, check_writable) else None
+        explanations = Explanations(explain, explain_pairs, images, overrides) if asked else None
+        self.report = Report(report, images, explanations) if report else None
 
-    def try_ranks(self, act):
-        """act(the file of ranks), if there is one -> whether it succeeded.
+    def check(self, dataset):
+        """Look at the split before the evaluation; InputError where the report cannot be made of it."""
+        self.dataset = dataset
+        if self.report:
+            self.report.check(dataset)
 
-        The released evaluation leaves this file wherever it runs, so an evaluation does not fail for want of it
-        unless the user gave its name.
-        """
-        try:
-            if self.ranks:
-                act(self.ranks)
-            return bool(self.ranks)
-        except InputError as error:
-            if str(self.ranks) != RANKS:
-                raise
-            warn(f"the ranks are not kept: {error}, with --ranks")
-            return False
-
-    def new_report(self, split, ties, overrides):
-        """The Report to fill, or None; overrides: the evaluation's, with which --explain loads its models again."""
-        if not self.report:
-            return None
-        asked = self.explain or self.explain_pairs
-        explanations = Explanations(self.explain, self.explain_pairs, split, overrides) if asked else None
-        return Report(self.report, self.images, split, ties, self.command, explanations)
+    def add(self, result, sims):
+        """Add to a model's result what it was measured with; note it for the report."""
+        result["provenance"] = provenance(self.dataset, command=self.command)
+        if self.report:
+            self.report.add(result, sims)
 
     def write(self, results, full):
-        """The files of ranks (of the last result: full split or folds) and metrics."""
+        """The files of ranks (of the last result: full split or folds) and metrics, and the report."""
         if self.json:
             text = json.dumps([without_ranks(result) for result in results], indent=1, default=str)
             atomic_write(self.json, lambda f: f.write(text.encode()))
-        if self.try_ranks(lambda path: save_ranks(results[-1]["full" if full else "fold5"], path)):
+        if try_ranks(self.ranks, lambda path: save_ranks(results[-1]["full" if full else "fold5"], path)):
             print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
+        if self.report:
+            self.report.write()
+
+
+def try_ranks(path, act):
+    """act(the file of ranks), if there is one -> whether it succeeded.
+
+    The released evaluation leaves this file wherever it runs, so an evaluation does not fail for want of it
+    unless the user gave its name.
+    """
+    try:
+        if path:
+            act(path)
+        return bool(path)
+    except InputError as error:
+        if str(path) != RANKS:
+            raise
+        warn(f"the ranks are not kept: {error}, with --ranks")
+        return False
 
 
 def save_ranks(metrics, path):

@@ -1,6 +1,6 @@
 """The retrieval report of an evaluation: a static site of metrics, curves and pages of queries.
 
-`--report DIR` makes one Report, and adds each model when it has been evaluated. The pages are templates/*.html;
+`--report DIR` makes one Report, and adds each model when it has been evaluated.  The pages are templates/*.html;
 templates/report.js shows the queries from data/*.js, which a page reads as scripts so that the site works from disk.
 """
 
@@ -12,16 +12,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files.errors import InputError, optional_package, reason
+from files.errors import InputError, reason
 from files.pictures import warn_proportions
 from files.writing import temporary_name
 from reporting.candidates import both_ways
-from reporting.explained_queries import page_links
 from reporting.explanation import caption_text
-from reporting.provenance import provenance
+from reporting.image_view import ImageViewer
 from reporting.rendering import TEMPLATES, template
 from reporting.summary import KINDS, short_names, summary
-from reporting.thumbnails import drawings, image_files, make_thumbnails, read_regions
 
 CHUNK = 200  # queries in one file of data
 GENERATOR = "gsmn-vsrn retrieval report"
@@ -34,96 +32,83 @@ CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.
 class Report:
     """Collects an evaluation and writes it as a folder of pages.
 
-    folder: where to; an earlier report there is replaced. images: folder of image files, or None. split: for
-    the title. ties: the order of equal scores. command: what was run. InputError at once where the folder holds
-    something else, there is no folder of images, or jinja2 or Pillow is missing.
+    folder: where to; an earlier report there is replaced.  images: folder of image files, or None.  explanations: an
+    explained_queries.Explanations, or None.  InputError at once where the folder holds something else.
     """
 
-    def __init__(self, folder, images=None, split="", ties="worst", command="", explanations=None):
-        self.folder, self.images, self.split = Path(folder).resolve(), images, split
-        self.ties, self.command, self.explanations = ties, command, explanations
-        optional_package("jinja2", "--report")
-        if images:
-            optional_package("PIL", "--report", "pillow")
-            if not Path(images).is_dir():
-                raise InputError(f"--images {images}: no such folder")
+    def __init__(self, folder, images=None, explanations=None):
+        self.folder, self.images, self.explanations = Path(folder).resolve(), images, explanations
         check_place(self.folder)
-        self.models, self.dataset = [], None
+        self.models = []
 
     def check(self, dataset):
         """Find the split's image files, before a model is evaluated; InputError where their names do not fit it."""
-        self.dataset = dataset
-        self.files, self.names = image_files(dataset, self.images)
-        _, sizes = read_regions(dataset)
-        if any(self.files) and sizes is not None:
-            warn_proportions(sizes, self.files)
+        self.dataset, self.viewer = dataset, ImageViewer(dataset, self.images)
+        if any(self.viewer.files) and self.viewer.sizes is not None:
+            warn_proportions(self.viewer.sizes, self.viewer.files)
         if self.explanations:
             self.explanations.check(dataset)
 
-    def add(self, result, sims, dataset, data_name):
-        """One model's result and similarities, as evaluation.evaluate has them. Keeps little of them."""
-        if self.dataset is None:
-            self.check(dataset)
-        self.data_name, self.kind = data_name, "full" if "full" in sims else "fold5"
-        blocks, ranks = sims[self.kind], result[self.kind]["ranks"]
-        ranks = ranks if isinstance(ranks, list) else [ranks]
-        found = both_ways(blocks, ranks, self.ties)
-        self.models.append({"path": result["model"], "result": result, "ranks": ranks, **found})
+    def add(self, result, sims):
+        """One model's result and similarities, as evaluation.evaluate has them.  Keeps little of them."""
+        kind = "full" if "full" in sims else "fold5"
+        self.folds = len(sims[kind])
+        self.models.append({"result": result, **both_ways(sims[kind], result[kind]["ties"]["rule"])})
 
     def write(self):
         """Write the site beside its place and put it there whole; prints where."""
-        for model, name in zip(self.models, short_names([model["path"] for model in self.models])):
+        paths = [model["result"]["model"] for model in self.models]
+        names = [*short_names(paths[:-1]), paths[-1]] if len(paths) > 1 else short_names(paths)  # with "ensemble"
+        for model, name in zip(self.models, names):
             model["name"] = name
         if self.folder.exists():
             print(f"{self.folder}: replacing the report")
         with replaced(self.folder) as folder:
             for name in ("thumbs", "data"):
                 (folder / name).mkdir()
-            thumbs = make_thumbnails(self.files, folder / "thumbs")
             explained = {}
             if self.explanations:
-                folds = 5 if self.kind == "fold5" else 1
-                explained = self.explanations.write(folder / "explain", self.models, self.images, folds)
-            self.write_data(folder / "data", thumbs, explained)
+                split = self.dataset.split
+                explained = self.explanations.write(folder / "explain", self.models, split, self.folds)
+            self.write_data(folder, explained)
             self.write_pages(folder, explained)
         print(f"Report: {self.folder / 'index.html'}")
 
-    def write_data(self, folder, thumbs, explained):
+    def write_data(self, folder, explained):
+        texts = [caption_text(self.dataset, c) for c in range(len(self.dataset))]
+        per = len(texts) // self.dataset.n_images
         site = {
-            "models": [m["name"] for m in self.models],
-            "thumbs": thumbs,
-            "names": self.names,
+            "models": [model["name"] for model in self.models],
+            "thumbs": self.viewer.write_thumbnails(folder / "thumbs", texts[::per]),
+            "names": self.viewer.names,
             "chunk": CHUNK,
-            "per": len(self.dataset) // self.dataset.n_images,
-            "explained": page_links(explained),
+            "per": per,
+            "explained": [
+                (page.kind, page.query, name, f"explain/{place}/{page.file}")
+                for name, (place, pages) in explained.items()
+                for page, *_ in pages
+            ],
+            "texts": texts,
+            "ranks": {kind: [model[kind].ranks.tolist() for model in self.models] for kind in KINDS},
         }
         write_script(folder, "site", site)
-        write_script(folder, "texts", [caption_text(self.dataset, c) for c in range(len(self.dataset))])
-        write_script(folder, "ranks", {kind: [m[kind].ranks.tolist() for m in self.models] for kind in KINDS})
-        for k, regions in enumerate(chunks(drawings(self.dataset)) if None in thumbs else ()):
-            write_script(folder, f"regions-{k}", regions)
         for kind in KINDS:
-            fields = [[list(chunks(values)) for values in m[kind][:4]] for m in self.models]
-            for k in tqdm(range(len(fields[0][0])), desc="report", disable=None, leave=False):
-                write_script(folder, f"{kind}-{k}", [[as_lists(parts[k]) for parts in model] for model in fields])
+            n_queries = len(site["ranks"][kind][0])
+            for k in tqdm(range(0, n_queries, CHUNK), desc="report", disable=None, leave=False):
+                values = [[as_lists(values[k : k + CHUNK]) for values in model[kind]] for model in self.models]
+                write_script(folder, f"{kind}-{k // CHUNK}", values)
 
     def write_pages(self, folder, explained):
         common = {
             "generator": GENERATOR,
-            "data_name": self.data_name,
-            "split": self.split,
+            "data_name": self.dataset.folder.name,
+            "split": self.dataset.split,
             "n_images": self.dataset.n_images,
             "n_captions": len(self.dataset),
-            "names": [m["name"] for m in self.models],
-        }
-        first_page = {
-            **summary(self.models),
-            "provenance": provenance(self.dataset, command=self.command),
-            "explained": explained,
-            "folds": self.kind == "fold5",
+            "names": [model["name"] for model in self.models],
         }
         for name, source, more in (
-            ("index.html", "index.html", first_page),
+            ("index.html", "index.html", {**summary(self.models), "explained": explained}),
             ("images.html", "queries.html", {"kind": "images"}),
             ("captions.html", "queries.html", {"kind": "captions"}),
         ):
@@ -136,11 +121,6 @@ class Report:
 # ---- files ----
 
 
-def chunks(values):
-    """values in parts of CHUNK."""
-    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
-
-
 def as_lists(values):
     """An array as lists of numbers; four decimals of a score are enough to look at."""
     return values.tolist() if values.dtype.kind == "i" else [[round(x, 4) for x in row] for row in values.tolist()]
@@ -149,7 +129,7 @@ def as_lists(values):
 def write_script(folder, name, value):
     """A file of data that a page reads as a script, from disk too."""
     text = json.dumps(value, separators=(",", ":"))
-    (folder / f"{name}.js").write_text(f'report.put("{name}", {text});\n', encoding="ascii")
+    (folder / "data" / f"{name}.js").write_text(f'report.put("{name}", {text});\n', encoding="ascii")
 
 
 def check_place(folder):
@@ -157,14 +137,14 @@ def check_place(folder):
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(f"no right to write in {folder.parent}")
     except OSError as error:
         raise InputError(f"--report {folder}: no folder can be made here ({reason(error)})") from None
     index = folder / "index.html"
     is_report = index.is_file() and GENERATOR in index.read_text(encoding="utf-8", errors="replace")[:1000]
     if there - CONTENTS or (there and not is_report):
         raise InputError(f"--report {folder}: holds {min(there - CONTENTS or there)}, no report; name another folder")
-    if not os.access(folder.parent, os.W_OK):
-        raise InputError(f"--report {folder}: cannot be made (no right to write in {folder.parent})")
 
 
 @contextlib.contextmanager

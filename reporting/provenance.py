@@ -23,17 +23,3 @@ def provenance(dataset, checkpoint=None, command=None):
         "versions": versions(),
     }
     return record if checkpoint is None else {**record, "checkpoint": checkpoint}
-
-
-class Recorder:
-    """Observer of an evaluation: adds the record to each result."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def check(self, dataset):
-        """Nothing can be wrong."""
-
-    def add(self, result, sims, dataset, data_name):
-        """The checkpoint stands in the result already."""
-        result["provenance"] = provenance(dataset, command=self.command)

@@ -1,50 +1,52 @@
-"""Pages from the templates in templates/, and the pictures inside a page."""
+"""Pages from the templates in templates/, and the charts in them."""
 
-import base64
-import io
+import math
 from pathlib import Path
 
-from files.errors import InputError, optional_package
+import jinja2
 
-PAGE_BYTES = 500_000  # the largest page of those that hold their pictures themselves
 TEMPLATES = Path(__file__).parent / "templates"
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+LEFT, TOP, WIDTH, HEIGHT = 66, 14, 318, 190  # of a chart's axes within 400 x 250
 
 
 def template(name):
     """One of templates/, to be rendered; a value that is not given is an error."""
-    jinja2 = optional_package("jinja2", "a page")
-    pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template(name)
+    return PAGES.get_template(name)
 
 
-def text_of_template(name):
-    """A stylesheet or script of templates/, as text."""
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+def chart(title, lines, ticks, unit, top=None):
+    """A chart from 0 up, as figures.html draws it.
 
-
-def fitted_page(render, sizes, what):
-    """The first of render(size), for the sizes in turn, that takes at most PAGE_BYTES in UTF-8 -> its text.
-
-    what: the page, for the InputError that is raised where none fits.
+    lines: {name: [(x, y)]}; ticks: {x from 0 on: text}, the last x being where the chart ends; unit: of x; top: the
+    highest y, by default a round number above the lines.
     """
-    for size in sizes:
-        text = render(size)
-        if len(text.encode()) <= PAGE_BYTES:
-            return text
-    raise InputError(f"{what} would take more than {PAGE_BYTES // 1000} kB; show less")
+    end, top = max(ticks), top or round_above(max(y for line in lines.values() for _, y in line))
+
+    def across(x):
+        return f"{LEFT + WIDTH * x / end:.1f}"
+
+    def down(y):
+        return f"{TOP + HEIGHT * (1 - max(y, 0) / top):.1f}"
+
+    return {
+        "title": title,
+        "unit": unit,
+        "across": [(across(x), text) for x, text in ticks.items()],
+        "down": [(down(top * part), f"{top * part:.4g}") for part in (0, 0.25, 0.5, 0.75, 1)],
+        "lines": [(name, " ".join(f"{across(x)},{down(y)}" for x, y in line)) for name, line in lines.items()],
+    }
 
 
-def picture_address(picture, side):
-    """A PIL image, made smaller where it is larger than `side`, as a data: address; None without one."""
-    if picture is None or not side:
-        return None
-    buffer, small = io.BytesIO(), picture.copy()
-    small.thumbnail((side, side))
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def round_above(value):
+    """The lowest number at least as high that has round quarters; 1 for numbers that are not positive."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(part * power for part in (1, 2, 3, 4, 6, 8, 10) if part * power >= value * (1 - 1e-9))

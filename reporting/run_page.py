@@ -11,12 +11,10 @@ from pathlib import Path
 from files.errors import InputError
 from files.writing import atomic_write
 from reporting.metrics import METRICS, columns
-from reporting.rendering import template, text_of_template
+from reporting.rendering import chart, template
 from reporting.run_log import CONFIG, LOG, read_config, read_log
 
 PAGE = "summary.html"
-DATE = "%Y-%m-%dT%H:%M:%S%z"  # in config.json
-LEFT, TOP, WIDTH, HEIGHT = 66, 14, 318, 190  # of a chart's axes within 400 x 250
 POINTS = 300  # of a line; more are averaged, step after step
 
 
@@ -31,12 +29,13 @@ def write_run_page(folder, kind, best, select, usual):
     if config is None:
         raise InputError(f"{folder / CONFIG}: missing or damaged")
     opt = config["opt"]
-    test = ["python", "test.py", "--model_path", str(best), "--data_path", opt["data_path"]]
+    test = ["--model_path", str(best), "--data_path", opt["data_path"], "--vocab_path", opt["vocab_path"]]
+    flags = [flag(name, opt[name]) for name in sorted(usual) if name in opt and opt[name] != usual[name]]
     about = {
         "best": best,
-        "test": shlex.join([*test, "--vocab_path", opt["vocab_path"]]),
-        "flags": " ".join(flag(name, opt[name]) for name in sorted(usual) if name in opt and opt[name] != usual[name]),
-        "commands": [config["command"], *(again["command"] for again in config.get("resumed", []))],
+        "test": shlex.join(["python", "test.py", *test]),
+        "flags": " ".join(flags),
+        "commands": [run["command"] for run in (config, *config.get("resumed", []))],
         "versions": config["versions"],
         "data": config["data"],
         "started": str(config["time"])[:16].replace("T", " "),
@@ -49,28 +48,42 @@ def write_run_page(folder, kind, best, select, usual):
 
 
 def runs_page(logs, title, select="rsum", about=None):
-    """{name: (steps, validations) of read_log} -> the page's HTML, one run's own with what it says `about` it."""
-    validations = {name: list(filter(is_whole, log[1])) for name, log in logs.items()}
-    drawn = {name: curves(log[0], validations[name]) for name, log in logs.items()}
-    if len(logs) == 1:
-        (charts,), (rows,) = drawn.values(), validations.values()
-    else:
-        charts = beside_each_other(drawn)
-        rows = [{"run": name, **best_of(found, select)} for name, found in validations.items() if found]
+    """{name: (steps, validations) of read_log} -> the page's HTML, one run's own with what it says `about` it.
+
+    Of several runs each line is a chart, with a line for each run, and the table has each run's best validation.
+    """
+    several, charts, rows = len(logs) > 1, {}, []
+    for run, (steps, validations) in logs.items():
+        validations = [row for row in validations if is_whole(row)]
+        for heading, lines in curves(steps, validations).items():
+            for name, line in lines.items():
+                of_chart = f"{heading}: {name}" if several and len(lines) > 1 else heading
+                label = f"{run if several else name}, at the end {line[-1][1]:.4g}"
+                charts.setdefault(of_chart, {})[label] = line
+        best_first = sorted(validations, key=lambda row: row[select], reverse=True)
+        rows += [(run, row) for row in (best_first[:1] if several else validations)]
+    best = max((row for _, row in rows), key=lambda row: row[select], default=None)
     return template("run.html").render(
-        title=title, style=text_of_template("report.css"), about=about, rows=rows, several=len(logs) > 1,
-        best=best_of(rows, select), charts=[chart(heading, lines) for heading, lines in charts.items()],
+        title=title,
+        about=about,
+        best=best,
+        charts=[run_chart(heading, lines) for heading, lines in charts.items()],
+        heads=["Run", "Step", "Epoch"] if several else ["Step", "Epoch"],
+        rows=[
+            {
+                "heads": [*([run] if several else []), f"{row['Eiters']:,}", row["epoch"]],
+                "metrics": row,
+                "best": [metric.key for metric in METRICS] if row is best else [],
+            }
+            for run, row in rows
+        ],
         columns=columns(),
-    )  # fmt: skip
+    )
 
 
 def is_whole(row):
     """Whether a validation has what every page says of it; metrics may be missing, as newer ones are in old logs."""
     return all(isinstance(row.get(name), (int, float)) for name in ("epoch", "rsum", "r1r5"))
-
-
-def best_of(rows, select):
-    return max(rows, key=lambda row: row[select], default=None)
 
 
 # ---- curves
@@ -102,41 +115,9 @@ def points(rows, value):
     return [tuple(sum(column) / len(column) for column in zip(*part)) for part in parts]
 
 
-def beside_each_other(drawn):
-    """{run: its curves} -> a chart for each line, with a line for each run."""
-    charts = {}
-    for run, found in drawn.items():
-        for heading, lines in found.items():
-            for name, line in lines.items():
-                charts.setdefault(heading if len(lines) == 1 else f"{heading}: {name}", {})[run] = line
-    return charts
-
-
-def chart(title, lines):
-    """{name: [(step, value)]} -> what the template draws: ticks, and for each line its name, points and last value."""
-    highest = max(value for line in lines.values() for _, value in line)
-    top = 100 if "percent" in title else round_above(highest)
+def run_chart(title, lines):
     last = max(step for line in lines.values() for step, _ in line)
-
-    def place(step, value):
-        return f"{LEFT + WIDTH * step / last:.1f},{TOP + HEIGHT * (1 - max(value, 0) / top):.1f}"
-
-    return {
-        "title": title,
-        "ticks": [(f"{top * part:.4g}", f"{TOP + HEIGHT * (1 - part):.1f}") for part in (0, 0.25, 0.5, 0.75, 1)],
-        "last": f"{last:,.0f}",
-        "lines": [
-            (name, " ".join(place(*point) for point in line), f"{line[-1][1]:.4g}") for name, line in lines.items()
-        ],
-    }
-
-
-def round_above(value):
-    """The lowest number at least as high that has round quarters; 1 for numbers that are not positive."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(part * power for part in (1, 2, 3, 4, 6, 8, 10) if part * power >= value * (1 - 1e-9))
+    return chart(title, lines, {0: "0", last: f"{last:,.0f}"}, "step", 100 if "percent" in title else None)
 
 
 def flag(name, value):

@@ -1,21 +1,21 @@
 """The first page of a report: tables, recall curves, what an ensemble changes, what each model is.
 
-`models` is the report's list of dicts, one for each model: name, path, result (as evaluation.evaluate has it), ranks
-(for each fold ((image ranks, best), (caption ranks, best)) from 0) and, under images and captions, its Found.
+`models` is the report's list of dicts, one for each model: name, result (as evaluation.evaluate has it) and, under
+images and captions, its Found.
 """
 
 import math
+import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from reporting.metrics import METRICS, columns, recall
+from reporting.metrics import I2T, METRICS, T2I, columns, recall
 from reporting.printing import ties_line
+from reporting.rendering import chart
 from reporting.run_page import flag
 
-CURVE = 100  # the largest K of the recall curves
-CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)
+CURVE_TICKS = (1, 2, 5, 10, 20, 50, 100)  # of K
 KINDS = ("images", "captions")  # what the queries of each direction are
 
 
@@ -25,12 +25,15 @@ def summary(models):
         "models": [about(model) for model in models],
         "tables": tables(models),
         "columns": columns(),
-        "curves": [
-            [[mean_recall(model["ranks"], way, k) for k in range(1, CURVE + 1)] for model in models] for way in (0, 1)
+        "charts": [recall_chart(models, way, kind) for way, kind in zip((I2T, T2I), KINDS)],
+        "values": [
+            (f"{way}, {model['name']}", [f"{recall(model[kind].ranks - 1, k):.1f}" for k in CURVE_TICKS])
+            for way, kind in zip((I2T, T2I), KINDS)
+            for model in models
         ],
-        "gains": gains(models),
         "ks": CURVE_TICKS,
-        "logs": [round(math.log(k or 1, CURVE), 4) for k in range(CURVE + 1)],
+        "gains": gains(models),
+        "provenance": models[0]["result"]["provenance"],
     }
 
 
@@ -47,88 +50,62 @@ def about(model):
     return {"name": model["name"], "kind": kind, "epoch": "", "path": "", "flags": [weights]}
 
 
-# ---- tables of figures
-
-
-class Table(NamedTuple):
-    """A table of figures on the first page."""
-
-    title: str
-    rows: list  # of (name, path, {direction: [(figure as printed, whether it is the best of its column)]})
-    notes: list  # lines under the table
+def recall_chart(models, way, kind):
+    """Each model's recall in percent at every K; folds have equally many queries, so that the mean is over all."""
+    lines = {
+        model["name"]: [(math.log(k), recall(model[kind].ranks - 1, k)) for k in range(1, CURVE_TICKS[-1] + 1)]
+        for model in models
+    }
+    return chart(f"{way}: recall at K", lines, {math.log(k): k for k in CURVE_TICKS}, "K", top=100)
 
 
 def tables(models):
-    """[Table]: a row for each model on the full split, for the mean of folds, and for each fold."""
+    """[(title, rows, lines under it)]: a row for each model on the full split, the mean of folds, and each fold."""
     found = []
-    for kind, title in (("full", ""), ("fold5", "Mean of five folds")):
+    for kind, title in (("full", "Metrics"), ("fold5", "Mean of five folds")):
         if kind in models[0]["result"]:
             metrics = [model["result"][kind] for model in models]
             lines = [(model["name"], ties_line(one)) for model, one in zip(models, metrics)]
             notes = [f"{name}: {line}" for name, line in lines if line]
-            found.append(Table(title, figure_rows(models, metrics), notes))
+            found.append((title, table_rows(models, metrics), notes))
     if "fold5" in models[0]["result"]:
-        folds = [
-            figure_rows(models, [model["result"]["fold5"]["folds"][k] for model in models], f", fold {k + 1}")
-            for k in range(5)
-        ]
-        found.append(Table("Each fold", [row for rows in zip(*folds) for row in rows], []))
+        folds = zip(*(model["result"]["fold5"]["folds"] for model in models))
+        rows = [table_rows(models, fold, f", fold {k}") for k, fold in enumerate(folds, start=1)]
+        found.append(("Each fold", [row for fold in rows for row in fold], []))
     return found
 
 
-def figure_rows(models, metrics, ending=""):
-    """The rows of a Table, from each model's metrics."""
-    best = {}
-    for metric in METRICS:
+def table_rows(models, metrics, ending=""):
+    """A row for each model, as figures.html draws it, with the best of each column among several models."""
+    rows = [{"heads": [model["name"] + ending], "metrics": one, "best": []} for model, one in zip(models, metrics)]
+    for metric in METRICS if len(models) > 1 else ():
         figures = [round(one[metric.key], 1) for one in metrics]
-        best[metric.key] = (min if metric.lower_is_better else max)(figures) if len(models) > 1 else None
-    return [
-        (
-            model["name"] + ending,
-            model["path"],
-            {
-                way: [(f"{one[entry.key]:.1f}", round(one[entry.key], 1) == best[entry.key]) for entry in entries]
-                for way, entries in columns().items()
-            },
-        )
-        for model, one in zip(models, metrics)
-    ]
+        best = (min if metric.lower_is_better else max)(figures)
+        for row, figure in zip(rows, figures):
+            if figure == best:
+                row["best"].append(metric.key)
+    return rows
 
 
 def gains(models):
-    """For an ensemble, against each single model: (its number, [(better, equal, worse) for each direction])."""
+    """For an ensemble, against each single model: how many queries are better, equal and worse in each direction."""
     *singles, last = models
-    pairs = [[(last[kind].ranks, model[kind].ranks) for kind in KINDS] for model in singles]
-    return list(enumerate([[(count(a < b), count(a == b), count(a > b)) for a, b in ways] for ways in pairs]))
+    return [[counts_of(last[kind].ranks - model[kind].ranks) for kind in KINDS] for model in singles]
 
 
-# ---- ranks
-
-
-def count(marks):
-    return int(np.count_nonzero(marks))
-
-
-def mean_recall(folds, way, k):
-    """Each fold's ranks, from 0, both ways -> the mean of their recalls at K, in percent."""
-    return float(np.mean([recall(ranks[way][0], k) for ranks in folds]))
-
-
-# ---- names
+def counts_of(changes):
+    """How many changes of ranks are below 0, 0, and above."""
+    return [int(np.count_nonzero(np.sign(changes) == sign)) for sign in (-1, 0, 1)]
 
 
 def short_names(paths):
     """Names that differ: the paths without the parts they share at the beginning and end.
 
-    ['runs/dense/model_best.pth.tar', 'runs/sparse/model_best.pth.tar', 'ensemble'] -> ['dense', 'sparse', 'ensemble']
+    ['runs/dense/model_best.pth.tar', 'runs/sparse/model_best.pth.tar'] -> ['dense', 'sparse']
     """
-    parts = [list(Path(path).parts) for path in paths if path != "ensemble"]
-    if len(set(map(tuple, parts))) < len(parts) or len(parts) == 1:
-        names = [Path(path).name.removesuffix(".tar").removesuffix(".pth") for path in paths]
-        return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
-    for end in (0, -1):
-        while min(map(len, parts)) > 1 and len({path[end] for path in parts}) == 1:
-            for path in parts:
-                del path[end]
-    names = map("/".join, parts)
-    return [path if path == "ensemble" else next(names).removesuffix(".tar").removesuffix(".pth") for path in paths]
+    paths = [Path(path).absolute() for path in paths]
+    while len(set(paths)) > 1 and len({path.name for path in paths}) == 1:
+        paths = [path.parent for path in paths]
+    common = os.path.commonpath([path.parent for path in paths])
+    names = [os.path.relpath(path, common).removesuffix(".tar").removesuffix(".pth") for path in paths]
+    return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]

@@ -21,7 +21,7 @@ def caption_tool_options(arguments=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", type=existing, required=True, help="checkpoint of train.py --model vsrn")
     add_override_flags(parser)
-    parser.add_argument("--image", type=int, nargs="+", default=[0], help="numbers of the images, from 0")
+    parser.add_argument("--image", type=whole(0), nargs="+", default=[0], help="numbers of the images, from 0")
     parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
     return parser.parse_args(arguments)
 
@@ -46,9 +46,8 @@ def main(arguments=None):
             f"{flags.model_path}: a checkpoint of {opt.model} without a caption model, as released ones are; "
             "train.py --model vsrn trains one on region features"
         )
-    for g in flags.image:
-        if not 0 <= g < dataset.n_images:
-            raise InputError(f"--image {g}: the split {dataset.split} has images 0 to {dataset.n_images - 1}")
+    if max(flags.image) >= dataset.n_images:
+        raise InputError(f"--image {max(flags.image)}: {dataset.split} has images 0 to {dataset.n_images - 1}")
     features = torch.stack([dataset.image(g) for g in flags.image]).to(model.device)
     written = model.caption_model.decode(model.img_enc(features)[1], flags.beam)
     for g, (ids, score) in zip(flags.image, written):

@@ -6,7 +6,6 @@ A run is its log.jsonl, the folder that holds it (--logger_name) or the folder a
 rate, pairs a second and the recalls of the validations, a line for each run, and each run's best validation.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from files.errors import InputError
 from files.writing import atomic_write, check_writable
 from reporting.run_log import LOG, read_log
 from reporting.run_page import runs_page
+from reporting.summary import short_names
 from runtime.commandline import Parser
 
 
@@ -28,14 +28,6 @@ def log_of(folder):
     raise InputError(f"{folder}: no {LOG} here or in its folder log; give the --logger_name of a training")
 
 
-def run_names(paths):
-    """What tells the runs apart: their folders, from the one that holds all of them."""
-    folders = [path.resolve().parent for path in paths]
-    folders = [folder.parent if folder.name == "log" else folder for folder in folders]
-    common = os.path.commonpath([folder.parent for folder in folders])
-    return [os.path.relpath(folder, common) for folder in folders]
-
-
 def main(arguments=None):
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="runs: log.jsonl files or folders")
@@ -43,7 +35,9 @@ def main(arguments=None):
     flags = parser.parse_args(arguments)
     check_writable(flags.out)
     paths = list(dict.fromkeys(map(log_of, flags.runs)))
-    logs = dict(zip(run_names(paths), map(read_log, paths)))
+    folders = [path.resolve().parent for path in paths]
+    folders = [folder.parent if folder.name == "log" else folder for folder in folders]
+    logs = dict(zip(short_names(folders), map(read_log, paths)))
     text = runs_page(logs, f"Training: {', '.join(logs)}")
     atomic_write(flags.out, lambda file: file.write(text.encode()))
     print(f"{flags.out}: {', '.join(logs)}")

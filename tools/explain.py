@@ -17,8 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import guarded, run
 
-from functools import cache, cached_property
-
 import numpy as np
 
 from checkpoints.evaluation_options import add_images_flag, add_override_flags, add_spacy_flag, existing, overrides_of
@@ -64,63 +62,30 @@ import data
 from checkpoints.loading import load_model
 from reporting.explain_page import ExplainedPair, about_model, explain_page
 from reporting.explanation import caption_sentence, caption_text, explain_pair
-from reporting.image_view import ImageViewer, warn_of_notes
+from reporting.image_view import ImageViewer
 from tools.searching.collection import Reader, embed_images, open_collection, score_images
 
 
-class Explainer:
-    """explainer.pair(image, caption) -> ExplainedPair.
+def read_asked(caption, dataset, opt, vocab, spacy_model):
+    """A caption's number or a sentence, as the user gives it -> (Sentence, its text, number or None)."""
+    if not caption.isdecimal():
+        return Reader(vocab, inputs_of(opt).dependencies, spacy_model)(caption), caption, None
+    number = int(caption)
+    if number >= len(dataset):
+        raise InputError(f"--caption {number}: {dataset.split} has captions 0 to {len(dataset) - 1}")
+    return caption_sentence(dataset, number), caption_text(dataset, number), number
 
-    An image is a number in the split, a caption a number or a sentence, both as text.  InputError for a model that
-    does not match words and regions, and for numbers that the split does not have.
-    """
 
-    def __init__(self, flags):
-        self.flags = flags
-        self.model, opt, self.vocab = load_model(flags.model_path, **overrides_of(flags))
-        self.reads_trees = inputs_of(opt).dependencies
-        if any(caption.isdecimal() for caption in flags.caption):
-            self.dataset = data.open_split(flags.split, opt.data_name, self.vocab, opt)
-        else:  # the split needs no captions and no dependencies
-            self.dataset = open_collection(flags.split, opt, self.vocab)
-        self.about = about_model(flags.model_path, opt, self.dataset)
-        self.view, self.sentence = cache(ImageViewer(self.dataset, flags.images)), cache(self.read_sentence)
-
-    def pair(self, image, caption):
-        if image >= self.dataset.n_images:
-            raise InputError(f"--image {image}: {self.flags.split} has images 0 to {self.dataset.n_images - 1}")
-        sentence, heading = self.sentence(caption), f"Image {image}, “{self.text(caption)}”"
-        explanation = explain_pair(self.model, self.dataset, image, sentence)
-        if explanation is None:
-            raise InputError(f"{self.flags.model_path}: a {type(self.model).__name__} matches no words and regions")
-        return ExplainedPair("", heading, self.facts(image, caption), self.view(image), sentence, explanation)
-
-    def read_sentence(self, caption):
-        if not caption.isdecimal():
-            return Reader(self.vocab, self.reads_trees, self.flags.spacy_model)(caption)
-        if int(caption) >= len(self.dataset):
-            raise InputError(f"--caption {caption}: {self.flags.split} has captions 0 to {len(self.dataset) - 1}")
-        return caption_sentence(self.dataset, int(caption))
-
-    def text(self, caption):
-        return caption_text(self.dataset, int(caption)) if caption.isdecimal() else caption
-
-    def facts(self, image, caption):
-        """Whether the sentence is the image's own, and the rank of the image for it; equal scores stand before it."""
-        facts = "The sentence is not from the data."
-        if caption.isdecimal():
-            owner = self.dataset.image_of(int(caption))
-            own = "the image's own" if owner == image else f"not the image's own, but of image {owner}"
-            facts = f"Caption {caption} is {own}."
-        if not self.flags.rank:
-            return facts
-        scores = score_images(self.model, self.embeddings, self.dataset.boxes, self.sentence(caption))
-        rank = np.count_nonzero(scores >= scores[image])
-        return f"{facts} The image has rank {rank:,} of {len(scores):,} for it."
-
-    @cached_property
-    def embeddings(self):
-        return embed_images(self.model, self.dataset)
+def facts_of(image, number, dataset, scores):
+    """Whether caption `number` is the image's own, and the image's rank for it; equal scores stand before it."""
+    facts = "The sentence is not from the data."
+    if number is not None:
+        owner = dataset.image_of(number)
+        own = "the image's own" if owner == image else f"not the image's own, but of image {owner}"
+        facts = f"Caption {number} is {own}."
+    if scores is None:
+        return facts
+    return f"{facts} The image has rank {np.count_nonzero(scores >= scores[image]):,} of {len(scores):,} for it."
 
 
 def main(arguments=None):
@@ -128,12 +93,29 @@ def main(arguments=None):
     out = flags.out or "-".join(["explain", *map(str, flags.image), *map(text_as_name, flags.caption)])
     out = f"{out.removesuffix('.html')}.html"
     check_writable(out)
-    explainer = Explainer(flags)
-    pairs = [explainer.pair(image, caption) for image in flags.image for caption in flags.caption]
-    warn_of_notes({pair.view.number: pair.view for pair in pairs}.values())
-    for pair in pairs:
-        print_pair(pair)
-    content = explain_page(*headed(explainer, flags, pairs), explainer.about).encode()
+    model, opt, vocab = load_model(flags.model_path, **overrides_of(flags))
+    if any(caption.isdecimal() for caption in flags.caption):
+        dataset = data.open_split(flags.split, opt.data_name, vocab, opt)
+    else:  # the split needs no captions and no dependencies
+        dataset = open_collection(flags.split, opt, vocab)
+    if max(flags.image) >= dataset.n_images:
+        raise InputError(f"--image {max(flags.image)}: {flags.split} has images 0 to {dataset.n_images - 1}")
+    asked = [read_asked(caption, dataset, opt, vocab, flags.spacy_model) for caption in flags.caption]
+    if explain_pair(model, dataset, flags.image[0], asked[0][0]) is None:
+        raise InputError(f"{flags.model_path}: a {type(model).__name__} matches no words and regions")
+    views = list(map(ImageViewer(dataset, flags.images), flags.image))
+    embeddings, pairs = embed_images(model, dataset) if flags.rank else None, []
+    for sentence, text, number in asked:
+        scores = score_images(model, embeddings, dataset.boxes, sentence) if flags.rank else None
+        for view in views:
+            facts = facts_of(view.number, number, dataset, scores)
+            explanation = explain_pair(model, dataset, view.number, sentence)
+            pairs.append(ExplainedPair("", f"Image {view.number}, “{text}”", facts, view, sentence, explanation))
+            print_pair(pairs[-1])
+    if len(pairs) == 2:
+        pairs = [pair._replace(name=name) for pair, name in zip(pairs, ("Left", "Right"))]
+    title, about = " · ".join(pair.heading for pair in pairs), about_model(flags.model_path, opt, dataset)
+    content = explain_page(title, "", pairs, about).encode()
     atomic_write(out, lambda file: file.write(content))
     print(f"{out}: {len(content) / 1000:.0f} kB")
 
@@ -143,19 +125,6 @@ def print_pair(pair):
     parts = [(name, getattr(found, name)) for name in ("regions", "words") if found.adds]
     parts = " + ".join(f"{name} {part.sum():.6f}" for name, part in parts if part is not None)
     print(f"{pair.heading}: score {found.score:.6f}{' = ' if parts else ''}{parts}\n    {pair.facts}")
-
-
-def headed(explainer, flags, pairs):
-    """(title, line under it, the pairs with headings of their own) of a page."""
-    if len(pairs) == 1:
-        return pairs[0].heading, pairs[0].facts, [pairs[0]._replace(heading="", facts="")]
-    if len(flags.image) == 2:
-        title = f"“{explainer.text(flags.caption[0])}”: image {flags.image[0]} beside image {flags.image[1]}"
-        names = headings = [f"Image {image}" for image in flags.image]
-    else:
-        title, names = f"Image {flags.image[0]}: two sentences", ["First", "Second"]
-        headings = [f"“{explainer.text(caption)}”" for caption in flags.caption]
-    return title, "", [pair._replace(name=name, heading=heading) for pair, name, heading in zip(pairs, names, headings)]
 
 
 if __name__ == "__main__":

@@ -57,15 +57,11 @@ import torch
 
 from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
 from files.identity import data_identity, difference
-from reporting.image_view import ImageViewer, warn_of_notes
+from reporting.image_view import THUMBNAIL, ImageViewer
 from reporting.provenance import provenance
-from reporting.rendering import fitted_page, picture_address, template, text_of_template
-from reporting.thumbnails import drawing
+from reporting.rendering import template
 from systems.table import inputs_of
 from tools.searching.collection import Reader, best_images, embed_images, labels, open_collection
-
-THUMBNAIL_SIDES = (320, 240, 160, 100, 0)  # pixels of the longer side that are tried; 0: no pictures
-
 
 # ---- finders: called with a text and a number -> (numbers, scores) of so many images, best first.  They have `names`
 # and `captions` of all images, `dataset` (None where it is not needed) and `provenance`, the record for the page.
@@ -179,17 +175,14 @@ def queries():
 
 
 def search_page(text, finder, viewer, best, scores):
-    """A sentence and the images found for it, best first -> HTML of a bounded size; viewer: an ImageViewer."""
-    views = [viewer(g) for g in best.tolist()]
-    warn_of_notes(views)
-    found = [(view, float(score), drawing(view.boxes, view.size)) for view, score in zip(views, scores)]
-    shown = {"text": text, "found": found, "names": finder.names, "captions": finder.captions}
-    shown |= {"style": text_of_template("report.css"), "provenance": finder.provenance}
-
-    def render(side):
-        return template("search.html").render(shown, pictures=[picture_address(view.picture, side) for view in views])
-
-    return fitted_page(render, THUMBNAIL_SIDES, f"the page of {len(found)} images")
+    """A sentence and the images found for it, best first -> HTML; viewer: an ImageViewer."""
+    return template("search.html").render(
+        text=text,
+        found=list(zip(map(viewer, best.tolist()), scores.tolist())),
+        names=finder.names,
+        captions=finder.captions,
+        provenance=finder.provenance,
+    )
 
 
 def answer(finder, text, flags, viewer, number):
@@ -212,7 +205,7 @@ def main(arguments=None):
         save_index(flags)
         return
     finder = IndexedImages(flags) if flags.index else Scorer(flags.model_path, flags)
-    viewer = ImageViewer(finder.dataset, flags.images) if flags.images or flags.out else None
+    viewer = ImageViewer(finder.dataset, flags.images, THUMBNAIL) if flags.images or flags.out else None
     for number, text in enumerate(queries() if flags.query is None else [flags.query], start=1):
         try:
             answer(finder, text, flags, viewer, number)

@@ -1,265 +1,152 @@
 "use strict";
-// The pages of queries: filter, order, page by page.
+// The pages of queries: filter, order, page by page.  What is asked for stands in the address after #.
 // Data are scripts that call report.put(name, value), so that everything works from disk.
 
-const report = {
-  data: {},
-  waiting: {},
-  put(name, value) { this.data[name] = value; },
-
-  // The value of data/name.js, loaded when first needed.
-  get(name) {
-    this.waiting[name] ??= new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = `data/${name}.js`;
-      script.onload = () => resolve(this.data[name]);
-      script.onerror = () => reject(new Error(`${script.src} cannot be read`));
-      document.head.append(script);
-    });
-    return this.waiting[name];
-  },
-};
-
 const PAGE = 20; // queries on a page
+const report = { data: {}, put(name, value) { this.data[name] = value; } };
+const loading = {};
 const number = new Intl.NumberFormat("en");
+const kind = document.body.dataset.kind, form = document.forms[0], count = document.getElementById("count");
+let site, drawing = 0;
+
+// The value of data/name.js, loaded when first needed.
+function load(name) {
+  loading[name] ??= new Promise(resolve => {
+    const script = make("script", { src: `data/${name}.js` });
+    script.onload = () => resolve(report.data[name]);
+    script.onerror = () => { count.textContent = `${script.src} cannot be read`; };
+    document.head.append(script);
+  });
+  return loading[name];
+}
 
 // An element; texts are texts, never markup.
-function make(tag, attributes = {}, ...children) {
+function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.filter(child => child !== null));
+  element.append(...children);
   return element;
 }
 
-// ---- what is asked for: the form, and the address after # ----
-
-const FIELDS = ["model", "beside", "change", "rank", "words", "from", "to", "sort"];
-
-const initial = field => field.options ? ([...field.options].find(o => o.defaultSelected) ?? field.options[0]).value : "";
-
-function readAddress(form) {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  for (const name of FIELDS) {
-    const field = form.elements[name];
-    if (field) field.value = asked.get(name) ?? initial(field);
-  }
-  return { page: Math.max(1, Number(asked.get("page")) || 1), query: asked.has("query") ? Number(asked.get("query")) : null };
-}
-
-function writeAddress(form, page, isNew) {
-  const asked = new URLSearchParams();
-  for (const name of FIELDS) {
-    const field = form.elements[name];
-    if (field && field.value !== initial(field)) asked.set(name, field.value);
-  }
-  if (page > 1) asked.set("page", page);
-  const address = "#" + asked;
-  if (isNew) history.pushState(null, "", address);
-  else history.replaceState(null, "", address);
-}
-
-// ---- which queries, in which order ----
-
-const length = text => text.split(/\s+/).filter(word => /[\p{L}\p{N}]/u.test(word)).length;
+// ---- which queries, in which order
 
 // The captions that tell what a query is about: an image's own, or the caption itself.
-function captionsOf(kind, query) {
-  const { texts, site } = report.data;
-  return kind === "images" ? texts.slice(query * site.per, (query + 1) * site.per) : [texts[query]];
+function captionsOf(asking, query) {
+  return asking === "images" ? site.texts.slice(query * site.per, (query + 1) * site.per) : [site.texts[query]];
 }
 
-// Every word must be there; word* stands for whatever begins so.
-function wordTest(words) {
-  const escape = word => word.replace(/[.*+?^${}()|[\]\\\/]/g, "\\$&");
-  const tests = words.trim().split(/\s+/).filter(Boolean)
-    .map(word => "(?<![\\p{L}\\p{N}])" + escape(word.replace(/\*+$/, "")) + (word.endsWith("*") ? "" : "(?![\\p{L}\\p{N}])"))
-    .map(pattern => new RegExp(pattern, "iu"));
-  return text => tests.every(test => test.test(text));
+// Whether a caption has a length and every word; word* stands for whatever begins so.
+function captionTest({ words, from, to }) {
+  const asked = words.toLowerCase().match(/[\p{L}\p{M}\p{N}]+\*?/gu) ?? [];
+  return text => {
+    const found = text.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
+    const has = word => word.endsWith("*") ? found.some(one => one.startsWith(word.slice(0, -1))) : found.includes(word);
+    return found.length >= Number(from) && found.length <= (to || Infinity) && asked.every(has);
+  };
 }
 
-function choose(kind, form) {
-  const value = name => form.elements[name]?.value ?? "";
-  const all = report.data.ranks[kind];
-  const ranks = all[value("model") || all.length - 1];
-  const beside = value("beside") === "" ? null : all[value("beside")];
-  const [low, high] = value("rank").split("-").map(Number);
-  const hasWords = wordTest(value("words"));
-  const from = Number(value("from")) || 0, to = Number(value("to")) || Infinity;
+function choose(filters) {
+  const all = site.ranks[kind], ranks = all.at(filters.model || -1), beside = all[filters.beside];
   const gain = query => beside ? beside[query] - ranks[query] : 0;
-  const change = { better: 1, equal: 0, worse: -1 }[beside ? value("change") : ""];
-  const textual = value("words").trim() || from || to < Infinity;
-  const fits = text => hasWords(text) && (!from && to === Infinity || length(text) >= from && length(text) <= to);
+  const [low, high] = filters.rank.split("-").map(Number), fits = captionTest(filters);
   const queries = [...ranks.keys()].filter(query =>
-    (!low || ranks[query] >= low && (!high || ranks[query] <= high)) &&
-    (change === undefined || Math.sign(gain(query)) === change) &&
-    (!textual || captionsOf(kind, query).some(fits)));
-  const order = {
+    ranks[query] >= low && ranks[query] <= (high || Infinity) &&
+    (!filters.change || Math.sign(gain(query)) === Number(filters.change)) &&
+    captionsOf(kind, query).some(fits));
+  const orders = {
     best: (a, b) => ranks[a] - ranks[b],
     worst: (a, b) => ranks[b] - ranks[a],
     gain: (a, b) => gain(b) - gain(a),
     loss: (a, b) => gain(a) - gain(b),
-  }[value("sort")];
-  return order ? queries.sort(order) : queries;
+  };
+  return filters.sort ? queries.sort(orders[filters.sort]) : queries;
 }
 
-// ---- drawing ----
+// ---- drawing
 
 function rankMark(rank) {
-  const kind = rank === 1 ? " hit" : rank > 10 ? " missed" : "";
-  return make("span", { class: "rank" + kind }, `rank ${number.format(rank)}`);
+  const mark = rank === 1 ? "rank hit" : rank > 10 ? "rank missed" : "rank";
+  return make("span", { class: mark }, `rank ${number.format(rank)}`);
 }
 
-function mark(isOwn, place) {
-  const text = (isOwn ? "✓ " : "") + number.format(place);
-  const mark = make("span", { class: "place" }, text);
-  if (isOwn) mark.append(make("span", { class: "hidden" }, " correct"));
-  return mark;
-}
-
-const score = value => make("span", { class: "score" }, value.toFixed(3).replace("-", "−"));
-
-// The image, or its regions as boxes on a blank page with the words of its first caption.
 function picture(image) {
-  const { thumbs, names, chunk } = report.data.site;
-  const alt = `Image ${image}${names[image] ? ", " + names[image] : ""}`;
-  if (thumbs[image]) return make("img", { src: "thumbs/" + encodeURIComponent(thumbs[image]), alt, loading: "lazy" });
-  const words = captionsOf("images", image)[0];
-  const box = make("span", { class: "regions", role: "img", "aria-label": `${alt}, no picture: ${words}` });
-  report.get(`regions-${Math.floor(image / chunk)}`).then(part => {
-    const [width, height, path] = part[image % chunk];
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("aria-hidden", "true");
-    svg.setAttribute("viewBox", `-1 -1 ${width + 2} ${height + 2}`);
-    svg.append(document.createElementNS(svg.namespaceURI, "rect"), document.createElementNS(svg.namespaceURI, "path"));
-    svg.firstChild.setAttribute("width", width);
-    svg.firstChild.setAttribute("height", height);
-    svg.lastChild.setAttribute("d", path);
-    box.append(svg, make("span", { class: "words" }, words));
-  });
-  return box;
+  const alt = `Image ${image} ${site.names[image]}`;
+  return make("img", { src: `thumbs/${site.thumbs[image]}`, alt, title: captionsOf("images", image)[0], loading: "lazy" });
 }
 
-function foundText(place, id, value, isOwn) {
-  return make("li", isOwn ? { class: "own" } : {}, mark(isOwn, place),
-    make("a", { href: `captions.html#query=${id}` }, report.data.texts[id]), score(value));
-}
-
-function foundPicture(place, id, value, isOwn) {
-  return make("li", isOwn ? { class: "own" } : {}, make("a", { href: `images.html#query=${id}`, title: captionsOf("images", id)[0] }, picture(id)),
-    make("span", { class: "line" }, mark(isOwn, place), score(value)));
+function candidate(id, place, score, isOwn) {
+  const [page, content] = kind === "images" ? ["captions", site.texts[id]] : ["images", picture(id)];
+  return make("li", { class: isOwn ? "own" : "other" },
+    make("span", { class: "place" }, (isOwn ? "✓ " : "") + number.format(place)),
+    make("a", { href: `${page}.html#query=${id}` }, content),
+    make("span", { class: "score" }, score.toFixed(3).replace("-", "−")));
 }
 
 // One model's best candidates; the query's own ones that stand further down follow with their places.
-function foundList(kind, query, [ids, scores, ownPlaces, ownScores]) {
-  const { per } = report.data.site;
-  const own = kind === "images" ? ownPlaces.map((_, k) => query * per + k) : [Math.floor(query / per)];
-  const draw = kind === "images" ? foundText : foundPicture;
-  const style = "found " + (kind === "images" ? "texts" : "pictures");
-  const best = ids.map((id, k) => draw(k + 1, id, scores[k], own.includes(id)));
-  const rest = [...own.keys()].filter(k => !ids.includes(own[k])).sort((a, b) => ownPlaces[a] - ownPlaces[b]);
-  const further = rest.map(k => draw(ownPlaces[k], own[k], ownScores[k], true));
-  further[0]?.classList.add("further");
-  return make("ol", { class: style }, ...best, ...further);
+function candidates(query, [ids, scores, ownPlaces, ownScores]) {
+  const own = kind === "images" ? ownPlaces.map((_, k) => query * site.per + k) : [Math.floor(query / site.per)];
+  const best = ids.map((id, k) => candidate(id, k + 1, scores[k], own.includes(id)));
+  const rest = [...own.keys()].filter(k => ownPlaces[k] > ids.length).sort((a, b) => ownPlaces[a] - ownPlaces[b]);
+  const further = rest.map(k => candidate(own[k], ownPlaces[k], ownScores[k], true));
+  return make("ol", { class: kind === "images" ? "found texts" : "found pictures" }, ...best, ...further);
 }
 
-function gainText(rank, other) {
-  const gain = other - rank;
-  return gain ? `${number.format(Math.abs(gain))} ${gain > 0 ? "better" : "worse"}` : "equal";
-}
-
-async function drawQuery(kind, query, models) {
-  const { site, ranks, texts } = report.data;
-  const chunk = await report.get(`${kind}-${Math.floor(query / site.chunk)}`);
-  const shown = models.map(model => {
-    const found = foundList(kind, query, chunk[model].map(values => values[query % site.chunk]));
-    const title = models.length > 1 ? make("h3", {}, site.models[model], rankMark(ranks[kind][model][query])) : null;
-    return make("section", { "aria-label": site.models[model] }, title, found);
-  });
-  const [rank, other] = models.map(model => ranks[kind][model][query]);
-  const title = kind === "images" ? `Image ${query}` : texts[query];
-  const heading = make("h2", {}, title,
-    other === undefined ? rankMark(rank) : make("span", { class: "rank" }, gainText(rank, other)),
-    make("span", { class: "name" }, kind === "images" ? site.names[query] : `caption ${query}, image ${Math.floor(query / site.per)}`),
-    ...(site.explained[kind][query] ?? []).map(([name, href]) => make("a", { class: "explained", href }, `explained: ${name}`)));
-  const answers = make("div", { class: "models" }, ...shown);
-  const body = kind === "images" ? make("div", { class: "asked" }, picture(query), answers) : answers;
+async function drawQuery(query, models) {
+  const chunk = await load(`${kind}-${Math.floor(query / site.chunk)}`);
+  const answers = models.map(model => make("section", { "aria-label": site.models[model] },
+    make("h3", {}, site.models[model], rankMark(site.ranks[kind][model][query])),
+    candidates(query, chunk[model].map(values => values[query % site.chunk]))));
+  const [title, name] = kind === "images" ? [`Image ${query}`, site.names[query]]
+    : [site.texts[query], `caption ${query}, image ${Math.floor(query / site.per)}`];
+  const pages = site.explained.filter(([side, asked]) => side === kind && asked === query);
+  const heading = make("h2", {}, title, make("span", { class: "name" }, name),
+    ...pages.map(([,, model, href]) => make("a", { class: "explained", href }, `explained: ${model}`)));
+  const body = make("div", { class: kind }, ...(kind === "images" ? [picture(query)] : []), make("div", { class: "models" }, ...answers));
   return make("article", { class: "query", tabindex: "0", "aria-label": title, "data-query": query }, heading, body);
 }
 
-// ---- the page ----
+// ---- the page
 
-function startQueries(kind) {
-  const form = document.querySelector("form.filters"), list = document.getElementById("queries");
-  const state = { page: 1, query: null, queries: [], drawing: 0 };
-  const pages = () => Math.max(1, Math.ceil(state.queries.length / PAGE));
-
-  const draw = () => drawPage().catch(error => {
-    document.getElementById("count").textContent = `Nothing can be shown: ${error.message}`;
-    throw error;
-  });
-
-  async function drawPage() {
-    const turn = ++state.drawing;
-    state.queries = state.query === null ? choose(kind, form) : [state.query].filter(q => q in report.data.ranks[kind][0]);
-    state.page = Math.min(state.page, pages());
-    const model = Number(form.elements.model?.value ?? 0), beside = form.elements.beside?.value ?? "";
-    if (form.elements.change) form.elements.change.disabled = beside === "";
-    const models = beside === "" ? [model] : [model, Number(beside)];
-    const shown = state.queries.slice((state.page - 1) * PAGE, state.page * PAGE);
-    const cards = await Promise.all(shown.map(query => drawQuery(kind, query, models)));
-    if (turn !== state.drawing) return; // something newer is being drawn
-    list.replaceChildren(...cards);
-    say();
-    document.body.dataset.ready = turn;
+async function show() {
+  const turn = ++drawing, asked = new URLSearchParams(location.hash.slice(1));
+  if (form.elements.change) form.elements.change.disabled = !form.elements.beside.value;
+  const filters = Object.fromEntries(new FormData(form)), total = site.ranks[kind][0].length;
+  const queries = asked.has("query") ? [Number(asked.get("query"))].filter(query => query in site.ranks[kind][0]) : choose(filters);
+  const last = Math.ceil(queries.length / PAGE) || 1, page = Math.min(Math.max(Number(asked.get("page")) || 1, 1), last);
+  const models = [filters.model || site.models.length - 1, ...(filters.beside ? [filters.beside] : [])];
+  const cards = await Promise.all(queries.slice((page - 1) * PAGE, page * PAGE).map(query => drawQuery(query, models)));
+  if (turn !== drawing) return; // something newer is being drawn
+  document.getElementById("queries").replaceChildren(...cards);
+  count.textContent = `${number.format(queries.length)} of ${number.format(total)} ${kind}`;
+  document.getElementById("page").textContent = `Page ${number.format(page)} of ${number.format(last)}`;
+  for (const link of document.querySelectorAll("a[data-step]")) {
+    const next = page + Number(link.dataset.step);
+    asked.set("page", next);
+    link.href = `#${asked}`;
+    link.hidden = next < 1 || next > last;
   }
+  document.body.dataset.ready = turn;
+}
 
-  function say() {
-    const total = report.data.ranks[kind][0].length, found = state.queries.length;
-    const what = `${number.format(found)} of ${number.format(total)} ${kind}`;
-    const count = document.getElementById("count");
-    count.replaceChildren(found ? what : `${what}: nothing fits all of these filters.`);
-    if (state.query !== null) count.append(" · ", make("a", { href: "#" }, "show all"));
-    document.getElementById("page").textContent = `Page ${number.format(state.page)} of ${number.format(pages())}`;
-    for (const button of document.querySelectorAll("[data-step]"))
-      button.disabled = !inRange(Number(button.dataset.step));
+// Fill in the form as the address says.
+function follow() {
+  form.reset();
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+    const field = form.elements.namedItem(name);
+    if (field) field.value = value;
   }
-
-  const inRange = step => state.page + step >= 1 && state.page + step <= pages();
-
-  function turnPage(step) {
-    state.page += step;
-    writeAddress(form, state.page, true);
-    scrollTo({ top: 0 });
-    draw();
-  }
-
-  function changed() {
-    state.page = 1;
-    state.query = null;
-    writeAddress(form, 1, false);
-    draw();
-  }
-
-  function follow() {
-    if (location.hash === "#main") return; // the skip link
-    Object.assign(state, readAddress(form));
-    draw();
-  }
-
-  let timer;
-  form.addEventListener("input", event => {
-    clearTimeout(timer);
-    timer = setTimeout(changed, event.target.matches("input") ? 150 : 0);
-  });
-  form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(changed));
-  for (const button of document.querySelectorAll("[data-step]"))
-    button.addEventListener("click", () => turnPage(Number(button.dataset.step)));
-  addEventListener("popstate", follow);
-  follow();
+  scrollTo(0, 0);
+  show();
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  const kind = document.body.dataset.kind;
-  if (kind) startQueries(kind);
+  site = report.data.site;
+  form.addEventListener("input", () => {
+    const asked = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+    history.replaceState(null, "", `#${asked}`);
+    show();
+  });
+  form.addEventListener("submit", event => event.preventDefault());
+  addEventListener("hashchange", follow);
+  follow();
 });

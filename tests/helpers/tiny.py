@@ -21,6 +21,7 @@ from data import PrecompDataset
 from files.errors import InputError
 from model import build_model
 from reporting import pages
+from reporting.provenance import provenance
 from systems.options import completed, train_options
 from tools.make_demo import write_split
 from training.logger import tensorboard
@@ -329,15 +330,17 @@ def random_sims(n, seed=0, per=5):
     return sims
 
 
-def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None, names="abc"):
+def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None):
     """A report of made-up models -> their similarities."""
     made = dataset_of(tiny, split)
-    site = pages.Report(folder, images, split)
+    site = pages.Report(folder, images)
+    site.check(made)
     sims = sims or [random_sims(made.n_images, seed) for seed in range(n_models)]
     if len(sims) > 1:
         sims.append(sum(sims) / len(sims))
     for k, one in enumerate(sims):
-        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{names[k]}/model_best.pth.tar"
-        site.add({"model": path, "full": evaluation.metrics(one)}, {"full": [one]}, made, tiny.data_name)
+        path = "ensemble" if k and k == len(sims) - 1 else f"runs/{'abc'[k]}/model_best.pth.tar"
+        about = {"model": path, "provenance": provenance(made)}
+        site.add({**about, "full": evaluation.metrics(one)}, {"full": [one]})
     site.write()
     return sims

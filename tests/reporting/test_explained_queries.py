@@ -3,7 +3,6 @@
 import json
 import re
 
-import numpy as np
 import pytest
 from browser import open_browser
 from tiny import VSRN, make_tiny, message, picture_folder, write_model
@@ -12,7 +11,7 @@ import data
 import evaluation
 from reporting import explain_page
 from reporting.candidates import both_ways
-from reporting.explained_queries import Comparison, explain_queries, named_comparison, worst_queries
+from reporting.explained_queries import Comparison, named_comparison, worst_queries
 from reporting.explanation import caption_sentence, explain_pair
 from reporting.image_view import ImageViewer
 
@@ -26,8 +25,7 @@ def scored(tmp_path_factory):
     net, opt, words = write_model(tiny, tiny.folder / "m.pth.tar", is_sparse=True, propagation="neighbors")
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
     sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))
-    ranks = evaluation.metrics(sims)["ranks"]
-    return tiny, net, loader.dataset, sims, both_ways([sims], [ranks])
+    return tiny, net, loader.dataset, sims, both_ways([sims])
 
 
 def literal(sims, own):
@@ -51,43 +49,17 @@ def test_worst_queries_are_those_of_the_largest_ranks(scored):
 
 def test_pairs_by_name(scored):
     dataset, sims, found = scored[2:]
-    rank = literal(sims[:, 17], [3])[0]
-    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, False)
-    assert named_comparison("3:17", dataset, found) == Comparison(
-        "captions", 17, *np.array(literal(sims[:, 17], [3]))[[1, 2, 0]]
-    )
+    rank, true, other = literal(sims[:, 17], [3])
+    assert named_comparison("9:17", dataset, found) == Comparison("captions", 17, 3, 9, rank, "Named")
+    role = "Found first" if rank > 1 else "Best of the others"
+    assert named_comparison("3:17", dataset, found) == Comparison("captions", 17, true, other, rank, role)
     for text in ("3", "3:", "a:b", "-1:3", "3:4:5"):
         assert "IMAGE:CAPTION" in message(named_comparison, text, dataset, found)
     for text in ("12:0", "0:60", "x:1"):
         assert "captions 0 to 59" in message(named_comparison, text, dataset, found)
 
 
-def drawn(page):
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S).group(1))
-
-
-def test_pages_show_both_pairs(scored, tmp_path):
-    _, net, dataset, sims, found = scored
-    pages = explain_queries(tmp_path / "pages", net, dataset, found, 2, ["9:17"], about="a <model>")
-    assert [comparison.kind for comparison, *_ in pages] == ["captions"] * 3 + ["images"] * 2
-    assert pages[0][0].file == "captions-17-9.html"
-    for comparison, *_ in pages:
-        file = tmp_path / "pages" / comparison.file
-        kind, query, other = re.fullmatch(r"(\w+)-(\d+)-(\d+)\.html", comparison.file).groups()
-        left, right = drawn(file)["pairs"]
-        pair = (int(query), int(other)) if kind == "images" else (int(other), int(query))
-        assert right["score"] == pytest.approx(sims[pair], abs=1e-5)
-        own = sims[int(query)] if kind == "images" else sims[:, int(query)]
-        true = range(5 * int(query), 5 * int(query) + 5) if kind == "images" else [int(query) // 5]
-        assert left["score"] == pytest.approx(max(own[c] for c in true), abs=1e-5)
-        same = left["image"] == right["image"], left["tokens"] == right["tokens"]
-        assert same == (kind == "images", kind == "captions")
-    index = (tmp_path / "pages" / "index.html").read_text()
-    assert all(f'href="{comparison.file}"' in index for comparison, *_ in pages)
-    assert "a &lt;model&gt;" in index and "a &lt;model&gt;" in file.read_text()
-
-
-def test_differences_add_up(scored, tmp_path):
+def test_differences_add_up(scored):
     """The rows of the table are the change of the score by words, wherever the two sentences differ."""
     _, net, dataset, _, _ = scored
     views, sentences = {}, {}
@@ -99,99 +71,81 @@ def test_differences_add_up(scored, tmp_path):
 
     for numbers in (((3, 17), (9, 17)), ((3, 17), (3, 42)), ((3, 15), (3, 16))):
         pairs = [explained(*pair) for pair in numbers]
-        change, every = explain_page.changes(pairs), explain_page.table_rows(pairs)
+        words = explain_page.numbered_words([pair.sentence for pair in pairs])
+        every = explain_page.table_rows(pairs, words)
         rows = [row for row in every if row.kind == "words"]
-        assert sum(row.change for row in rows) == pytest.approx(change["words"], abs=1e-6)
-        assert change["words"] + change["regions"] == pytest.approx(change["score"], abs=1e-6)
+        left, right = (pair.explanation for pair in pairs)
+        assert sum(row.change for row in rows) == pytest.approx(right.words.sum() - left.words.sum(), abs=1e-6)
         for side, pair in enumerate(pairs):  # every word of either sentence once, in order
             shown = [row.numbers[side] for row in rows if row.numbers[side] >= 0]
             assert shown == list(range(len(pair.sentence.words)))
         assert (rows != every) == (numbers[0][0] == numbers[1][0])  # regions of one image
 
 
-def test_a_word_is_chosen_in_both_pairs(scored, tmp_path):
-    tiny, net, dataset, _, found = scored
+def report(paths, folder, **how):
+    evaluation.evalrank(paths, split="test", ranks=None, device="cpu", report=folder, **how)
+    return sorted(folder.glob("explain/*/*-*-*.html"))
+
+
+def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
+    tiny, dataset = scored[0], scored[2]
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
-    explain_queries(tmp_path / "pages", net, dataset, found, 1, ["9:17"], folder)
+    (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pairs=["9:17"])
     with open_browser() as browser:
         browser.screen()
-        browser.open(tmp_path / "pages" / "captions-17-9.html", "document.body.dataset.ready")
+        browser.open(page, "document.body.dataset.ready")
         browser.run("document.querySelectorAll('section[data-pair=\"0\"] .words button')[2].focus()")
-        chosen = "[...document.querySelectorAll('.words button.chosen')].map(button => button.textContent)"
-        assert browser.run(chosen) == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
-        assert browser.run("document.querySelectorAll('.view image').length") == 2
-        assert browser.run(
-            "[...document.querySelectorAll('.readout')].every(p => p.textContent.includes('attends to'))"
-        )
-        assert "the data's size is 209 × 109" in browser.run("document.querySelectorAll('figcaption')[1].textContent")
+        assert browser.each(".words button.chosen") == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
+        assert len(browser.each(".view .picture")) == 2
+        assert all("attends to" in text for text in browser.each(".readout"))
+        captions = browser.each("figcaption")
+        note = "The picture is 209 × 150, but the data's size is 209 × 109"  # of image 9 alone
+        assert note not in captions[0] and note in captions[1] and f"9.png: {note}" in capsys.readouterr().err
         browser.screen(400, 800, phone=True)
-        assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-        assert browser.errors == []
-
-
-def test_pages_have_a_largest_size(scored, tmp_path, monkeypatch):
-    """Pictures shrink, and go before the page is refused."""
-    tiny, net, dataset, _, found = scored
-    folder = picture_folder(tiny, tmp_path / "images", lambda i: (2 * (200 + i), 2 * (100 + i)), IMAGES)
-
-    def page(limit):
-        monkeypatch.setattr("reporting.rendering.PAGE_BYTES", limit)
-        explain_queries(tmp_path / "pages", net, dataset, found, 0, ["9:17"], folder)
-        file = tmp_path / "pages" / "captions-17-9.html"
-        assert file.stat().st_size <= limit
-        return file.stat().st_size, drawn(file)["images"]
-
-    whole, images = page(10**6)
-    smaller = page(whole - 1)[1]
-    assert all(len(a["picture"]) > len(b["picture"]) for a, b in zip(images, smaller))
-    bare = whole - sum(len(image["picture"]) for image in images)
-    assert all(image["picture"] is None for image in page(bare + 300)[1])
-    assert "1 kB" in message(page, 1000)
+        assert browser.fits() and browser.errors == []
 
 
 def test_a_report_explains(scored, tmp_path, capsys):
     """Pages for each GSMN of an ensemble, a link to them, and none for a VSRN."""
-    tiny = scored[0]
-    paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn" / "v.pth.tar"]
+    tiny, site, sims = scored[0], tmp_path / "report", scored[3]
+    paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn<i>" / "v.pth.tar"]
     paths[1].parent.mkdir()
     write_model(tiny, paths[1], **VSRN)
-    how = {"split": "test", "ranks": None, "device": "cpu", "explain": 2, "explain_pairs": ["9:17"]}
-    evaluation.evalrank(paths, report=tmp_path / "report", **how)
-    folders = list((tmp_path / "report" / "explain").iterdir())
-    pages = list(folders[0].glob("*-*-*.html"))
-    assert len(folders) == 1 and len(pages) == 5
-    summary = (tmp_path / "report" / "index.html").read_text()
-    assert f'href="explain/{folders[0].name}/index.html"' in summary and "(5 pages)" in summary
-    links = json.loads(re.search(r'"explained":(\{.*\})\}', (tmp_path / "report" / "data" / "site.js").read_text())[1])
-    hrefs = [href for queries in links.values() for found in queries.values() for _, href in found]
-    assert sorted(hrefs) == sorted(f"explain/{folders[0].name}/{page.name}" for page in pages)
+    pages = report(paths, site, explain=2, explain_pairs=["9:17"])
+    assert sorted(page.name.split("-")[0] for page in pages) == ["captions"] * 3 + ["images"] * 2
+    assert "captions-17-9.html" in [page.name for page in pages]
+    for page in pages:
+        left, right = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S).group(1))
+        kind, query, other = page.stem.split("-")
+        own = sims[int(query)] if kind == "images" else sims[:, int(query)]
+        true = range(5 * int(query), 5 * int(query) + 5) if kind == "images" else [int(query) // 5]
+        assert left["score"] == pytest.approx(max(own[c] for c in true), abs=1e-5)
+        assert right["score"] == pytest.approx(own[int(other)], abs=1e-5)
+        assert (left["tokens"] == right["tokens"]) == (kind == "captions")
+    hrefs, index = {str(page.relative_to(site)) for page in pages}, pages[0].with_name("index.html")
+    assert all(f'href="{page.name}"' in index.read_text() for page in pages)
+    summary = (site / "index.html").read_text()
+    assert f'href="{index.relative_to(site)}"' in summary and "(5 pages)" in summary
+    assert "vsrn&lt;i&gt;" in summary and "vsrn<i>" not in summary
+    links = json.loads((site / "data" / "site.js").read_text()[len('report.put("site", ') : -3])["explained"]
+    assert len(links) == 5 and {href for *_, href in links} == hrefs
     with open_browser() as browser:
-        browser.screen()
-        number = next(iter(links["captions"]))
-        browser.open(
-            (tmp_path / "report" / "captions.html").as_uri() + f"#query={number}",
-            "Boolean(document.querySelector('.query'))",
-        )
-        shown = "[...document.querySelectorAll('a.explained')].map(link => link.getAttribute('href'))"
-        assert set(hrefs) & set(browser.run(shown)) and browser.errors == []
+        query = next(query for kind, query, *_ in links if kind == "captions")
+        browser.open((site / "captions.html").as_uri() + f"#query={query}", "document.body.dataset.ready")
+        assert hrefs & set(browser.each("a.explained", "e.getAttribute('href')")) and browser.errors == []
     capsys.readouterr()
-    evaluation.evalrank(paths[1], report=tmp_path / "report", **how)
+    assert report(paths[1], site, explain=2) == [] and not (site / "explain").exists()
     said = capsys.readouterr()
-    assert "nothing to explain" in said.err and f"{tmp_path / 'report'}: replacing" in said.out
-    assert "Explanations" not in (tmp_path / "report" / "index.html").read_text()
-    assert "explain" not in [path.name for path in (tmp_path / "report").iterdir()]
+    assert "nothing to explain" in said.err and f"{site}: replacing" in said.out
+    assert "Explanations" not in (site / "index.html").read_text()
 
 
 def test_what_cannot_be_explained_is_told_before_the_evaluation(scored, tmp_path):
-    path = str(scored[0].folder / "m.pth.tar")
-    how = {"split": "test", "ranks": None, "device": "cpu"}
-    asked = lambda **more: message(lambda: evaluation.evalrank(path, **how, **more))  # noqa: E731
-    assert "has images 0 to 11" in asked(report=tmp_path / "report", explain_pairs=["12:0"])
+    path = scored[0].folder / "m.pth.tar"
+    assert "has images 0 to 11" in message(lambda: report(path, tmp_path / "report", explain_pairs=["12:0"]))
     assert not (tmp_path / "report").exists()
 
 
 def test_a_page_of_an_evaluation_with_released_boxes_says_so(scored, tmp_path):
-    path, how = scored[0].folder / "m.pth.tar", {"split": "test", "ranks": None, "device": "cpu", "explain": 1}
-    evaluation.evalrank(path, report=tmp_path / "report", boxes="released", **how)
-    pages = list((tmp_path / "report" / "explain").glob("*/*-*-*.html"))
+    pages = report(scored[0].folder / "m.pth.tar", tmp_path / "report", boxes="released", explain=1)
     assert len(pages) == 2 and all("--boxes released" in page.read_text() for page in pages)
