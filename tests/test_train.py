@@ -8,7 +8,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from tiny import names, points, prepared, run, same_state, same_weights, stop_after, validations
+from tiny import names, prepared, run, same_runs, same_weights, stop_after, validations
 
 import data
 import evaluation
@@ -49,16 +49,14 @@ def test_a_seed_fixes_the_run_whatever_the_workers(tiny_data, tmp_path):
 def test_resumed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, kind):
     """Stopped in the middle of an epoch, with dropout where the model has it."""
     more = [*kind.split(), "--val_step", 4]
-    whole = run(tiny_data, tmp_path / "whole", *more)
+    run(tiny_data, tmp_path / "whole", *more)
     stop_after(monkeypatch, steps=10)
     with pytest.raises(SystemExit) as stopped:
         run(tiny_data, tmp_path / "parts", *more)
     assert stopped.value.code == 128 + signal.SIGTERM
     monkeypatch.undo()
-    parts = run(tiny_data, tmp_path / "parts", *more, "--resume", tmp_path / "parts/ck")
-    for name in ("checkpoint_1.pth.tar", "model_best.pth.tar"):
-        same_state(whole / name, parts / name)
-    assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
+    run(tiny_data, tmp_path / "parts", *more, "--resume", tmp_path / "parts/ck")
+    same_runs(tmp_path / "whole", tmp_path / "parts")
     logs = [(tmp_path / name / "log/log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     clock = {"time": 0, "pairs_per_second": 0}
     whole, parts = ([{**json.loads(line), **clock} for line in lines] for lines in logs)
@@ -94,9 +92,7 @@ def test_a_stop_during_validation_is_made_up_for(tiny_data, tmp_path, monkeypatc
         with pytest.raises(SystemExit):
             run(*more, *resume, epochs=1)
     run(*more, *resume, epochs=1)
-    for name in ("checkpoint_0.pth.tar", "model_best.pth.tar"):
-        same_state(tmp_path / "whole/ck" / name, tmp_path / "parts/ck" / name)
-    assert points(tmp_path / "parts/log") == points(tmp_path / "whole/log")
+    same_runs(tmp_path / "whole", tmp_path / "parts", "checkpoint_0.pth.tar")
 
 
 def test_flags_that_contradict_the_checkpoint(tiny_data, tmp_path, caplog):
