@@ -186,7 +186,7 @@ def train(training):
             figures = train_step(training.replica, training.optimizer, batch, opt.grad_clip, excluded)
             figures |= observed(training.model.last_scores, excluded)
 
-            pairs, batch_time = training.loader.batch_sampler.pairs(progress.step), time.time() - start
+            pairs, batch_time = len(training.model.last_scores), time.time() - start  # pairs of all processes
             facts = {
                 "epoch": progress.epoch,
                 "step": progress.step,

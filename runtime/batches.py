@@ -87,18 +87,10 @@ class EpochSampler:
     def __len__(self):
         return -(-self.n // self.batch_size)
 
-    def pairs(self, step):
-        """Captions in the global batch of a step."""
-        return min(self.batch_size, self.n - step * self.batch_size)
-
-    def order(self):
-        """All captions in the epoch's order."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        return torch.randperm(self.n, generator=generator).tolist()
-
     def steps(self):
         """The share of every process, step by step."""
-        order, processes = self.order(), range(self.replicas)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order, processes = torch.randperm(self.n, generator=generator).tolist(), range(self.replicas)
         for step in range(self.start_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield [batch[len(batch) * r // self.replicas : len(batch) * (r + 1) // self.replicas] for r in processes]

@@ -244,6 +244,13 @@ def same_state(a, b):
         same(a[key], b[key])
 
 
+def same_runs(a, b, last="checkpoint_1.pth.tar"):
+    """Two runs end in the same state, have the same best model and show the same curves."""
+    for name in (last, "model_best.pth.tar"):
+        same_state(Path(a) / "ck" / name, Path(b) / "ck" / name)
+    assert points(Path(a) / "log") == points(Path(b) / "log")
+
+
 def message(call, *arguments, error=InputError):
     """The one line that a call refuses its arguments with."""
     with pytest.raises(error) as raised:
@@ -299,14 +306,18 @@ def validations(folder):
 
 
 def points(folder):
-    """(tag, step, value) of all points of a run's event files that TensorBoard shows, but for times."""
+    """(tag, step, value) of what TensorBoard shows of a run, but for times."""
+    return [point for point in all_points(folder) if "time" not in point[0] and point[0] != "pairs_per_second"]
+
+
+def all_points(folder):
     event, found = tensorboard().event_pb2.Event, []
-    for record in (record for path in sorted(Path(folder).glob("events*")) for record in event_records(path)):
-        one = event.FromString(record)
-        if one.session_log.status == one.session_log.START:
-            found = [point for point in found if point[1] < one.step]  # what a resumed run has left behind
-        found += [(value.tag, one.step, value.simple_value) for value in one.summary.value]
-    return sorted(point for point in found if "time" not in point[0] and point[0] != "pairs_per_second")
+    for path in sorted(Path(folder).glob("events*")):
+        for one in map(event.FromString, event_records(path)):
+            if one.session_log.status == one.session_log.START:
+                found = [point for point in found if point[1] < one.step]  # what a resumed run has left behind
+            found += [(value.tag, one.step, value.simple_value) for value in one.summary.value]
+    return sorted(found)
 
 
 def event_records(path):
