@@ -103,9 +103,9 @@ def check_shapes(build, opt, saved, path):
         raise InputError(f"{path}: {len(states)} state dicts, but a {opt.model} model has {len(model.parts)}")
     known = {*model.parts, *model.further_parts()}
     for name, state in [*zip(model.parts, states), *further.items()]:
-        wanted = getattr(model, name).state_dict() if name in known else {}
-        for key in {**wanted, **state}:
-            ours, theirs = described(wanted.get(key)), described(state.get(key))
+        own = getattr(model, name).state_dict() if name in known else {}
+        for key in {**own, **state}:
+            ours, theirs = described(own.get(key)), described(state.get(key))
             # BatchNorm counts batches since torch 0.4.1 only
             if ours != theirs and not (key not in state and key.endswith("num_batches_tracked")):
                 raise InputError(f"{path}: {name}.{key} is {theirs}, but by its opt {ours}; get the file again")
