@@ -6,7 +6,9 @@ or captions of a batch.
 """
 
 from importlib import import_module
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -77,6 +79,21 @@ class EncoderCaption(nn.Module):
 # ---- the interface of a system
 
 
+class Explanation(NamedTuple):
+    """The parts of one pair's score for R regions and n words; None for what a system does not have.
+
+    `alpha` or `beta` has to be there, and `regions` or `words`.
+    """
+
+    score: float
+    regions: np.ndarray | None  # (R,) a number for each region
+    words: np.ndarray | None  # (n,) a number for each word
+    alpha: np.ndarray | None  # (R, n) attention of each region to the words
+    beta: np.ndarray | None  # (n, R) attention of each word to the regions
+    edges: np.ndarray | None = None  # (n, n) weight of neighbour j (last) for word i, in a graph of the words
+    adds: bool = True  # the numbers add up to the score; else they are cosines, and the system says how it gathers them
+
+
 class MatchingModel(nn.Module):
     """A system: two encoders, a similarity, a loss.  What a system does not define works as written here.
 
@@ -115,7 +132,7 @@ class MatchingModel(nn.Module):
         raise NotImplementedError
 
     def explain(self, image, caption):
-        """ImageSide of one image, CaptionSide of one caption -> modules.explanation.Explanation of their score.
+        """ImageSide of one image, CaptionSide of one caption -> Explanation of their score.
 
         None for a system that cannot say which word matched which region.
         """

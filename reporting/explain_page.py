@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.explanation import Explanation
+from model import Explanation
 from reporting.explanation import Sentence
 from reporting.image_view import ImageView
 from reporting.rendering import template

@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
 def worst_queries(found, kind, count, per):
     """The `count` queries with the largest ranks -> Comparisons, worst first.
 
-    found: reporting.candidates.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
+    found: reporting.pages.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
     """
     worst = np.argsort(-found.ranks, kind="stable")[:count].tolist()
     return [compare(found, kind, query, per) for query in worst]

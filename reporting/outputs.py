@@ -1,18 +1,20 @@
-"""The files that an evaluation writes: ranks, metrics and the report."""
+"""The files that an evaluation writes: ranks, metrics and the report; what was measured, with what and when."""
 
 import json
 import os
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import torch
 
+from checkpoints.checkpoint import versions
 from checkpoints.evaluation_options import RANKS
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, is_stream
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
-from reporting.provenance import provenance
 
 
 class Outputs:
@@ -91,3 +93,21 @@ def without_ranks(value):
     if isinstance(value, dict):
         return {k: without_ranks(v) for k, v in value.items() if k != "ranks"}
     return [without_ranks(v) for v in value] if isinstance(value, list) else value
+
+
+def provenance(dataset, checkpoint=None, command=None):
+    """The record: data folder, split and its counts, command, date, versions (git's commit among them).
+
+    dataset: the split; checkpoint: facts about a model, as checkpoints.loading.describe_checkpoint gives them; command:
+    default the command line.
+    """
+    record = {
+        "data": str(dataset.folder.resolve()),
+        "split": dataset.split,
+        "images": dataset.n_images,
+        "captions": len(dataset),
+        "command": command or shlex.join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": versions(),
+    }
+    return record if checkpoint is None else {**record, "checkpoint": checkpoint}

@@ -1,21 +1,52 @@
 """The page of a training, summary.html in --logger_name, or of several beside each other: curves and validations.
 
-A page is made from log.jsonl and config.json alone, and loads nothing else.
+A page is made from log.jsonl and config.json alone, which training/logger.py writes, and loads nothing else.
 """
 
+import json
 import math
 import shlex
 import time
 from pathlib import Path
 
 from files.errors import InputError
+from files.text import read_bytes, read_json
 from files.writing import atomic_write
 from reporting.metrics import METRICS, columns
 from reporting.rendering import chart, template
-from reporting.run_log import CONFIG, LOG, read_config, read_log
 
-PAGE = "summary.html"
+LOG, CONFIG, PAGE = "log.jsonl", "config.json", "summary.html"
 POINTS = 300  # of a line; more are averaged, step after step
+
+
+def read_log(path):
+    """log.jsonl -> (steps, validations), a list of dicts each; damaged lines are left out.
+
+    InputError where there is neither.
+    """
+    rows = [row for row in map(row_of, read_bytes(path).splitlines()) if row]
+    if not rows:
+        raise InputError(f"{path}: no step and no validation as train.py writes them")
+    return [row for row in rows if isinstance(row.get("losses"), dict)], [row for row in rows if "rsum" in row]
+
+
+def row_of(line):
+    """A line of log.jsonl as a dict; None for one that is damaged or was cut off."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("Eiters"), int) else None
+
+
+def read_config(path):
+    """config.json -> a dict; None where it is damaged or missing."""
+    try:
+        config = read_json(path)
+    except InputError:
+        return None
+    whole = isinstance(config, dict) and isinstance(config.get("opt"), dict)
+    return config if whole and isinstance(config.get("resumed", []), list) else None
 
 
 def write_run_page(folder, kind, best, select, usual):
@@ -84,9 +115,6 @@ def runs_page(logs, title, select="rsum", about=None):
 def is_whole(row):
     """Whether a validation has what every page says of it; metrics may be missing, as newer ones are in old logs."""
     return all(isinstance(row.get(name), (int, float)) for name in ("epoch", "rsum", "r1r5"))
-
-
-# ---- curves
 
 
 def curves(steps, validations):

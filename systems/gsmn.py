@@ -10,9 +10,8 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import graph
-from model import EncoderImage, EncoderText, MatchingModel
+from model import EncoderImage, EncoderText, Explanation, MatchingModel
 from modules.compiling import compiled
-from modules.explanation import Explanation
 from modules.sides import CaptionSide, ImageSide
 from modules.similarity import Graphs, pair_scores
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import graph
-from model import EncoderImage, EncoderText, MatchingModel
+from model import EncoderImage, EncoderText, Explanation, MatchingModel
 from modules.blocks import all_pairs, padded
-from modules.explanation import Explanation
 from modules.layers import l2norm
 from modules.memory import for_computing, joined
 

@@ -21,7 +21,7 @@ from data import PrecompDataset
 from files.errors import InputError
 from model import build_model
 from reporting import pages
-from reporting.provenance import provenance
+from reporting.outputs import provenance
 from systems.options import completed, train_options
 from tools.make_demo import write_split
 from training.logger import tensorboard

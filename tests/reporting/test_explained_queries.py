@@ -10,10 +10,10 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 import data
 import evaluation
 from reporting import explain_page
-from reporting.candidates import both_ways
 from reporting.explained_queries import Comparison, named_comparison, worst_queries
 from reporting.explanation import caption_sentence, explain_pair
 from reporting.image_view import ImageViewer
+from reporting.pages import both_ways
 
 IMAGES = 12
 

@@ -14,7 +14,7 @@ from tiny import dataset_of, make_tiny, message, random_sims, run, write_model, 
 import evaluation
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
-from reporting import candidates, pages, summary
+from reporting import pages, summary
 
 
 def rows_of(page):
@@ -39,7 +39,7 @@ def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
     sims = random_sims(n, per=per)
     sims = sims if levels is None else np.round(sims).clip(0, levels - 1)
     ranks = evaluation.metrics(sims, ties)["ranks"]
-    found = candidates.both_ways([sims], ties)
+    found = pages.both_ways([sims], ties)
     for kind, rows, (asked, _) in zip(found, (sims, sims.T), ranks):
         for query, row in enumerate(rows):
             own = {query * per + k for k in range(per)} if kind == "images" else {query // per}
@@ -56,7 +56,7 @@ def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
 def test_folds_are_numbered_through_the_split():
     sims = random_sims(20)
     blocks = evaluation.five_folds(sims)
-    found = candidates.both_ways(blocks)
+    found = pages.both_ways(blocks)
     assert found["images"].ids.shape == (20, 10) and found["captions"].ids.shape == (100, 4)
     for q, ids in enumerate(found["images"].ids):
         assert set(ids // 20) == {q // 4}  # captions of the query's own fold

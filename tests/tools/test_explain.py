@@ -14,7 +14,7 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation
-from modules.explanation import Explanation
+from model import Explanation
 from modules.sides import CaptionSide, ImageSide
 from reporting.explain_page import ExplainedPair, explain_page
 from reporting.explanation import Sentence, caption_sentence, explain_pair
