@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from files.errors import InputError, reason
 from files.pictures import warn_proportions
@@ -23,7 +22,6 @@ from reporting.rendering import TEMPLATES, template
 from reporting.summary import KINDS, short_names, summary
 
 SHOWN = 10  # candidates shown for a query
-CHUNK = 200  # queries in one file of data
 GENERATOR = "gsmn-vsrn retrieval report"
 CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs", "explain"}
 
@@ -83,7 +81,6 @@ class Report:
             "models": [model["name"] for model in self.models],
             "thumbs": self.viewer.write_thumbnails(folder / "thumbs", texts[::per]),
             "names": self.viewer.names,
-            "chunk": CHUNK,
             "per": per,
             "explained": [
                 (page.kind, page.query, name, f"explain/{place}/{page.file}")
@@ -95,10 +92,7 @@ class Report:
         }
         write_script(folder, "site", site)
         for kind in KINDS:
-            n_queries = len(site["ranks"][kind][0])
-            for k in tqdm(range(0, n_queries, CHUNK), desc="report", disable=None, leave=False):
-                values = [[as_lists(values[k : k + CHUNK]) for values in model[kind]] for model in self.models]
-                write_script(folder, f"{kind}-{k // CHUNK}", values)
+            write_script(folder, kind, [list(map(as_lists, model[kind])) for model in self.models])
 
     def write_pages(self, folder, explained):
         common = {

@@ -117,20 +117,17 @@ def test_page_and_json_have_the_figures_and_say_what_they_are_of(tmp_path, capsy
     assert str(tiny.folder) in (site / "index.html").read_text()
 
 
-def test_data_of_the_pages_are_the_similarities(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(pages, "CHUNK", 7)
+def test_data_of_the_pages_are_the_similarities(tmp_path, tiny_data):
     sims = write_report(tiny_data, tmp_path / "site", n_models=2)
     site = read_data(tmp_path / "site", "site")
     assert site["models"] == ["a", "b", "ensemble"] and site["per"] == 5
     assert site["texts"] == (tiny_data.folder / "test_caps.txt").read_text().splitlines()
     ranks = site["ranks"]
-    chunks = {kind: [read_data(tmp_path / "site", f"{kind}-{k}") for k in range(-(-n // 7))]
-              for kind, n in (("images", 10), ("captions", 50))}  # fmt: skip
-    assert not (tmp_path / "site" / "data" / "captions-8.js").exists()
+    found = {kind: read_data(tmp_path / "site", kind) for kind in ("images", "captions")}
     for m, one in enumerate(sims):
-        for (kind, parts), rows, (rank, _) in zip(chunks.items(), (one, one.T), evaluation.metrics(one)["ranks"]):
+        for (kind, models), rows, (rank, _) in zip(found.items(), (one, one.T), evaluation.metrics(one)["ranks"]):
             assert ranks[kind][m] == (rank + 1).tolist()
-            ids, scores, places, _ = ([q for part in parts for q in part[m][k]] for k in range(4))
+            ids, scores, places, _ = models[m]
             assert [q[0] for q in ids] == rows.argmax(1).tolist() and [min(q) for q in places] == ranks[kind][m]
             assert [q[0] for q in scores] == pytest.approx(rows.max(1).tolist(), abs=5e-5)
 
