@@ -23,7 +23,8 @@ class Outputs:
     ranks, json, sims: files, None or '' for none; report: folder of pages, or None; images: folder of image files for
     the pages; command: what asked for them; explain: worst queries each way to explain in the report; explain_pairs:
     pairs to explain, as IMAGE:CAPTION; overrides: the evaluation's, with which --explain loads its models again.
-    InputError where one cannot be written, a warning where that is the default file of ranks.
+    InputError where one cannot be written; a warning at the start where that is the default file of ranks, which the
+    released evaluation leaves wherever it runs.
     """
 
     def __init__(self, ranks, json, sims, report, images, explain, explain_pairs, command, overrides):
@@ -36,7 +37,14 @@ class Outputs:
             raise InputError("--images and --explain are for --report; say with --report DIR where to write it")
         self.sims = sims and os.path.realpath(sims)  # a link stays one
         self.json, self.command = json, command
-        self.ranks = ranks if try_ranks(ranks, check_writable) else None
+        self.ranks = ranks
+        try:
+            check_writable(ranks or os.devnull)
+        except InputError as error:
+            if str(ranks) != RANKS:
+                raise
+            warn(f"the ranks are not kept: {error}, with --ranks")
+            self.ranks = None
         explanations = Explanations(explain, explain_pairs, images, overrides) if asked else None
         self.report = Report(report, images, explanations) if report else None
 
@@ -57,27 +65,11 @@ class Outputs:
         if self.json:
             text = json.dumps([without_ranks(result) for result in results], indent=1, default=str)
             atomic_write(self.json, lambda f: f.write(text.encode()))
-        if try_ranks(self.ranks, lambda path: save_ranks(results[-1]["full" if full else "fold5"], path)):
-            print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
         if self.report:
             self.report.write()
-
-
-def try_ranks(path, act):
-    """act(the file of ranks), if there is one -> whether it succeeded.
-
-    The released evaluation leaves this file wherever it runs, so an evaluation does not fail for want of it
-    unless the user gave its name.
-    """
-    try:
-        if path:
-            act(path)
-        return bool(path)
-    except InputError as error:
-        if str(path) != RANKS:
-            raise
-        warn(f"the ranks are not kept: {error}, with --ranks")
-        return False
+        if self.ranks:
+            save_ranks(results[-1]["full" if full else "fold5"], self.ranks)
+            print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
 
 
 def save_ranks(metrics, path):

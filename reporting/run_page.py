@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import time
+from itertools import chain
 from pathlib import Path
 
 from files.errors import InputError
@@ -84,6 +85,7 @@ def runs_page(logs, title, select="rsum", about=None):
     Of several runs each line is a chart, with a line for each run, and the table has each run's best validation.
     """
     several, charts, rows = len(logs) > 1, {}, []
+    last = max((row["Eiters"] for log in logs.values() for row in chain(*log)), default=0)
     for run, (steps, validations) in logs.items():
         validations = [row for row in validations if is_whole(row)]
         for heading, lines in curves(steps, validations).items():
@@ -98,7 +100,10 @@ def runs_page(logs, title, select="rsum", about=None):
         title=title,
         about=about,
         best=best,
-        charts=[run_chart(heading, lines) for heading, lines in charts.items()],
+        charts=[
+            chart(heading, lines, {0: "0", last: f"{last:,}"}, "step", 100 if "percent" in heading else None)
+            for heading, lines in charts.items()
+        ],
         heads=["Run", "Step", "Epoch"] if several else ["Step", "Epoch"],
         rows=[
             {
@@ -141,11 +146,6 @@ def points(rows, value):
     part = math.ceil(len(pairs) / POINTS) or 1
     parts = [pairs[start : start + part] for start in range(0, len(pairs), part)]
     return [tuple(sum(column) / len(column) for column in zip(*part)) for part in parts]
-
-
-def run_chart(title, lines):
-    last = max(step for line in lines.values() for step, _ in line)
-    return chart(title, lines, {0: "0", last: f"{last:,.0f}"}, "step", 100 if "percent" in title else None)
 
 
 def flag(name, value):
