@@ -423,7 +423,6 @@ def test_unusable_files(tiny_data, case):
 
 def test_unknown_data_name_and_split(tiny_data):
     assert "data has: tiny_precomp" in message(lambda: dataset(tiny_data, data_name="other"))
-    assert "did you mean tiny_precomp?" in message(lambda: dataset(tiny_data, data_name="tiny_percomp"))
     assert "val_ims.npy: no such file" in message(dataset, tiny_data, "val")
 
 
