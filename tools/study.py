@@ -196,11 +196,11 @@ class Worker:
         return None
 
     def stop(self, number, frame):
+        again, self.stopped = self.stopped, True
         for process in list(self.processes):
-            process.send_signal(signal.SIGKILL if self.stopped else signal.SIGTERM)
-        if not self.stopped:
+            process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+        if not again:
             print("\nStopping after runs have written checkpoints; Ctrl-C again leaves at once", file=sys.stderr)
-        self.stopped = True
 
 
 def work(runs, jobs, threads):
