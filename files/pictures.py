@@ -85,11 +85,6 @@ def first_five(pairs, folder, split):
 # ---- one picture ----
 
 
-def read_picture(path):
-    """An 8-bit RGB picture the right way up, as `open_picture` gives it."""
-    return open_picture(path)[0]
-
-
 def open_picture(path, side=None):
     """(picture, change): any picture as 8-bit RGB the right way up, and what had to be changed for it, or None.
 

@@ -230,7 +230,7 @@ def test_pictures_that_cannot_be_read_say_why(tmp_path, kind, word):
         Image.fromarray(np.full((6, 6), 70000, np.float32 if kind == "float" else np.int32)).save(path)
     else:
         path.write_bytes(HEIC if kind == "heic" else b"<?xml version='1.0'?><svg/>")
-    said = message(pictures.read_picture, path)
+    said = message(pictures.open_picture, path)
     assert str(path) in said and word in said
 
 
@@ -240,7 +240,7 @@ def test_exif_rotation(tmp_path, orientation, corner):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture(tmp_path / "x.jpg", "blue", exif=exif)
-    found = np.array(pictures.read_picture(tmp_path / "x.jpg"))
+    found = np.array(pictures.open_picture(tmp_path / "x.jpg")[0])
     assert found.shape[:2] == ((40, 60) if orientation < 5 else (60, 40))
     assert found[corner].min() > 200
 

