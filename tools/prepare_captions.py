@@ -40,24 +40,20 @@ def clean(pictures, notes, tidy):
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
-    tidied = [p._replace(captions=[c._replace(text=tidy(c.text)) for c in p.captions]) for p in pictures]
-    before, after = ([caption for picture in some for caption in picture.captions] for some in (pictures, tidied))
-    texts = [caption.text for caption in after]
-    left = dict(words.odd_marks(texts))
-    for what, numbers in words.odd_marks([caption.text for caption in before]):
-        how = "; --plain replaces them" if what in left else ", which were replaced"
-        for number in numbers:
-            notes[f"captions with {what}{how}"].append(before[number].where)
-    for caption in after:
+    pictures = [p._replace(captions=[c._replace(text=tidy(c.text)) for c in p.captions]) for p in pictures]
+    captions = [caption for picture in pictures for caption in picture.captions]
+    for what, numbers in words.odd_marks([caption.text for caption in captions]):
+        notes[f"captions with {what}; --plain replaces them"] += [captions[number].where for number in numbers]
+    for caption in captions:
         if not caption.text:
             notes["empty captions left out"].append(caption.where)
         elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
             notes["captions with letters beyond a-z, cut into words by the rules for English"].append(caption.where)
-    if fault := words.fault_of_captions([text for text in texts if text]):
+    if fault := words.fault_of_captions([caption.text for caption in captions if caption.text]):
         if fault == words.PRINTED_BYTES:
-            raise InputError(f"{after[0].where}: {fault}")
-        notes[fault].append(after[0].where)
-    return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in tidied]
+            raise InputError(f"{captions[0].where}: {fault}")
+        notes[fault].append(captions[0].where)
+    return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in pictures]
 
 
 def only_there(pictures, folder, drop, notes):

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import unicodedata
 
 import pytest
 from tiny import message, shared
@@ -329,8 +328,6 @@ def five(text):
         (five("ein Hündchen"), "beyond a-z"),
         (five("A&nbsp;man says &quot;hi&quot;"), "entities"),
         (five("The man\u2019s dog"), "curly"),
-        (five("a\u200b dog"), "zero-width"),
-        (five(unicodedata.normalize("NFD", "a café")), "accents"),
         ([(f"0.jpg#zhc#{k}", "一只棕色的狗在草地上奔跑") for k in range(5)], "blanks"),
     ],
 )
@@ -417,19 +414,12 @@ def test_other_content_needs_overwrite(place, capsys):
     assert "must be made again" in said and "train_caps.json" in said and "train_ims" not in said
 
 
-def test_an_interrupted_run_is_taken_up(place, monkeypatch):
-    source, write, written = place.table(rows(6)), prepare_captions.atomic_write, []
-
-    def interrupted(path, how):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(path, how)
-
-    monkeypatch.setattr(prepare_captions, "atomic_write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        place.prepare(source, "--dev", 2)
-    assert len(list(place.folder.iterdir())) == 2
-    monkeypatch.setattr(prepare_captions, "atomic_write", write)
+def test_an_interrupted_run_is_taken_up(place):
+    """One that had written two files."""
+    source = place.table(rows(6))
     place.prepare(source, "--dev", 2)
-    assert len(list(place.folder.iterdir())) == 6
+    whole = place.content()
+    for path in sorted(place.folder.iterdir())[2:]:
+        path.unlink()
+    place.prepare(source, "--dev", 2)
+    assert place.content() == whole
