@@ -35,6 +35,8 @@ from systems.options import add_device_flag
 from tools.own_data.shared import DAMAGED, add_data_flags, add_split_flags, noted, parts_folder, splits_to_make
 
 SIZE = np.dtype([("image_w", "<i8"), ("image_h", "<i8")])
+# with the files of --tsv, what a row depends on
+FLAGS_OF_ROWS = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
 ENDINGS = ("ims_size.npy", "ims_bbx.npy", "ims.npy")  # the features come last: with them a split is complete
 
 
@@ -43,7 +45,9 @@ class Output:
 
     def __init__(self, folder, split, names, opt):
         self.targets = [folder / f"{split}_{ending}" for ending in ENDINGS]
-        self.parts = parts_folder(self.targets[-1], [flags_of_rows(opt), names])
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or ()]
+        flags = [str(getattr(opt, name)) for name in FLAGS_OF_ROWS]
+        self.parts = parts_folder(self.targets[-1], [flags, files, names])
         self.dtype, self.arrays, self.done = np.dtype(opt.dtype), None, np.zeros(len(names), bool)
         if (self.parts / "done.npy").exists():
             self.done = np.array(open_array(self.parts / "done.npy"))
@@ -135,13 +139,6 @@ def read_names(path):
     if not lines:
         raise InputError(f"{path}: no image in it")
     return list(lines)
-
-
-def flags_of_rows(opt):
-    """The flags, and the state of the files, that a row depends on; equal where a command makes the same rows."""
-    names = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or ()]
-    return [[str(getattr(opt, name)) for name in names], files]
 
 
 # ---- command line

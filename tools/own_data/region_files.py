@@ -30,7 +30,10 @@ class RegionFiles:
 
     def __call__(self, names, wanted):
         opt, match, wanted, seen = self.opt, Matcher(names), set(map(int, wanted)), set()
-        items, read = (tsv_lines(opt.tsv, self.notes), read_line) if opt.tsv else (npz_files(opt.npz), read_npz)
+        if opt.tsv:
+            read, items = read_line, tsv_lines(opt.tsv, self.notes)
+        else:
+            read, items = read_npz, ((path, path.stem, path) for path in sorted(opt.npz.glob("*.npz")))
         pictures = find_pictures(opt.images, names, links=True) if opt.images else [None] * len(names)
         for where, name, item in items:
             index = match(name)
@@ -92,12 +95,12 @@ class RegionFiles:
         return Regions(index, features, boxes, size)
 
 
-# ---- formats: the items of the files as (place, name of the image, item), and a function that reads an item as
-# (features (N, F) float32, boxes (N, 4) float32, (width, height) or None, scores (N,) or None)
+# ---- formats: read_...(place, item) gives (features (N, F) float32, boxes (N, 4) float32, (width, height) or None,
+# scores (N,) or None)
 
 
 def tsv_lines(paths, notes):
-    """The lines of several files, {column: bytes} each; a line without enough columns is passed over."""
+    """(place, name of the image, {column: bytes}) of each line that has enough columns; others are passed over."""
     known = f"bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
     for path in paths:
         for number, line in enumerate(lines_of(path), start=1):
@@ -136,12 +139,6 @@ def read_line(where, row):
         raise InputError(
             f"{where}: size, number of boxes, boxes or features cannot be read ({error}); {AGAIN}"
         ) from None
-
-
-def npz_files(folder):
-    """The .npz files of a folder, one an image."""
-    for path in sorted(folder.glob("*.npz")):
-        yield path, path.stem, path
 
 
 def read_npz(path, _):
