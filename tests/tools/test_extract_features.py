@@ -229,7 +229,7 @@ def test_parts_of_another_run_are_not_taken(place):
     (place.photos / "b.png").write_bytes(b"")
     place.grid_error("--batch_size", "1", "--shard", "1")
     (parts,) = place.folder.glob(".dev_*.parts")
-    assert np.load(parts / "done.npy").tolist() == [True, False]
+    assert np.load(parts / "dev_ims_size.npy").tolist() == [(24, 12), (0, 0)]
     place.picture("b.png")
     place.picture("a.png", size=(9, 9))
     *_, sizes = place.grid("--dtype", "float16")
