@@ -228,7 +228,7 @@ def test_pictures_of_other_proportions_are_counted(check, tmp_path):
     code, said = check("--quick", "--images", str(folder))
     assert code == 0 and line_of(said, "dev", "--images").endswith("9 of 10 pictures")
     assert line_of(said, "dev", "not there") == "not there: 1 (first: 9.jpg)"
-    assert "1 (first: 3.jpg: 203 x 103 in dev_ims_size.npy, 103 x 203 in the" in line_of(said, "dev", "pictures of")
+    assert "3.jpg is 103 x 203, the data set says 203 x 103" in line_of(said, "dev", "1 of 10 pictures")
     assert "no names of the images" in line_of(said, "train", "--images")
     (check.folder / "dev_imagename.txt").write_text("a\n")
     assert "dev_imagename.txt: " in line_of(check("--images", str(folder))[1], "dev", "--images")

@@ -144,14 +144,10 @@ def guessed_columns(rows):
 
 
 def table_rows(path, notes):
-    """(titles, rows) of a text with a row for each caption; no titles: an empty list.
-
-    Columns are divided by the delimiter that gives most lines the same number of columns; or by the first blank
-    where lines begin with image#number.
-    """
+    """(titles or [], rows) of a text. Its delimiter is the one that gives most lines the same number of columns."""
     lines = read_lines(path)
     lines = lines[0].split("\r") if len(lines) == 1 else lines
-    lines = [re.sub(r"^(\S+#\d+) +([^\t]+)$", r"\1\t\2", line) for line in lines]
+    lines = [re.sub(r"^(\S+#\d+) +([^\t]+)$", r"\1\t\2", line) for line in lines]  # image#number caption
     delimiter = max(DELIMITERS, key=lambda mark: fitness(divided(lines[:SAMPLE], mark)))
     rows = [Row(f"{path}, line {number}", row) for number, row in divided(lines, delimiter, path) if any(row)]
     titles = rows.pop(0).cells if rows and is_title(rows[0].cells) else []
@@ -162,7 +158,7 @@ def table_rows(path, notes):
 
 
 def divided(lines, delimiter, path=None):
-    """(line, row); where a row has several lines, its last. path: None to pass over mistakes."""
+    """(number of its last line, row) of each row. path: None to pass over mistakes."""
     how = {"quoting": csv.QUOTE_NONE} if DELIMITERS[delimiter] else {"skipinitialspace": True}
     rows = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=path is not None, **how)
     try:
@@ -189,10 +185,7 @@ def is_title(row):
 
 
 def of_equal_length(rows, titles, joint):
-    """The same rows; InputError where one has more or fewer columns.
-
-    joint: what stands between columns without quotes, where a caption may have it too.
-    """
+    """The rows with equally many columns, or InputError. joint: what a caption may have that divides columns too."""
     counts = Counter(len(row.cells) for row in rows)
     width = len(titles) or max(counts, key=lambda n: (counts[n], n), default=0)
     found = []

@@ -1,7 +1,4 @@
-"""What tools/check_data.py says about each file, beyond the checks of the data set.
-
-of_...(split) yields lines to print of a file of this check_data.Split. InputError where the file cannot be used at all.
-"""
+"""What tools/check_data.py says about a file of a Split, beyond the checks of the data set: lines of_... yields."""
 
 import numpy as np
 from tqdm import tqdm
@@ -171,7 +168,5 @@ def of_pictures(split):
     if path.exists():
         table = read_sizes(path)
         table = table[:: CAPTIONS_PER_IMAGE if len(table) == len(split.dataset.tokens) else 1]
-        if other := other_proportions(table, files):
-            g, (w, h), (v, u) = other[0]
-            first = f"first: {names[g]}: {w} x {h} in {path.name}, {v} x {u} in the folder"
-            yield f"pictures of other proportions than {path.name} says, whose boxes do not fit: {len(other)} ({first})"
+        if found := other_proportions(table, files):
+            yield found

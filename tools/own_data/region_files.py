@@ -20,10 +20,7 @@ AGAIN = "the line is cut off or damaged, copy or extract it again"
 
 
 class RegionFiles:
-    """The files --tsv or those in the folder --npz: a call yields the Regions of the wanted images.
-
-    A call takes the names of a split and the numbers of the wanted ones, and yields in the order of the files.
-    """
+    """The files --tsv or --npz: a call yields the Regions of the images with the numbers `wanted` in `names`."""
 
     def __init__(self, opt, notes):
         self.opt, self.notes, self.width = opt, notes, None

@@ -1,7 +1,4 @@
-"""Pictures -> regions: a detector of torchvision, or a grid over the last map of any backbone.
-
-A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
-"""
+"""Pictures -> regions: a detector of torchvision, or a grid over the last map of any backbone."""
 
 import functools
 import math
@@ -35,9 +32,9 @@ class Regions(NamedTuple):
 
 
 class PictureSource:
-    """Base of a detector and a grid: batches of pictures go to `regions`, on a device.
+    """Base of a detector and a grid: a call yields the Regions of the images with the numbers `wanted` in `names`.
 
-    side: of the square that a picture is resized to, where the network needs one.
+    Batches of pictures go to `regions`, on a device; side: of the square that they are resized to, if any.
     """
 
     def __init__(self, opt, model, notes, side=None):
@@ -79,12 +76,7 @@ def read_pictures(pictures, side):
 
 
 class Detector(PictureSource):
-    """The best boxes of a torchvision detector, and its box head's features of them.
-
-    Of each proposal the most probable class counts, refined for this class; of boxes that overlap the more
-    probable one stays, whatever their classes. The features are those of the box that is written. Too few
-    boxes are filled up with the whole image.
-    """
+    """The best boxes of a torchvision detector, and its box head's features of them (docs/data.md, section 2)."""
 
     def __init__(self, opt, notes):
         super().__init__(opt, detector(opt.detector, not opt.no_pretrained), notes)
@@ -199,11 +191,7 @@ class TimmMap(torch.nn.Module):
 
 
 def last_map(model, x, name):
-    """The last output that still has places: (B, F, h, w).
-
-    Found by looking at all outputs on the way: a map with more than one place, or a transformer's tokens with
-    one for the class before them.
-    """
+    """The last output on the way that has places, (B, F, h, w): a map, or a transformer's tokens after the class's."""
     found = []
 
     def look(module, inputs, output):
