@@ -78,16 +78,20 @@ def with_five(pictures, repeat, notes):
     """Five captions for every picture; a picture with fewer is left out, or repeats its captions."""
     kept = []
     for picture in pictures:
-        captions, n = picture.captions, len(picture.captions)
-        if n > CAPTIONS_PER_IMAGE:
-            notes["images with more than five captions, of which the first five are taken"].append(picture.where)
-        elif n < CAPTIONS_PER_IMAGE and repeat and n:
-            notes["images with fewer than five captions, which are repeated"].append(f"{picture.where}: {n}")
-        elif n < CAPTIONS_PER_IMAGE:
+        n = len(picture.captions)
+        if n < CAPTIONS_PER_IMAGE and not (repeat and n):
             how = "" if repeat else "; --fewer repeat keeps those that have one"
             notes[f"images with fewer than five captions left out{how}"].append(f"{picture.where}: {n}")
             continue
-        kept.append(picture._replace(captions=[captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
+        if n != CAPTIONS_PER_IMAGE:
+            more = n > CAPTIONS_PER_IMAGE
+            how = (
+                "more than five captions, of which the first are taken"
+                if more
+                else "fewer captions, which are repeated"
+            )
+            notes[f"images with {how}"].append(f"{picture.where}: {n}")
+        kept.append(picture._replace(captions=[picture.captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
     return kept
 
 

