@@ -135,21 +135,6 @@ def test_vocabulary_of_pictures(tmp_path):
     assert set(built.word2idx) == words | set(vocab.SPECIAL)
 
 
-def test_batches_and_loaders(tmp_path):
-    make_coco(tmp_path)
-    train, dev = data.get_loaders("coco", WORDS, 4, 0, options(tmp_path))
-    batches = list(train)
-    assert [len(b.ids) for b in batches] == [4, 4, 3]
-    assert sorted(i for b in batches for i in b.ids) == list(range(11))
-    for batch in [*batches, *dev]:
-        assert batch.images.shape == (len(batch.ids), 3, 32, 32) and batch.images.dtype == torch.float32
-        assert batch.lengths == sorted(batch.lengths, reverse=True)
-        assert batch.bboxes is batch.depends is batch.labels is batch.masks is None
-    whole = list(data.image_loader(dev.dataset, batch_size=3))
-    assert whole[0].shape == (1, 3, 32, 32)
-    assert len(next(iter(data.caption_loader(dev.dataset, range(5)))).ids) == 5
-
-
 def test_crops_depend_on_seed_epoch_and_caption_only(tmp_path):
     folder = make_coco(tmp_path)
     for seed, path in enumerate((folder / "images" / "train2014").iterdir()):  # no two crops alike

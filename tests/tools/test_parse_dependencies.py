@@ -159,9 +159,6 @@ def test_what_does_not_fit_is_told(folder, chain, monkeypatch, there, what):
         (folder / "dev_caps.json").write_text(there)
     with pytest.raises(InputError, match=what):
         parse(folder)
-
-
-def test_no_captions(folder):
     (folder / "dev_caps.txt").unlink()
     with pytest.raises(InputError, match="prepare_captions"):
         parse(folder)
