@@ -64,10 +64,8 @@ def only_there(pictures, folder, drop, notes):
     missing = [picture for picture, file in zip(pictures, files) if not file]
     if missing and (not drop or len(missing) == len(pictures)):
         how = "names and files must agree" if len(missing) == len(pictures) else "--missing drop leaves such images out"
-        raise InputError(
-            f"{missing[0].where}: {missing[0].name} is not in {folder}, nor are {len(missing) - 1:,} of the other "
-            f"{len(pictures) - 1:,} images; {how}"
-        )
+        first, count = missing[0], f"{len(missing):,} of {len(pictures):,} are missing"
+        raise InputError(f"{first.where}: {first.name} is not in {folder}; {count}; {how}")
     for picture in missing:
         notes[f"images left out that are not in {folder}"].append(f"{picture.where}: {picture.name}")
     found = [(picture, file) for picture, file in zip(pictures, files) if file]
@@ -84,11 +82,8 @@ def with_five(pictures, repeat, notes):
             notes[f"images with fewer than five captions left out{how}"].append(f"{picture.where}: {n}")
             continue
         if n != CAPTIONS_PER_IMAGE:
-            more = n > CAPTIONS_PER_IMAGE
             how = (
-                "more than five captions, of which the first are taken"
-                if more
-                else "fewer captions, which are repeated"
+                "more than five captions, the others left out" if n > CAPTIONS_PER_IMAGE else "fewer captions, repeated"
             )
             notes[f"images with {how}"].append(f"{picture.where}: {n}")
         kept.append(picture._replace(captions=[picture.captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
