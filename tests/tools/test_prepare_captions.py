@@ -183,6 +183,7 @@ def test_numbers_and_quotes_that_are_text_stay(place):
         ("image,caption,split\na.jpg,one,odd\n", "'odd'"),
         ("", "no image"),
         ("a.jpg,one two\n", "no image"),
+        ("a.jpg\tb'a dog'\n" * 5, "b'...'"),  # as Python 3 prints bytes
     ],
 )
 def test_bad_tables(place, content, word):
@@ -361,11 +362,6 @@ def test_fewer_captions_may_repeat(place):
     assert place.lines("train_caps")[10:] == [a, b, a, b, a]
 
 
-def test_printed_bytes_are_refused(place):
-    source = place.table([(f"{i}.jpg", str(text.encode())) for i in range(2) for text in TEXTS])
-    assert "b'...'" in error(place, source, "--split", "train") and not place.folder.exists()
-
-
 def test_notes_stand_before_an_error(place, capsys):
     assert "no image" in error(place, place.table(rows(3, TEXTS[:2])), "--split", "train")
     assert "--fewer repeat" in capsys.readouterr().out
@@ -388,13 +384,17 @@ def test_images_that_are_not_there(place, capsys):
 # ---- nothing is overwritten or half written
 
 
-def test_same_again_changes_nothing(place, capsys):
+def test_the_same_command_writes_what_is_missing_only(place, capsys):
+    """Also after an interruption, which leaves some files."""
     source = place.table(rows(6))
     place.prepare(source, "--dev", 2)
     before = place.content()
-    assert "6 files written" in capsys.readouterr().out
     place.prepare(source, "--dev", 2)
-    assert place.content() == before and "0 files written" in capsys.readouterr().out
+    assert place.content() == before and "0 files written, 6 unchanged" in capsys.readouterr().out
+    for path in sorted(place.folder.iterdir())[2:]:
+        path.unlink()
+    place.prepare(source, "--dev", 2)
+    assert place.content() == before
 
 
 def test_other_content_needs_overwrite(place, capsys):
@@ -410,14 +410,3 @@ def test_other_content_needs_overwrite(place, capsys):
     assert place.lines("train_caps")[0].startswith(TEXTS[-1])
     said = capsys.readouterr().out  # the images are the same, in the same order: their features still fit
     assert "must be made again" in said and "train_caps.json" in said and "train_ims" not in said
-
-
-def test_an_interrupted_run_is_taken_up(place):
-    """One that had written two files."""
-    source = place.table(rows(6))
-    place.prepare(source, "--dev", 2)
-    whole = place.content()
-    for path in sorted(place.folder.iterdir())[2:]:
-        path.unlink()
-    place.prepare(source, "--dev", 2)
-    assert place.content() == whole
