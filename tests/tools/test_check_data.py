@@ -10,7 +10,6 @@ from tiny import message
 
 import data
 from tools import check_data
-from tools.own_data import data_facts
 
 
 @pytest.fixture
@@ -114,9 +113,9 @@ def test_counts_of_odd_features(check, monkeypatch):
     x = np.load(check.folder / "train_ims.npy")
     same = {(1, 2): x[1, 0], (5, 3): x[5, 0], (5, 1): x[5, 0], (6, 1): 0, 38: 9, 39: x[0]}
     change(check.folder / "train_ims.npy", same)
-    sizes, repeated = [], data_facts.repeated
-    monkeypatch.setattr(data_facts, "repeated", lambda x: (sizes.append(x.shape), repeated(x))[1])
-    monkeypatch.setattr(data_facts, "CHUNK_BYTES", 3 * 4 * 4 * 8)
+    sizes, repeated = [], check_data.repeated
+    monkeypatch.setattr(check_data, "repeated", lambda x: (sizes.append(x.shape), repeated(x))[1])
+    monkeypatch.setattr(check_data, "CHUNK_BYTES", 3 * 4 * 4 * 8)
     code, said = check()
     assert code == 0 and sizes[:14] == [*[(3, 4)] * 13, (1, 4)] and f"values {x.min():.4g} to 9" in said
     assert "regions that repeat another of their image: 6 (first: row 1, region 2)" in said
