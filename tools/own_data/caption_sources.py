@@ -154,7 +154,8 @@ def table_rows(path, notes):
     again = [row for row in rows if titles and [cell.lstrip("\ufeff") for cell in row.cells] == titles]
     for row in again:
         notes["rows of titles further down left out"].append(row.where)
-    return titles, of_equal_length([row for row in rows if row not in again], titles, DELIMITERS[delimiter])
+        rows.remove(row)
+    return titles, of_equal_length(rows, titles, DELIMITERS[delimiter])
 
 
 def divided(lines, delimiter, path=None):

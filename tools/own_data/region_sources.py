@@ -50,13 +50,9 @@ class PictureSource:
             for index, change in zip(indices, changes):
                 if change:
                     self.notes[change].append(names[index])
-            try:
-                with torch.inference_mode():
-                    on_device = [tensor.to(self.opt.device) for tensor in tensors]
-                    found = list(self.regions(on_device, sizes, [names[i] for i in indices]))
-            except torch.OutOfMemoryError:
-                size = self.opt.batch_size
-                raise InputError(f"{self.opt.device}: out of memory; a --batch_size below {size} needs less") from None
+            with torch.inference_mode():
+                on_device = [tensor.to(self.opt.device) for tensor in tensors]
+                found = list(self.regions(on_device, sizes, [names[i] for i in indices]))
             for index, (features, boxes), size in zip(indices, found, sizes):
                 yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
 
