@@ -24,7 +24,6 @@ def check(tiny_data, capsys):
         return code, check.said.out
 
     check.folder = tiny_data.folder
-    check.vocab = f"{tiny_data.vocab_path}/{tiny_data.data_name}_vocab.json"
     return check
 
 

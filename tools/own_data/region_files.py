@@ -58,12 +58,10 @@ class RegionFiles:
         shaped = features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)
         if not (shaped and np.isfinite(features).all() and np.isfinite(boxes).all()):
             found = f"features {features.shape} and boxes {boxes.shape}"
-            raise InputError(
-                f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity, extract them again"
-            )
+            raise InputError(f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity; extract again")
         width = features.shape[1] or self.width
         if not width:
-            raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
+            raise InputError(f"{where}: no features, and no image before it tells how wide features are; move it down")
         if self.width not in (None, width) or (len(boxes) and not features.size):
             raise InputError(f"{where}: features are {features.shape[1]} wide, {self.width} before; {AGAIN}")
         self.width = width
@@ -133,9 +131,7 @@ def read_line(where, row):
         scores = scores[0].reshape(count) if scores else None
         return features.reshape(count, width), boxes.reshape(count, 4), size, scores
     except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"{where}: size, number of boxes, boxes or features cannot be read ({error}); {AGAIN}"
-        ) from None
+        raise InputError(f"{where}: size, number, boxes or features cannot be read ({error}); {AGAIN}") from None
 
 
 def read_npz(path, _):
