@@ -11,17 +11,9 @@ from files.arrays import check_five_rows, open_array, read_boxes, read_sizes, re
 from files.errors import InputError, warn
 from files.features import features_file, open_features
 from files.names import find_pictures, image_names
-from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
+from files.pictures import captioned_pictures, first_five, make_transforms, open_picture
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, Ragged, data_folder, read_captions, read_dependencies, read_ids
-from runtime.batches import (
-    EpochSampler,
-    Item,
-    collate,
-    in_order,
-    longest_first,
-    make_loader,
-    seeded,
-)
+from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded
 from runtime.workers import Loader
 from systems.table import SYSTEMS, Inputs, inputs_of, system_of
 from vocab import END, PAD, check_ids, encode_all, warn_unfit
@@ -189,7 +181,7 @@ class PrecompDataset(Dataset):
 
     def image(self, g):
         """Features of image g: (R, F) float32."""
-        return self._features(g * CAPTIONS_PER_IMAGE // self.im_div)
+        return self._features(self.row_of(g * CAPTIONS_PER_IMAGE))
 
     def _features(self, row):
         features = torch.empty(1, *self.images.shape[1:])
@@ -222,13 +214,14 @@ class PrecompDataset(Dataset):
             self._features(row)
 
     def __getitem__(self, i):
-        return self._item(i, self._features(self.row_of(i)))
+        return self.item(i, self._features(self.row_of(i)))
 
     def __getitems__(self, captions):
         """Items without images: a loader reads those of a whole batch into one tensor (batches.read_features)."""
-        return [self._item(i, None) for i in captions]
+        return [self.item(i) for i in captions]
 
-    def _item(self, i, image):
+    def item(self, i, image=None):
+        """Caption i with an image or without."""
         caption = self.tokens[i]
         boxes = None if self.boxes is None else torch.from_numpy(self.boxes[self.image_of(i)])
         depends = None if self.depends is None else self.depends[i]
@@ -287,15 +280,19 @@ class PictureDataset(Dataset):
 
     def image(self, g):
         """Image g as evaluation sees it: (3, crop, crop) float32."""
-        return self.transform(read_picture(self.pictures[g]))
+        return self.transform(open_picture(self.pictures[g])[0])
 
     def __getitem__(self, i):
         if self.train:
             epoch = self.sampler.epoch if self.sampler else 0
             with seeded(self.seed, epoch, i):
-                image = self.random_transform(read_picture(self.pictures[self.owner[i]]))
+                image = self.random_transform(open_picture(self.pictures[self.owner[i]])[0])
         else:
             image = self.image(self.owner[i])
+        return self.item(i, image)
+
+    def item(self, i, image=None):
+        """Caption i with a picture or without."""
         return Item(image, self.tokens[i], i, None, None, None, None)
 
 
@@ -359,12 +356,7 @@ def image_loader(dataset, batch_size=128, workers=0, only=None):
 
 
 def caption_loader(dataset, captions, batch_size=128):
-    """These captions, longest first: Batch without images, boxes and labels; ids say which captions."""
-
-    def read(i):
-        depends = None if dataset.depends is None else dataset.depends[i]
-        return Item(None, dataset.tokens[i], i, None, depends, None, None)
-
+    """These captions, longest first: Batch without images; ids say which captions."""
     order = longest_first(captions, dataset)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return Loader(Reader(read), batches, 0, collate)
+    return Loader(Reader(dataset.item), batches, 0, collate)

@@ -44,13 +44,13 @@ nox.options.envdir = str(WORK / "nox")
 nox.options.reuse_existing_virtualenvs = True
 
 
-def suite(session, cell, python, settings):
+def suite(session, cell, python, settings, *tests):
     session.chdir(ROOT)
     WORK.mkdir(exist_ok=True)
     # inductor finds a program of another instruction set in its cache, where ATEN_CPU_CAPABILITY was another
     settings = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": f"{WORK}/{cell}-inductor", **settings}
     with open(WORK / f"{cell}.txt", "w") as log:
-        session.run(python, "-m", "pytest", *PYTEST, *session.posargs, env=settings, stdout=log, external=True)
+        session.run(python, "-m", "pytest", *PYTEST, *session.posargs, *tests, env=settings, stdout=log, external=True)
     session.log((WORK / f"{cell}.txt").read_text().splitlines()[-1])
 
 
@@ -69,3 +69,10 @@ for cell, (version, packages) in PACKAGES.items():
     def of_versions(session, cell=cell, packages=packages):
         session.install("-r", str(ROOT / "tests/requirements.txt"), *packages)
         suite(session, cell, "python", {})
+
+
+@nox.session(venv_backend="none")
+def alone(session):
+    """Each file of tests in a process of its own."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        suite(session, f"alone-{path.stem}", HERE, {}, str(path))

@@ -16,8 +16,7 @@ from tools.searching import collection
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("checkpoints", "docs", "files", "modules", "reporting", "runtime", "systems", "tests", "tools",
-           "training")  # fmt: skip
+FOLDERS = "checkpoints docs files modules reporting runtime systems tests tools training".split()
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -72,25 +71,18 @@ def test_links_lead_somewhere(page):
 def commands(page):
     """(script, its flags) of every documented command."""
     text = page.read_text().replace("\\\n", " ")
-    for script, rest in re.findall(r"python ((?:tools/)?\w+\.py)((?:[^\n`|;#]|#\d)*)", text):
+    in_block, in_line = r"python ((?:tools/)?\w+\.py)((?:[^\n`|;#]|#\d)*)", r"`((?:tools/)?\w+\.py) ([^\n`|;#]*)`"
+    for script, rest in [*re.findall(in_block, text), *re.findall(in_line, text)]:
         yield script, re.findall(r"(?<!\S)(--[a-zA-Z]\w*)", rest)
-    for script, rest in re.findall(r"`((?:tools/)?\w+\.py) ((?:[^\n`|;#])*)`", text):
-        yield script, re.findall(r"(?<!\S)(--[a-zA-Z]\w*)", rest)
-
-
-def sources(script):
-    """The texts that may declare a script's flags."""
-    shared = [path for folder in ("checkpoints", "runtime", "systems") for path in (ROOT / folder).glob("*.py")]
-    paths = [script, *shared, *(ROOT / "tools").glob("*/*.py")]
-    return "".join(path.read_text() for path in paths)
 
 
 @pages
 def test_documented_commands_exist_with_their_flags(page):
+    shared = [path for folder in ("checkpoints", "runtime", "systems") for path in (ROOT / folder).glob("*.py")]
     for script, flags in commands(page):
         path = ROOT / script if (ROOT / script).is_file() else ROOT / "tools" / script
         assert path.is_file(), script
-        declared = sources(path)
+        declared = "".join(source.read_text() for source in [path, *shared])
         for flag in flags:
             assert f'"{flag}"' in declared or flag == "--help", f"{script} {flag}"
 

@@ -217,7 +217,14 @@ def test_start_and_end_and_nothing_left_to_do(tiny_data, tmp_path, caplog):
     folder, text = said(caplog, tiny_data, tmp_path / "run", *FEW, "--log_step", 1)
     best = load_checkpoint(folder / "model_best.pth.tar")
     weights = sum(weight.numel() for part in best["model"] for weight in part.values())
-    for fact in ("GSMN", f"{weights:,} weights", "200 captions", f"{folder}", f"{tmp_path}/run/log/summary.html"):
+    for fact in (
+        "GSMN",
+        f"{weights:,} weights",
+        "about 37.7kB each",
+        "200 captions",
+        f"{folder}",
+        f"{tmp_path}/run/log/summary.html",
+    ):
         assert fact in text
     assert text.count("loss ") == 4 and text.count(" ETA ") == 4  # at each step
     assert f"rsum {best['best_rsum']:.1f} on dev of epoch {best['best_epoch']}" in text
@@ -227,6 +234,13 @@ def test_start_and_end_and_nothing_left_to_do(tiny_data, tmp_path, caplog):
     _, text = said(caplog, tiny_data, tmp_path / "run", *FEW, "--resume", folder)
     assert "nothing is left to do" in text and f" of epoch {best['best_epoch']}, in " in text
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_disk_too_small_is_said(tiny_data, tmp_path, monkeypatch, caplog):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(announce.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    folder, text = said(caplog, tiny_data, tmp_path, *FEW, epochs=1)
+    assert f"{folder}: too little disk" in text and "--keep" in text
 
 
 def test_a_line_of_log(caplog):
@@ -285,21 +299,3 @@ def test_the_variant_is_said_and_carried(tiny_data, tmp_path, caplog):
         run(*again, "--vsrn_variant", "coco", epochs=2)
     run(*again, epochs=2)
     assert "bn.weight" in load_checkpoint(folder / "checkpoint_1.pth.tar")["model"][0]
-
-
-def test_a_disk_too_small_is_said(tiny_data, tmp_path, monkeypatch, caplog):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(announce.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with caplog.at_level(logging.WARNING):
-        folder = run(tiny_data, tmp_path, *FEW, epochs=1)
-    assert f"{folder}: 1.00kB are free, fewer than the checkpoints need; --keep 2 needs " in caplog.text
-
-
-@pytest.mark.parametrize(
-    "keep, every, done, count",
-    [(0, 0, 0, 31), (2, 0, 0, 3), (0, 0, 28, 3), (0, 10, 0, 91), (3, 10, 0, 4), (0, 0, 30, 1)],
-)
-def test_number_and_bytes_of_checkpoints(keep, every, done, count):
-    opt = Namespace(num_epochs=30, keep=keep, save_every=every)
-    assert announce.checkpoints_of(opt, 25, Progress(epoch=done)) == count
-    assert announce.checkpoint_bytes(torch.nn.Linear(9, 1)) == 120

@@ -276,7 +276,8 @@ def evaluation(opt, flags):
     lengths = [min(n, 60) for n in caption_lengths(5 * images, opt.lengths)]  # VSRN's --max_len
     features = torch.rand(images, opt.regions, model_opt.img_dim)
     tokens = [rng.integers(4, VOCABULARY, n).tolist() for n in lengths]
-    split = SimpleNamespace(n_images=images, image=features.__getitem__, boxes=None, tokens=tokens, depends=None)
+    items = [Item(None, ids, i, None, None, None, None) for i, ids in enumerate(tokens)]
+    split = SimpleNamespace(n_images=images, image=features.__getitem__, tokens=tokens, item=items.__getitem__)
     net.encode_images(features[:100])  # the first call allocates
     found = {"M parameters": sum(weight.numel() for weight in net.parameters()) / 1e6}
     found["images s"], regions = once(opt, lambda: encode_all_images(net, split, 0))

@@ -174,36 +174,33 @@ class Worker:
             text = json.dumps(run.flags, indent=1) + "\n"
             atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
             for program, end in run.ends.items():
-                code = 0 if self.stopped or end.exists() else self.execute(program, run)
+                if end.exists():
+                    continue
+                print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
+                command = [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)]
+                streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": self.environment, **GROUP}
+                log = run.folder / f"{program}.txt"
+                with open(log, "ab") as output:
+                    process = subprocess.Popen(command, stdout=output, **streams)
+                self.processes.add(process)
+                if self.stopped:  # while it started
+                    process.terminate()
+                code = process.wait()
+                self.processes.discard(process)
                 if self.stopped:
                     return None
                 if code:
-                    log = run.folder / f"{program}.txt"
                     why = log.read_text(errors="replace").strip().rpartition("\n")[2]
                     return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
                 end.touch()
         return None
 
-    def execute(self, program, run):
-        """Run a script to its end -> its exit code."""
-        print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
-        command = [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)]
-        streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": self.environment, **GROUP}
-        with open(run.folder / f"{program}.txt", "ab") as output:
-            process = subprocess.Popen(command, stdout=output, **streams)
-        self.processes.add(process)
-        if self.stopped:  # while it started
-            process.terminate()
-        code = process.wait()
-        self.processes.discard(process)
-        return code
-
     def stop(self, number, frame):
+        again, self.stopped = self.stopped, True
         for process in list(self.processes):
-            process.send_signal(signal.SIGKILL if self.stopped else signal.SIGTERM)
-        if not self.stopped:
+            process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+        if not again:
             print("\nStopping after runs have written checkpoints; Ctrl-C again leaves at once", file=sys.stderr)
-        self.stopped = True
 
 
 def work(runs, jobs, threads):

@@ -1,7 +1,6 @@
 """Log lines of a training: its start, its steps with their figures and the time left, its end."""
 
 import datetime
-import functools
 import logging
 import shlex
 import shutil
@@ -19,8 +18,6 @@ from runtime import distributed
 from systems.options import defaults
 from systems.table import system_of
 
-in_bytes = functools.partial(tqdm.format_sizeof, suffix="B")  # 1234567890 -> '1.23GB'
-WEIGHTS_AND_ADAM = 3  # numbers in a checkpoint for each trained weight: itself and Adam's two means
 NO_LOSSES = ("grad_norm", "positive", "hardest_negative", "score_spread")  # among a step's figures
 
 
@@ -41,10 +38,11 @@ def start_logging():
 
 
 def announce_start(training):
-    """Model, data, steps and folders, one line each; a warning where the disk is too small for the checkpoints."""
+    """Model, data, steps and folders, one line each, and about how large a checkpoint is."""
     opt, progress, steps = training.opt, training.progress, len(training.loader)
     logging.info("%s", system_of(opt).kind(opt))
     weights = sum(p.numel() for p in training.model.parameters())
+    trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
     where = str(training.model.device).replace("cpu", f"cpu, {torch.get_num_threads()} threads")
     where += f", {distributed.size()} processes" if distributed.size() > 1 else ""
     logging.info("%s weights, on %s", f"{weights:,}", where)
@@ -53,31 +51,16 @@ def announce_start(training):
         logging.info("%s: %s images, %s captions", items.folder / split, f"{items.n_images:,}", f"{len(items):,}")
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
     logging.info("%s of %d steps, %d pairs a step%s", in_epochs(opt), steps, opt.batch_size, start)
-    size, count = checkpoint_bytes(training.model), checkpoints_of(opt, steps, progress)
-    logging.info("Checkpoints: %s", opt.model_name)
-    less = "" if opt.keep else " (--keep N: the newest N and the best)"
-    logging.info("%d of about %s, %s in all%s", count, in_bytes(size), in_bytes(size * count), less)
+    size = 4 * (weights + 2 * trained)  # float32, with both of Adam's means
+    logging.info("Checkpoints: %s, about %s each", opt.model_name, tqdm.format_sizeof(size, "B"))
+    count = (opt.keep or opt.num_epochs - progress.epoch) + 1
+    if distributed.is_main() and shutil.disk_usage(opt.model_name).free < count * size:
+        logging.warning("%s: too little disk is free for %d of them; --keep 2 needs three", opt.model_name, count)
     logging.info("Log and curves: %s", opt.logger_name)
-    free = shutil.disk_usage(opt.model_name).free if distributed.is_main() else size * count
-    if free < size * count:
-        logging.warning("%s: %s are free, fewer than the checkpoints need; --keep 2 needs %s",
-                        opt.model_name, in_bytes(free), in_bytes(size * 3))  # fmt: skip
 
 
 def in_epochs(opt):
     return f"{opt.num_epochs} epoch{'' if opt.num_epochs == 1 else 's'}"
-
-
-def checkpoint_bytes(model):
-    """About how large a checkpoint is: float32 weights, and Adam's state of those that are trained."""
-    return 4 * sum(p.numel() * (WEIGHTS_AND_ADAM if p.requires_grad else 1) for p in model.parameters())
-
-
-def checkpoints_of(opt, steps, progress):
-    """How many checkpoints the rest of a run leaves, the best included."""
-    epochs = max(0, opt.num_epochs - progress.epoch)
-    between = epochs * ((steps - 1) // opt.save_every) if opt.save_every else 0
-    return min(epochs + between, opt.keep or epochs + between) + 1
 
 
 # ---- on the way

@@ -1,4 +1,4 @@
-"""tools/search.py: finds what the evaluation's similarities say, with and without captions, and writes pages."""
+"""search.py finds what the evaluation scores, with and without captions; evaluate_cascade.py's recalls spelt out."""
 
 import io
 import json
@@ -12,7 +12,8 @@ from tiny import VSRN, make_tiny, message, picture_folder, write_model
 
 import data
 import evaluation
-from tools import search
+from checkpoints.loading import open_members
+from tools import evaluate_cascade, search
 from tools.searching import faiss_index
 from tools.searching.collection import Reader, best_images
 from tools.searching.faiss_index import build_index, nearest, set_breadth, shortlist
@@ -146,6 +147,7 @@ def indexed(tmp_path_factory):
     made = make_tiny(root, regions=5, splits={"test": IMAGES, "dev": IMAGES})
     for name, changes in (("vsrn", VSRN), ("gsmn", {}), ("other", {**VSRN, "embed_size": 24})):
         write_model(made, root / name, **changes)
+    write_model(made, root / "sparse", is_sparse=True, propagation="neighbors")
     make_index(root / "vsrn", root / "test.index")
     made.root = root
     return made
@@ -287,3 +289,84 @@ def test_kinds_of_index():
     short, scores = shortlist(ivf, q[:1], 1000)
     assert 1 < len(short) < 1000 and (short >= 0).all()
     np.testing.assert_allclose(scores, x[short] @ q[0], rtol=1e-5)
+
+
+# ---- evaluate_cascade.py
+
+
+def literal(scores, true, near, k):
+    """The rank of one query among the k nearest, a tie before the answer; infinite where the answer is not there."""
+    nearest = np.argsort(-near)[:k].tolist()
+    best = max((scores[c] for c in true if c in nearest), default=np.inf)
+    return np.inf if best == np.inf else sum(scores[c] >= best for c in nearest if c not in true)
+
+
+def test_recalls_are_the_cascade_spelt_out():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    sims = rng.integers(0, 30, (40, 200)).astype(np.float32)  # with ties
+    images, captions = (rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 200))  # that do not agree with them
+    rows = evaluate_cascade.cascade_recalls(sims, images, captions)
+    assert [row["k"] for row in rows] == [0, 5, 10, 20, None]
+    near = images @ captions.T
+    for row in rows[1:-1]:
+        k = row["k"]
+        ranks = {
+            "i2t": [literal(sims[g], range(5 * g, 5 * g + 5), near[g], k) for g in range(40)],
+            "t2i": [literal(sims[:, c], [c // 5], near[:, c], k) for c in range(200)],
+        }
+        for way, found in ranks.items():
+            expected = [100 * np.mean(np.less(found, n)) for n in (1, 5, 10, np.inf)]
+            assert list(row[way].values()) == pytest.approx(expected)
+    for row, matrix in ((rows[-1], sims), (rows[0], near)):
+        for way, expected in (("i2t", evaluation.i2t(matrix)), ("t2i", evaluation.t2i(matrix))):
+            assert tuple(row[way].values()) == (*expected[:3], 100.0)
+
+
+def test_candidates_that_an_index_misses():
+    """-1 is nobody, not the last candidate."""
+    kept = evaluate_cascade.shortlisted(np.ones((2, 4), np.float32), np.array([[1, -1], [-1, -1]]))
+    assert (kept == 1).tolist() == [[False, True, False, False], [False] * 4]
+
+
+def test_a_cascade_on_a_split(indexed, tmp_path, capsys, monkeypatch):
+    """K = all is test.py's result; what is timed gives the second model's own order; table and JSON are written."""
+    monkeypatch.setattr(evaluate_cascade, "SECONDS", 0)
+    models = [str(indexed.root / name) for name in ("vsrn", "sparse")]
+    flags = ["--model_path", models[0], "--rerank", models[1], "--device", "cpu"]
+    evaluate_cascade.main([*flags, "--json", str(tmp_path / "found.json")])
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
+    rows = found["rows"]
+    for row, path in ((rows[-1], models[1]), (rows[0], models[0])):
+        plain = evaluation.evalrank(path, split="test", ranks=None, device="cpu")
+        assert row["i2t"] == {"in_shortlist": 100, **{name: plain[name] for name in ("r1", "r5", "r10")}}
+        assert row["t2i"] == {"in_shortlist": 100, **{name: plain[name + "i"] for name in ("r1", "r5", "r10")}}
+    assert [line.split()[0] for line in said.splitlines()[-4:]] == ["first", "5", "10", "all"]
+    assert all(row["ms"] > 0 and row["ms_encoding"] > 0 for row in rows[1:])
+    assert (found["split"], found["images"], found["second"]["path"]) == ("test", IMAGES, models[1])
+
+    first, second = open_members(models, "test", False, {"device": "cpu"})
+    sides = evaluation.encode_split(second.model, second.loader)
+    sims = evaluation.score_all(second.model, *sides)
+    index = faiss_index.build_index(evaluation.encode_split(first.model, first.loader)[0].emb.numpy())
+    for k, stored in ((5, None), (5, sides[0].emb), (None, None)):
+        best, scores = evaluate_cascade.ask(first, second, index, k, stored, 8)
+        np.testing.assert_allclose(scores, sims[best, 8], atol=1e-6)
+        assert len(best) == (k or IMAGES) and list(scores) == sorted(scores, reverse=True)
+
+
+def test_wrong_members_of_a_cascade(indexed, tmp_path):
+    """A model without vectors; the same images in another order."""
+
+    def told(first, *more):
+        flags = ["--model_path", first, "--rerank", indexed.root / "sparse", "--device", "cpu", *more]
+        return message(evaluate_cascade.main, [str(flag) for flag in flags])
+
+    other = make_tiny(tmp_path, regions=5, splits={"test": IMAGES})
+    path = other.folder / "test_caps.txt"
+    captions = np.array(path.read_text().splitlines()).reshape(IMAGES, -1)
+    path.write_text("\n".join(captions[::-1].ravel()) + "\n")
+    write_model(other, tmp_path / "vsrn", **VSRN)
+    assert "one vector" in told(indexed.root / "sparse")
+    assert "order" in told(tmp_path / "vsrn")
+    assert "no folder" in told(indexed.root / "vsrn", "--json", "none/x.json")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -29,34 +28,32 @@ common = --num_epochs 2 --workers 0
 a = ${flags:common}
 b = ${flags:common} --propagation neighbors
 """
-# Stands for train.py: an epoch is a checkpoint; the second one waits while there is a file `wait`.
-TRAIN = """
-import json, os, signal, sys, time
+# Both stand-ins note which run called them, with how many threads, and what it resumes.
+HEAD = """
+import os, signal, sys, time, zlib
 from pathlib import Path
+import numpy as np
 flags, here = dict(zip(sys.argv[1::2], sys.argv[2::2])), Path(__file__).parent
+run = Path(flags.get("--save_sims") or flags["--logger_name"]).parent
+with open(here / "calls", "a") as calls:
+    print(Path(__file__).stem, run.name, os.environ["OMP_NUM_THREADS"], flags.get("--resume", ""), file=calls)
+"""
+# Stands for train.py: an epoch is a checkpoint; the second one waits while there is a file `wait`.
+TRAIN = f"""{HEAD}
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 models = Path(flags["--model_name"])
 models.mkdir(exist_ok=True)
-with open(here / "calls", "a") as calls:
-    calls.write(json.dumps(["train", *sys.argv[1:], os.environ["OMP_NUM_THREADS"]]) + "\\n")
 if (here / "fail").exists() and "neighbors" in sys.argv:
     print("warming up"), sys.exit("error: no such data")
 for epoch in range(len(list(models.glob("*"))), 2):
     while (here / "wait").exists() and epoch == 1:
         time.sleep(0.01)
-    (models / f"checkpoint_{epoch}.pth.tar").touch()
+    (models / f"checkpoint_{{epoch}}.pth.tar").touch()
 """
 # Stands for test.py: a matrix of similarities that depends on the run's name alone.
-TEST = """
-import json, sys, zlib
-from pathlib import Path
-import numpy as np
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-sims = Path(flags["--save_sims"])
-with open(Path(__file__).parent / "calls", "a") as calls:
-    calls.write(json.dumps(["test", *sys.argv[1:]]) + "\\n")
-rng = np.random.default_rng(zlib.crc32(sims.parent.name.encode()))
-np.save(sims, (rng.normal(size=(4, 20)) + np.kron(np.eye(4), np.ones(5))).astype(np.float32))
+TEST = f"""{HEAD}
+rng = np.random.default_rng(zlib.crc32(run.name.encode()))
+np.save(flags["--save_sims"], (rng.normal(size=(4, 20)) + np.kron(np.eye(4), np.ones(5))).astype(np.float32))
 Path(flags["--json"]).write_text("[]")
 """
 
@@ -72,13 +69,9 @@ def scripts(tmp_path, monkeypatch):
 
 
 def calls(folder):
+    """[program, run, threads, folder that it resumes] of each start of a stand-in."""
     path = folder / "calls"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def names_of(called):
-    """(program, run) of calls."""
-    return [(call[0], re.search(r"(\w+)\.seed(\d)", " ".join(call)).group()) for call in called]
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_a_table_is_read(scripts):
@@ -129,12 +122,11 @@ def test_runs_go_seed_by_seed_and_only_once(scripts):
     flags = ["table.ini", "--jobs", "1", "--threads", "3", "--out", "out"]
     assert study.main([*flags, "--seeds", "0", "1"]) == 0
     order = ["a.seed0", "b.seed0", "a.seed1", "b.seed1"]
-    assert names_of(calls(scripts)) == [(program, name) for name in order for program in ("train", "test")]
-    assert {call[-1] for call in calls(scripts) if call[0] == "train"} == {"3"}
+    assert calls(scripts) == [[program, name, "3"] for name in order for program in ("train", "test")]
     assert study.main([*flags, "--seeds", "1", "2", "--rows", "a"]) == 0  # one of them is finished
-    assert names_of(calls(scripts)[8:]) == [("train", "a.seed2"), ("test", "a.seed2")]
+    assert calls(scripts)[8:] == [["train", "a.seed2", "3"], ["test", "a.seed2", "3"]]
     (scripts / "out/a.seed1/test.json").unlink()  # tested anew, not trained
-    assert study.main([*flags, "--seeds", "1"]) == 0 and names_of(calls(scripts)[10:]) == [("test", "a.seed1")]
+    assert study.main([*flags, "--seeds", "1"]) == 0 and calls(scripts)[10:] == [["test", "a.seed1", "3"]]
     (scripts / "table.ini").write_text(TABLE.replace("--workers 0", "--workers 1"))
     assert "out/a.seed0/run.json" in message(study.main, flags)
 
@@ -154,9 +146,8 @@ study.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out
     assert not list(scripts.rglob("test.json"))
     (scripts / "wait").unlink()
     assert study.main(["table.ini", "--out", "out", "--seeds", "0"]) == 0
-    again = [call for call in calls(scripts)[2:] if call[0] == "train"]  # side by side, in either order
-    resumed = sorted(call[call.index("--resume") + 1] for call in again)
-    assert resumed == ["out/a.seed0/checkpoint", "out/b.seed0/checkpoint"]
+    again = sorted(call[1:] for call in calls(scripts)[2:] if call[0] == "train")  # side by side, in either order
+    assert again == [[f"{name}.seed0", "1", f"out/{name}.seed0/checkpoint"] for name in "ab"]
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(scripts, capsys):
@@ -174,7 +165,7 @@ def test_a_run_of_another_process_is_left_to_it(scripts):
     (scripts / "out/a.seed0").mkdir(parents=True)
     with lock_folder(scripts / "out/a.seed0"):
         assert study.main(["table.ini", "--out", "out", "--seeds", "0"]) == 0
-    assert {name for _, name in names_of(calls(scripts))} == {"b.seed0"}
+    assert {call[1] for call in calls(scripts)} == {"b.seed0"}
 
 
 def test_results_add_up(scripts):
