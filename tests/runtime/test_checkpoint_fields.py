@@ -74,23 +74,24 @@ def test_whatever_goes_wrong_is_one_line(tmp_path, monkeypatch):
 # ---- values of other libraries
 
 
+VALUES = {  # flag: (in the file, as read)
+    "learning_rate": (np.float64(0.5), 0.5),
+    "embed_size": (np.int64(4), 4),
+    "bi_gru": (np.bool_(True), True),
+    "margin": (np.float16(0.25), 0.25),
+    "data_path": (pathlib.PurePosixPath("/data/x"), "/data/x"),
+    "vocab_path": (pathlib.PureWindowsPath("C:\\v"), "C:\\v"),
+    "device": (torch.device("cuda", 1), "cuda:1"),
+}
+
+
 @pytest.mark.parametrize("save", [save_checkpoint, partial(torch.save, _use_new_zipfile_serialization=False)])
 def test_numbers_paths_and_devices_of_other_programs(save, tmp_path):
-    opt = argparse.Namespace(
-        learning_rate=np.float64(0.5), embed_size=np.int64(4), bi_gru=np.bool_(True), margin=np.float16(0.25),
-        data_path=pathlib.PurePosixPath("/data/x"), vocab_path=pathlib.PureWindowsPath("C:\\v"),
-        device=torch.device("cuda", 1),
-    )  # fmt: skip
-    before = state(opt=opt, best_rsum=np.float64(3.5), epoch=np.int32(7))
-    save(before, tmp_path / "x.pth.tar")
+    opt = argparse.Namespace(**{name: value for name, (value, _) in VALUES.items()})
+    save(state(opt=opt, best_rsum=np.float64(3.5), epoch=np.int32(7)), tmp_path / "x.pth.tar")
     found = load_checkpoint(tmp_path / "x.pth.tar")
-    assert found["best_rsum"] == 3.5 and type(found["best_rsum"]) is float
-    assert found["epoch"] == 7 and type(found["epoch"]) is int
-    wanted = {"learning_rate": 0.5, "embed_size": 4, "bi_gru": True, "margin": 0.25}
-    wanted |= {"data_path": "/data/x", "vocab_path": "C:\\v", "device": "cuda:1"}
-    for name, value in wanted.items():
-        assert getattr(found["opt"], name) == value and type(getattr(found["opt"], name)) is type(value)
-    same(found["model"], gsmn())
+    same([found["best_rsum"], found["epoch"], found["model"]], [3.5, 7, gsmn()])
+    same([getattr(found["opt"], name) for name in VALUES], [value for _, value in VALUES.values()])
 
 
 @pytest.mark.parametrize("code", ["V8", "U4", "(1000000,)f8"])
@@ -137,25 +138,24 @@ CLAIMS = {
 def test_claimed_sizes_take_no_memory(case):
     changes, expected = CLAIMS[case]
     tracemalloc.start()
-    found = message(check_shapes, Parts, options(**changes), states(), "x.pth.tar")
-    peak = tracemalloc.get_traced_memory()[1]
+    assert expected in message(check_shapes, Parts, options(**changes), states(), "x.pth.tar")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
-    assert expected in found and found.startswith("x.pth.tar: ") and peak < 50e6
 
 
 def test_shapes_that_fit_and_others():
-    check_shapes(Parts, options(), states(), "x")
     first, second = states()["model"]
-    old = {name: value for name, value in second.items() if "batches" not in name}
-    check_shapes(Parts, options(), {**states(), "model": [first, old]}, "x")  # torch before 0.4.1 did not count batches
-    more = {**states(), "model": [first, {**second, "more": torch.ones(1)}]}
-    assert "second.more" in message(check_shapes, Parts, options(), more, "x")
-    whole = {**states(), "model": [{name: value.long() for name, value in first.items()}, second]}
-    assert "first.weight_ih_l0" in message(check_shapes, Parts, options(), whole, "x")
-    part = {**states(), "model": [first]}
-    assert "1 state dicts" in message(check_shapes, Parts, options(), part, "x")
-    further = states(caption_model=gsmn()[0])
-    assert "x: caption_model.fc.weight" in message(check_shapes, Parts, options(), further, "x")
+    without_counts = {name: value for name, value in second.items() if "batches" not in name}  # torch before 0.4.1
+    for part in (second, without_counts):
+        check_shapes(Parts, options(), {"model": [first, part], "further": {}}, "x")
+    for model, further, expected in (
+        ([first, {**second, "more": torch.ones(1)}], {}, "second.more"),
+        ([{name: value.long() for name, value in first.items()}, second], {}, "first.weight_ih_l0"),
+        ([first], {}, "1 state dicts"),
+        ([first, second], {"caption_model": gsmn()[0]}, "x: caption_model.fc.weight"),
+    ):
+        found = message(check_shapes, Parts, options(), {"model": model, "further": further}, "x")
+        assert expected in found
 
 
 class WithCaptions(Parts):
@@ -176,27 +176,20 @@ def test_the_caption_model_is_compared_or_bounded():
 
 
 def test_a_pickle_that_unpacks_to_gigabytes(tmp_path):
-    """Two megabytes that a zip's compression blows up to 2 GB: refused by its own account of the sizes."""
-    path = tmp_path / "x.pth.tar"
-    zeros = bytes(1 << 20)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open("x/data.pkl", "w") as file:
-            for _ in range(64):
-                file.write(zeros)
-        archive.writestr("x/version", "3\n")
-    assert "data.pkl is compressed" in message(load_checkpoint, path)
+    """What a zip's compression blows up is refused by its own account of the sizes."""
+    with zipfile.ZipFile(tmp_path / "x.pth.tar", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(1 << 20))
+    assert "data.pkl is compressed" in message(load_checkpoint, tmp_path / "x.pth.tar")
 
 
 # ---- an optimiser's state
 
 
-def adam_state(steps=1):
-    torch.manual_seed(0)
+def adam_state():
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    for _ in range(steps):
-        layer(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
     return optimizer.state_dict(), layer
 
 
@@ -205,13 +198,11 @@ BREAK = [
     lambda s: s["state"][0].update(exp_avg=torch.ones(2, 3).long()),
     lambda s: s["state"][0]["exp_avg"].fill_(torch.nan),
     lambda s: s["state"][1].update(exp_avg_sq=torch.ones(5)),
-    lambda s: s["state"][1].update(exp_avg_sq="x"),
     lambda s: s["state"][1]["exp_avg_sq"].fill_(-1),
     lambda s: s["state"][0].update(step=torch.ones(2)),
     lambda s: s["state"][0].update(step=10**400),
     lambda s: s["state"][0].update(step=torch.tensor(-1.0)),
     lambda s: s["state"].update({7: s["state"][0]}),
-    lambda s: s["state"].update(w={}),
     lambda s: s["param_groups"][0].update(params=[0]),
     lambda s: s["param_groups"].append({}),
     *(lambda s, rate=rate: s["param_groups"][0].update(lr=rate) for rate in (float("inf"), -1.0, [])),
@@ -250,9 +241,7 @@ def test_moments_that_claim_more_memory_than_they_have():
     restore_optimizer(saved, layer, optimizer, "x.pth.tar")
     moments = [optimizer.state[p][name] for p in layer.parameters() for name in ("exp_avg", "exp_avg_sq")]
     assert all(moment.is_contiguous() and bool((moment == 1).all()) for moment in moments)
-    assert len({moment.data_ptr() for moment in moments}) == 4
     assert optimizer.param_groups[0]["eps"] == 0.5 and not optimizer.param_groups[0]["amsgrad"]
-    layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
 
 
