@@ -189,12 +189,9 @@ def test_pointing_at_a_word_lights_its_regions(tiny, tmp_path):
     call(path, tmp_path / "picture", "--image", "1", "--images", picture_folder(tiny, tmp_path / "images"))
     with open_browser() as browser:
         for page, pictures in (("blank", 0), ("picture", 1)):
-            browser.screen()
             browser.open(tmp_path / f"{page}.html", "document.body.dataset.ready")
             point_and_look(browser, *data_of(tmp_path / f"{page}.html"))
-            assert len(browser.each(".view image")) == pictures and browser.fits()
-            browser.screen(400, 800, phone=True)
-            assert browser.fits()
+            assert len(browser.each(".view image")) == pictures and browser.fits(400)
         assert browser.errors == []
 
 
@@ -207,8 +204,8 @@ def point_and_look(browser, drawn):
     word = 2 if most != 2 else 3
     boxes = browser.each(".words button", "(b => [b.x + b.width / 2, b.y + b.height / 2])(e.getBoundingClientRect())")
     for _ in range(50):  # a page that is not painted yet takes no notice of the mouse
-        browser.point(1, 1)
-        browser.point(*boxes[word])
+        for x, y in ((1, 1), boxes[word]):
+            browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         if browser.each(".words .chosen", "Number(e.dataset.index)") == [word]:
             break
         time.sleep(0.1)
