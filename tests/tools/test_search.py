@@ -31,8 +31,6 @@ def find(path, capsys, *more):
     """The numbers of the images found, their scores, and what was printed; path: a checkpoint, or None."""
     flags = [*([] if path is None else ["--model_path", path]), "--device", "cpu", *more]
     search.main([str(flag) for flag in flags])
-    if capsys is None:
-        return None
     said = capsys.readouterr()
     found = re.findall(r"^ +\d+ +(\S+) +image (\d+)", said.out, re.M)
     return [int(g) for _, g in found], [float(score) for score, _ in found], said
@@ -154,7 +152,7 @@ def indexed(tmp_path_factory):
 
 
 def make_index(model, out, *flags):
-    find(model, None, "--save_index", out, *flags)
+    search.main(list(map(str, ["--model_path", model, "--device", "cpu", "--save_index", out, *flags])))
 
 
 def ask(tiny, capsys, *flags, name="test.index", top=IMAGES):
@@ -217,13 +215,14 @@ def test_damaged_indexes_are_told(indexed, tmp_path, capsys):
     path, beside = tmp_path / "an.index", tmp_path / "an.index.json"
     fewer = json.loads(facts)
     fewer["names"].pop()
-    for index, text in ((None, facts), (whole, None), (whole[:-1], facts), (b"text", facts), (whole, b"text"),
-                        (whole, b"[]"), (whole, json.dumps(fewer).encode())):  # fmt: skip
-        for file, content in ((path, index), (beside, text)):
-            file.unlink(missing_ok=True)
-            if content is not None:
-                file.write_bytes(content)
-        assert re.search(r"an\.index(\.json)?\b", message(lambda: ask(indexed, capsys, name=path)))
+    wrong_indexes = [(index, facts) for index in (b"", whole[:-1], b"text")]
+    for index, text in (*wrong_indexes, *((whole, text) for text in (b"", b"[]", json.dumps(fewer).encode()))):
+        path.write_bytes(index)
+        beside.write_bytes(text)
+        assert "an.index" in message(lambda: ask(indexed, capsys, name=path))
+    for missing in (beside, path):
+        missing.unlink()
+        assert "an.index" in message(lambda: ask(indexed, capsys, name=path))
 
 
 @pytest.mark.parametrize("ending", ["ims.npy", "imagename.txt"])
