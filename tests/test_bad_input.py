@@ -6,6 +6,7 @@ import spoil
 from spoil import BEST, CAPS, IDS, TINY, all_of, array, bytes_of, cut, flag, nothing, put, remove, weight
 
 WORDS = "vocab/tiny_precomp_vocab.json"
+no_boxes_no_sizes = all_of(flag(BEST, "boxes", "none"), remove("test_ims_size.npy"))
 large_id = bytes_of(IDS, lambda content: content.replace(b",2\n", b",99\n", 1))
 
 
@@ -57,12 +58,7 @@ CASES = {
     "NaN in similarities": ("test", weight(BEST, 3, "out_2.bias", np.nan), "gsmn", "similarity"),
     "unknown split": ("test --split val", nothing, "val_ims.npy", "such"),
     "released boxes, but no file": ("test --boxes released", remove("test_ims_bbx.npy"), "test_ims_bbx.npy", "such"),
-    "released boxes without boxes": (
-        "test --boxes released",
-        all_of(flag(BEST, "boxes", "none"), remove("test_ims_size.npy")),
-        "test_ims_size.npy",
-        "such",
-    ),
+    "released boxes of a model without": ("test --boxes released", no_boxes_no_sizes, "test_ims_size.npy", "such"),
     "four images in five folds": ("test --fold5", nothing, "tiny_precomp/test", "images"),
     "no folder for sims": ("test --save_sims run/sims.npy", nothing, "run/sims.npy", "written"),
     "metrics into a folder": ("test --json vocab", nothing, "vocab", "written"),

@@ -11,14 +11,13 @@ import numpy as np
 import pickle_samples
 import pytest
 import torch
-from tiny import gsmn, message, same, state
+from tiny import gsmn, message, same, small_opt, state
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from checkpoints.loading import check_shapes
 from checkpoints.resume import capture_rng, restore, restore_optimizer
-from model import MatchingModel
-from systems.options import completed
+from model import build_model
 from tools import convert
 from vocab import SPECIAL
 
@@ -104,75 +103,49 @@ def test_numpy_types_that_are_no_numbers(code, tmp_path):
 # ---- sizes that a file only claims
 
 
-class Parts(MatchingModel):
-    """A model of two parts, as wide and deep as its options say."""
-
-    parts = ("first", "second")
-
-    def __init__(self, opt):
-        super().__init__(opt)
-        self.first = torch.nn.GRU(3, opt.embed_size, opt.num_layers)
-        self.second = torch.nn.Sequential(torch.nn.Linear(opt.embed_size, 2), torch.nn.BatchNorm1d(2))
+def refusal(model, further=None, **changes):
+    """What check_shapes says of these state dicts and a VSRN's opt with changes."""
+    saved = {"model": model, "further": further or {}}
+    return message(check_shapes, build_model, small_opt("vsrn", **changes), saved, "x")
 
 
-def options(**changes):
-    return completed(argparse.Namespace(num_layers=1, embed_size=4), **changes)
-
-
-def states(**changes):
-    net = Parts(options())
-    return {"model": [net.first.state_dict(), net.second.state_dict()], "further": changes}
+@pytest.fixture(scope="module")
+def net():
+    return build_model(small_opt("vsrn"))
 
 
 CLAIMS = {
-    "a million layers": ({"num_layers": 10**6}, "--num_layers 1000000, but it holds 11 tensors"),
-    "10^17 layers": ({"num_layers": 10**17}, "--num_layers 100000000000000000, but it holds 11 tensors"),
-    "250 million wide": ({"embed_size": 250_000_000}, "first.weight_ih_l0 is 12 x 3, but by its opt 750000000 x 3"),
-    "10^18 wide": ({"embed_size": 10**18}, "describes no gsmn model"),
-    "text": ({"embed_size": "4"}, "describes no gsmn model"),
-    "two layers": ({"num_layers": 2}, "first.weight_ih_l1 is missing"),
+    "a million layers": ({"num_layers": 10**6}, "--num_layers 1000000, but it holds"),
+    "10^17 layers": ({"num_layers": 10**17}, "--num_layers 100000000000000000, but it holds"),
+    "250 million wide": ({"embed_size": 250_000_000}, "img_enc.fc.weight is 16 x 8, but by its opt 250000000 x 8"),
+    "10^18 wide": ({"embed_size": 10**18}, "describes no vsrn model"),
+    "text": ({"embed_size": "4"}, "describes no vsrn model"),
+    "two layers": ({"num_layers": 2}, "txt_enc.rnn.weight_ih_l1 is missing"),
+    "a caption model that the file lacks": ({"dim_word": 10**9}, "its opt describes"),
 }
 
 
 @pytest.mark.parametrize("case", CLAIMS)
-def test_claimed_sizes_take_no_memory(case):
+def test_claimed_sizes_take_no_memory(net, case):
     changes, expected = CLAIMS[case]
     tracemalloc.start()
-    assert expected in message(check_shapes, Parts, options(**changes), states(), "x.pth.tar")
+    assert expected in refusal(net.state_list(), **changes)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
 
 
-def test_shapes_that_fit_and_others():
-    first, second = states()["model"]
-    without_counts = {name: value for name, value in second.items() if "batches" not in name}  # torch before 0.4.1
-    for part in (second, without_counts):
-        check_shapes(Parts, options(), {"model": [first, part], "further": {}}, "x")
-    for model, further, expected in (
-        ([first, {**second, "more": torch.ones(1)}], {}, "second.more"),
-        ([{name: value.long() for name, value in first.items()}, second], {}, "first.weight_ih_l0"),
-        ([first], {}, "1 state dicts"),
-        ([first, second], {"caption_model": gsmn()[0]}, "x: caption_model.fc.weight"),
-    ):
-        found = message(check_shapes, Parts, options(), {"model": model, "further": further}, "x")
-        assert expected in found
-
-
-class WithCaptions(Parts):
-    def __init__(self, opt):
-        super().__init__(opt)
-        self.caption_model = torch.nn.Linear(opt.dim_hidden, 2)
-
-
-def test_the_caption_model_is_compared_or_bounded():
-    """A released file lacks it: then its widths may not outgrow the file beyond all measure."""
-    inside = states(caption_model=torch.nn.Linear(3, 2).state_dict())
-    check_shapes(WithCaptions, options(dim_hidden=3), inside, "x")
-    found = message(check_shapes, WithCaptions, options(dim_hidden=4), inside, "x")
-    assert "caption_model.weight is 2 x 3, but by its opt 2 x 4" in found
-    check_shapes(WithCaptions, options(dim_hidden=512), states(), "x")
-    found = message(check_shapes, WithCaptions, options(dim_hidden=10**9), states(), "x")
-    assert "its opt describes 2,000,000," in found
+def test_shapes_that_fit_and_others(net):
+    first, second = net.state_list()
+    captions = net.caption_model.state_dict()
+    without_counts = {name: value for name, value in first.items() if "batches" not in name}  # torch before 0.4.1
+    for image, further, width in ((first, {"caption_model": captions}, 8), (without_counts, {}, 512)):
+        opt = small_opt("vsrn", dim_hidden=width)
+        check_shapes(build_model, opt, {"model": [image, second], "further": further}, "x")
+    assert "txt_enc.more" in refusal([first, {**second, "more": torch.ones(1)}])
+    assert "txt_enc.embed.weight" in refusal([first, {name: value.long() for name, value in second.items()}])
+    assert "1 state dicts" in refusal([first])
+    assert "caption_model.fc.weight" in refusal([first, second], {"caption_model": {**captions, **gsmn()[0]}})
+    assert "8 x 16, but by its opt 9 x 16" in refusal([first, second], {"caption_model": captions}, dim_hidden=9)
 
 
 def test_a_pickle_that_unpacks_to_gigabytes(tmp_path):
