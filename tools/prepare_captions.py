@@ -175,10 +175,7 @@ def write_files(files, vocab, opt, notes):
                 notes["files made from the replaced ones, which must be made again"].append(made)
 
 
-# ---- command line
-
-
-def caption_options(argv=None):
+def main(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
@@ -202,11 +199,6 @@ def caption_options(argv=None):
     opt = parser.parse_args(argv)
     if opt.columns and len(opt.columns) != 2:
         parser.error("--columns: needs two, as in --columns image,caption")
-    return opt
-
-
-def main(argv=None):
-    opt = caption_options(argv)
     with noted() as notes:
         pictures = read_source(opt.source, opt.restval, opt.columns, notes)
         pictures = clean(pictures, notes, words.plain if opt.plain else words.mended)
