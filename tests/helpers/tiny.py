@@ -186,6 +186,12 @@ def write_model(tiny, path, **changes):
     return net, opt, words
 
 
+def similarities(net, dataset):
+    """Those of an evaluation: (images, captions)."""
+    loader = torch.utils.data.DataLoader(dataset)
+    return evaluation.score_all(net, *evaluation.encode_split(net, loader))
+
+
 # ---- checkpoints
 
 
