@@ -10,10 +10,9 @@ from torch import nn
 
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
-from modules.blocks import all_pairs, padded
+from modules.blocks import all_pairs, for_computing, joined, padded
 from modules.explanation import Explanation
 from modules.layers import l2norm
-from modules.memory import for_computing, joined
 
 
 class EncoderImageWeightNorm(nn.Module):
@@ -71,12 +70,12 @@ class SCAN(MatchingModel):
             scores.append(self.aggregate(cosines, mask if self.words_ask else cosines.new_zeros(cosines.shape[1:])))
         return (joined(scores, 1),)
 
-    def sizes(self, R, n, D, gradients):
-        """Bytes, at their peak, of one image, one caption and one of their pairs; counted."""
-        table = R * n
+    def sizes(self, R, lengths, D, gradients):
+        """Bytes, at their peak: as modules/blocks.py asks for them; counted."""
+        n, table = lengths.max(), R * lengths  # all are padded to the longest
         if gradients:
-            return 4 * (2 * R * D + 2 * R * R), 4 * (4 * n * D + 2 * n * n), 4 * (9 * table + 8 * (R + n))
-        return 4 * (R * D + R * R), 4 * (3 * n * D + n * n), 4 * (5 * table + 4 * (R + n))
+            return 0, 4 * (2 * R * D + 2 * R * R), 4 * (4 * n * D + 2 * n * n), 4 * (9 * table + 8 * (R + lengths))
+        return 0, 4 * (R * D + R * R), 4 * (3 * n * D + n * n), 4 * (5 * table + 4 * (R + lengths))
 
     def matching(self, regions, words, mask):
         """Nodes of images and of padded captions, mask (C, n): 0 for words, -inf for padding -> attention (I, R, C, n),
