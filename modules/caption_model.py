@@ -7,11 +7,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules.packing import time_order
 from runtime.transfer import send
 from vocab import END, PAD, START
 
 RNNS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+def time_order(lengths):
+    """Lengths of B captions -> (order, caption, step, sizes), all on the host.
+
+    order (B,): the captions, longest first.  caption, step (sum of lengths,): caption and place of each word, in the
+    order of a packed sequence.  sizes (longest,): how many captions have a word at each step.
+    """
+    lengths = torch.as_tensor(lengths, dtype=torch.int64).cpu()
+    order = lengths.argsort(descending=True, stable=True)
+    running = lengths[order] > torch.arange(int(lengths.max())).unsqueeze(1)  # (longest, B)
+    step, position = running.nonzero(as_tuple=True)
+    return order, order[position], step, running.sum(1)
 
 
 class RegionEncoder(nn.Module):

@@ -13,9 +13,8 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import graph
-from model import EncoderImage, EncoderText, MatchingModel
+from model import EncoderImage, EncoderText, MatchingModel, compiled
 from modules.blocks import all_pairs, for_computing, joined, padded
-from modules.compiling import compiled
 from modules.explanation import Explanation
 from modules.kernel import scores as kernel_scores
 from modules.sides import CaptionSide, ImageSide

@@ -7,9 +7,8 @@ from torch import nn
 from model import EncoderCaption, MatchingModel
 from modules.backbone import EncoderImageFull
 from modules.caption_model import CaptionModel
-from modules.layers import chrono_init, finish, linear, unit
+from modules.layers import finish, in_float32, linear, unit
 from modules.order_similarity import vector_similarity
-from modules.packing import in_float32
 from modules.sides import CaptionSide, ImageSide
 from runtime.transfer import send
 from systems.table import reads_pictures
@@ -21,7 +20,7 @@ class EncoderRegions(nn.Module):
     """Region features -> one vector: relations among regions, then a GRU reads them in file order.
 
     The two released models differ (docs/method.md, section 3.1): variant 'f30k' ends with a BatchNorm, variant
-    'coco' starts with a norm over the regions.  memory: the longest memory of `layers.chrono_init`, 0 for torch's
+    'coco' starts with a norm over the regions.  memory: the longest memory of `chrono_init`, 0 for torch's
     initial values.
     """
 
@@ -53,6 +52,20 @@ class EncoderRegions(nn.Module):
         if self.flickr:
             features = batch_norm(self.bn, features)
         return finish(features, self.use_abs, self.no_imgnorm), regions
+
+
+@torch.no_grad()
+def chrono_init(rnn, steps):
+    """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
+
+    With torch's initial values a unit keeps about half of its state at each step.  Here the bias of the update
+    gate starts at log u, u uniform in [1, steps - 1], so that a unit keeps u / (u + 1).  The reset gate's bias
+    is left as it is.
+    Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
+    """
+    gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order of gates: reset, update, new
+    rnn.bias_ih_l0[gate] = torch.empty(rnn.hidden_size).uniform_(1, max(1, steps - 1)).log_()
+    rnn.bias_hh_l0[gate] = 0
 
 
 class RegionRelations(nn.Module):
