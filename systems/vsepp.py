@@ -23,20 +23,25 @@ class EncoderVector(nn.Module):
 
 
 class VSEpp(MatchingModel):
-    """VSE++, and its relatives by flags: VSE0, Order++, Order0."""
+    """VSE++, and its relatives by flags: VSE0, Order++, Order0.  ValueError for an unknown measure."""
 
     one_vector = True
 
     def __init__(self, opt):
         super().__init__(opt)
+        if opt.measure not in ("cosine", "order"):
+            raise ValueError(f"--measure {opt.measure}: it can be cosine or order")
         self.measure, self.inner_product = opt.measure, opt.measure == "cosine"
         if reads_pictures(opt):
             self.img_enc = EncoderImageFull(
                 opt.cnn_type, opt.embed_size, not opt.no_pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
             )
         else:
-            self.img_enc = EncoderVector(opt.img_dim, opt.embed_size, opt.use_abs, opt.no_imgnorm)
+            self.add_region_encoder(opt)
         self.txt_enc = EncoderCaption(opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs)
+
+    def add_region_encoder(self, opt):
+        self.img_enc = EncoderVector(opt.img_dim, opt.embed_size, opt.use_abs, opt.no_imgnorm)
 
     def similarity(self, images, captions):
         """Scores of all pairs by --measure (I, C)."""
