@@ -6,20 +6,21 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-import graph
 from runtime.transfer import send
+
+TINY = 1e-30  # squared norms below count as 0
 
 
 def l2norm(x, dim=-1, eps=1e-8):
     """x / (‖x‖₂ + eps) along `dim`, at least in float32.  Zero stays zero, with a finite gradient."""
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    return x / (graph.safe_norm(x, dim) + eps)
+    return x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) + eps)
 
 
 def unit(x, dim=-1):
     """x / ‖x‖₂ along `dim`, without an epsilon.  Zero stays zero, with a finite gradient."""
     square = x.square().sum(dim, keepdim=True)
-    return x / torch.where(square > graph.TINY, square, 1).sqrt()
+    return x / torch.where(square > TINY, square, 1).sqrt()
 
 
 def finish(features, use_abs, no_norm=False):
