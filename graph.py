@@ -97,23 +97,27 @@ def cosine(dot, context, node):
     return dot * F.threshold(context * node, EPS**2, EPS**2).rsqrt()
 
 
-def initial_norm(weight, shape, dim=None):
-    """‖weight‖ along `dim`, of this shape.  On the meta device, where shapes count, torch would load its compiler."""
-    return weight.new_empty(shape) if weight.is_meta else torch.linalg.vector_norm(weight, dim=dim).view(shape)
-
-
 class WeightNormLinear(nn.Module):
-    """Linear layer with the weight g · v / ‖v‖ row by row, stored as the released `weight_g`, `weight_v`."""
+    """Linear layer with the weight g · v / ‖v‖, stored as the released `weight_g`, `weight_v`; torch's initial values.
 
-    def __init__(self, in_features, out_features):
+    dim: 1 for the norm of each row of v, (rows, 1); None for that of the whole matrix, ().
+    """
+
+    def __init__(self, in_features, out_features, dim=1):
         super().__init__()
-        start = nn.Linear(in_features, out_features)
+        start, self.dim = nn.Linear(in_features, out_features), dim
         self.bias = nn.Parameter(start.bias.detach())
-        self.weight_g = nn.Parameter(initial_norm(start.weight.detach(), (out_features, 1), dim=1))
+        # on the meta device, where shapes count, a norm would load torch's compiler
+        shape = () if dim is None else (out_features, 1)
+        norm = start.weight.new_empty(shape) if start.weight.is_meta else self.norm(start.weight)
+        self.weight_g = nn.Parameter(norm.detach())
         self.weight_v = nn.Parameter(start.weight.detach())
 
+    def norm(self, weight):
+        return torch.linalg.vector_norm(weight, dim=self.dim, keepdim=self.dim is not None)
+
     def weight(self):
-        return self.weight_v * (self.weight_g / torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True))
+        return self.weight_v * (self.weight_g / self.norm(self.weight_v))
 
     def forward(self, x):
         return F.linear(x, self.weight(), self.bias)

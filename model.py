@@ -27,12 +27,12 @@ __all__ = ["ContrastiveLoss", "EncoderCaption", "EncoderImage", "EncoderText", "
 
 
 class EncoderImage(nn.Module):
-    """Region features (B, R, img_dim) -> unit vectors (B, R, D)  (docs/method.md, section 2.1)."""
+    """Region features (B, R, img_dim) -> unit vectors (B, R, D) by a linear layer  (docs/method.md, section 2.1)."""
 
-    def __init__(self, img_dim, embed_size, no_imgnorm=False):
+    def __init__(self, img_dim, embed_size, no_imgnorm=False, layer=linear):
         super().__init__()
         self.no_imgnorm = no_imgnorm
-        self.fc = linear(img_dim, embed_size)
+        self.fc = layer(img_dim, embed_size)
 
     def forward(self, images):
         features = self.fc(images)

@@ -13,19 +13,6 @@ from vocab import END, PAD, START
 RNNS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
-def time_order(lengths):
-    """Lengths of B captions -> (order, caption, step, sizes), all on the host.
-
-    order (B,): the captions, longest first.  caption, step (sum of lengths,): caption and place of each word, in the
-    order of a packed sequence.  sizes (longest,): how many captions have a word at each step.
-    """
-    lengths = torch.as_tensor(lengths, dtype=torch.int64).cpu()
-    order = lengths.argsort(descending=True, stable=True)
-    running = lengths[order] > torch.arange(int(lengths.max())).unsqueeze(1)  # (longest, B)
-    step, position = running.nonzero(as_tuple=True)
-    return order, order[position], step, running.sum(1)
-
-
 class RegionEncoder(nn.Module):
     """Regions (B, R, dim_vid) -> memory (B, R, H) and the decoder's first state, a tuple of (B, H)."""
 
@@ -113,17 +100,7 @@ class CaptionModel(nn.Module):
     after the linear layer of the encoder and on [word, context].
     """
 
-    def __init__(
-        self,
-        vocab_size,
-        dim_vid=2048,
-        dim_hidden=512,
-        dim_word=300,
-        max_len=60,
-        rnn_type="gru",
-        bidirectional=False,
-        dropout=0.2,
-    ):
+    def __init__(self, vocab_size, dim_vid, dim_hidden, dim_word, max_len, rnn_type, bidirectional, dropout):
         super().__init__()
         if rnn_type not in RNNS:
             raise ValueError(f"--rnn_type {rnn_type}: it can be gru or lstm")
@@ -150,17 +127,18 @@ class CaptionModel(nn.Module):
         """
         steps = torch.arange(1, needed.size(1) + 1)
         length = (needed * steps).amax(1).clamp(min=1)  # (B,): steps to take
-        order, caption, step, sizes = time_order(length)
+        order = length.argsort(descending=True, stable=True)
+        running = length[order] >= steps[: length.max()].unsqueeze(1)  # (steps, B), the longest captions first
+        step, position = running.nonzero(as_tuple=True)
+        caption, sizes = order[position], running.sum(1)
         keep = needed[caption, step]
         where = caption[keep], step[keep]
         parts = [order, labels[caption, step], keep.nonzero().flatten(), labels[where[0], where[1] + 1]]
         sent = send(torch.cat(parts), regions.device)  # all indices in one copy
-        order_there, words, kept, targets = sent.split([len(part) for part in parts])
+        order, words, kept, targets = sent.split([len(part) for part in parts])
         memory, state = self.encoder(regions)
-        if not order.equal(torch.arange(len(order))):
-            memory, *state = (x.index_select(0, order_there) for x in (memory, *state))
-        hidden = self.decoder.unroll(words, sizes.tolist(), tuple(state), memory)
-        hidden = hidden if keep.all() else hidden.index_select(0, kept)
+        memory, *state = (x.index_select(0, order) for x in (memory, *state))
+        hidden = self.decoder.unroll(words, sizes.tolist(), tuple(state), memory).index_select(0, kept)
         return self.decoder.word_log_probs(hidden, targets), where
 
     @torch.no_grad()

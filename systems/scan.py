@@ -4,40 +4,16 @@ Its attention is GSMN's node-level matching with one block, so graph.py computes
 Letters for shapes as in graph.py.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import graph
 from model import EncoderImage, EncoderText, MatchingModel
 from modules.blocks import all_pairs, for_computing, joined, padded
 from modules.explanation import Explanation
-from modules.layers import l2norm
-
-
-class EncoderImageWeightNorm(nn.Module):
-    """Region features (B, R, img_dim) -> unit vectors (B, R, D); the weight is g · v / ‖v‖, one g for all of it."""
-
-    def __init__(self, img_dim, embed_size, no_imgnorm):
-        super().__init__()
-        self.no_imgnorm = no_imgnorm
-        self.fc = WholeWeightNormLinear(img_dim, embed_size)
-
-    forward = EncoderImage.forward
-
-
-class WholeWeightNormLinear(nn.Module):
-    """Linear layer with the weight g · v / ‖v‖, ‖v‖ of the whole matrix; torch's initial values."""
-
-    def __init__(self, in_features, out_features):
-        super().__init__()
-        start = nn.Linear(in_features, out_features)
-        self.bias = nn.Parameter(start.bias.detach())
-        self.weight_g = nn.Parameter(graph.initial_norm(start.weight.detach(), ()))
-        self.weight_v = nn.Parameter(start.weight.detach())
-
-    def forward(self, x):
-        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm()), self.bias)
+from modules.layers import l2norm, linear
 
 
 class SCAN(MatchingModel):
@@ -47,8 +23,8 @@ class SCAN(MatchingModel):
         super().__init__(opt)
         self.words_ask, self.norm, self.gather = opt.cross_attn == "t2i", opt.raw_feature_norm, opt.agg_func
         self.smooth, self.lse, self.sim_memory = opt.lambda_softmax, opt.lambda_lse, opt.sim_memory
-        encoder = EncoderImageWeightNorm if opt.precomp_enc_type == "weight_norm" else EncoderImage
-        self.img_enc = encoder(opt.img_dim, opt.embed_size, opt.no_imgnorm)
+        layer = partial(graph.WeightNormLinear, dim=None) if opt.precomp_enc_type == "weight_norm" else linear
+        self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm, layer)
         self.txt_enc = EncoderText(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
         )

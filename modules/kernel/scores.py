@@ -20,7 +20,6 @@ from modules import blocks
 from modules.kernel import building
 
 SLOTS = 8  # parts that images and captions are cut into for the gradients; more where there are more threads
-TILE = 4, 8  # images and captions a thread takes at once: their features fit its cache
 LONG, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -47,7 +46,7 @@ class Job(ctypes.Structure):
         + fields(LONG, "R n dim neighbors")
         + fields(ctypes.c_double, "smooth")
         + fields(POINTER * 2, "scores d_scores")
-        + fields(LONG, "tile_images tile_captions slots")
+        + fields(LONG, "slots")
         + fields(POINTER, "memory")
         + fields(LONG, "room threads next done")
     )
@@ -160,16 +159,12 @@ def triangle(n):
 def side(plan, length, features, params, panel, **more):
     """One side's tensors by their names in csrc/pairs.h; features (rows, D), one item's after the other's."""
     width, dim = plan.kernel.blocks, features.shape[1] // plan.blocks
-    counts = {
-        "first": length, "packed": -(-length // panel) * panel, "gram": triangle(length),
-        "edge": length * length if plan.neighbors else length,
-    }  # fmt: skip
+    edges = length * length if plan.neighbors else length
+    counts = {"first": length, "packed": -(-length // panel) * panel, "gram": triangle(length), "edge": edges}
     ends = {name: F.pad(count.cumsum(0), (1, 0)) for name, count in counts.items()}
     rows, entries, edges = (int(ends[name][-1]) for name in ("packed", "gram", "edge"))
-    shapes = {
-        "data": (rows, width * dim), "norms": (rows, width), "grams": (entries, width), "edges": (edges, graph.KERNELS),
-    }  # fmt: skip
-    tensors = Scratch(shapes)
+    shapes = {"data": (rows, width * dim), "norms": (rows, width), "grams": (entries, width)}
+    tensors = Scratch({**shapes, "edges": (edges, graph.KERNELS)})
     tensors.update(length=length, features=features, params=params, **ends, **more)
     return tensors
 
@@ -186,11 +181,9 @@ def prepared(plan, regions, boxes, words, table, *params):
         plan, torch.full((I,), R), regions.flatten(0, 1), params[0], plan.kernel.panel, boxes=boxes, kernels=table
     )
     captions = side(plan, plan.length, words, params[1], 1, links=plan.links)
-    sides = [Side(count=len(one["length"]), **addresses(one)) for one in (images, captions)]
-    job = Job(
-        sides=tuple(sides), R=R, n=int(plan.length.max()), dim=regions.shape[2] // plan.blocks,
-        neighbors=plan.neighbors, smooth=plan.smooth, tile_images=TILE[0], tile_captions=TILE[1],
-    )  # fmt: skip
+    sides = tuple(Side(count=len(one["length"]), **addresses(one)) for one in (images, captions))
+    sizes = {"R": R, "n": int(plan.length.max()), "dim": regions.shape[2] // plan.blocks}
+    job = Job(sides=sides, **sizes, neighbors=plan.neighbors, smooth=plan.smooth)
     plan.kernel.run("prepare", job)
     return job, images, captions
 

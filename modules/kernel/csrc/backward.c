@@ -158,7 +158,7 @@ void backward(Job *j) {
         transpose(j->sides[s].params + OUT1_W, HP, HP, p.half[s].transposed[1]);
     }
     flush();
-    int64_t I = j->sides[0].count, C = j->sides[1].count, slots = j->slots, tile = slots * j->tile_captions;
+    int64_t I = j->sides[0].count, C = j->sides[1].count, slots = j->slots, tile = slots * TILE_C;
     for (int64_t t; (t = claim(&j->next)) < slots * slots;) {
         int64_t b = t % slots;
         while (__atomic_load_n(&j->done, __ATOMIC_ACQUIRE) < t - b) sched_yield();   /* the phase before */

@@ -246,11 +246,10 @@ void forward(Job *j) {
     Pair p;
     lay_out(j, &p, own_memory(j), 0);
     flush();
-    int64_t I = j->sides[0].count, C = j->sides[1].count, ti = j->tile_images, tc = j->tile_captions;
-    int64_t across = (C + tc - 1) / tc, tiles = (I + ti - 1) / ti * across;
+    int64_t I = j->sides[0].count, C = j->sides[1].count, across = parts(C, TILE_C), tiles = parts(I, TILE_I) * across;
     for (int64_t t; (t = claim(&j->next)) < tiles;)
-        for (int64_t c = t % across * tc; c < t % across * tc + tc && c < C; c++)
-            for (int64_t i = t / across * ti; i < t / across * ti + ti && i < I; i++) {
+        for (int64_t c = t % across * TILE_C; c < (t % across + 1) * TILE_C && c < C; c++)
+            for (int64_t i = t / across * TILE_I; i < (t / across + 1) * TILE_I && i < I; i++) {
                 match_pair(j, &p, i, c, 0);
                 FOR(s, 2) j->scores[s][i * C + c] = score(&p.half[s], j->neighbors);
             }

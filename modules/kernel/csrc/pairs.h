@@ -38,7 +38,8 @@ enum {
     EW = 8, EV = W > 8 ? 1 : EW / W, TW = EV * W, /* an edge's 8 kernels, in EV vectors; repeated where W is 16 */
     HP = (H + TW - 1) / TW * TW, HV = HP / W,     /* hidden units, padded */
     CONV_B = KP * HP, OUT1_W = CONV_B + HP, OUT1_B = OUT1_W + HP * HP, OUT2_W = OUT1_B + HP,
-    PARAMS = OUT2_W + HP                          /* one side's parameters, one after the other */
+    PARAMS = OUT2_W + HP,                         /* one side's parameters, one after the other */
+    TILE_I = 4, TILE_C = 8                        /* images and captions a thread takes at once: they fit its cache */
 };
 
 typedef float vec __attribute__((vector_size(W * 4)));
@@ -86,7 +87,7 @@ typedef struct {
     double smooth;                 /* lambda */
     float *scores[2];              /* visual and textual, images x captions */
     const float *d_scores[2];
-    int64_t tile_images, tile_captions, slots;
+    int64_t slots;                 /* parts of the images and of the captions, for the gradient */
     char *memory;                  /* `room` bytes for each thread */
     int64_t room;
     int64_t threads, next, done;   /* counters the threads share, 0 at first */
