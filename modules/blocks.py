@@ -7,7 +7,6 @@ scores; the rest is for computing them.  Letters for shapes as in graph.py.
 
 import math
 from functools import cache, partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,16 +62,10 @@ def in_order(cap_emb, order, lengths):
     return cap_emb.flatten(0, 1).index_select(0, send(torch.from_numpy(rows), cap_emb.device))
 
 
-class Padded(NamedTuple):
-    """Captions padded with zeros to the longest."""
-
-    words: torch.Tensor  # (C, n, D)
-    mask: torch.Tensor  # (C, n): 0 for words, -inf for padding
-    share: torch.Tensor  # (C, n): of a word in its caption's mean, 0 for padding
-
-
 def padded(words, lengths):
-    """Words (rows, D) of captions, one after the other, their lengths -> Padded, with one copy to the device."""
+    """Words (rows, D) of captions, one after the other, their lengths -> words (C, n, D) padded with 0; mask (C, n), 0
+    for words, -inf for padding; share (C, n) of a word in its caption's mean, 0 for padding.  One copy to the device.
+    """
     first, place = lengths.cumsum() - lengths, np.arange(lengths.max())
     rows = np.where(place < lengths[:, None], first[:, None] + place, -1)  # (C, n)
     sent = send(torch.from_numpy(np.column_stack([rows, lengths])), words.device)
@@ -81,7 +74,7 @@ def padded(words, lengths):
     words = words.index_select(0, rows.clamp_min(0).flatten()).view(*rows.shape, -1)
     words = words.masked_fill(padding.unsqueeze(2), 0)  # (C, n, D)
     mask = words.new_zeros(padding.shape).masked_fill(padding, -math.inf)
-    return Padded(words, mask, length.to(words.dtype).reciprocal().masked_fill(padding, 0))
+    return words, mask, length.to(words.dtype).reciprocal().masked_fill(padding, 0)
 
 
 # ---- the budget

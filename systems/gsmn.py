@@ -5,7 +5,6 @@ all pairs; without a C compiler, and on a GPU, graph.py does, block by block.  B
 shapes as in graph.py.
 """
 
-import contextlib
 from dataclasses import replace
 
 import torch
@@ -62,34 +61,32 @@ class GSMN(MatchingModel):
         regions, dtype, device = images.emb, self.i2t_match_G.out_1.bias.dtype, images.emb.device
         if not regions.numel() or not len(captions):
             return regions.new_zeros(2, len(images), len(captions), dtype=dtype).unbind()
-        has_autocast = torch.amp.is_autocast_available(device.type)
-        with torch.autocast(device.type, enabled=False) if has_autocast else contextlib.nullcontext():
-            boxes = torch.zeros(*regions.shape[:2], 4) if images.boxes is None else images.boxes
-            images = ImageSide(regions.to(dtype), send(boxes, device).to(dtype))
-            limit, kernel = for_computing(self.sim_memory, device), None
-            if self.kernel == "auto" and device.type == "cpu" and dtype == torch.float32:
-                kernel = kernel_scores.load(self.blocks, self.i2t_match_G.out_1.weight_v.shape[0])
-            if kernel:
-                return kernel_scores.all_pairs(kernel, self, images, captions, limit).unbind()
-            return all_pairs(self.block_scores, self.sizes, images, captions, limit).unbind()
+        boxes = torch.zeros(*regions.shape[:2], 4) if images.boxes is None else images.boxes
+        images = ImageSide(regions.to(dtype), send(boxes, device).to(dtype))
+        limit, kernel = for_computing(self.sim_memory, device), None
+        if self.kernel == "auto" and device.type == "cpu" and dtype == torch.float32:
+            kernel = kernel_scores.load(self.blocks, self.i2t_match_G.out_1.weight_v.shape[0])
+        if kernel:
+            return kernel_scores.all_pairs(kernel, self, images, captions, limit).unbind()
+        return all_pairs(self.block_scores, self.sizes, images, captions, limit).unbind()
 
     def block_scores(self, images, words, depends, lengths, parts):
         """Both scores (I, C) of a block, as modules/blocks.py asks for them."""
-        texts, regions = padded(words, lengths), graph.nodes(images.emb, self.blocks)
+        words, mask, share = padded(words, lengths)
+        regions, nodes = graph.nodes(images.emb, self.blocks), graph.nodes(words, self.blocks)
         adjacency = None
         if depends is not None:
             adjacency = send(graph.adjacency(depends, lengths).to(words.dtype), words.device)
-        text_edges = self.t2i_match_G.edges(texts.words, adjacency, self.smooth, texts.mask)
-        nodes = graph.nodes(texts.words, self.blocks)
-        visual, textual, n = [], [], texts.mask.shape[1]
+        text_edges = self.t2i_match_G.edges(words, adjacency, self.smooth, mask)
+        visual, textual, n = [], [], mask.shape[1]
         for part in parts:
             longest = int(lengths[part.stop - 1])
-            mask = texts.mask[part, :longest].contiguous()
-            match = self.node_matching(regions, nodes.part(part, longest), self.smooth, mask)
+            own = mask[part, :longest].contiguous()
+            match = self.node_matching(regions, nodes.part(part, longest), self.smooth, own)
             visual.append(match[0])
             textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
         visual = self.i2t_match_G(joined(visual, 1), self.i2t_match_G.edges(images.boxes))
-        return visual, self.t2i_match_G(joined(textual, 0), text_edges, texts.share).t()
+        return visual, self.t2i_match_G(joined(textual, 0), text_edges, share).t()
 
     def sizes(self, R, lengths, D, gradients):
         """Bytes, at their peak: as modules/blocks.py asks for them; counted."""

@@ -38,11 +38,12 @@ class SCAN(MatchingModel):
 
     def block_scores(self, images, words, depends, lengths, parts):
         """Scores (I, C) of a block, as modules/blocks.py asks for them."""
-        texts, regions, scores = padded(words, lengths), graph.nodes(images.emb, 1), []
+        words, masks, _ = padded(words, lengths)
+        regions, scores = graph.nodes(images.emb, 1), []
         for part in parts:
             longest = int(lengths[part.stop - 1])
-            mask = texts.mask[part, :longest]
-            _, cosines = self.matching(regions, graph.nodes(texts.words[part, :longest], 1), mask)
+            mask = masks[part, :longest]
+            _, cosines = self.matching(regions, graph.nodes(words[part, :longest], 1), mask)
             scores.append(self.aggregate(cosines, mask if self.words_ask else cosines.new_zeros(cosines.shape[1:])))
         return (joined(scores, 1),)
 

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 import model
 from files.errors import InputError
 from modules.layers import unit
-from modules.order_similarity import OrderSimilarity
+from systems.vsepp import OrderSimilarity
 
 
 def make(system="vsrn", **changed):

@@ -165,7 +165,7 @@ def side(plan, length, features, params, panel, **more):
     rows, entries, edges = (int(ends[name][-1]) for name in ("packed", "gram", "edge"))
     shapes = {"data": (rows, width * dim), "norms": (rows, width), "grams": (entries, width)}
     tensors = Scratch({**shapes, "edges": (edges, graph.KERNELS)})
-    tensors.update(length=length, features=features, params=params, **ends, **more)
+    tensors.update(length=length, features=features.contiguous(), params=params, **ends, **more)
     return tensors
 
 
