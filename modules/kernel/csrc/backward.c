@@ -77,7 +77,7 @@ static void products_back(const Half *visual, const Half *textual, vec *S, int s
 /* gradient of a panel of regions at `steps` places along d, from all words */
 INLINE void regions_back(const int steps, int n, int dim, int k, int t, const vec *S, int stride, const vec *words,
                          vec *out) {
-    vec sum[DEPTH][ROWS];
+    vec sum[DEPTH_V][ROWS];
     int blocks = parts(n, WORDS);
     EACH(i, steps) EACH(r, ROWS) sum[i][r] = out[i * ROWS + r];
     for (int b = 0, many; b < blocks; b++, words += (int64_t)many * NV * dim) {
@@ -91,7 +91,7 @@ INLINE void regions_back(const int steps, int n, int dim, int k, int t, const ve
 /* gradient of a block of words at `steps` places along d, from all regions */
 INLINE void words_back(const int many, const int steps, int panels, int dim, const vec *S, int stride,
                        const vec *regions, vec *out) {
-    vec sum[DEPTH][WORDS];
+    vec sum[DEPTH_T][WORDS];
     EACH(i, steps) EACH(w, many) sum[i][w] = out[i * many + w];
     for (int p = 0; p < panels; p++, regions += (int64_t)NV * dim * ROWS)
         for (int r = 0; r < ROWS; r++, S += NV)
@@ -99,7 +99,7 @@ INLINE void words_back(const int many, const int steps, int panels, int dim, con
     EACH(i, steps) EACH(w, many) out[i * many + w] = sum[i][w];
 }
 /* gradient S of the products -> added to that of the regions and of the words */
-INLINE void spread_some(const int steps, int R, int n, int dim, int k, int t, const vec *S,
+INLINE void spread_some(const int steps, const int depth, int R, int n, int dim, int k, int t, const vec *S,
                         int stride, const vec *regions, const vec *words, vec *d_regions, vec *d_words) {
     int panels = parts(R, ROWS), blocks = parts(n, WORDS);
     const int64_t at = k * dim + t, panel = ROWS * NV * (int64_t)dim;
@@ -107,11 +107,14 @@ INLINE void spread_some(const int steps, int R, int n, int dim, int k, int t, co
         regions_back(steps, n, dim, k, t, S + p * ROWS * NV + k, stride, words, d_regions + p * panel + at * ROWS);
     for (int b = 0, w = 0, many; b < blocks; b++, w += many) {
         many = part(n, blocks, b);
-        vec *out = d_words + (int64_t)w * NV * dim + at * many;
-        switch (many) {
-#define CASE(N) case N: words_back(N, steps, panels, dim, S + w * stride + k, stride, regions + at * ROWS, out); break;
-            EACH_WORDS(CASE)
+        for (int i = 0; i < steps; i += depth) {
+            const vec *s = S + w * stride + k, *x = regions + (at + i) * ROWS;
+            vec *out = d_words + (int64_t)w * NV * dim + (at + i) * many;
+            switch (many) {
+#define CASE(N) case N: words_back(N, depth, panels, dim, s, stride, x, out); break;
+                EACH_WORDS(CASE)
 #undef CASE
+            }
         }
     }
 }
@@ -119,9 +122,9 @@ static void spread(int R, int n, int dim, const vec *S, int stride, const vec *r
                    vec *d_regions, vec *d_words) {
     FOR(k, NV) {
         int t = 0;
-        for (; t + DEPTH <= dim; t += DEPTH)
-            spread_some(DEPTH, R, n, dim, k, t, S, stride, regions, words, d_regions, d_words);
-        for (; t < dim; t++) spread_some(1, R, n, dim, k, t, S, stride, regions, words, d_regions, d_words);
+        for (; t + DEPTH_V <= dim; t += DEPTH_V)
+            spread_some(DEPTH_V, DEPTH_T, R, n, dim, k, t, S, stride, regions, words, d_regions, d_words);
+        for (; t < dim; t++) spread_some(1, 1, R, n, dim, k, t, S, stride, regions, words, d_regions, d_words);
     }
 }
 

@@ -17,9 +17,9 @@
 #include <string.h>
 
 /* W lanes; panels of ROWS regions, blocks of up to WORDS words, NODES nodes and LINES rows of a product at
-   once, JOIN Gram entries, DEPTH steps along d: as many as the registers hold */
+   once, JOIN Gram entries, steps of DEPTH_V and DEPTH_T along d: as many as the registers hold */
 #if defined(__AVX512F__)
-enum { W = 16, ROWS = 4, WORDS = 6, NODES = 12, LINES = 8, JOIN = 8, DEPTH = 4 };
+enum { W = 16, ROWS = 4, WORDS = 6, NODES = 12, LINES = 8, JOIN = 8, DEPTH_V = 4, DEPTH_T = 4 };
 #define EACH_WORDS(F) F(1) F(2) F(3) F(4) F(5) F(6)
 #define EACH_NODES(F) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12)
 #else
@@ -28,7 +28,7 @@ enum { W = 8 };
 #else
 enum { W = 4 };
 #endif
-enum { ROWS = 3, WORDS = 4, NODES = 6, LINES = 3, JOIN = 6, DEPTH = 2 };
+enum { ROWS = 3, WORDS = 4, NODES = 6, LINES = 3, JOIN = 6, DEPTH_V = 4, DEPTH_T = 2 };
 #define EACH_WORDS(F) F(1) F(2) F(3) F(4)
 #define EACH_NODES(F) F(1) F(2) F(3) F(4) F(5) F(6)
 #endif
