@@ -201,17 +201,19 @@ class StructureMatching(nn.Module):
     Source: docs/method.md, section 2.4.
     """
 
-    def __init__(self, propagation):
+    def __init__(self, name, convolution, hid_dim, out_dim, propagation):
         super().__init__()
-        self.propagation = propagation
-
-    def add_scoring(self, hid_dim, out_dim):
+        self.name, self.propagation = name, propagation
+        self.add_module(name, convolution)  # by its released name
         self.out_1 = WeightNormLinear(hid_dim, hid_dim)
         self.out_2 = WeightNormLinear(hid_dim, out_dim)
 
+    def convolution(self):
+        return getattr(self, self.name)
+
     def convolve(self, match, edges):
         """match (X, Y, N, K), edges of the X graphs -> (X, Y, N, H)."""
-        weight, bias = self.kernels().stacked()
+        weight, bias = self.convolution().stacked()
         hidden = match @ weight.t()  # (X, Y, N, H)
         if self.propagation == "neighbors":
             X, Y, N, H = hidden.shape
@@ -241,12 +243,8 @@ class VisualGraph(StructureMatching):
     """The image's graph: regions as nodes, fully connected, edges from the boxes alone."""
 
     def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
-        super().__init__(propagation)
-        self.graph_convolution_1 = SpatialConvolution(feat_dim, hid_dim)
-        self.add_scoring(hid_dim, out_dim)
-
-    def kernels(self):
-        return self.graph_convolution_1
+        convolution = SpatialConvolution(feat_dim, hid_dim)
+        super().__init__("graph_convolution_1", convolution, hid_dim, out_dim, propagation)
 
     def edges(self, boxes):
         """Normalised boxes (I, R, 4) -> edges as StructureMatching takes them."""
@@ -258,12 +256,8 @@ class TextualGraph(StructureMatching):
     """The caption's graph: words as nodes, joined all with all or, sparse, along dependencies."""
 
     def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
-        super().__init__(propagation)
-        self.graph_convolution_3 = SemanticConvolution(feat_dim, hid_dim)
-        self.add_scoring(hid_dim, out_dim)
-
-    def kernels(self):
-        return self.graph_convolution_3
+        convolution = SemanticConvolution(feat_dim, hid_dim)
+        super().__init__("graph_convolution_3", convolution, hid_dim, out_dim, propagation)
 
     def edges(self, words, adjacency, smooth, mask=None):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them.

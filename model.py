@@ -59,15 +59,12 @@ class EncoderText(nn.Module):
         return words if self.no_txtnorm else l2norm(words)
 
 
-class EncoderCaption(nn.Module):
+class EncoderCaption(EncoderText):
     """Word ids -> one vector: embedding, GRU, its state at <end>."""
 
     def __init__(self, vocab_size, word_dim, embed_size, num_layers=1, use_abs=False):
-        super().__init__()
+        super().__init__(vocab_size, word_dim, embed_size, num_layers)
         self.use_abs = use_abs
-        self.embed = nn.Embedding(vocab_size, word_dim)
-        self.rnn = nn.GRU(word_dim, embed_size, num_layers)
-        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
 
     def forward(self, captions, lengths):
         """Ids (B, n) padded, lengths -> (B, D)."""

@@ -114,7 +114,7 @@ class Scratch(dict):
 
 def stacked_params(match, k):
     """The structure-level parameters of one graph in a row, hidden unit c of kernel j at 8 c + j, padded."""
-    weight, bias = match.kernels().stacked()  # (H, K), (H) or None
+    weight, bias = match.convolution().stacked()  # (H, K), (H) or None
     H, K = weight.shape
     order = torch.arange(H).view(-1, H // 8).t().flatten()
     more = k.hidden - H
