@@ -100,24 +100,23 @@ def cosine(dot, context, node):
 class WeightNormLinear(nn.Module):
     """Linear layer with the weight g · v / ‖v‖, stored as the released `weight_g`, `weight_v`; torch's initial values.
 
-    dim: 1 for the norm of each row of v, (rows, 1); None for that of the whole matrix, ().
+    dim: 0 for the norm of each row of v, (rows, 1); -1 for that of the whole matrix, ().
     """
 
-    def __init__(self, in_features, out_features, dim=1):
+    def __init__(self, in_features, out_features, dim=0):
         super().__init__()
         start, self.dim = nn.Linear(in_features, out_features), dim
         self.bias = nn.Parameter(start.bias.detach())
         # on the meta device, where shapes count, a norm would load torch's compiler
-        shape = () if dim is None else (out_features, 1)
-        norm = start.weight.new_empty(shape) if start.weight.is_meta else self.norm(start.weight)
-        self.weight_g = nn.Parameter(norm.detach())
-        self.weight_v = nn.Parameter(start.weight.detach())
-
-    def norm(self, weight):
-        return torch.linalg.vector_norm(weight, dim=self.dim, keepdim=self.dim is not None)
+        weight, shape = start.weight.detach(), () if dim == -1 else (out_features, 1)
+        norm = weight.new_empty(shape) if weight.is_meta else torch.norm_except_dim(weight, 2, dim)
+        self.weight_g = nn.Parameter(norm)
+        self.weight_v = nn.Parameter(weight)
 
     def weight(self):
-        return self.weight_v * (self.weight_g / self.norm(self.weight_v))
+        if self.weight_v.device.type == "cpu":  # whose one kernel would start threads, even for a few numbers
+            return self.weight_v * (self.weight_g / torch.norm_except_dim(self.weight_v, 2, self.dim))
+        return torch._weight_norm(self.weight_v, self.weight_g, self.dim)
 
     def forward(self, x):
         return F.linear(x, self.weight(), self.bias)

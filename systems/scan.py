@@ -23,7 +23,7 @@ class SCAN(MatchingModel):
         super().__init__(opt)
         self.words_ask, self.norm, self.gather = opt.cross_attn == "t2i", opt.raw_feature_norm, opt.agg_func
         self.smooth, self.lse, self.sim_memory = opt.lambda_softmax, opt.lambda_lse, opt.sim_memory
-        layer = partial(graph.WeightNormLinear, dim=None) if opt.precomp_enc_type == "weight_norm" else linear
+        layer = partial(graph.WeightNormLinear, dim=-1) if opt.precomp_enc_type == "weight_norm" else linear
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm, layer)
         self.txt_enc = EncoderText(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm

@@ -74,9 +74,9 @@ def inputs_of(opt):
     return system_of(opt).inputs(opt)
 
 
-def titles(*chosen):
-    """The titles of systems, for messages: 'GSMN or VSRN'."""
-    return " or ".join(system.title for system in chosen or SYSTEMS.values())
+def titles():
+    """The titles of all systems, for messages."""
+    return " or ".join(system.title for system in SYSTEMS.values())
 
 
 # ---- GSMN

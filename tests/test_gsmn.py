@@ -174,6 +174,16 @@ def test_without_boxes_all_centres_are_one():
     assert torch.equal(none, zero) and not torch.equal(none, some)
 
 
+@pytest.mark.parametrize("dim", [0, -1])
+def test_weight_norm_of_a_gpu_is_that_of_a_cpu(dim):
+    layer = graph.WeightNormLinear(7, 5, dim).double()
+    both = layer.weight(), torch._weight_norm(layer.weight_v, layer.weight_g, dim)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-13)
+    weights = layer.weight_v, layer.weight_g
+    gradients = [torch.autograd.grad((x * layer.weight_v.detach().sin()).sum(), weights) for x in both]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)
+
+
 def test_the_shorter_way_round():
     """Angles between a pair's direction and a kernel's mean, over more than one turn."""
     conv = model.GSMN(small_opt()).double().i2t_match_G.graph_convolution_1

@@ -99,11 +99,6 @@ def test_released_list_leaves_the_caption_model_alone():
     assert len(other.state_list()) == 2
 
 
-def test_unknown_measure():
-    with pytest.raises(InputError, match="euclid"):
-        make(measure="euclid")
-
-
 # ---- pictures, which VSE++ reads alike
 
 
@@ -152,6 +147,7 @@ def test_missing_weights_are_explained(monkeypatch, tmp_path):
     assert "--no_pretrained" in message and "no network" in message
 
 
-def test_unknown_classifier():
-    with pytest.raises(InputError, match="vgg99"):
-        of_pictures(cnn_type="vgg99")
+@pytest.mark.parametrize("flag, value", [("cnn_type", "vgg99"), ("measure", "euclid")])
+def test_unknown_names(flag, value):
+    with pytest.raises(InputError, match=value):
+        of_pictures(**{flag: value})

@@ -253,7 +253,8 @@ def sizes(kernel, model, R, lengths, D, gradients):
 
     def floats(nodes):
         squares = nodes**2 if model.i2t_match_G.propagation == "neighbors" else nodes
-        return (nodes + kernel.panel) * kernel.blocks * (dim + 1) + triangle(nodes) * kernel.blocks + squares * 8
+        rows = -(-nodes // kernel.panel) * kernel.panel
+        return kernel.blocks * (rows * (dim + 1) + triangle(nodes)) + squares * graph.KERNELS
 
     threads = max(SLOTS, torch.get_num_threads())  # so that up to 8 threads cut alike, and sum up alike
     threads *= kernel.room(Job(R=R, n=int(lengths.max()), dim=dim), gradients)
