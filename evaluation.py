@@ -20,7 +20,7 @@ import data
 from checkpoints.evaluation_options import RANKS, overrides_of
 from checkpoints.loading import load_model, open_members
 from files.errors import InputError
-from modules import memory
+from modules import blocks
 from modules.sides import CaptionSide, ImageSide
 from reporting.metrics import recalls
 from reporting.outputs import Outputs
@@ -128,7 +128,7 @@ def score_all(model, images, captions, sims=None):
     """
     share = distributed.local_slice(len(images))
     sims = np.empty((len(images), len(captions)), np.float32) if sims is None else sims
-    width, budget = images.emb.shape[-1], memory.budget(model.sim_memory, model.device) / 8
+    width, budget = images.emb.shape[-1], blocks.budget(model.sim_memory, model.device) / 8
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
     words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
