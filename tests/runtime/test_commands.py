@@ -10,7 +10,6 @@ import pytest
 from tiny import message
 
 from checkpoints.evaluation_options import eval_parser
-from files.errors import InputError
 from runtime import start
 from systems.options import check_options, completed, defaults, train_options
 
@@ -38,7 +37,6 @@ def without_torch(script, *flags):
         ("test.py --model_path nowhere.pth.tar", "nowhere.pth.tar: no such checkpoint"),
         ("test_stack.py --model_path nowhere.pth.tar", "nowhere.pth.tar: no such checkpoint"),
         ("tools/search.py --query a --model_path nowhere.pth.tar", "nowhere.pth.tar: no such checkpoint"),
-        ("train.py", "torch"),  # which the program itself does need
     ],
 )
 def test_mistakes_need_no_torch(command, said):
@@ -53,10 +51,8 @@ def test_the_help_of_every_command_needs_no_torch(script):
 
 
 def test_a_flag_of_the_other_model_is_named():
-    with pytest.raises(InputError, match=r"--max_len 9; --max_len is a flag of --model vsrn; .* --help lists"):
-        train_options(["--max_len", "9"])
-    with pytest.raises(InputError, match=r"--is_sparse; --is_sparse is a flag of --model gsmn; "):
-        train_options(["--model", "vsrn", "--is_sparse"])
+    assert "--max_len is a flag of --model vsrn" in message(train_options, ["--max_len", "9"])
+    assert "--is_sparse is a flag of --model gsmn" in message(train_options, ["--model", "vsrn", "--is_sparse"])
 
 
 def test_a_folder_that_is_named_with_a_slash_or_not_at_all():
@@ -83,33 +79,16 @@ def test_an_old_opt_is_completed():
 
 
 @pytest.mark.parametrize(
-    "data_name, flag, variant",
-    [("f30k_precomp", "auto", "f30k"), ("mine_precomp", "auto", "coco"), ("mine_precomp", "f30k", "f30k")],
-)
-def test_the_variant_of_vsrn(data_name, flag, variant):
-    opt = completed(argparse.Namespace(model="vsrn", data_name=data_name, vsrn_variant=flag))
-    assert opt.vsrn_variant == variant
-    check_options(argparse.Namespace(**{**vars(opt), "model": "vsrn"}), "path")
-
-
-@pytest.mark.parametrize(
     "model, flag, value",
-    [
-        ("gsmn", "model", None),
-        ("gsmn", "model", "clip"),
-        ("vsrn", "max_len", 10**9),
-        ("vsrn", "num_layers", True),
-    ],
+    [("gsmn", "model", None), ("gsmn", "model", "clip"), ("vsrn", "max_len", 10**9), ("vsrn", "num_layers", True)],
 )
 def test_what_no_run_could_have_said(model, flag, value):
-    opt = argparse.Namespace(**{"model": model, flag: value})
-    with pytest.raises(InputError, match=rf"^x.pth.tar: its opt says {value!r} for --{flag}, an invalid value"):
-        check_options(opt, "x.pth.tar")
+    said = message(check_options, argparse.Namespace(**{"model": model, flag: value}), "x.pth.tar")
+    assert said.startswith("x.pth.tar: ") and repr(value) in said and f"--{flag}" in said
 
 
 def test_a_flag_with_a_largest_value():
-    with pytest.raises(InputError, match="--max_len: 10001 is not a whole number from 2 to 10000; "):
-        train_options(["--model", "vsrn", "--max_len", "10001"])
+    assert "--max_len: 10001" in message(train_options, ["--model", "vsrn", "--max_len", "10001"])
     assert train_options(["--model", "vsrn", "--max_len", "10000"])[0].max_len == 10000
 
 
@@ -155,10 +134,12 @@ def test_commands_begin_before_torch(chosen, spins, scripts):
 
 
 def test_a_python_without_torch_is_named():
-    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['']; runpy.run_path('train.py', {}, '__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and "torch" in line and sys.executable in line and "requirements.txt" in line
+    code, _, err = without_torch("train.py")
+    assert (
+        code == 2
+        and err.count("\n") == 1
+        and all(word in err for word in ("torch", sys.executable, "requirements.txt"))
+    )
 
 
 def test_a_reader_that_has_gone_and_a_full_disk_under_the_output():
