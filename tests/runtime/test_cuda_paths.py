@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from tiny import flags, names, prepared, same_state, stop_after
+from tiny import SIZES, flags, names, prepared, same_state, stop_after
 
 import data
 import evaluation
@@ -25,8 +25,7 @@ from training import global_batch
 from training.health import GuardedAdam
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-GSMN = "--embed_size 16 --word_dim 8 --num_block 4 --feat_dim 4 --hid_dim 8 --bi_gru"
-VSRN = "--model vsrn --embed_size 16 --word_dim 8 --dim_hidden 8 --dim_word 8 --max_len 12"
+GSMN, VSRN = SIZES["gsmn"], SIZES["vsrn"]
 STEPS = {
     "GSMN, hardest negatives": f"{GSMN} --max_violation",
     "GSMN, sparse, neighbours": f"{GSMN} --is_sparse --propagation neighbors",
@@ -37,7 +36,7 @@ STEPS = {
     "VSRN, LSTM, both directions": f"{VSRN} --rnn_type lstm --bidirectional 1",
     "VSRN, order": f"{VSRN} --measure order --use_abs",
     "VSRN, in parts": f"{VSRN} --accumulate 3",
-    "SCAN": "--model scan --embed_size 16 --word_dim 8",
+    "SCAN": SIZES["scan"],
 }
 
 
@@ -52,7 +51,7 @@ class Sgd(torch.optim.SGD):
 def test_a_step_and_an_evaluation_mix_no_devices_and_look_at_no_number(kind, monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda device, *args, **how: autocast("cpu", *args, **how))
-    opt = train_options([*STEPS[kind].split(), "--img_dim=8", "--device=cpu"])[0]
+    opt = train_options([*STEPS[kind].split(), "--img_dim=8"])[0]
     opt.vocab_size = VOCABULARY
     batch = random_batch(opt, (5, 4, 2, 2), regions=6)
     host, card = build_model(opt).eval(), build_model(opt).to("meta")

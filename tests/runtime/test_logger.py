@@ -56,12 +56,16 @@ def test_a_line_never_joins_one_that_was_cut_off(tmp_path):
 
 @pytest.mark.parametrize("damage", ['{"Eiters": "x"}', "no JSON", "[" * 10**5])
 def test_a_damaged_log_is_set_aside(tmp_path, caplog, damage):
+    """Later lines, and one that was cut off, are no damage: a resumed run leaves them out."""
     log = RunLog(tmp_path)
     log.step(STEP, {"Le": 1.0})
     whole = (tmp_path / "log.jsonl").read_text()
-    (tmp_path / "log.jsonl").write_text(f"{damage}\n{whole}{whole.replace('1,', '9,')}")
-    RunLog(tmp_path, resume_at=5)
-    assert (tmp_path / "log.jsonl").read_text() == whole
+    later = f"{whole}{whole.replace('1,', '9,')}{whole[:-2]}"
+    for text, damaged in ((later, False), (f"{damage}\n{later}", True)):
+        (tmp_path / "log.jsonl").write_text(text)
+        RunLog(tmp_path, resume_at=5)
+        assert (tmp_path / "log.jsonl").read_text() == whole
+        assert (tmp_path / "log.jsonl.damaged").exists() == damaged
     assert damage in (tmp_path / "log.jsonl.damaged").read_text() and "log.jsonl" in caplog.text
 
 

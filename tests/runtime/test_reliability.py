@@ -184,18 +184,6 @@ def test_curves_begin_anew_after_a_failure(tiny_data, tmp_path, monkeypatch, cap
     assert steps == {"Le": [3, 4], "rsum": [2, 4]} and len(list((tmp_path / "log").glob("events*"))) == 2
 
 
-def test_a_log_that_was_cut_off_is_gone_on_from(tiny_data, tmp_path):
-    folder = run(tiny_data, tmp_path, *FEW, epochs=1)
-    with open(tmp_path / "log/log.jsonl", "a") as log:
-        log.write('{"epoch": 1, "Eit')
-    events = next((tmp_path / "log").glob("events*"))
-    with open(events, "ab") as file:
-        file.write(b"\x20" + bytes(40))
-    run(tiny_data, tmp_path, *FEW, "--resume", folder)
-    assert validated_epochs(tmp_path / "log") == [0, 1]
-    assert [step for tag, step, _ in points(tmp_path / "log") if tag == "Le"] == [1, 2, 3, 4]
-
-
 def train_without_curves(reason, arguments):
     """In a process where tensorboard_logger cannot be used."""
     assert not {"tensorboard_logger", "google.protobuf.descriptor_pb2"} & sys.modules.keys()

@@ -79,19 +79,16 @@ def test_a_wait_for_data_ends(rows, message, monkeypatch, workers_end, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def read(tiny, workers):
-    """The batches of the first epoch, as a training step on a CPU gets them."""
-    opt, words = prepared(tiny)
-    return list(on_device(data.get_loaders(opt.data_name, words, 24, workers, opt)[0], "cpu"))
-
-
 @pytest.mark.parametrize("kind", [np.float16, np.float64])
 def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_end):
     path = tiny_data.folder / "train_ims.npy"
     np.save(path, np.load(path).astype(kind))
     expected = np.load(path).astype(np.float32)
+    opt, words = prepared(tiny_data)
     for count in (0, 2):
-        found = read(tiny_data, count)
+        found = [
+            *on_device(data.get_loaders(opt.data_name, words, 24, count, opt)[0], "cpu")
+        ]  # as a training gets them
         assert sum(len(batch.ids) for batch in found) == 200
         for batch in found:
             assert batch.images.dtype == torch.float32
