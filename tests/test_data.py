@@ -346,7 +346,6 @@ ARRAYS = {  # file, change, part of the message
     "one matrix": ("ims.npy", lambda x: x[0], r"shape \(4, 8\)"),
     "no image": ("ims.npy", lambda x: x[:0], "shape"),
     "ten captions an image": ("ims.npy", lambda x: x[:5], "5 rows of features for 50 captions"),
-    "no width": ("ims_size.npy", put((0, 5), 3), "row 3: image size 0 x 5"),
     "fewer sizes": ("ims_size.npy", lambda x: x[:9], "boxes of 10 images, but 9 image sizes"),
     "fewer regions": ("ims_bbx.npy", lambda x: x[:, :3], "boxes of 3 regions"),
     "flat boxes": ("ims_bbx.npy", lambda x: x.reshape(10, 16), r"shape \(10, 16\)"),
@@ -356,11 +355,9 @@ ARRAYS = {  # file, change, part of the message
     "box of NaN": ("ims_bbx.npy", put(np.nan, 1, 0, 0), r"row 1, region 0: box \[nan, "),
 }
 TEXTS = {  # file, change of its text, or None to remove it, part of the message
-    "empty ids": ("precaps_stan.txt", lambda x: "\n" + x, "line 1: '' is no list"),
     "not five": ("precaps_stan.txt", lambda x: x.split("\n", 2)[2], "10 rows of features for 48 captions"),
     "no captions": ("precaps_stan.txt", lambda x: "", "10 rows of features for 0 captions"),
     "few pairs": ("caps.json", lambda x: "[]", "dependencies of 0 captions"),
-    "broken JSON": ("caps.json", lambda x: x[:-9], "JSON"),
     "fewer texts": ("caps.txt", lambda x: x + "more\n", "51 captions"),
     "no features": ("ims.npy", None, "no such file; check --data_path"),
     "no boxes": ("ims_bbx.npy", None, "--boxes none"),

@@ -86,6 +86,8 @@ def test_coco_splits(tmp_path):
     assert (len(train), train.n_images) == (11, 2)
     assert [train.image_of(i) for i in range(11)] == [0] * 5 + [1] * 6
     assert train.captions[10] == "a picture of green 5"
+    for i in range(11):
+        assert colour_of(train[i].image) in ("red" if i < 5 else "green", "white")  # a crop may lie in the corner
     with_restval = data.open_split("train", "coco", WORDS, options(tmp_path, use_restval=True))
     assert (len(with_restval), with_restval.n_images) == (21, 4)
     for split, colour in (("dev", "blue"), ("test", "grey"), ("testall", "grey")):
