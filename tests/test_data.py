@@ -1,6 +1,5 @@
 """Files -> batches: what is read, in which order, how it is batched, and what is refused."""
 
-import json
 import pickle
 import re
 import resource
@@ -16,7 +15,6 @@ from tiny import dataset_of, make_tiny, message, prepared, same, shared
 
 import data
 import vocab
-from files.arrays import read_sizes, released_boxes
 from files.text import read_json
 from systems.options import completed
 
@@ -59,20 +57,6 @@ def test_labels_and_masks_by_hand(length):
 # ---- the reference data ----
 
 
-def test_gsmn_batch_equals_the_reference():
-    folder = shared("golden/gsmn")
-    words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
-    opt = completed(Namespace(data_path=folder, img_dim=64, is_sparse=True))
-    train = data.PrecompDataset("train", "f30k_precomp", words, opt)
-    expected = np.load(folder / "train_dense.npz")
-    batch = data.collate([train[i] for i in expected["order"][0].tolist()])
-    ours = {"ids": batch.ids, "lengths": batch.lengths, "targets": batch.captions, "images": batch.images}
-    for name, array in {**ours, "bboxes": batch.bboxes}.items():
-        assert np.array_equal(array, expected[f"batch0_{name}"]), name
-    pairs = json.loads((folder / "f30k_precomp" / "train_caps.json").read_text())
-    assert batch.depends == [pairs[i] for i in batch.ids]
-
-
 @pytest.mark.parametrize("data_name", ["f30k_precomp", "coco_precomp"])
 def test_vsrn_items_and_batches_equal_the_reference(data_name):
     words = vocab.load_vocab(shared("golden/vsrn/vocab"), data_name)
@@ -91,26 +75,6 @@ def test_vsrn_items_and_batches_equal_the_reference(data_name):
         assert np.array_equal(array, expected[name]), name
     for order, ordered in zip(expected["batch_order"], expected["batch_order_sorted"]):
         assert data.collate([train[i] for i in order.tolist()]).ids == ordered.tolist()
-
-
-def test_boxes_equal_the_released_evaluations_bit_for_bit():
-    # 2 of the 36 regions of the reference, which the released code made with batches of 16
-    golden = np.load(Path(__file__).parent / "golden" / "boxes.npz")
-    raw, sizes = golden["boxes"], golden["sizes"]
-    assert np.array_equal(released_boxes(raw, sizes, 100, 16), golden["rows"][:20])
-    assert np.array_equal(released_boxes(raw, sizes, 100, 16, fold5=True), golden["fold5"])
-
-
-def test_all_reference_boxes():
-    folder = shared("golden/gsmn")
-    expected = np.load(folder / "expected_dense.npz")
-    words = vocab.deserialize_vocab(folder / "f30k_precomp_vocab.json")
-    test = data.PrecompDataset("test", "f30k_precomp", words, completed(Namespace(data_path=folder, img_dim=64)))
-    assert np.array_equal(test.boxes, expected["boxes_correct"])
-    assert np.array_equal(test.released_boxes(16), expected["quirk_bbox"][:20])
-    assert np.array_equal(test.released_boxes(16, fold5=True).reshape(5, 4, 36, 4), expected["fold5_bbox"])
-    structured = read_sizes(folder / "f30k_precomp" / "test_ims_size_struct.npy")
-    assert np.array_equal(test.sizes, structured)
 
 
 # ---- features in other forms ----

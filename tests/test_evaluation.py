@@ -151,15 +151,6 @@ def test_vsrn_prints_the_released_blocks(released_vsrn, name, capsys):
     assert ensemble[-5:] == expected["stdout_evaluation_models.evalrank(1,2,test)"].splitlines()[-5:]
 
 
-@pytest.mark.parametrize("name", ["f30k_precomp", "coco_precomp"])
-def test_vsrn_order_ensemble_is_the_mean(released_vsrn, name):
-    """Under --measure order too, where the released ensemble ignores the second model."""
-    paths, expected = [f"{name}/checkpoint{n}.pth.tar" for n in (1, 2)], np.load(f"{name}/expected_test.npz")
-    flags = {"measure": "order", "use_abs": True}
-    _, sims = evaluation.evaluate(paths, "test", **flags)
-    np.testing.assert_allclose(sims["full"][0], (expected["order_sims_1"] + expected["order_sims_2"]) / 2, atol=1e-5)
-
-
 # ---- ensembles, equal scores and files
 
 
@@ -167,7 +158,7 @@ def test_vsrn_order_ensemble_is_the_mean(released_vsrn, name):
 def two_models(tmp_path, tiny_data):
     """GSMN and VSRN with random weights -> their paths."""
     write_model(tiny_data, tmp_path / "gsmn.pth.tar")
-    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **VSRN, use_abs=True)
+    write_model(tiny_data, tmp_path / "vsrn.pth.tar", **VSRN, measure="order", use_abs=True)
     return [tmp_path / "gsmn.pth.tar", tmp_path / "vsrn.pth.tar"]
 
 
@@ -176,19 +167,18 @@ def sims_of(paths, **how):
 
 
 def test_weights_and_normalisation(two_models):
-    first, second = (sims_of([path]).astype(float) for path in two_models)
-    ensemble = {"mean": sims_of(two_models), "weighted": sims_of(two_models, weights=[3, 1])}
-    np.testing.assert_allclose(ensemble["mean"], (first + second) / 2, atol=1e-6)
-    np.testing.assert_allclose(ensemble["weighted"], (3 * first + second) / 4, atol=1e-6)
-    unit = [(sims - sims.mean()) / sims.std() for sims in (first, second)]
-    np.testing.assert_allclose(sims_of(two_models, normalize=True), (unit[0] + unit[1]) / 2, atol=1e-4)
-    both = sims_of(two_models, weights=[0.5, 2], normalize=True)
-    np.testing.assert_allclose(both, (0.5 * unit[0] + 2 * unit[1]) / 2.5, atol=1e-4)
+    """Under --measure order too, where the released ensemble ignores the second model."""
+    plain = [sims_of([path]).astype(float) for path in two_models]
+    unit = [(sims - sims.mean()) / sims.std() for sims in plain]
+    for weights, normalize in ((None, False), ([3, 1], False), (None, True), ([0.5, 2], True)):
+        expected = np.average(unit if normalize else plain, axis=0, weights=weights)
+        found = sims_of(two_models, weights=weights, normalize=normalize)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4 if normalize else 1e-6)
 
 
 def test_normalisation_of_folds_is_over_the_pairs_of_all_five(two_models):
-    _, (sims,) = zip(*evaluation.evaluate(two_models[:1], "test", True, False, device="cpu")[1].items())
-    _, (unit,) = zip(*evaluation.evaluate(two_models[:1] * 2, "test", True, False, normalize=True)[1].items())
+    sims = evaluation.evaluate(two_models[:1], "test", True, False, device="cpu")[1]["fold5"]
+    unit = evaluation.evaluate(two_models[:1] * 2, "test", True, False, normalize=True, device="cpu")[1]["fold5"]
     np.testing.assert_allclose(unit, (sims - sims.mean()) / sims.std(), atol=1e-4)
 
 
