@@ -108,7 +108,7 @@ def test_features_are_not_read_whole(tiny_data):
 
 
 def test_dev_is_cut_to_its_first_5000_captions(tmp_path):
-    tiny = make_tiny(tmp_path, 1, 8, {"dev": 1014})
+    tiny = make_tiny(tmp_path, 1, {"dev": 1014})
     dev = dataset(tiny, is_sparse=True)
     assert len(dev) == len(dev.captions) == 5000
     assert dev.n_images == len(dev.boxes) == len(dev.raw_boxes) == 1000

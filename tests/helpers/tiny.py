@@ -71,18 +71,13 @@ SPLITS = {"train": 40, "dev": 10, "test": 10, "testall": 10}
 NAME = "tiny_precomp"
 
 
-def make_tiny(root, regions=4, width=8, splits=SPLITS):
+def make_tiny(root, regions=4, splits=SPLITS):
     """A complete data set of a few images in root/data/tiny_precomp, its vocabulary in root/vocab.
 
     The features say colour and thing.
     Returns a namespace: data_path, vocab_path, data_name, img_dim, folder, and args, the flags that scripts need.
     """
-    flags = {
-        "data_path": str(root / "data"),
-        "vocab_path": str(root / "vocab"),
-        "data_name": NAME,
-        "img_dim": width,
-    }
+    flags = {"data_path": str(root / "data"), "vocab_path": str(root / "vocab"), "data_name": NAME, "img_dim": 8}
     folder = root / "data" / NAME
     folder.mkdir(parents=True)
     (root / "vocab").mkdir()
@@ -90,19 +85,18 @@ def make_tiny(root, regions=4, width=8, splits=SPLITS):
     words = vocab.vocab_of_captions(captions)
     vocab.serialize_vocab(words, root / "vocab" / f"{NAME}_vocab.json")
     for seed, (split, n) in enumerate(splits.items()):
-        _write_split(folder, split, n, regions, width, words, np.random.default_rng(seed))
+        _write_split(folder, split, n, regions, words, np.random.default_rng(seed))
     args = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     return Namespace(**flags, folder=folder, args=args)
 
 
-def _write_split(folder, split, n, regions, width, words, rng):
+def _write_split(folder, split, n, regions, words, rng):
     colours, things = rng.integers(0, 4, n), rng.integers(0, 4, n)
-    features = rng.normal(0, 0.1, (n, regions, width))
+    features = rng.normal(0, 0.1, (n, regions, 8))
     features[np.arange(n), :, colours] += 1
     features[np.arange(n), :, 4 + things] += 1
     corners = np.sort(rng.uniform(0, 100, (n, regions, 2, 2)), axis=2)
     captions = [text.format(COLOURS[c], THINGS[t]) for c, t in zip(colours, things) for text in TEMPLATES]
-    counts = [len(vocab.tokenize(text)) for text in captions]
     write_split(
         folder,
         split,
@@ -111,7 +105,7 @@ def _write_split(folder, split, n, regions, width, words, rng):
         boxes=corners.reshape(n, regions, 4),
         sizes=[(200 + i, 100 + i) for i in range(n)],
         captions=captions,
-        depends=[[[k, k + 1] for k in range(count)] for count in counts],  # each word on the one before it
+        depends=[[[k, k + 1] for k in range(len(vocab.tokenize(text)))] for text in captions],  # each on the one before
     )
 
 
@@ -263,9 +257,9 @@ def same_runs(a, b, last="checkpoint_1.pth.tar"):
     assert points(Path(a) / "log") == points(Path(b) / "log")
 
 
-def message(call, *arguments, error=InputError):
+def message(call, *arguments):
     """The one line that a call refuses its arguments with."""
-    with pytest.raises(error) as raised:
+    with pytest.raises(InputError) as raised:
         call(*arguments)
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -276,13 +270,9 @@ def message(call, *arguments, error=InputError):
 
 def flags(tiny, folder, *more, epochs=2):
     """The command line of a small run."""
+    sizes = SIZES[next((name for name in SIZES if name in more), "gsmn")]
     places = f"--num_epochs {epochs} --logger_name {folder}/log --model_name {folder}/ck"
-    return [
-        *tiny.args,
-        *SIZES[next((name for name in SIZES if name in more), "gsmn")].split(),
-        *places.split(),
-        *map(str, more),
-    ]
+    return [*tiny.args, *sizes.split(), *places.split(), *map(str, more)]
 
 
 def run(tiny, folder, *more, epochs=2):
@@ -353,12 +343,12 @@ def random_sims(n, seed=0, per=5):
     return sims
 
 
-def write_report(tiny, folder, n_models=1, images=None, split="test", sims=None):
+def write_report(tiny, folder, n_models=1, images=None):
     """A report of made-up models -> their similarities."""
-    made = dataset_of(tiny, split)
+    made = dataset_of(tiny)
     site = pages.Report(folder, images)
     site.check(made)
-    sims = sims or [random_sims(made.n_images, seed) for seed in range(n_models)]
+    sims = [random_sims(made.n_images, seed) for seed in range(n_models)]
     if len(sims) > 1:
         sims.append(sum(sims) / len(sims))
     for k, one in enumerate(sims):

@@ -244,8 +244,3 @@ def test_a_warning_comes_once(check):
     assert len(warnings) == len(set(warnings)) == 8  # ids are made, and what the captions look like: for each split
 
 
-def test_a_truncated_file_is_told(check):
-    path = check.folder / "train_ims_size.npy"
-    path.write_bytes(path.read_bytes()[:-40])
-    code, said = check("--model", "gsmn")
-    assert code == 1 and "train_ims_size.npy: truncated" in line_of(said, "train", "GSMN dense")
