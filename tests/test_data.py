@@ -135,14 +135,6 @@ def test_vsrn_reads_captions_only(tiny_data, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_gsmn_without_boxes_sizes_texts_and_dependencies(tiny_data):
-    for ending in ("caps.txt", "ims_bbx.npy", "ims_size.npy", "caps.json"):
-        (tiny_data.folder / f"dev_{ending}").unlink()
-    dev = dataset(tiny_data, boxes="none")
-    batch = next(iter(data.make_loader(dev, [[3, 4]], 0)))
-    assert batch.bboxes is None and batch.depends is None and dev.captions is None
-
-
 CHINESE = ["一只棕色的狗在草地上奔跑。", "两个人在沙滩上踢足球。"] * 25
 PRINTED = [repr(text.encode()) for text in ("a red dog .", "a blue car .") for _ in range(25)]
 
@@ -349,9 +341,8 @@ def test_unusable_files(tiny_data, case):
     refused(tiny_data, text, "ims_bbx.npy" if case == "fewer sizes" else "ims.npy" if "rows of" in text else file)
 
 
-def test_unknown_data_name_and_split(tiny_data):
+def test_unknown_data_name(tiny_data):
     assert "data has: tiny_precomp" in message(lambda: dataset(tiny_data, data_name="other"))
-    assert "val_ims.npy: no such file" in message(dataset, tiny_data, "val")
 
 
 def test_infinity_in_features_is_named(tiny_data):

@@ -1,8 +1,10 @@
 """What the tests share: reference data, a tiny data set, small models, checkpoints and runs of train.py."""
 
+import contextlib
 import itertools
 import json
 import os
+import resource
 import signal
 from argparse import Namespace
 from collections import OrderedDict
@@ -263,6 +265,17 @@ def message(call, *arguments):
         call(*arguments)
     assert "\n" not in str(raised.value)
     return str(raised.value)
+
+
+@contextlib.contextmanager
+def file_limit(size):
+    """No file can grow beyond `size` bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # ---- runs of train.py

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
-from tiny import at_step, flags, names, points, run, same_runs, same_state, validations
+from tiny import at_step, file_limit, flags, names, points, run, same_runs, same_state, validations
 
 import train
 from checkpoints import checkpoint
@@ -149,13 +148,8 @@ def test_a_best_model_that_cannot_be_written_is_not_to_be_beaten(tiny_data, tmp_
 
 def test_full_disk(tiny_data, tmp_path, caplog):
     """A real limit: neither checkpoints nor curves fit, and the run says so to its end."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-    try:
-        with pytest.raises(InputError, match=r"cannot be written \(File too large\): this checkpoint is lost"):
-            run(tiny_data, tmp_path, *FEW, epochs=4)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_limit(4000), pytest.raises(InputError, match=r"written \(File too large\): this checkpoint is lost"):
+        run(tiny_data, tmp_path, *FEW, epochs=4)
     assert names(tmp_path / "ck") == []
     assert f"{tmp_path}/log: cannot be written ([Errno 27] File too large); training goes on" in caplog.text
 

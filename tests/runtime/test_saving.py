@@ -3,14 +3,13 @@
 import argparse
 import os
 import random
-import resource
 import time
 from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
-from tiny import gsmn, message, names, same, state
+from tiny import file_limit, gsmn, message, names, same, state
 
 from checkpoints import checkpoint
 from checkpoints.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint
@@ -62,12 +61,8 @@ def test_disk_full(limit, tmp_path):
     path = tmp_path / "checkpoint_0.pth.tar"
     save_checkpoint(state(epoch=1), path)
     big = state(epoch=2, extra={"a": torch.ones(3000), "b": torch.ones(9000)})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
+    with file_limit(limit):
         found = message(save_checkpoint, big, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert found == f"{path}: cannot be written (File too large)"
     assert [p.name for p in tmp_path.iterdir()] == [path.name] and load_checkpoint(path)["epoch"] == 1
 

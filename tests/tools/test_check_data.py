@@ -242,5 +242,3 @@ def test_a_warning_comes_once(check):
     assert "b'...'" in line_of(said, "dev", "captions are")
     warnings = [line for line in check.said.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == len(set(warnings)) == 8  # ids are made, and what the captions look like: for each split
-
-

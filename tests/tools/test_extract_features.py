@@ -1,14 +1,13 @@
 """tools/extract_features.py: pictures and others' files become regions; interruption; odd pictures, damaged files."""
 
 import base64
-import resource
 import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import message
+from tiny import file_limit, message
 from torchvision import models
 from torchvision.ops import box_iou
 
@@ -246,12 +245,8 @@ def test_files_for_other_images_and_overwrite(place):
 
 def test_no_room(place):
     place.show("a.png")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
-    try:
+    with file_limit(500):
         said = place.grid_error()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "cannot be written (File too large)" in said and "the same command goes on" in said
     assert len(place.grid()[0]) == 1
 
