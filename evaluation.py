@@ -10,14 +10,13 @@ import os
 import shlex
 import sys
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import data
-from checkpoints.evaluation_options import RANKS, overrides_of
+from checkpoints.evaluation_options import eval_parser, overrides_of
 from checkpoints.loading import load_model, open_members
 from files.errors import InputError
 from modules import memory
@@ -29,26 +28,10 @@ from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_
 from runtime import distributed, shared_arrays
 
 # what other programs call, some of it defined elsewhere
-__all__ = ["Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "recalls", "t2i"]
+__all__ = ["evalrank", "evaluate", "five_folds", "i2t", "load_model", "recalls", "t2i"]
 
 
 # ---- embeddings
-
-
-class Encoded(NamedTuple):
-    """A split after the encoders, part by part as shard_xattn takes it.  N images, M captions."""
-
-    img_embs: torch.Tensor  # (N, R, D), or (N, D) for a system with one vector an image
-    cap_embs: list | torch.Tensor  # for each caption (n, D), views of one buffer; or (M, D)
-    bboxes: torch.Tensor | None  # (N, R, 4), normalised
-    depends: list | None
-    cap_lens: list
-
-
-def encode_data(model, data_loader, log_step=10, logging=print):
-    """encode_split as the published code names it -> Encoded."""
-    images, captions = encode_split(model, data_loader)
-    return Encoded(images.emb, captions.emb, images.boxes, captions.depends, captions.lengths)
 
 
 @torch.no_grad()
@@ -84,7 +67,10 @@ def encode_all_images(model, dataset, workers):
 
 
 def encode_all_captions(model, dataset, lengths):
-    """Embeddings of all captions, as in Encoded; each process encodes its share, longest captions first."""
+    """Embeddings of all captions, (M, D), or for each (n, D), views of one buffer.
+
+    Each process encodes its share, longest captions first.
+    """
     n = len(lengths)
     share, embeddings = range(n)[distributed.local_slice(n)], None
     rows = [1] * n if model.one_vector else lengths
@@ -111,11 +97,6 @@ def finite(embeddings, what, numbers):
 
 
 # ---- similarities
-
-
-def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128, sims=None):
-    """score_all as the published code names it, the sides given part by part; shard_size has no effect."""
-    return score_all(model, ImageSide(img_embs, bboxes), CaptionSide(cap_embs, cap_lens, depends), sims)
 
 
 @torch.no_grad()
@@ -294,42 +275,23 @@ def weigh(sims, weight, normalize, path):
 # ---- what the scripts call
 
 
-def evalrank(
-    model_path,
-    data_path=None,
-    split="dev",
-    fold5=False,
-    ranks=RANKS,
-    ties="worst",
-    weights=None,
-    normalize=False,
-    json=None,
-    report=None,
-    images=None,
-    explain=0,
-    explain_pairs=(),
-    **overrides,
-):
+def evalrank(model_path, data_path=None, split="dev", fold5=False, **flags):
     """Evaluate one checkpoint, or the ensemble of a list of them, print the block of metrics and return the metrics.
 
-    fold5: evaluate five folds of the split, and print each and their mean.  ties, weights, normalize: as evaluate.
-    Files: ranks (None for no file), json (the metrics of every model), report (a folder of pages) with images (the
-    folder of image files for the pages) and with explanations of the `explain` worst queries each way and of
-    explain_pairs, texts such as '3:17' (image, caption).  overrides: options of the checkpoint, as boxes='released',
-    device='cuda'.
+    fold5: evaluate five folds of the split, and print each and their mean.  flags: others of test_stack.py by their
+    names, as boxes="released", device="cuda", json="metrics.json", report="folder", ranks=None for no file of ranks.
 
     The result (of the ensemble, for a list) is the dict of reporting.ranks.metrics: figures in percent by name, as
     'r1' (image to text), 'r1i' (text to image) and 'rsum'; 'ranks'; 'ties'.  With fold5 the figures are means,
     'ranks' is a list, and 'folds' holds each fold's dict.
     """
-    paths = [model_path] if isinstance(model_path, (str, os.PathLike)) else list(model_path)
-    overrides = {"workers": 0, "data_path": data_path, **overrides}
-    how = {"ties": ties, "weights": weights, "normalize": normalize}
-    asked = {"split": split, "fold5": fold5, **how, **overrides}
+    opt = eval_parser("", split, stack=True, fold5=fold5).parse_args([])
+    if strange := flags.keys() - vars(opt).keys():
+        raise TypeError(f"evalrank has no {min(strange)}")
+    vars(opt).update(model_path=model_path, data_path=data_path, **flags)
+    asked = {"split": split, "fold5": fold5, "data_path": data_path, **flags}
     asked = "".join(f", {name}={value!r}" for name, value in asked.items() if value not in (None, False))
-    command = f"evaluation.evalrank({[str(path) for path in paths]}{asked})"
-    outputs = Outputs(ranks, json, None, report, images, explain, explain_pairs, command, overrides)
-    results = evaluate_and_write(paths, split, fold5, not fold5, outputs, how, overrides)
+    results = evaluate_and_write(opt, not fold5, f"evaluation.evalrank({model_path!r}{asked})")
     return results[-1]["fold5" if fold5 else "full"]
 
 
@@ -339,19 +301,21 @@ def main(opt, full, extra=None):
     full: score the whole split, beside its folds or without them.
     """
     with distributed.process_group():
-        paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
-        how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
-        command = shlex.join(["python", *sys.argv])
-        files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
-        outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
-        return evaluate_and_write(paths, opt.split, opt.fold5, full, outputs, how, overrides_of(opt), extra)
+        return evaluate_and_write(opt, full, shlex.join(["python", *sys.argv]), extra)
 
 
-def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):
-    """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
+def evaluate_and_write(opt, full, command, extra=None):
+    """The results of evaluate for the flags of eval_parser, and every file that they ask for; extra: one more observer.
+
+    command: what asked for them, for the report.
+    """
+    paths = [opt.model_path] if isinstance(opt.model_path, (str, os.PathLike)) else list(opt.model_path)
+    how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize, **overrides_of(opt)}
+    files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
+    outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
     observers = [one for one in (extra, outputs) if one and distributed.is_main()]
     with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
-        results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)
+        results, _ = evaluate(paths, opt.split, opt.fold5, full, observers=observers, store=store, **how)
         store.keep()
     if distributed.is_main():
         outputs.write(results, full)

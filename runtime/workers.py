@@ -76,8 +76,7 @@ def fitting_workers(dataset, batches, workers, collate_fn):
 def batch_bytes(dataset, batches, collate_fn):
     """Bytes of the first batch's arrays, by those of the data set's first item."""
     size = len(next(iter(batches), ()))
-    items = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
-    batch = collate_fn(items)
+    batch = collate_fn([dataset[0]])
     parts = batch[0] if isinstance(batch, list) else batch
     return size * sum(part.nbytes for part in parts if isinstance(part, (torch.Tensor, np.ndarray)))
 

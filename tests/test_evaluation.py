@@ -69,22 +69,22 @@ def test_evalrank_repeats_released_metrics(released, kind, boxes, capsys):
 
 
 def test_a_misspelt_override_is_named(released):
-    with pytest.raises(TypeError, match="save_sims"):
-        evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sims="sims.npy")
+    with pytest.raises(TypeError, match="save_sim"):
+        evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sim="sims.npy")
 
 
 def test_embeddings_lie_in_one_buffer_each(released):
     """In the captions' order, without padding and without a second copy."""
     net, opt, vocab = evaluation.load_model("model_dense/model_best.pth.tar", data_path=".", vocab_path=".")
     loader = evaluation.data.get_test_loader("test", opt.data_name, vocab, 16, 0, opt)
-    encoded = evaluation.encode_data(net, loader)
-    assert encoded.img_embs.untyped_storage().nbytes() == encoded.img_embs.numel() * 4
-    first = encoded.cap_embs[0]
-    assert first.untyped_storage().nbytes() == sum(encoded.cap_lens) * opt.embed_size * 4
-    starts = np.cumsum([0, *encoded.cap_lens[:-1]]) * opt.embed_size * 4
-    assert [words.data_ptr() - first.data_ptr() for words in encoded.cap_embs] == starts.tolist()
-    alone = net.encode_captions(torch.tensor([loader.dataset.tokens[7]]), [encoded.cap_lens[7]])[0]
-    torch.testing.assert_close(encoded.cap_embs[7], alone.detach(), rtol=0, atol=2e-7)
+    images, captions = evaluation.encode_split(net, loader)
+    assert images.emb.untyped_storage().nbytes() == images.emb.numel() * 4
+    first = captions.emb[0]
+    assert first.untyped_storage().nbytes() == sum(captions.lengths) * opt.embed_size * 4
+    starts = np.cumsum([0, *captions.lengths[:-1]]) * opt.embed_size * 4
+    assert [words.data_ptr() - first.data_ptr() for words in captions.emb] == starts.tolist()
+    alone = net.encode_captions(torch.tensor([loader.dataset.tokens[7]]), [captions.lengths[7]])[0]
+    torch.testing.assert_close(captions.emb[7], alone.detach(), rtol=0, atol=2e-7)
 
 
 def test_five_folds(released, capsys):

@@ -11,6 +11,7 @@ import model
 from files.errors import InputError
 from modules import memory
 from modules.kernel import scores
+from modules.sides import CaptionSide, ImageSide
 
 WAYS = [pytest.param("torch", id="torch"), pytest.param("auto", id="kernel")]
 CASES = [(36, (12, 4, 13, 5) * 8, 24), (60, (50, 60), 6)]  # regions, words, images
@@ -50,8 +51,8 @@ def test_evaluation_fits_the_memory(way, case):
     regions, lengths, images = case
     x, words, boxes, depends, lengths = random_case(regions, lengths, images, 256)
     sims = np.empty((images, len(lengths)), np.float32)
-    net = network(way, 16)
-    assert peak(lambda: evaluation.shard_xattn(net, x, words, boxes, depends, lengths, sims=sims)) < 16
+    net, sides = network(way, 16), (ImageSide(x, boxes), CaptionSide(words, lengths, depends))
+    assert peak(lambda: evaluation.score_all(net, *sides, sims)) < 16
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -14,6 +14,7 @@ import evaluation
 import model
 from modules import blocks
 from modules.kernel import scores as compiled
+from modules.sides import CaptionSide, ImageSide
 
 SIZES = [(4, 8, 16), (16, 32, 64), (19, 24, 57)]  # blocks, hidden width, embedding; the first is that of tiny.py
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)  # more than blocks.BUCKETS different ones
@@ -129,7 +130,7 @@ def test_evaluation_does_not_depend_on_memory(monkeypatch):
     similarity = net.similarity
     monkeypatch.setattr(net, "similarity", lambda some, texts: blocks.append(len(some)) or similarity(some, texts))
     for net.sim_memory in (256, 12, 8):
-        found = evaluation.shard_xattn(net, images, words, boxes, None, lengths)
+        found = evaluation.score_all(net, ImageSide(images, boxes), CaptionSide(words, lengths))
         assert torch.equal(torch.from_numpy(found), whole)
     assert blocks[0] == 5
 

@@ -24,7 +24,7 @@ def scored(tmp_path_factory):
     tiny = make_tiny(tmp_path_factory.mktemp("explained"), regions=5, splits={"test": IMAGES})
     net, opt, words = write_model(tiny, tiny.folder / "m.pth.tar", is_sparse=True, propagation="neighbors")
     loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
-    sims = evaluation.shard_xattn(net, *evaluation.encode_data(net, loader))
+    sims = evaluation.score_all(net, *evaluation.encode_split(net, loader))
     return tiny, net, loader.dataset, sims, both_ways([sims])
 
 
@@ -90,7 +90,7 @@ def report(paths, folder, **how):
 def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
     tiny, dataset = scored[0], scored[2]
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
-    (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pairs=["9:17"])
+    (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pair=["9:17"])
     with open_browser() as browser:
         browser.screen()
         browser.open(page, "document.body.dataset.ready")
@@ -111,7 +111,7 @@ def test_a_report_explains(scored, tmp_path, capsys):
     paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn<i>" / "v.pth.tar"]
     paths[1].parent.mkdir()
     write_model(tiny, paths[1], **VSRN)
-    pages = report(paths, site, explain=2, explain_pairs=["9:17"])
+    pages = report(paths, site, explain=2, explain_pair=["9:17"])
     assert sorted(page.name.split("-")[0] for page in pages) == ["captions"] * 3 + ["images"] * 2
     assert "captions-17-9.html" in [page.name for page in pages]
     for page in pages:
@@ -142,7 +142,7 @@ def test_a_report_explains(scored, tmp_path, capsys):
 
 def test_what_cannot_be_explained_is_told_before_the_evaluation(scored, tmp_path):
     path = scored[0].folder / "m.pth.tar"
-    assert "has images 0 to 11" in message(lambda: report(path, tmp_path / "report", explain_pairs=["12:0"]))
+    assert "has images 0 to 11" in message(lambda: report(path, tmp_path / "report", explain_pair=["12:0"]))
     assert not (tmp_path / "report").exists()
 
 

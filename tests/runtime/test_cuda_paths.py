@@ -124,7 +124,7 @@ def test_an_evaluation_is_that_of_the_cpu(tiny_data, kind):
     net = build_model(opt).eval()
     loader = data.get_test_loader("dev", opt.data_name, words, 8, 0, opt)
     expected, found = (
-        torch.as_tensor(evaluation.shard_xattn(net.to(device), *evaluation.encode_data(net.to(device), loader)))
+        torch.as_tensor(evaluation.score_all(net.to(device), *evaluation.encode_split(net, loader)))
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -98,10 +98,10 @@ def similarities(run, folder, path=None):
     model = build_model(opt)
     loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
     store = shared_arrays.ArrayStore(path)
-    encoded = evaluation.encode_data(model, loader)
+    sides = evaluation.encode_split(model, loader)
     sims = store.new((loader.dataset.n_images, len(loader.dataset)))
-    evaluation.shard_xattn(model, *encoded, shard_size=3, sims=sims)
-    in_memory = evaluation.shard_xattn(model, *encoded, shard_size=3)
+    evaluation.score_all(model, *sides, sims)
+    in_memory = evaluation.score_all(model, *sides)
     assert np.array_equal(in_memory, sims)  # on every process
     store.keep()
     store.close()
