@@ -33,7 +33,7 @@ from runtime.start import guarded, run
 
 from runtime.commandline import Parser, positive, whole
 
-USUAL = ("agreement", "similarity", "step", "whole step")
+USUAL = ("similarity", "step", "whole step")
 ON_REQUEST = ("counted", "systems", "processes")
 
 
@@ -131,7 +131,6 @@ def rows_of(part, opt):
 
     return {
         "counted": steps(counted, PROPAGATIONS),
-        "agreement": [(name, agreement, flags) for name, flags in ways.items()],
         "similarity": [(name, similarity, flags) for name, flags in both.items()],
         "step": steps(step, both),
         "whole step": steps(whole_step, of_gsmn | of_vsrn),
@@ -220,19 +219,6 @@ def timed(opt, task, bare=None):
 def bare_product(regions, words, boxes, depends, lengths):
     flat = torch.cat([row[:n] for row, n in zip(words.detach(), lengths)]).t()
     return lambda: regions.detach().flatten(0, 1) @ flat
-
-
-def agreement(opt, flags):
-    """Largest differences from the literal definition in float64, in parts of the largest value."""
-    net, case = gsmn(opt, flags, 8, 8)
-    scores = net.forward_sim(*case)
-    found = [scores.detach(), *torch.autograd.grad(scores.square().sum(), case[:2])]
-    net, inputs = net.double(), [x.detach().double().requires_grad_() for x in case[:2]]
-    plain = [row[:n] for row, n in zip(inputs[1], case[4])]
-    scores = sum(literal.literal_scores(net, inputs[0], plain, case[2].double().to(opt.device), [None] * len(plain)))
-    exact = [scores.detach(), *torch.autograd.grad(scores.square().sum(), inputs)]
-    errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact)]
-    return {"scores": errors[0], "gradient": max(errors[1:])}
 
 
 def similarity(opt, flags):
