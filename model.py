@@ -1,8 +1,7 @@
 """What all systems have in common: the interface that training and evaluation use, shared encoders, build_model.
 
-This module uses no file, no optimiser and no device number.  Each system is a file of its own in systems/, and
-`model.GSMN`, `model.VSRN` and the others are importable from here too.  Letters for shapes as in graph.py, and B images
-or captions of a batch.
+This module uses no file, no optimiser and no device number.  Each system is a file of its own in systems/.  Letters
+for shapes as in graph.py, and B images or captions of a batch.
 """
 
 from importlib import import_module
@@ -14,15 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from files.errors import InputError
 from modules.compiling import compiled
 from modules.layers import finish, l2norm, linear
-from modules.losses import ContrastiveLoss, Loss
 from modules.packing import last_states, read_words, unpacked
 from modules.sides import CaptionSide, ImageSide
 from runtime.transfer import send
-from systems.table import LOSSES, SYSTEMS, system_of
+from systems.table import LOSSES, system_of
 from vocab import encode
-
-__all__ = ["ContrastiveLoss", "EncoderCaption", "EncoderImage", "EncoderText", "Loss", "MatchingModel", "build_model"]
-
 
 # ---- encoders that several systems share
 
@@ -184,11 +179,7 @@ class MatchingModel(nn.Module):
     def device(self):
         return next(self.parameters()).device
 
-    # names of the published code
-
-    def forward_emb(self, images, captions, lengths):
-        """Features, ids padded with 0, lengths -> embeddings of images and captions, lengths."""
-        return self.encode_images(images), self.encode_captions(captions, lengths), lengths
+    # a name of the published code
 
     def forward_sim(self, img_emb, cap_emb, bboxes=None, depends=None, cap_lens=None):
         """similarity of two sides, given part by part -> (I, C)."""
@@ -219,14 +210,6 @@ def class_named(text):
     """The class that "module:class" names."""
     module, name = text.split(":")
     return getattr(import_module(module), name)
-
-
-def __getattr__(name):
-    """The systems' classes as names of this module."""
-    for system in SYSTEMS.values():
-        if system.built_by.endswith(f":{name}"):
-            return class_named(system.built_by)
-    raise AttributeError(f"module 'model' has no attribute '{name}'")
 
 
 def in_bfloat16(module, forward):

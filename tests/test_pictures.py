@@ -11,12 +11,12 @@ from tiny import message, shared
 
 import data
 import evaluation
-import model
 import train
 import vocab
 from files import pictures
 from modules import backbone
 from systems.options import completed, train_options
+from systems.vsrn import VSRN
 from tools import check_data
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
@@ -343,7 +343,7 @@ def test_real_coco_pictures_train(tmp_path):
     pictures = next(iter(data.image_loader(dataset)))
     captions = data.collate([dataset[i] for i in range(0, 80, 5)])  # one of each picture
     torch.manual_seed(0)
-    net = model.VSRN(opt).train()
+    net = VSRN(opt).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(15):

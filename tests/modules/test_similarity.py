@@ -15,6 +15,7 @@ import model
 from modules import blocks
 from modules.kernel import scores as compiled
 from modules.sides import CaptionSide, ImageSide
+from systems.gsmn import GSMN
 
 SIZES = [(4, 8, 16), (16, 32, 64), (19, 24, 57)]  # blocks, hidden width, embedding; the first is that of tiny.py
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)  # more than blocks.BUCKETS different ones
@@ -28,7 +29,7 @@ needs_kernel = pytest.mark.skipif(
 def network(blocks=16, hidden=32, width=64, **changes):
     torch.manual_seed(1)
     sizes = {"num_block": blocks, "feat_dim": blocks, "hid_dim": hidden, "embed_size": width}
-    return model.GSMN(small_opt(**sizes, **changes))
+    return GSMN(small_opt(**sizes, **changes))
 
 
 def scores_and_gradients(net, images, words, boxes, depends, lengths):
@@ -177,7 +178,7 @@ def test_gradients_at_degenerate_values_are_finite(propagation, kernel, precisio
 @needs_kernel  # without it the child waits for torch's threads, which a fork does not copy
 def test_a_forked_process_computes_too():
     """Its parent's threads do not exist in it."""
-    net, case, threads = model.GSMN(small_opt()), random_case(), torch.get_num_threads()
+    net, case, threads = GSMN(small_opt()), random_case(), torch.get_num_threads()
     torch.set_num_threads(2)
     with torch.no_grad():
         before = net.forward_sim(*case)
@@ -199,7 +200,7 @@ def test_bfloat16_ranks_alike():
         torch.manual_seed(1)
         sizes = {"num_block": 16, "feat_dim": 16, "hid_dim": 32, "embed_size": 64}
         net = model.build_model(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, kernel="torch", **sizes))
-        images, words, lengths = net.forward_emb(features, ids, [6] * 40)
+        images, words, lengths = net.encode_images(features), net.encode_captions(ids, [6] * 40), [6] * 40
         sims.append(net.forward_sim(images, words, boxes, None, lengths))
         assert {images.dtype, words.dtype, sims[-1].dtype} == {torch.float32}
     sims[1].sum().backward()
