@@ -26,7 +26,7 @@ from importlib.metadata import version
 import numpy as np
 from tqdm import tqdm
 
-from files.arrays import open_array
+from files.arrays import create_array, open_array
 from files.errors import InputError, reason, warn
 from files.text import read_lines
 from files.writing import atomic_write
@@ -68,14 +68,12 @@ class Output:
         self.done[found.index] = True
 
     def make(self, regions, width):
-        from runtime.shared_arrays import create  # and torch, which --help does not need
-
         n = len(self.done)
         like = [((n,), SIZE), ((n, regions, 4), np.float32), ((n, regions, width), self.dtype)]
         for target, (shape, dtype) in zip(self.targets, like):
             path = self.parts / target.name
             path.unlink(missing_ok=True)
-            create(path, shape, dtype)
+            create_array(path, shape, dtype)
         self.open()
 
     def save(self):
