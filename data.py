@@ -11,7 +11,7 @@ from files.arrays import check_five_rows, open_array, read_boxes, read_sizes, re
 from files.errors import InputError, warn
 from files.features import features_file, open_features
 from files.names import find_pictures, image_names
-from files.pictures import captioned_pictures, first_five, make_transforms, read_picture
+from files.pictures import captioned_pictures, first_five, make_transforms, open_picture
 from files.text import CAPTIONS_PER_IMAGE, PICTURES, Ragged, data_folder, read_captions, read_dependencies, read_ids
 from runtime.batches import EpochSampler, Item, collate, in_order, longest_first, make_loader, seeded
 from runtime.workers import Loader
@@ -254,13 +254,13 @@ class PictureDataset(Dataset):
 
     def image(self, g):
         """Image g as evaluation sees it: (3, crop, crop) float32."""
-        return self.transform(read_picture(self.pictures[g]))
+        return self.transform(open_picture(self.pictures[g])[0])
 
     def __getitem__(self, i):
         if self.train:
             epoch = self.sampler.epoch if self.sampler else 0
             with seeded(self.seed, epoch, i):
-                image = self.random_transform(read_picture(self.pictures[self.owner[i]]))
+                image = self.random_transform(open_picture(self.pictures[self.owner[i]])[0])
         else:
             image = self.image(self.owner[i])
         return self.item(i, image)

@@ -82,19 +82,16 @@ def read_karpathy(path, restval="train", notes=None):
         if image["split"] == "restval" and restval == "drop":
             continue
         name, folder = text_of(image.get("filename"), "filename", where), image.get("filepath")
-        sentences = enumerate(list_of(image, "sentences", where))
-        captions = [karpathy_caption(sentence, f"{where}, sentence {k}", notes) for k, sentence in sentences]
+        captions = []
+        for k, sentence in enumerate(list_of(image, "sentences", where)):
+            place, text, tokens = f"{where}, sentence {k}", sentence.get("raw"), sentence.get("tokens")
+            if text is None and isinstance(tokens, list):
+                text = " ".join(text_of(token, "tokens", place) for token in tokens)
+                if notes is not None:
+                    notes["captions without 'raw', made of their tokens, which lack punctuation"].append(place)
+            captions.append(Caption(text_of(text, "raw", place), place))
         pictures.append(Picture(name, captions, where, split, f"{folder}/{name}" if folder else None))
     return each_once(pictures)
-
-
-def karpathy_caption(sentence, where, notes):
-    text, tokens = sentence.get("raw"), sentence.get("tokens")
-    if text is None and isinstance(tokens, list):
-        text = " ".join(text_of(token, "tokens", where) for token in tokens)
-        if notes is not None:
-            notes["captions without 'raw', made of their tokens, which lack punctuation"].append(where)
-    return Caption(text_of(text, "raw", where), where)
 
 
 # ---- COCO's

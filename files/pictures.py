@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from files.annotations import captions_by_number, read_coco, read_karpathy
 from files.arrays import open_array
-from files.errors import InputError, warn
+from files.errors import InputError
 from files.names import find_pictures
 from files.opening import open_regular
 from files.text import CAPTIONS_PER_IMAGE
@@ -55,7 +55,7 @@ def coco_pairs(folder, split):
     for number in numbers.ravel().tolist():
         if number not in captions or number in chosen:
             found = "occurs twice" if number in chosen else f"is not in {source}"
-            raise InputError(f"{path}: annotation {number} {found}; take both files from the same release")
+            raise InputError(f"{path}: annotation {number} {found}; take both files from one release, unchanged")
         picture, caption = captions[number]
         chosen[number] = f"{year}/{picture.name}", caption.text
     return list(chosen.values())
@@ -83,11 +83,6 @@ def first_five(pairs, folder, split):
 
 
 # ---- one picture ----
-
-
-def read_picture(path):
-    """An 8-bit RGB picture the right way up, as `open_picture` gives it."""
-    return open_picture(path)[0]
 
 
 def open_picture(path, side=None):
@@ -163,26 +158,17 @@ def proportions_differ(size, other):
 
 
 def other_proportions(sizes, files):
-    """[(image, its size in `sizes`, its picture's size)] where proportions differ.
+    """In a line, how many pictures have other proportions than the sizes that the boxes belong to; None for none.
 
     sizes: (N, 2) width, height, as in {split}_ims_size.npy; files: N paths, None where an image has no picture.
     Where every size is the same square, the extractor has stretched the pictures, and all boxes fit.
     """
     sizes, found = np.asarray(sizes), []
     if len(sizes) > 1 and (sizes == sizes[0, 0]).all():
-        return found
-    for g, (size, path) in enumerate(zip(sizes, tqdm(files, "sizes of pictures", disable=None, leave=False))):
-        picture = picture_size(path) if path else None
-        if picture and proportions_differ(size, picture):
-            found.append((g, tuple(int(x) for x in size), picture))
-    return found
-
-
-def warn_proportions(sizes, files):
-    """Warn, in one line, where pictures have other proportions than the sizes that the boxes belong to."""
-    if found := other_proportions(sizes, files):
-        g, (w, h), (v, u) = found[0]
-        warn(
-            f"{len(found)} of {len(files)} pictures have other proportions than the data set's sizes, and boxes are in "
-            f"the wrong places (first: {files[g]} is {v} x {u}, the data set says {w} x {h})"
-        )
+        return None
+    for (w, h), path in zip(sizes, tqdm(files, "sizes of pictures", disable=None, leave=False)):
+        size = picture_size(path) if path else None
+        if size and proportions_differ((w, h), size):
+            found.append(f"{path} is {size[0]} x {size[1]}, the data set says {w:g} x {h:g}")
+    what = "pictures have other proportions than the data set's sizes, and boxes are in the wrong places"
+    return f"{len(found)} of {len(files)} {what} (first: {found[0]})" if found else None

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files.errors import InputError, reason
-from files.pictures import warn_proportions
+from files.errors import InputError, reason, warn
+from files.pictures import other_proportions
 from files.writing import temporary_name
 from reporting.candidates import both_ways
 from reporting.explanation import caption_text
@@ -44,8 +44,9 @@ class Report:
     def check(self, dataset):
         """Find the split's image files, before a model is evaluated; InputError where their names do not fit it."""
         self.dataset, self.viewer = dataset, ImageViewer(dataset, self.images)
-        if any(self.viewer.files) and self.viewer.sizes is not None:
-            warn_proportions(self.viewer.sizes, self.viewer.files)
+        sizes, files = self.viewer.sizes, self.viewer.files
+        if any(files) and sizes is not None and (found := other_proportions(sizes, files)):
+            warn(found)
         if self.explanations:
             self.explanations.check(dataset)
 

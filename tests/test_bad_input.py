@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import spoil
-from spoil import BEST, CAPS, IDS, TINY, all_of, altered, array, cut, flag, line, nothing, put, remove, weight
+from spoil import BEST, CAPS, IDS, TINY, all_of, array, bytes_of, cut, flag, nothing, put, remove, weight
 
 WORDS = "vocab/tiny_precomp_vocab.json"
-ONLY_CAPS = remove(IDS)  # then the ids are made from the captions
+no_boxes_no_sizes = all_of(flag(BEST, "boxes", "none"), remove("test_ims_size.npy"))
+large_id = bytes_of(IDS, lambda content: content.replace(b",2\n", b",99\n", 1))
 
 
 # title: (script and flags beside its usual ones, what is spoilt, how the message begins, a word of it)
@@ -17,17 +18,13 @@ CASES = {
     "features cut off": ("train", cut(f"{TINY}/train_ims.npy"), "train_ims.npy", "truncated"),
     "features of another width": ("train", array("train_ims", lambda x: x[:, :, :7]), "dev_ims.npy", "features"),
     "NaN in features": ("train", array("train_ims", put(np.nan, 6, 1, 2)), "train_ims.npy, row 6", "infinity"),
-    "id beyond the vocabulary": ("train", line(IDS, 3, b"1,4,99,2"), "train_precaps_stan.txt, line 3", "vocabulary"),
-    "empty caption": ("train", all_of(ONLY_CAPS, line(CAPS, 4, b"  ")), "train_caps.txt, line 4", "caption"),
-    "not UTF-8": ("train", all_of(ONLY_CAPS, line(CAPS, 5, b"caf\xe9")), "train_caps.txt, line 5", "byte"),
+    "id beyond the vocabulary": ("train", large_id, "train_precaps_stan.txt, line 1", "vocabulary"),
     "no dependencies": ("train --is_sparse", remove("dev_caps.json"), "dev_caps.json", "such"),
     "no boxes": ("train", remove("train_ims_bbx.npy"), "train_ims_bbx.npy", "such"),
     "unknown data set": ("train --data_name f30k", nothing, "data/f30k", "folder"),
-    "vsrn: pictures that are not there": ("train vsrn --data_name f8k", spoil.vocabulary_of_f8k, "data/f8k", "folder"),
     "gsmn on pictures": ("train --data_name f8k", spoil.folder_of_f8k, "--data_name f8k", "pictures"),
     "no vocabulary": ("train --vocab_path nowhere", nothing, "nowhere/tiny_precomp_vocab.json", "such"),
     "vocabulary cut off": ("train", cut(WORDS, 40), WORDS, "line 1 column 41"),
-    "vocabulary that attacks": ("train", spoil.evil_vocabulary, "vocab/tiny_precomp_vocab.pkl", "refused"),
     # ---- train.py: flags
     "widths that do not divide": ("train --embed_size 18", nothing, "--embed_size 18", "--num_block 4"),
     "blocks without features": ("train --num_block 8", nothing, "--feat_dim 4", "--num_block 8"),
@@ -48,12 +45,9 @@ CASES = {
     "resuming the other model": ("train vsrn --resume gsmn", nothing, BEST, "holds"),
     "resuming with fewer words": ("train --resume gsmn", spoil.one_word_less, BEST, "vocabulary"),
     "resuming an impossible flag": ("train vsrn --resume vsrn", flag("vsrn", "embed_size", "x"), "vsrn", "invalid"),
-    "resuming a broken optimiser": ("train --resume gsmn", altered(BEST, spoil.no_optimiser), BEST, "optimiser"),
     # ---- evaluation
     "no checkpoint": ("test --model_path run/x.pth.tar", nothing, "run/x.pth.tar", "checkpoint"),
     "checkpoint cut off": ("test", cut(BEST), BEST, "incomplete"),
-    "checkpoint that attacks": ("test --model_path evil", spoil.evil_checkpoint, "evil", "refused"),
-    "checkpoint of another program": ("test vsrn", altered("vsrn", spoil.scan_checkpoint), "vsrn", "opt"),
     "released, another vocabulary": ("test", all_of(spoil.no_vocabulary, spoil.one_word_less), WORDS, "27"),
     "vsrn: another vocabulary given": ("test vsrn --vocab_path vocab", spoil.one_word_less, "vsrn", "vocabulary"),
     "flags of another model": ("test", flag(BEST, "embed_size", 32), "gsmn", "weight"),
@@ -64,30 +58,13 @@ CASES = {
     "NaN in similarities": ("test", weight(BEST, 3, "out_2.bias", np.nan), "gsmn", "similarity"),
     "unknown split": ("test --split val", nothing, "val_ims.npy", "such"),
     "released boxes, but no file": ("test --boxes released", remove("test_ims_bbx.npy"), "test_ims_bbx.npy", "such"),
-    "released boxes without boxes": (
-        "test --boxes released",
-        all_of(flag(BEST, "boxes", "none"), remove("test_ims_size.npy")),
-        "test_ims_size.npy",
-        "such",
-    ),
-    "four images in five folds": ("test --fold5", nothing, "tiny_precomp/test", "images"),
+    "released boxes of a model without": ("test --boxes released", no_boxes_no_sizes, "test_ims_size.npy", "such"),
     "no folder for sims": ("test --save_sims run/sims.npy", nothing, "run/sims.npy", "written"),
     "metrics into a folder": ("test --json vocab", nothing, "vocab", "written"),
     "ranks below a file": ("test_stack --ranks vsrn/ranks", nothing, "vsrn/ranks", "written"),
-    "test: unknown boxes": ("test --boxes right", nothing, "--boxes", "invalid"),
-    "testall: no such split": ("testall", remove("testall_ims.npy"), "testall_ims.npy", "such"),
     "testall: no five folds": ("testall", nothing, "tiny_precomp/testall", "images"),
-    "testall: sparse without dependencies": (
-        "testall",
-        all_of(flag(BEST, "is_sparse", True), remove("testall_caps.json")),
-        "testall_caps.json",
-        "such",
-    ),
     "ensemble over two data sets": ("test_stack", spoil.another_data_set, "vsrn", "evaluated"),
-    "ensemble of other shapes": ("test_stack", spoil.smaller_copy, "vsrn", "evaluated"),
-    "ensemble with a gap": ("test_stack --model_path gsmn nowhere", nothing, "nowhere", "checkpoint"),
     # ---- vocab.py
-    "vocab: unknown data set": ("vocab --data_name f30k", nothing, "data/f30k", "folder"),
     "vocab: threshold": ("vocab --threshold 0", nothing, "--threshold", "number"),
     "vocab: into a file": ("vocab --vocab_path vsrn", nothing, "vsrn", "made"),
     "vocab: pictures that are not there": ("vocab --data_name coco", nothing, "data/coco", "folder"),

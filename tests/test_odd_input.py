@@ -1,19 +1,15 @@
 """Unusual input that is right works and gives the same numbers; wrong input found late, or by a worker, is one line."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import spoil
 import torch
-from spoil import TINY, all_of, array, flag, put, remove
+from spoil import TINY, all_of, array, bytes_of, flag, put, remove
 
 import train
-
-SCRIPT_FOLDER = Path(__file__).parents[1]
 
 
 def sims(script, flags, monkeypatch, capsys):
@@ -21,14 +17,6 @@ def sims(script, flags, monkeypatch, capsys):
     code, said = spoil.run(script, f"{flags} --save_sims sims.npy", monkeypatch, capsys)
     assert not code, said
     return np.load("sims.npy"), "\n".join(said)
-
-
-def bytes_of(name, change):
-    def spoil():
-        path = Path(TINY, name)
-        path.write_bytes(change(path.read_bytes()))
-
-    return spoil
 
 
 def windows(content):
@@ -48,6 +36,9 @@ def objects():
     np.save(path, np.array([{"image_w": int(w), "image_h": int(h)} for w, h in np.load(path).tolist()]))
 
 
+OF_GSMN = "test_ims_bbx.npy", "test_ims_size.npy", "test_caps.json"
+no_ids = remove("test_precaps_stan.txt")
+
 # title: (script, what is changed, what is said, greatest difference)
 SAME = {
     "float16": ("test", array("test_ims", lambda x: x.astype(np.float16)), "", 2e-3),
@@ -55,23 +46,12 @@ SAME = {
     "big endian": ("test vsrn", array("test_ims", lambda x: x.astype(">f4")), "", 0),
     "Fortran order": ("test", array("test_ims", np.asfortranarray), "stored in Fortran order, which is slow", 0),
     "Windows' ids": ("test", bytes_of("test_precaps_stan.txt", windows), "", 0),
-    "Windows' captions": (
-        "test",
-        all_of(remove("test_precaps_stan.txt"), bytes_of("test_caps.txt", windows)),
-        "test_precaps_stan.txt is missing: making the word ids",
-        0,
-    ),
+    "Windows' captions": ("test", all_of(no_ids, bytes_of("test_caps.txt", windows)), "making the word ids", 0),
     "no newline at the end": ("test vsrn", bytes_of("test_caps.txt", lambda x: x.rstrip(b"\n")), "", 0),
     "a row for each caption": ("test", a_row_each, "", 0),
-    "vsrn: a row for each caption": ("test vsrn", a_row_each, "", 0),
     "sizes in dicts": ("test", objects, "", 0),
     "float64 boxes": ("test", array("test_ims_bbx", lambda x: x.astype(np.float64)), "", 0),
-    "vsrn: no other files": (
-        "test vsrn",
-        remove("test_ims_bbx.npy", "test_ims_size.npy", "test_precaps_stan.txt", "test_caps.json"),
-        "",
-        0,
-    ),
+    "vsrn: no other files": ("test vsrn", all_of(no_ids, remove(*OF_GSMN)), "", 0),
 }
 
 
@@ -114,9 +94,7 @@ def test_a_vocabulary_that_knows_no_word(script, place, monkeypatch, capsys):
     spoil.vocab.serialize_vocab(words, "vocab/tiny_precomp_vocab.json")
     remove("train_precaps_stan.txt", "dev_precaps_stan.txt")()
     code, said = spoil.run(script, "", monkeypatch, capsys)
-    text = "\n".join(said)
-    assert not code
-    assert f"warning: {TINY}/train_caps.txt: 100 % of the words are <unk>; is this its vocabulary?" in text
+    assert not code and f"{TINY}/train_caps.txt: 100 % of the words are <unk>" in "\n".join(said)
 
 
 # ---- found late
@@ -133,18 +111,6 @@ def test_broken_features_found_by_a_worker(script, place, monkeypatch, capsys, w
     assert not list(Path(".").glob("run/ck/*.tar"))
 
 
-def test_in_a_process_of_its_own(place):
-    """As a user sees it: nothing on stderr but the line."""
-    remove("train_ims.npy")()
-    command = [sys.executable, str(SCRIPT_FOLDER / "train.py"), *spoil.FLAGS["train vsrn"].split()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    said = (
-        f"error: {TINY}/train_ims.npy: no such file; check --data_path, --data_name and the split, or make it with "
-        "tools/extract_features.py\n"
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
-
-
 def test_a_run_moves_to_another_machine(place, monkeypatch, capsys, caplog):
     """Trained on a GPU that is not here, its data elsewhere: resumed and evaluated all the same."""
     assert not spoil.run("train", "", monkeypatch, capsys)[0]
@@ -154,8 +120,7 @@ def test_a_run_moves_to_another_machine(place, monkeypatch, capsys, caplog):
     shutil.copy(path, "moved.pth.tar")
     with caplog.at_level("WARNING"):
         train.main("--resume moved.pth.tar --data_path data --num_epochs 2 --logger_name b --model_name b".split())
-    assert "--device: cuda:77 in the checkpoint, which this machine lacks" in caplog.text
-    assert "--data_path: gone in the checkpoint, data on the command line; the command line's is used" in caplog.text
+    assert "--device: cuda:77" in caplog.text and "--data_path: gone in the checkpoint" in caplog.text
     assert torch.load("b/checkpoint_1.pth.tar", weights_only=False)["opt"].data_path == "data"
     found, _ = sims("test", "--model_path moved.pth.tar", monkeypatch, capsys)
     assert found.shape == (4, 20)

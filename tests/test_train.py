@@ -236,6 +236,13 @@ def test_start_and_end_and_nothing_left_to_do(tiny_data, tmp_path, caplog):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+def test_a_disk_too_small_is_said(tiny_data, tmp_path, monkeypatch, caplog):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(announce.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    folder, text = said(caplog, tiny_data, tmp_path, *FEW, epochs=1)
+    assert f"{folder}: too little disk" in text and "--keep" in text
+
+
 def test_a_line_of_log(caplog):
     """Of a model with two losses, and the time that is left."""
     facts = {"epoch": 29, "step": 4425, "batch_time": 10.812}

@@ -35,59 +35,64 @@ from systems.options import add_device_flag
 from tools.own_data.shared import DAMAGED, add_data_flags, add_split_flags, noted, parts_folder, splits_to_make
 
 SIZE = np.dtype([("image_w", "<i8"), ("image_h", "<i8")])
+# with the files of --tsv, what a row depends on
+FLAGS_OF_ROWS = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
 ENDINGS = ("ims_size.npy", "ims_bbx.npy", "ims.npy")  # the features come last: with them a split is complete
 
 
 class Output:
-    """The three files of a split while they are made, in a folder beside them. done (N,): which rows they have."""
+    """The three files of a split while they are made, in a folder beside them. sizes (N,): of the images they have."""
 
     def __init__(self, folder, split, names, opt):
         self.targets = [folder / f"{split}_{ending}" for ending in ENDINGS]
-        self.parts = parts_folder(self.targets[-1], [flags_of_rows(opt), names])
-        self.dtype, self.arrays, self.done = np.dtype(opt.dtype), None, np.zeros(len(names), bool)
-        if (self.parts / "done.npy").exists():
-            self.done = np.array(open_array(self.parts / "done.npy"))
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or ()]
+        flags = [str(getattr(opt, name)) for name in FLAGS_OF_ROWS]
+        self.parts = parts_folder(self.targets[-1], [flags, files, names])
+        self.paths = [self.parts / target.name for target in self.targets]
+        self.dtype, self.sizes, self.arrays = np.dtype(opt.dtype), np.zeros(len(names), SIZE), None
+        if self.paths[0].exists():
+            self.sizes = np.array(open_array(self.paths[0]))
             self.open()
 
+    def missing(self):
+        return np.flatnonzero(self.sizes["image_w"] == 0)
+
     def open(self):
-        self.arrays = [np.lib.format.open_memmap(self.parts / path.name, "r+") for path in self.targets]
+        self.arrays = [np.lib.format.open_memmap(path, "r+") for path in self.paths[1:]]
 
     def put(self, found, name):
         """Write the regions of one image; InputError where their shape is not that of the others."""
         if self.arrays is None:
             self.make(*found.features.shape)
-        shape = self.arrays[-1].shape[1:]
-        if found.features.shape != shape:
-            raise InputError(f"{name}: features {found.features.shape}, but others have {shape}")
+        boxes, features = self.arrays
+        if found.features.shape != features.shape[1:]:
+            raise InputError(f"{name}: features {found.features.shape}, but others have {features.shape[1:]}")
         with np.errstate(over="ignore"):
-            features = found.features.astype(self.dtype)
-        if not np.isfinite(features).all():
+            row = found.features.astype(self.dtype)
+        if not np.isfinite(row).all():
             raise InputError(f"{name}: features with NaN, infinity or beyond {self.dtype}; try --dtype float32")
-        for array, row in zip(self.arrays, (tuple(found.size), found.boxes, features)):
-            array[found.index] = row
-        self.done[found.index] = True
+        boxes[found.index], features[found.index] = found.boxes, row
+        self.sizes[found.index] = tuple(found.size)
 
     def make(self, regions, width):
-        n = len(self.done)
-        like = [((n,), SIZE), ((n, regions, 4), np.float32), ((n, regions, width), self.dtype)]
-        for target, (shape, dtype) in zip(self.targets, like):
-            path = self.parts / target.name
+        n = len(self.sizes)
+        for path, shape, dtype in zip(self.paths[1:], ((n, regions, 4), (n, regions, width)), (np.float32, self.dtype)):
             path.unlink(missing_ok=True)
             create_array(path, shape, dtype)
         self.open()
 
     def save(self):
-        """Write the rows so far to the disk, then which ones these are, so that a crash does not lose them."""
+        """Write the rows so far to the disk, then the sizes that tell which, so that a crash does not lose them."""
         for array in self.arrays:
             array.flush()
-        atomic_write(self.parts / "done.npy", lambda file: np.save(file, self.done))
+        atomic_write(self.paths[0], lambda file: np.save(file, self.sizes))
 
 
 def extract_split(folder, split, source, opt, notes):
     """Write one split's three files, taking up what an interrupted run has done. Returns a line of report."""
     names = read_names(folder / f"{split}_imagename.txt")
     output = Output(folder, split, names, opt)
-    todo = np.flatnonzero(~output.done)
+    todo = output.missing()
     with tqdm(total=len(names), initial=len(names) - len(todo), desc=split, unit=" images", disable=None) as bar:
         for count, found in enumerate(source(names, todo), start=1):
             output.put(found, names[found.index])
@@ -96,15 +101,15 @@ def extract_split(folder, split, source, opt, notes):
                 output.save()
     if output.arrays:
         output.save()
-    if missing := np.flatnonzero(~output.done).tolist():
+    if len(missing := output.missing()):
         sources = ", ".join(map(str, opt.sources))
         damaged = f"; {len(notes[DAMAGED])} damaged parts, the first: {notes[DAMAGED][0]}" if DAMAGED in notes else ""
         raise InputError(
-            f"{sources}: {len(missing)} of {len(names)} images of {split} are not there (first: "
-            f"{names[missing[0]]}){damaged}; give all files, or take these images out of the captions"
+            f"{sources}: {len(missing)} of {len(names)} images of {split} are not there (first: {names[missing[0]]})"
+            f"{damaged}; give all files, or take these images out of the captions"
         )
-    for target in output.targets:
-        os.replace(output.parts / target.name, target)
+    for path, target in zip(output.paths, output.targets):
+        os.replace(path, target)
     shutil.rmtree(output.parts, ignore_errors=True)
     write_record(folder / f"{split}_ims.json", opt)
     again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""
@@ -133,13 +138,6 @@ def read_names(path):
     if not lines:
         raise InputError(f"{path}: no image in it")
     return list(lines)
-
-
-def flags_of_rows(opt):
-    """The flags, and the state of the files, that a row depends on; equal where a command makes the same rows."""
-    names = ("detector", "grid", "no_pretrained", "regions", "size", "min_score", "dtype", "images", "npz")
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in opt.tsv or ()]
-    return [[str(getattr(opt, name)) for name in names], files]
 
 
 # ---- command line

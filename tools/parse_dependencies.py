@@ -25,7 +25,10 @@ from runtime.commandline import Parser, whole
 from tools.own_data.parsers import CoreNLP, Spacy, dependencies
 from tools.own_data.shared import add_data_flags, add_split_flags, parts_folder, splits_to_make
 
-PARSERS = {"spacy": lambda opt: Spacy(opt.spacy_model), "corenlp": lambda opt: CoreNLP(opt.url, opt.timeout)}
+PARSERS = {
+    "spacy": lambda opt: Spacy(opt.spacy_model),
+    "corenlp": lambda opt: CoreNLP(opt.url.rstrip("/"), opt.timeout),
+}
 
 
 def parse_split(folder, split, parser, opt):
@@ -49,25 +52,19 @@ def write_json(path, content):
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def dependency_options(argv=None):
-    parser = Parser(description=__doc__)
-    add_data_flags(parser)
-    add_split_flags(parser, "caps.txt", "parse")
-    add = parser.add_argument
+def main(argv=None):
+    flags = Parser(description=__doc__)
+    add_data_flags(flags)
+    add_split_flags(flags, "caps.txt", "parse")
+    add = flags.add_argument
     add("--parser", default="spacy", choices=PARSERS, help="what parses")
     add("--spacy_model", metavar="NAME", help="spaCy's model, a package or folder (default: any installed English one)")
     add("--url", default="http://localhost:9000", help="the CoreNLP server")
     add("--timeout", default=120.0, type=float, metavar="SECONDS", help="for the server's answer on 100 captions")
     add("--part", default=500, type=whole(), metavar="N", help="captions that an interruption may cost")
-    opt = parser.parse_args(argv)
-    opt.url = opt.url.rstrip("/")
+    opt = flags.parse_args(argv)
     if not opt.url.startswith(("http://", "https://")):
-        parser.error(f"--url: {opt.url!r} does not begin with http://")
-    return opt
-
-
-def main(argv=None):
-    opt = dependency_options(argv)
+        flags.error(f"--url: {opt.url!r} does not begin with http://")
     folder, todo = splits_to_make(opt, "caps.txt", ["caps.json"], read_captions, read_dependencies)
     parser = PARSERS[opt.parser](opt) if todo else None
     for split in todo:

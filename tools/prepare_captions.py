@@ -40,24 +40,20 @@ def clean(pictures, notes, tidy):
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")
-    tidied = [p._replace(captions=[c._replace(text=tidy(c.text)) for c in p.captions]) for p in pictures]
-    before, after = ([caption for picture in some for caption in picture.captions] for some in (pictures, tidied))
-    texts = [caption.text for caption in after]
-    left = dict(words.odd_marks(texts))
-    for what, numbers in words.odd_marks([caption.text for caption in before]):
-        how = "; --plain replaces them" if what in left else ", which were replaced"
-        for number in numbers:
-            notes[f"captions with {what}{how}"].append(before[number].where)
-    for caption in after:
+    pictures = [p._replace(captions=[c._replace(text=tidy(c.text)) for c in p.captions]) for p in pictures]
+    captions = [caption for picture in pictures for caption in picture.captions]
+    for what, numbers in words.odd_marks([caption.text for caption in captions]):
+        notes[f"captions with {what}; --plain replaces them"] += [captions[number].where for number in numbers]
+    for caption in captions:
         if not caption.text:
             notes["empty captions left out"].append(caption.where)
         elif any(ch.isalpha() and not ch.isascii() for ch in caption.text):
             notes["captions with letters beyond a-z, cut into words by the rules for English"].append(caption.where)
-    if fault := words.fault_of_captions([text for text in texts if text]):
+    if fault := words.fault_of_captions([caption.text for caption in captions if caption.text]):
         if fault == words.PRINTED_BYTES:
-            raise InputError(f"{after[0].where}: {fault}")
-        notes[fault].append(after[0].where)
-    return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in tidied]
+            raise InputError(f"{captions[0].where}: {fault}")
+        notes[fault].append(captions[0].where)
+    return [p._replace(captions=[caption for caption in p.captions if caption.text]) for p in pictures]
 
 
 def only_there(pictures, folder, drop, notes):
@@ -68,10 +64,8 @@ def only_there(pictures, folder, drop, notes):
     missing = [picture for picture, file in zip(pictures, files) if not file]
     if missing and (not drop or len(missing) == len(pictures)):
         how = "names and files must agree" if len(missing) == len(pictures) else "--missing drop leaves such images out"
-        raise InputError(
-            f"{missing[0].where}: {missing[0].name} is not in {folder}, nor are {len(missing) - 1:,} of the other "
-            f"{len(pictures) - 1:,} images; {how}"
-        )
+        first, count = missing[0], f"{len(missing):,} of {len(pictures):,} are missing"
+        raise InputError(f"{first.where}: {first.name} is not in {folder}; {count}; {how}")
     for picture in missing:
         notes[f"images left out that are not in {folder}"].append(f"{picture.where}: {picture.name}")
     found = [(picture, file) for picture, file in zip(pictures, files) if file]
@@ -82,16 +76,17 @@ def with_five(pictures, repeat, notes):
     """Five captions for every picture; a picture with fewer is left out, or repeats its captions."""
     kept = []
     for picture in pictures:
-        captions, n = picture.captions, len(picture.captions)
-        if n > CAPTIONS_PER_IMAGE:
-            notes["images with more than five captions, of which the first five are taken"].append(picture.where)
-        elif n < CAPTIONS_PER_IMAGE and repeat and n:
-            notes["images with fewer than five captions, which are repeated"].append(f"{picture.where}: {n}")
-        elif n < CAPTIONS_PER_IMAGE:
+        n = len(picture.captions)
+        if n < CAPTIONS_PER_IMAGE and not (repeat and n):
             how = "" if repeat else "; --fewer repeat keeps those that have one"
             notes[f"images with fewer than five captions left out{how}"].append(f"{picture.where}: {n}")
             continue
-        kept.append(picture._replace(captions=[captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
+        if n != CAPTIONS_PER_IMAGE:
+            how = (
+                "more than five captions, the others left out" if n > CAPTIONS_PER_IMAGE else "fewer captions, repeated"
+            )
+            notes[f"images with {how}"].append(f"{picture.where}: {n}")
+        kept.append(picture._replace(captions=[picture.captions[i % n] for i in range(CAPTIONS_PER_IMAGE)]))
     return kept
 
 
@@ -180,10 +175,7 @@ def write_files(files, vocab, opt, notes):
                 notes["files made from the replaced ones, which must be made again"].append(made)
 
 
-# ---- command line
-
-
-def caption_options(argv=None):
+def main(argv=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="Karpathy's dataset_*.json, COCO's captions_*.json, a table or a list of captions")
@@ -207,11 +199,6 @@ def caption_options(argv=None):
     opt = parser.parse_args(argv)
     if opt.columns and len(opt.columns) != 2:
         parser.error("--columns: needs two, as in --columns image,caption")
-    return opt
-
-
-def main(argv=None):
-    opt = caption_options(argv)
     with noted() as notes:
         pictures = read_source(opt.source, opt.restval, opt.columns, notes)
         pictures = clean(pictures, notes, words.plain if opt.plain else words.mended)

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -50,10 +51,11 @@ def announce_start(training):
         logging.info("%s: %s images, %s captions", items.folder / split, f"{items.n_images:,}", f"{len(items):,}")
     start = f", from epoch {progress.epoch}, step {progress.step}" if progress.Eiters else ""
     logging.info("%s of %d steps, %d pairs a step%s", in_epochs(opt), steps, opt.batch_size, start)
-    size = tqdm.format_sizeof(4 * (weights + 2 * trained), "B")  # float32, with both of Adam's means
-    logging.info(
-        "Checkpoints: %s, about %s each%s", opt.model_name, size, "" if opt.keep else "; without --keep N all stay"
-    )
+    size = 4 * (weights + 2 * trained)  # float32, with both of Adam's means
+    logging.info("Checkpoints: %s, about %s each", opt.model_name, tqdm.format_sizeof(size, "B"))
+    count = (opt.keep or opt.num_epochs - progress.epoch) + 1
+    if distributed.is_main() and shutil.disk_usage(opt.model_name).free < count * size:
+        logging.warning("%s: too little disk is free for %d of them; --keep 2 needs three", opt.model_name, count)
     logging.info("Log and curves: %s", opt.logger_name)
 
 

@@ -29,7 +29,7 @@ READERS = {
     "captions.json": annotations.read_coco,
     "vocab.json": vocab.deserialize_vocab,
     "vocab.pkl": vocab.deserialize_vocab,
-    "0.jpg": pictures.read_picture,
+    "0.jpg": pictures.open_picture,
     "model.pth.tar": pickles.read_torch_file,
     "regions.tsv": lambda path: list(region_files.lines_of(path)),
     "captions.csv": lambda path: prepare_captions.main([str(path), "--data_name", "x_precomp", "--dev", "1"]),

@@ -14,21 +14,19 @@ import numpy as np
 import pytest
 import torch
 from pickle_samples import header, int16, item, numpy_int64, python2_sizes
+from tiny import message
 
 import vocab
 from files.arrays import open_array, read_sizes
 from files.errors import InputError
 from files.text import read_captions, read_dependencies, read_ids, read_json, read_lines
-from files.writing import atomic_write, make_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def fails(text, read, *args):
-    """read(*args) raises InputError with this text, on one line."""
-    with pytest.raises(InputError) as error:
-        list(read(*args) or ())
-    assert text in str(error.value) and "\n" not in str(error.value), str(error.value)
+    """read(*args), of which some read when asked for a line, raises InputError with this text."""
+    assert text in message(lambda: list(read(*args) or ()))
 
 
 def test_messages_are_one_printable_line():
@@ -91,51 +89,25 @@ def test_ids_may_have_blanks_and_crlf(tmp_path):
     assert list(read_ids(tmp_path / "ids.txt", 10)) == [[1, 9, 2], [7]]
 
 
-# ---- writing ----
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    def full_disk(file):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def interrupted(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    path = tmp_path / "x"
-    atomic_write(path, lambda file: file.write(b"whole"))
-    fails("cannot be written (No space left on device)", atomic_write, path, full_disk)
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write(path, interrupted)
-    assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["x"]
-    gone = tmp_path / "gone" / "x"
-    fails("cannot be written (No such file or directory)", atomic_write, gone, full_disk)
-    fails("cannot be made (Not a directory)", make_folder, path / "below")
-
-
 # ---- arrays ----
 
 
-def test_arrays_that_are_none(tmp_path):
-    path = tmp_path / "x.npy"
-    np.save(path, np.arange(1000.0))
-    path.write_bytes(path.read_bytes()[:-1])
-    fails("truncated or not a plain .npy file", open_array, path)
-    for content in (
+@pytest.mark.parametrize(
+    "content",
+    [
         b"",
         b"\x93NUMPY",
-        b"PK\x03\x04",
+        b"PK\x03\x04",  # .npz
         b"hello",
+        header("<f4", (1000,)) + bytes(3999),
         header("<f4", (-3, 4)),
         header("<f4", (2**40, 2**40)),
         header("|O", (3,)),
-    ):
-        path.write_bytes(content)
-        fails("truncated or not a plain .npy file", open_array, path)
-    with open(path, "wb") as file:
-        np.savez(file, x=np.arange(3))
-    fails("truncated or not a plain .npy file", open_array, path)
+    ],
+)
+def test_arrays_that_are_none(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    fails("truncated or not a plain .npy file", open_array, tmp_path / "x.npy")
 
 
 FIELDS = [("image_w", "<i8"), ("image_h", "<i8")]
@@ -164,7 +136,7 @@ def test_sizes_of_other_kinds(tmp_path):
 @pytest.mark.parametrize(
     "array, text",
     [
-        (np.array([(500, 0)], FIELDS), "row 0: image size 500 x 0; width and height must be positive"),
+        (np.array([(500, 0)], FIELDS), "row 0: image size 500 x 0"),
         (np.array([(5, 5), (-1, 5)], FIELDS), "row 1: image size -1 x 5"),
         (np.array([{"image_w": 5, "image_h": float("nan")}]), "row 0: image size 5 x nan"),
         (np.array([{"image_w": 5, "image_h": 10**400}]), "one item"),
@@ -232,20 +204,14 @@ def test_run_turns_errors_into_exit_codes_and_one_line(capsys, error, code, word
     assert stop.value.code == code and line.count("\n") == 1 and all(word in line for word in words)
 
 
-PRINTS = """
-from runtime.start import run
-from files.errors import InputError, warn
-def main():
-    print("naïve ‹word›")
-    warn("naïve")
-    raise InputError("no such word: ‹…›")
-run(main)
-"""
-
-
 def test_a_terminal_that_lacks_characters_gets_escapes():
+    code = """if True:
+        from files.errors import InputError
+        from runtime.start import run
+        def main():
+            print("‹word›")
+            raise InputError("naïve.txt")
+        run(main)"""
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "-c", PRINTS], cwd=ROOT, env=ascii_only, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stdout == "na\\xefve \\u2039word\\u203a\n"
-    assert done.stderr == "warning: na\\xefve\nerror: no such word: \\u2039\\u2026\\u203a\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ascii_only, capture_output=True, text=True)
+    assert done.stdout == "\\u2039word\\u203a\n" and "na\\xefve.txt" in done.stderr

@@ -18,6 +18,18 @@ def put(content):
     return lambda file: file.write(content)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    def fail(file):
+        file.write(b"half")
+        raise error
+
+    atomic_write(tmp_path / "x", put(b"whole"))
+    with pytest.raises((InputError, KeyboardInterrupt), match=r"No space left|^$"):
+        atomic_write(tmp_path / "x", fail)
+    assert (tmp_path / "x").read_bytes() == b"whole" and os.listdir(tmp_path) == ["x"]
+
+
 def test_devices_and_pipes_are_written_into(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to(os.devnull)

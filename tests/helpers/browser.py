@@ -17,7 +17,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars "
-    "--remote-debugging-pipe about:blank"
+    "--remote-debugging-pipe --window-size=1280,900 about:blank"
 ).split()
 
 
@@ -73,27 +73,22 @@ class Browser:
     def read(self):
         """The next message."""
         while b"\0" not in self.buffer:
-            if not select.select([self.inp], [], [], 60)[0]:
-                raise TimeoutError("the browser does not answer")
-            part = os.read(self.inp, 1 << 20)
+            part = os.read(self.inp, 1 << 20) if select.select([self.inp], [], [], 60)[0] else b""
             if not part:
-                raise RuntimeError("the browser is gone")
+                raise TimeoutError("the browser does not answer, or has ended")
             self.buffer += part
         line, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(line)
 
     def note(self, method, params):
         """Keep an event that is an error or a warning."""
-        if method == "Runtime.exceptionThrown":
-            self.errors.append(str(params["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert", "warning"):
-            self.errors.append(str(params["args"]))
-        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.errors.append(str(params["entry"]))
+        kind = params.get("type") or params.get("entry", {}).get("level")
+        if method == "Runtime.exceptionThrown" or kind in ("error", "assert", "warning"):
+            self.errors.append(str(params))
 
-    def open(self, url, ready="true"):
-        """Load a page (a path or an address) and wait until the expression ready is true."""
-        url = Path(url).resolve().as_uri() if "://" not in str(url) else url
+    def open(self, path, ready="true", fragment=""):
+        """Load a page and wait until the expression ready is true."""
+        url = f"{Path(path).resolve().as_uri()}#{fragment}"
         self.call("Page.navigate", url="about:blank")  # else a new #fragment would not load the page again
         self.wait("location.href == 'about:blank'")
         self.call("Page.navigate", url=url)
@@ -110,10 +105,6 @@ class Browser:
         """A value of every element e that a selector finds."""
         return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {value})")
 
-    def fits(self):
-        """Whether the page is no wider than the window."""
-        return self.run("document.documentElement.scrollWidth <= innerWidth")
-
     def wait(self, expression):
         end = time.monotonic() + 60
         while time.monotonic() < end:
@@ -123,11 +114,10 @@ class Browser:
             time.sleep(0.02)
         raise TimeoutError(f"never true: {expression}; errors: {self.errors}")
 
-    def point(self, x, y):
-        """Move the mouse to a place of the window."""
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-
-    def screen(self, width=1280, height=900, phone=False):
-        """Choose the window's size in CSS pixels."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+    def fits(self, width):
+        """Whether the page is no wider than a telephone of so many CSS pixels."""
+        size = {"width": width, "height": 2 * width, "deviceScaleFactor": 2, "mobile": True}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        found = self.run("document.documentElement.scrollWidth <= innerWidth")
+        self.call("Emulation.clearDeviceMetricsOverride")
+        return found

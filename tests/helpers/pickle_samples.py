@@ -4,7 +4,6 @@ import io
 import pickle
 import struct
 from collections import OrderedDict
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -97,13 +96,6 @@ def python2_sizes(items):
 # ---- attacks: each makes a pickle whose loading creates the file `marker`
 
 
-class Trap:
-    """A harmless-looking class whose loading has an effect."""
-
-    def __setstate__(self, state):
-        Path(state["marker"]).touch()
-
-
 def text(string):
     data = string.encode()
     return pickle.BINUNICODE + len(data).to_bytes(4, "little") + data
@@ -113,17 +105,8 @@ def name(module, attribute):
     return b"c" + f"{module}\n{attribute}\n".encode()
 
 
-def apply(function, *arguments):
-    return function + b"(" + b"".join(arguments) + b"tR"
-
-
 def call(module, attribute, *arguments):
-    return apply(name(module, attribute), *arguments)
-
-
-def getattr_chain(marker):
-    module = call("builtins", "__import__", text("os"))
-    return apply(call("builtins", "getattr", module, text("system")), text(f"touch {marker}"))
+    return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"
 
 
 def torch_in_torch(marker):
@@ -141,11 +124,6 @@ def borrowed_strings(marker):
     store = text("os") + pickle.BINPUT + b"\xf0" + b"0" + text("system") + pickle.BINPUT + b"\xf1" + b"0"
     names = text("argparse") + b"0" + pickle.BINGET + b"\xf0" + pickle.BINGET + b"\xf1" + b"\x93"
     return store + names + b"(" + text(f"touch {marker}") + b"tR"
-
-
-def state_of_ours(marker):
-    state = b"}" + text("marker") + text(str(marker)) + b"s"
-    return name("pickle_samples", "Trap") + b")\x81" + state + b"b"
 
 
 def system(marker):
@@ -167,13 +145,11 @@ def allowed_by_torch(marker):
 ATTACKS = {
     "os.system": ("os.system", system),
     "Python 2 eval": ("__builtin__.eval", lambda m: call("__builtin__", "eval", text(f"open({str(m)!r}, 'w')"))),
-    "getattr chain": ("builtins.getattr", getattr_chain),
     "method of a class": ("pathlib.Path.touch", method),
     "torch.load inside": ("torch.storage._load_from_bytes", torch_in_torch),
     "stack_global": ("os.system", stack_global),
     "stack_global from the memo": ("os.system", borrowed_strings),
     "inst": ("os.system", lambda m: b"(" + text(f"touch {m}") + b"ios\nsystem\n"),
     "obj": ("os.system", lambda m: b"(" + name("os", "system") + text(f"touch {m}") + b"o"),
-    "state of ours": ("pickle_samples.Trap", state_of_ours),
     "helper of torch": ("torch._tensor._rebuild_from_type_v2", allowed_by_torch),
 }

@@ -92,7 +92,6 @@ def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
     (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pair=["9:17"])
     with open_browser() as browser:
-        browser.screen()
         browser.open(page, "document.body.dataset.ready")
         browser.run("document.querySelectorAll('section[data-pair=\"0\"] .words button')[2].focus()")
         assert browser.each(".words button.chosen") == [dataset.vocab.idx2word[dataset.tokens[17][2]]] * 2
@@ -101,8 +100,7 @@ def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
         captions = browser.each("figcaption")
         note = "The picture is 209 × 150, but the data's size is 209 × 109"  # of image 9 alone
         assert note not in captions[0] and note in captions[1] and f"9.png: {note}" in capsys.readouterr().err
-        browser.screen(400, 800, phone=True)
-        assert browser.fits() and browser.errors == []
+        assert browser.fits(400) and browser.errors == []
 
 
 def test_a_report_explains(scored, tmp_path, capsys):
@@ -131,7 +129,7 @@ def test_a_report_explains(scored, tmp_path, capsys):
     assert len(links) == 5 and {href for *_, href in links} == hrefs
     with open_browser() as browser:
         query = next(query for kind, query, *_ in links if kind == "captions")
-        browser.open((site / "captions.html").as_uri() + f"#query={query}", "document.body.dataset.ready")
+        browser.open(site / "captions.html", "document.body.dataset.ready", f"query={query}")
         assert hrefs & set(browser.each("a.explained", "e.getAttribute('href')")) and browser.errors == []
     capsys.readouterr()
     assert report(paths[1], site, explain=2) == [] and not (site / "explain").exists()
@@ -140,12 +138,9 @@ def test_a_report_explains(scored, tmp_path, capsys):
     assert "Explanations" not in (site / "index.html").read_text()
 
 
-def test_what_cannot_be_explained_is_told_before_the_evaluation(scored, tmp_path):
-    path = scored[0].folder / "m.pth.tar"
-    assert "has images 0 to 11" in message(lambda: report(path, tmp_path / "report", explain_pair=["12:0"]))
-    assert not (tmp_path / "report").exists()
-
-
-def test_a_page_of_an_evaluation_with_released_boxes_says_so(scored, tmp_path):
-    pages = report(scored[0].folder / "m.pth.tar", tmp_path / "report", boxes="released", explain=1)
+def test_what_a_page_says_and_what_cannot_be_explained(scored, tmp_path):
+    path, site = scored[0].folder / "m.pth.tar", tmp_path / "report"
+    assert "has images 0 to 11" in message(lambda: report(path, site, explain_pair=["12:0"]))
+    assert not site.exists()  # it is told before the evaluation
+    pages = report(path, site, boxes="released", explain=1)
     assert len(pages) == 2 and all("--boxes released" in page.read_text() for page in pages)

@@ -58,15 +58,14 @@ def change(browser, **fields):
 
 def open_page(browser, site, page):
     browser.errors.clear()
-    browser.screen()
-    browser.open((site.path / page.partition("#")[0]).as_uri() + "#" + page.partition("#")[2], READY)
+    name, _, fragment = page.partition("#")
+    browser.open(site.path / name, READY, fragment)
 
 
 @pytest.mark.parametrize("page", ["index.html", "images.html#beside=0&sort=gain", "captions.html"])
 def test_pages_fit_a_telephone_and_every_control_has_a_name(browser, site, page):
     open_page(browser, site, page)
-    browser.screen(width=390, height=844, phone=True)
-    assert browser.fits()
+    assert browser.fits(390)
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     asked = {"link", "button", "combobox", "searchbox", "spinbutton", "article", "region", "image", "textbox"}
     found = [node for node in nodes if node.get("role", {}).get("value") in asked and not node["ignored"]]

@@ -1,6 +1,5 @@
 """Where a resumed run writes, who may write there, and that it goes on with the data it stopped in."""
 
-import json
 import logging
 import os
 import shutil
@@ -28,16 +27,14 @@ def test_a_copied_or_moved_run_goes_on_where_it_lies(tiny_data, tmp_path, monkey
     train.main(["--resume", "run/ck", "--num_epochs", "2"])
     assert {path: path.read_bytes() for path in tmp_path.glob("orig/*/*")} == before
     assert names(tmp_path / "other/run/ck")[:2] == ["checkpoint_0.pth.tar", "checkpoint_1.pth.tar"]
-    lines = map(json.loads, (tmp_path / "other/run/log/log.jsonl").read_text().splitlines())
-    assert [line["epoch"] for line in lines if "rsum" in line] == [0, 1]
+    assert [line["epoch"] for line in validations(tmp_path / "other/run/log")] == [0, 1]
 
 
 def folders(path, checkpoints, log, optimizer=True, **flags):
     """Whether a run goes on in the folder of this file, and its folders; None where they cannot be told."""
-    saved = {
-        "opt": Namespace(model_name=checkpoints, logger_name=log),
-        **({"optimizer": 0} if optimizer else {}),
-    }
+    saved = {"opt": Namespace(model_name=checkpoints, logger_name=log), "optimizer": 0}
+    if not optimizer:
+        del saved["optimizer"]
     opt, asked = Namespace(), Namespace(**{"model_name": "default", "logger_name": "default", **flags})
     try:
         return settle_folders(opt, asked, set(flags), saved, path), opt.model_name, opt.logger_name

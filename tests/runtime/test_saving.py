@@ -4,8 +4,8 @@ import argparse
 import os
 import random
 import resource
-import signal
 import time
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -22,14 +22,11 @@ from vocab import SPECIAL, Vocabulary
 
 def test_round_trip(tmp_path):
     """Everything a run keeps comes back as it was."""
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
+    groups = [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0]}]
     full = state(
         step=17,
-        optimizer=optimizer.state_dict(),
-        further={"caption_model": dict(model.state_dict())},
+        optimizer={"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": groups},
+        further={"caption_model": {"weight": torch.ones(2, 3)}},
         vocab=[*SPECIAL, "\xe9t\xe9"],
         rng=capture_rng(),
         half=torch.ones(2).half(),
@@ -42,7 +39,6 @@ def test_round_trip(tmp_path):
     for key in full.keys() - {"opt"}:
         same(full[key], found[key])
     assert vars(full["opt"]).items() <= vars(found["opt"]).items()
-    optimizer.load_state_dict(found["optimizer"])
     assert found["format"] == 1 and abs(found["saved"] - time.time()) < 60
 
 
@@ -108,15 +104,13 @@ def test_rng_of_more_devices_than_here(monkeypatch):
 # ---- vocabulary
 
 
-@pytest.mark.parametrize("known", ["words", "their number"])
-def test_another_vocabulary_is_told(known):
+def test_another_vocabulary_is_told():
     words = [*SPECIAL, "dog", "caf\xe9", "a"]
-    saved = {"vocab": words} if known == "words" else {"opt": argparse.Namespace(vocab_size=7)}  # of a released file
-    checkpoint.check_vocab(saved, Vocabulary(words))
-    assert "8 words, not 7" in message(checkpoint.check_vocab, saved, Vocabulary([*words, "b"]))
-    if known == "words":
-        other = Vocabulary([*SPECIAL, "dog", "cat", "a"])
-        assert "word 5 is 'cat', not 'caf\xe9'" in message(checkpoint.check_vocab, saved, other)
+    for saved in ({"vocab": words}, {"opt": argparse.Namespace(vocab_size=7)}):  # ours; a released file
+        checkpoint.check_vocab(saved, Vocabulary(words))
+        assert "8 words, not 7" in message(checkpoint.check_vocab, saved, Vocabulary([*words, "b"]))
+    other = Vocabulary([*SPECIAL, "dog", "cat", "a"])
+    assert "word 5 is 'cat', not 'caf\xe9'" in message(checkpoint.check_vocab, {"vocab": words}, other)
 
 
 # ---- the checkpoints of a folder
@@ -169,35 +163,29 @@ def test_prune(tmp_path):
 def test_killed_writer(tmp_path):
     """A writer killed at random moments: the newest checkpoint and the best are always there, load, and
     are no older than the last ones whose saving had returned.  A kill must fall into a write."""
-    folder = tmp_path
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked process cannot use its parent's
-    rng, step, returned = random.Random(7), 0, 0
-    write_next(folder, step)
+    rng, step, returned = random.Random(7), 0, get_context("fork").Value("q", 0, lock=False)
+    write_next(tmp_path, step)
     for _ in range(15):
-        done, report = os.pipe()
-        child = os.fork()
-        if child == 0:
-            write_forever(folder, step, report)
-        os.close(report)
+        writer = get_context("fork").Process(target=write_forever, args=(tmp_path, step, returned))
+        writer.start()
         time.sleep(rng.uniform(0.005, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with open(done) as lines:
-            returned = max([returned, *map(int, lines.read().split("\n")[:-1])])
+        writer.kill()
+        writer.join()
         said = []
-        step = load_checkpoint(newest(folder, said.append))["Eiters"]
-        best = load_checkpoint(folder)["Eiters"]
-        assert not said and step >= returned and best >= returned, (said, step, best, returned)
-    assert list(folder.glob(".unfinished-*"))
+        step = load_checkpoint(newest(tmp_path, said.append))["Eiters"]
+        best = load_checkpoint(tmp_path)["Eiters"]
+        assert not said and min(step, best) >= returned.value, (said, step, best, returned.value)
+    assert list(tmp_path.glob(".unfinished-*"))
     torch.set_num_threads(threads)
 
 
-def write_forever(folder, step, report):
+def write_forever(folder, step, returned):
     while True:
         step += 1
         write_next(folder, step)
-        os.write(report, f"{step}\n".encode())
+        returned.value = step
 
 
 def write_next(folder, step):

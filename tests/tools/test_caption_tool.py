@@ -5,24 +5,19 @@ import re
 import numpy as np
 import pytest
 import torch
-from tiny import make_tiny, message
+from tiny import make_tiny, message, run
 
-import train
 from checkpoints.checkpoint import load_checkpoint
 from tools import caption
 
-SMALL = (
-    "--model vsrn --embed_size 32 --word_dim 8 --dim_hidden 32 --dim_word 8 --max_len 15 --batch_size 20 "
-    "--learning_rate 0.01 --workers 0 --num_epochs 6 --device cpu --input_dropout_p 0"
-).split()
+WIDTHS = "--model vsrn --embed_size 32 --dim_hidden 32 --max_len 15 --batch_size 20 --input_dropout_p 0".split()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("caption")
     tiny = make_tiny(root)
-    train.main([*tiny.args, *SMALL, "--logger_name", str(root / "run")])
-    return tiny, str(root / "run" / "model_best.pth.tar")
+    return tiny, str(run(tiny, root, *WIDTHS, epochs=6) / "model_best.pth.tar")
 
 
 def write(path, capsys, *flags):

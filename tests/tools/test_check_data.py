@@ -10,7 +10,6 @@ from tiny import message
 
 import data
 from tools import check_data
-from tools.own_data import data_facts
 
 
 @pytest.fixture
@@ -25,7 +24,6 @@ def check(tiny_data, capsys):
         return code, check.said.out
 
     check.folder = tiny_data.folder
-    check.vocab = f"{tiny_data.vocab_path}/{tiny_data.data_name}_vocab.json"
     return check
 
 
@@ -114,9 +112,9 @@ def test_counts_of_odd_features(check, monkeypatch):
     x = np.load(check.folder / "train_ims.npy")
     same = {(1, 2): x[1, 0], (5, 3): x[5, 0], (5, 1): x[5, 0], (6, 1): 0, 38: 9, 39: x[0]}
     change(check.folder / "train_ims.npy", same)
-    sizes, repeated = [], data_facts.repeated
-    monkeypatch.setattr(data_facts, "repeated", lambda x: (sizes.append(x.shape), repeated(x))[1])
-    monkeypatch.setattr(data_facts, "CHUNK_BYTES", 3 * 4 * 4 * 8)
+    sizes, repeated = [], check_data.repeated
+    monkeypatch.setattr(check_data, "repeated", lambda x: (sizes.append(x.shape), repeated(x))[1])
+    monkeypatch.setattr(check_data, "CHUNK_BYTES", 3 * 4 * 4 * 8)
     code, said = check()
     assert code == 0 and sizes[:14] == [*[(3, 4)] * 13, (1, 4)] and f"values {x.min():.4g} to 9" in said
     assert "regions that repeat another of their image: 6 (first: row 1, region 2)" in said
@@ -228,7 +226,7 @@ def test_pictures_of_other_proportions_are_counted(check, tmp_path):
     code, said = check("--quick", "--images", str(folder))
     assert code == 0 and line_of(said, "dev", "--images").endswith("9 of 10 pictures")
     assert line_of(said, "dev", "not there") == "not there: 1 (first: 9.jpg)"
-    assert "1 (first: 3.jpg: 203 x 103 in dev_ims_size.npy, 103 x 203 in the" in line_of(said, "dev", "pictures of")
+    assert "3.jpg is 103 x 203, the data set says 203 x 103" in line_of(said, "dev", "1 of 10 pictures")
     assert "no names of the images" in line_of(said, "train", "--images")
     (check.folder / "dev_imagename.txt").write_text("a\n")
     assert "dev_imagename.txt: " in line_of(check("--images", str(folder))[1], "dev", "--images")

@@ -17,13 +17,13 @@ from tools import convert
 
 
 def there_and_back(path, folder):
-    """The content of a checkpoint before and after, and the JSON between."""
+    """A checkpoint is the same after -> the JSON between."""
     pytest.importorskip("safetensors")
     between, after = folder / "a.safetensors", folder / "after.pth.tar"
     convert.main([str(path), str(between)])
     convert.main([str(between), str(after)])
-    before, after = plain(pickles.read_torch_file(path)), pickles.read_torch_file(after)
-    return before, after, json.loads(between.with_suffix(".json").read_text())
+    same(plain(pickles.read_torch_file(path)), pickles.read_torch_file(after))
+    return json.loads(between.with_suffix(".json").read_text())
 
 
 def plain(value):
@@ -34,6 +34,8 @@ def plain(value):
 
 
 def test_our_checkpoint(tmp_path):
+    """The tensors have the model's names."""
+    safetensors = pytest.importorskip("safetensors.torch")
     groups = [{"betas": (0.9, 0.999), "params": [0]}]
     more = {
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": groups},
@@ -42,19 +44,11 @@ def test_our_checkpoint(tmp_path):
         "turned": torch.arange(6).view(2, 3).t(),
         "vocab": ["\xe9", "a"],
     }
-    full = state(gsmn(), rng=capture_rng(), **more)
-    checkpoint.save_checkpoint(full, tmp_path / "x.pth.tar")
-    before, after, _ = there_and_back(tmp_path / "x.pth.tar", tmp_path)
-    same(before, after)
-
-
-def test_names_are_the_models(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
-    torch.save(state(gsmn()), tmp_path / "x.pth.tar")
+    checkpoint.save_checkpoint(state(gsmn(), rng=capture_rng(), **more), tmp_path / "x.pth.tar")
     there_and_back(tmp_path / "x.pth.tar", tmp_path)
     tensors = safetensors.load_file(tmp_path / "a.safetensors")
     assert torch.equal(tensors["i2t_match_G.out_1.weight_g"], gsmn()[2]["out_1.weight_g"])
-    assert {name.partition(".")[0] for name in tensors} == set(convert.PARTS[4])
+    assert {name.partition(".")[0] for name in tensors} > set(convert.PARTS[4])
 
 
 def test_shared_memory_and_equal_names(tmp_path):
@@ -62,8 +56,7 @@ def test_shared_memory_and_equal_names(tmp_path):
     base = torch.arange(4.0)
     full = {"a": {"b.c": base[:2], "b": {"c": base[1:]}}, "opt": argparse.Namespace(x=(1, [2, (3,)]))}
     torch.save(full, tmp_path / "x.pth.tar")
-    before, after, _ = there_and_back(tmp_path / "x.pth.tar", tmp_path)
-    same(before, after)
+    there_and_back(tmp_path / "x.pth.tar", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +69,8 @@ def test_shared_memory_and_equal_names(tmp_path):
     ],
 )
 def test_released_files(name, tmp_path):
-    before, after, outline = there_and_back(shared("golden") / name, tmp_path)
-    same(before, after)
-    assert outline["opt"]["$namespace"]["data_name"] == before["opt"].data_name  # readable by eye
+    outline = there_and_back(shared("golden") / name, tmp_path)
+    assert outline["opt"]["$namespace"]["data_name"] in ("f30k_precomp", "coco_precomp")  # readable by eye
 
 
 def test_what_cannot_be_converted(tmp_path, monkeypatch):

@@ -229,7 +229,7 @@ def test_parts_of_another_run_are_not_taken(place):
     (place.photos / "b.png").write_bytes(b"")
     place.grid_error("--batch_size", "1", "--shard", "1")
     (parts,) = place.folder.glob(".dev_*.parts")
-    assert np.load(parts / "done.npy").tolist() == [True, False]
+    assert np.load(parts / "dev_ims_size.npy").tolist() == [(24, 12), (0, 0)]
     place.picture("b.png")
     place.picture("a.png", size=(9, 9))
     *_, sizes = place.grid("--dtype", "float16")
@@ -416,7 +416,7 @@ ONE = f"1\t{encoded([0, 0, 45, 59])}\t"
     "text, said",
     [
         ("a\tb\n", "line 1: 2 columns"),
-        ("42\tx\t5\t0\t\t\n", "number of boxes"),
+        ("42\tx\t5\t0\t\t\n", "cannot be read"),
         ("42\t5\t5\t0\t\t\n", "how wide features are"),
         (f"42\t5\t5\t{ONE}{encoded([np.nan])}\n", "NaN or infinity"),
         (f"42\t0\t5\t{ONE}{encoded([1])}\n", "image of 0 x 5 pixels"),

@@ -67,15 +67,12 @@ def test_rewriting_leaves_a_tree_of_whatever_tree_comes_in(tree):
 def test_later_sentences_hang_on_the_first_root():
     assert join_sentences([[2, 0], [0, 1, 2]]) == [2, 0, 2, 3, 4]
     assert join_sentences([[2, 0, 0]]) == [2, 0, 2]  # spaCy's own division of one text
+    assert pairs_of([3, 1, 0]) == [[0, 3], [3, 1], [1, 2]]  # the root's first
 
 
 @pytest.mark.parametrize("heads", [[1], [0, 0], [2, 1, 0], [0, 3], [0, -1], [0, 2]])
 def test_what_is_no_tree(heads):
     assert not is_tree(heads)
-
-
-def test_pairs_begin_with_root():
-    assert pairs_of([3, 1, 0]) == [[0, 3], [3, 1], [1, 2]]
 
 
 # ---- the tool, with a parser that chains the words
@@ -159,9 +156,6 @@ def test_what_does_not_fit_is_told(folder, chain, monkeypatch, there, what):
         (folder / "dev_caps.json").write_text(there)
     with pytest.raises(InputError, match=what):
         parse(folder)
-
-
-def test_no_captions(folder):
     (folder / "dev_caps.txt").unlink()
     with pytest.raises(InputError, match="prepare_captions"):
         parse(folder)

@@ -27,6 +27,11 @@ PICTURE = re.compile(rf"[^,;|\t]+({'|'.join(map(re.escape, sorted(PICTURE_ENDING
 NUMBERED = re.compile(r"(.+?)((?:#[a-zA-Z]+)?)#(\d+)")  # 1000268201.jpg#0, or with a language 1000268201.jpg#zhc#0
 
 
+class Row(NamedTuple):
+    where: str  # the row's place in the source, for messages
+    cells: list
+
+
 def read_source(path, restval, columns, notes):
     """Pictures with their captions, in the source's order. columns: the titles or numbers of image and caption.
 
@@ -35,7 +40,13 @@ def read_source(path, restval, columns, notes):
     content = read_json_or_lines(path) if path.suffix.lower() in (".json", ".jsonl", ".ndjson") else None
     if isinstance(content, dict):
         return read_coco(path) if "annotations" in content else read_karpathy(path, restval, notes)
-    titles, rows = table_rows(path, notes) if content is None else listed_rows(content, path)
+    if content is None:
+        titles, rows = table_rows(path, notes)
+    elif isinstance(content, list) and all(isinstance(entry, dict) for entry in content):
+        titles = list(dict.fromkeys(key for entry in content[:SAMPLE] for key in entry))
+        rows = [Row(f"{path}, entry {i}", [entry.get(title) for title in titles]) for i, entry in enumerate(content)]
+    else:
+        raise InputError(f"{path}: neither Karpathy's JSON, nor COCO's, nor a list of objects with image and caption")
     image, caption, split = choose_columns(titles, rows, columns, path)
     if split is not None and restval == "drop":
         rows = [row for row in rows if row.cells[split] != "restval"]
@@ -43,11 +54,6 @@ def read_source(path, restval, columns, notes):
 
 
 # ---- from rows to pictures
-
-
-class Row(NamedTuple):
-    where: str  # the row's place in the source, for messages
-    cells: list
 
 
 def pictures_of(rows, image, caption, split):
@@ -138,25 +144,22 @@ def guessed_columns(rows):
 
 
 def table_rows(path, notes):
-    """(titles, rows) of a text with a row for each caption; no titles: an empty list.
-
-    Columns are divided by the delimiter that gives most lines the same number of columns; or by the first blank
-    where lines begin with image#number.
-    """
+    """(titles or [], rows) of a text. Its delimiter is the one that gives most lines the same number of columns."""
     lines = read_lines(path)
     lines = lines[0].split("\r") if len(lines) == 1 else lines
-    lines = [re.sub(r"^(\S+#\d+) +([^\t]+)$", r"\1\t\2", line) for line in lines]
+    lines = [re.sub(r"^(\S+#\d+) +([^\t]+)$", r"\1\t\2", line) for line in lines]  # image#number caption
     delimiter = max(DELIMITERS, key=lambda mark: fitness(divided(lines[:SAMPLE], mark)))
     rows = [Row(f"{path}, line {number}", row) for number, row in divided(lines, delimiter, path) if any(row)]
     titles = rows.pop(0).cells if rows and is_title(rows[0].cells) else []
     again = [row for row in rows if titles and [cell.lstrip("\ufeff") for cell in row.cells] == titles]
     for row in again:
         notes["rows of titles further down left out"].append(row.where)
-    return titles, of_equal_length([row for row in rows if row not in again], titles, DELIMITERS[delimiter])
+        rows.remove(row)
+    return titles, of_equal_length(rows, titles, DELIMITERS[delimiter])
 
 
 def divided(lines, delimiter, path=None):
-    """(line, row); where a row has several lines, its last. path: None to pass over mistakes."""
+    """(number of its last line, row) of each row. path: None to pass over mistakes."""
     how = {"quoting": csv.QUOTE_NONE} if DELIMITERS[delimiter] else {"skipinitialspace": True}
     rows = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=path is not None, **how)
     try:
@@ -183,10 +186,7 @@ def is_title(row):
 
 
 def of_equal_length(rows, titles, joint):
-    """The same rows; InputError where one has more or fewer columns.
-
-    joint: what stands between columns without quotes, where a caption may have it too.
-    """
+    """The rows with equally many columns, or InputError. joint: what a caption may have that divides columns too."""
     counts = Counter(len(row.cells) for row in rows)
     width = len(titles) or max(counts, key=lambda n: (counts[n], n), default=0)
     found = []
@@ -203,9 +203,6 @@ def of_equal_length(rows, titles, joint):
     return found
 
 
-# ---- lists as JSON
-
-
 def read_json_or_lines(path):
     """The content of a JSON file; a list of the lines' objects where each line is one."""
     lines = [(f"{path}, line {i}", line.strip()) for i, line in enumerate(read_lines(path), 1) if line.strip()]
@@ -218,12 +215,3 @@ def read_json_or_lines(path):
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not valid JSON ({error}); write or copy it again") from None
     return found
-
-
-def listed_rows(content, path):
-    """(titles, rows) of a list of objects with an image and a caption, or captions, each."""
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise InputError(f"{path}: neither Karpathy's JSON, nor COCO's, nor a list of objects with image and caption")
-    titles = list(dict.fromkeys(key for entry in content[:SAMPLE] for key in entry))
-    rows = [Row(f"{path}, entry {i}", [entry.get(title) for title in titles]) for i, entry in enumerate(content)]
-    return titles, rows

@@ -20,17 +20,17 @@ AGAIN = "the line is cut off or damaged, copy or extract it again"
 
 
 class RegionFiles:
-    """The files --tsv or those in the folder --npz: a call yields the Regions of the wanted images.
-
-    A call takes the names of a split and the numbers of the wanted ones, and yields in the order of the files.
-    """
+    """The files --tsv or --npz: a call yields the Regions of the images with the numbers `wanted` in `names`."""
 
     def __init__(self, opt, notes):
         self.opt, self.notes, self.width = opt, notes, None
 
     def __call__(self, names, wanted):
         opt, match, wanted, seen = self.opt, Matcher(names), set(map(int, wanted)), set()
-        items, read = (tsv_lines(opt.tsv, self.notes), read_line) if opt.tsv else (npz_files(opt.npz), read_npz)
+        if opt.tsv:
+            read, items = read_line, tsv_lines(opt.tsv, self.notes)
+        else:
+            read, items = read_npz, ((path, path.stem, path) for path in sorted(opt.npz.glob("*.npz")))
         pictures = find_pictures(opt.images, names, links=True) if opt.images else [None] * len(names)
         for where, name, item in items:
             index = match(name)
@@ -58,24 +58,22 @@ class RegionFiles:
         shaped = features.ndim == boxes.ndim == 2 and boxes.shape[1] == 4 and len(features) == len(boxes)
         if not (shaped and np.isfinite(features).all() and np.isfinite(boxes).all()):
             found = f"features {features.shape} and boxes {boxes.shape}"
-            raise InputError(
-                f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity, extract them again"
-            )
+            raise InputError(f"{where}: {found}; need (N, width) and (N, 4) without NaN or infinity; extract again")
         width = features.shape[1] or self.width
-        if not width or (size is None and not len(boxes)):
-            raise InputError(f"{where}: no boxes, and no image before it tells how wide features are; move it down")
+        if not width:
+            raise InputError(f"{where}: no features, and no image before it tells how wide features are; move it down")
         if self.width not in (None, width) or (len(boxes) and not features.size):
             raise InputError(f"{where}: features are {features.shape[1]} wide, {self.width} before; {AGAIN}")
         self.width = width
+        corner = boxes[:, 2:].max(axis=0, initial=0)
         if size is None:
-            self.notes["images without a size, for which that of all their boxes stands; --images gives it"].append(
-                where
-            )
-            size = tuple(math.ceil(side) for side in boxes[:, 2:].max(axis=0))
+            self.notes["images without a size, for which that of their boxes stands; --images gives it"].append(where)
+            size = tuple(math.ceil(side) for side in corner)
         if min(size) < 1:
             raise InputError(f"{where}: image of {size[0]} x {size[1]} pixels")
-        if outside(boxes, size):
-            how = "exchanged width and height" if not outside(boxes, size[::-1]) else "another size"
+        if (corner > 1.05 * np.float32(size)).any():
+            turned = (corner <= 1.05 * np.float32(size[::-1])).all()
+            how = "exchanged width and height" if turned else "another size"
             self.notes[f"images whose boxes lie outside them, which looks like {how}"].append(where)
         count, found = self.opt.regions, f"{where}: {len(boxes)}"
         if len(boxes) > count:
@@ -92,17 +90,12 @@ class RegionFiles:
         return Regions(index, features, boxes, size)
 
 
-def outside(boxes, size):
-    """Whether boxes reach out of an image of this (width, height) by more than a twentieth."""
-    return bool((boxes[:, 2:] > 1.05 * np.float32(size)).any())
-
-
-# ---- formats: the items of the files as (place, name of the image, item), and a function that reads an item as
-# (features (N, F) float32, boxes (N, 4) float32, (width, height) or None, scores (N,) or None)
+# ---- formats: read_...(place, item) gives (features (N, F) float32, boxes (N, 4) float32, (width, height) or None,
+# scores (N,) or None)
 
 
 def tsv_lines(paths, notes):
-    """The lines of several files, {column: bytes} each; a line without enough columns is passed over."""
+    """(place, name of the image, {column: bytes}) of each line that has enough columns; others are passed over."""
     known = f"bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
     for path in paths:
         for number, line in enumerate(lines_of(path), start=1):
@@ -129,27 +122,16 @@ def read_line(where, row):
     """A line of bottom-up attention's or LXMERT's columns, its arrays float32 or float64 in base64."""
     try:
         size, count = (int(float(row["width"])), int(float(row["height"]))), int(row["num_boxes"])
-        content = [decoded(row[name]) for name in ("boxes", "features", "objects_conf") if name in row]
+        texts = [row[name] for name in ("boxes", "features", "objects_conf") if name in row]
+        texts = [text.removeprefix(b"b'").removesuffix(b"'") for text in texts]  # as Python 3 prints bytes
+        content = [base64.b64decode(text, validate=True) for text in texts]
         kind = "<f8" if len(content[0]) == 32 * count else "<f4"
         boxes, features, *scores = (np.frombuffer(one, kind).astype(np.float32) for one in content)
         width = len(features) // count if count else 0
         scores = scores[0].reshape(count) if scores else None
         return features.reshape(count, width), boxes.reshape(count, 4), size, scores
     except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"{where}: size, number of boxes, boxes or features cannot be read ({error}); {AGAIN}"
-        ) from None
-
-
-def decoded(text):
-    """The bytes of a field in base64, which Python 3 may have printed as b'...'; ValueError for damage."""
-    return base64.b64decode(text[2:-1] if text[:2] in (b"b'", b'b"') else text, validate=True)
-
-
-def npz_files(folder):
-    """The .npz files of a folder, one an image."""
-    for path in sorted(folder.glob("*.npz")):
-        yield path, path.stem, path
+        raise InputError(f"{where}: size, number, boxes or features cannot be read ({error}); {AGAIN}") from None
 
 
 def read_npz(path, _):

