@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 import data
 from files.errors import InputError
 from runtime import workers
-from runtime.transfer import on_device
+from runtime.transfer import send_batch
 
 
 class Rows(Dataset):
@@ -64,7 +64,7 @@ def test_a_wait_for_data_ends(rows, message, monkeypatch, workers_end, capfd):
 def read(tiny, workers):
     """The batches of the first epoch, as a training step on a CPU gets them."""
     opt, words = prepared(tiny)
-    return list(on_device(data.get_loaders(opt.data_name, words, 24, workers, opt)[0], "cpu"))
+    return [send_batch(batch, "cpu") for batch in data.get_loaders(opt.data_name, words, 24, workers, opt)[0]]
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64])
