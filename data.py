@@ -20,6 +20,7 @@ from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
+CHECKED_BYTES = 1 << 30  # features up to this size are read once before a run begins, which takes seconds
 COMPARED_IMAGES = 64  # images, at least, whose five rows of features are compared when a split is opened
 
 
@@ -300,6 +301,10 @@ def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     sampler = EpochSampler(len(train), batch_size, opt.seed, replicas, rank)
     train.sampler = sampler  # pictures are cropped by (seed, epoch, caption)
     dev = get_test_loader("dev", data_name, vocab, batch_size, workers, opt)
+    for dataset in (train, dev.dataset):
+        if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
+            for i in range(0, len(dataset), dataset.im_div):
+                dataset.features_of(i)  # NaN is said now
     return make_loader(train, sampler, workers, pin=(opt.device or "cpu").startswith("cuda")), dev
 
 

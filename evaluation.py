@@ -127,19 +127,12 @@ def score_all(model, images, captions):
 
 
 def pieces(rows, width, budget):
-    """Cut items into runs that fit into memory -> slices.
+    """Cut items into runs that fit into memory -> slices; rows[i]: how many rows of `width` numbers item i has.
 
-    rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
-    half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has at least one item.
+    The rows of a piece take half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has
+    at least one item.
     """
-    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 32))
-    cut, start, longest = [], 0, 0
-    for i, n in enumerate(rows):
-        longest = max(longest, n)
-        if i > start and (longest * (i + 1 - start) > most_rows or i - start >= most_items):
-            cut.append(slice(start, i))
-            start, longest = i, n
-    return [*cut, slice(start, len(rows))] if len(rows) else []
+    return memory.runs(np.maximum(8 * width * rows, math.sqrt(32 * budget)), budget) if len(rows) else []
 
 
 def score_member(member, fold5, full):

@@ -55,7 +55,7 @@ from runtime.transfer import send, send_batch
 from training import global_batch
 from training.announce import Step, announce_best, announce_end, announce_start, log_line, read, start_logging
 from training.health import CollapseWatch, GuardedAdam, check_step
-from training.interrupts import Interrupted, Stop
+from training.interrupts import Stop
 from training.logger import RunLog
 from vocab import Vocabulary, load_vocab
 
@@ -307,7 +307,7 @@ def validate(val_loader, model, stop):
     try:
         stop.immediate = distributed.size() == 1
         result = metrics(score_all(model, *encode_split(model, val_loader)))
-    except Interrupted:
+    except KeyboardInterrupt:  # of stop.immediate
         return None
     finally:
         stop.immediate = False

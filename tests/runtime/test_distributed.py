@@ -100,8 +100,16 @@ def similarities(run, folder):
     model = build_model(opt)
     loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
     sims = evaluation.score_all(model, *evaluation.encode_split(model, loader))
-    assert all(np.array_equal(sims, other) for other in distributed.gather_objects(sims))
+    assert all(np.array_equal(sims, other) for other in gathered(sims))
     return sims
+
+
+def gathered(thing):
+    """[the thing of every process], on all of them."""
+    things = [thing] * distributed.size()
+    if distributed.size() > 1:
+        dist.all_gather_object(things, thing)
+    return things
 
 
 def lose_one():
@@ -112,7 +120,7 @@ def lose_one():
 
 
 def save(run, losses, weights, folder):
-    for other, _ in distributed.gather_objects((weights, None)):
+    for other, _ in gathered((weights, None)):
         for name in weights:  # every process has the same, to the last bit
             assert np.array_equal(other[name], weights[name]), name
     if distributed.is_main():
