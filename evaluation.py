@@ -19,7 +19,7 @@ from checkpoints.evaluation_options import eval_parser, overrides_of
 from checkpoints.loading import load_model, open_members
 from files.errors import InputError
 from files.writing import atomic_write
-from modules import memory
+from modules import blocks
 from modules.sides import CaptionSide, ImageSide
 from reporting.metrics import recalls
 from reporting.outputs import Outputs
@@ -109,7 +109,7 @@ def score_all(model, images, captions):
     """
     share = distributed.local_slice(len(images))
     sims = np.empty((len(images), len(captions)), np.float32)
-    width, budget = images.emb.shape[-1], memory.budget(model.sim_memory, model.device) / 8
+    width, budget = images.emb.shape[-1], blocks.budget(model.sim_memory, model.device) / 8
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
     words = np.ones(len(captions), int) if model.one_vector else np.asarray(captions.lengths)[order]
@@ -127,12 +127,19 @@ def score_all(model, images, captions):
 
 
 def pieces(rows, width, budget):
-    """Cut items into runs that fit into memory -> slices; rows[i]: how many rows of `width` numbers item i has.
+    """Cut items into runs that fit into memory -> slices.
 
-    The rows of a piece take half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has
-    at least one item.
+    rows[i]: how many rows of `width` numbers item i has.  The rows of a piece, all items padded to its longest, take
+    half of `budget` bytes at most, and the similarities of two pieces an eighth.  A piece has at least one item.
     """
-    return memory.runs(np.maximum(8 * width * rows, math.sqrt(32 * budget)), budget) if len(rows) else []
+    most_rows, most_items = budget / 8 / width, math.isqrt(int(budget / 32))
+    cut, start, longest = [], 0, 0
+    for i, n in enumerate(rows):
+        longest = max(longest, n)
+        if i > start and (longest * (i + 1 - start) > most_rows or i - start >= most_items):
+            cut.append(slice(start, i))
+            start, longest = i, n
+    return [*cut, slice(start, len(rows))] if len(rows) else []
 
 
 def score_member(member, fold5, full):

@@ -15,12 +15,6 @@ from torch import nn
 
 EPS = 1e-8
 KERNELS = 8
-TINY = 1e-30  # squared norms below count as 0
-
-
-def safe_norm(x, dim):
-    """Euclidean norm along `dim` (kept as a size of 1); its gradient at 0 is 0, not NaN."""
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True)
 
 
 def attention(affinity, norm_dim, dim, smooth, mask=None):
@@ -28,14 +22,9 @@ def attention(affinity, norm_dim, dim, smooth, mask=None):
 
     mask: added before the softmax, -inf at padding, else 0.
     """
-    scale = smooth / (safe_norm(affinity, norm_dim) + EPS)
+    scale = smooth / (torch.linalg.vector_norm(affinity, dim=norm_dim, keepdim=True) + EPS)
     logits = affinity * scale if mask is None else torch.addcmul(mask, affinity, scale)
     return torch.softmax(logits, dim)
-
-
-def part(x, some):
-    """x[some], some a slice.  All of x is x itself, since a slice would cost kernels in the backward pass."""
-    return x if some.indices(len(x)) == (0, len(x), 1) else x[some]
 
 
 class Nodes(NamedTuple):
@@ -51,12 +40,9 @@ class Nodes(NamedTuple):
         """(X, N, K): squared norms of the nodes' blocks."""
         return self.gram.diagonal(dim1=2, dim2=3).transpose(1, 2)
 
-    def part(self, graphs, n=None):
-        """The first n nodes, None for all, of some of the graphs, chosen by a slice."""
-        features, gram = part(self.features, graphs), part(self.gram, graphs)
-        if n is None or n == features.shape[1]:
-            return Nodes(features, gram)
-        return Nodes(features[:, :n].contiguous(), gram[:, :, :n, :n].contiguous())
+    def part(self, graphs, n):
+        """The first n nodes of some of the graphs, chosen by a slice."""
+        return Nodes(self.features[graphs, :n].contiguous(), self.gram[graphs, :, :n, :n].contiguous())
 
 
 def nodes(features, blocks):
@@ -111,33 +97,26 @@ def cosine(dot, context, node):
     return dot * F.threshold(context * node, EPS**2, EPS**2).rsqrt()
 
 
-def weight_norm(v, g):
-    """g · v / ‖v‖ row by row; v (rows, columns), g (rows, 1).
-
-    On a GPU that is one kernel.  A CPU's kernel would start threads even for a few numbers.
-    """
-    if v.device.type == "cpu":
-        return v * (g / torch.linalg.vector_norm(v, dim=1, keepdim=True))
-    return torch._weight_norm(v, g, 0)
-
-
-def initial_norm(weight, shape, dim=None):
-    """‖weight‖ along `dim`, of this shape.  On the meta device, where shapes count, torch would load its compiler."""
-    return weight.new_empty(shape) if weight.is_meta else torch.linalg.vector_norm(weight, dim=dim).view(shape)
-
-
 class WeightNormLinear(nn.Module):
-    """Linear layer with the weight g · v / ‖v‖ row by row, stored as the released `weight_g`, `weight_v`."""
+    """Linear layer with the weight g · v / ‖v‖, stored as the released `weight_g`, `weight_v`; torch's initial values.
 
-    def __init__(self, in_features, out_features):
+    dim: 0 for the norm of each row of v, (rows, 1); -1 for that of the whole matrix, ().
+    """
+
+    def __init__(self, in_features, out_features, dim=0):
         super().__init__()
-        start = nn.Linear(in_features, out_features)
+        start, self.dim = nn.Linear(in_features, out_features), dim
         self.bias = nn.Parameter(start.bias.detach())
-        self.weight_g = nn.Parameter(initial_norm(start.weight.detach(), (out_features, 1), dim=1))
-        self.weight_v = nn.Parameter(start.weight.detach())
+        # on the meta device, where shapes count, a norm would load torch's compiler
+        weight, shape = start.weight.detach(), () if dim == -1 else (out_features, 1)
+        norm = weight.new_empty(shape) if weight.is_meta else torch.norm_except_dim(weight, 2, dim)
+        self.weight_g = nn.Parameter(norm)
+        self.weight_v = nn.Parameter(weight)
 
     def weight(self):
-        return weight_norm(self.weight_v, self.weight_g)
+        if self.weight_v.device.type == "cpu":  # whose one kernel would start threads, even for a few numbers
+            return self.weight_v * (self.weight_g / torch.norm_except_dim(self.weight_v, 2, self.dim))
+        return torch._weight_norm(self.weight_v, self.weight_g, self.dim)
 
     def forward(self, x):
         return F.linear(x, self.weight(), self.bias)
@@ -221,17 +200,19 @@ class StructureMatching(nn.Module):
     Source: docs/method.md, section 2.4.
     """
 
-    def __init__(self, propagation):
+    def __init__(self, name, convolution, hid_dim, out_dim, propagation):
         super().__init__()
-        self.propagation = propagation
-
-    def add_scoring(self, hid_dim, out_dim):
+        self.name, self.propagation = name, propagation
+        self.add_module(name, convolution)  # by its released name
         self.out_1 = WeightNormLinear(hid_dim, hid_dim)
         self.out_2 = WeightNormLinear(hid_dim, out_dim)
 
+    def convolution(self):
+        return getattr(self, self.name)
+
     def convolve(self, match, edges):
         """match (X, Y, N, K), edges of the X graphs -> (X, Y, N, H)."""
-        weight, bias = self.kernels().stacked()
+        weight, bias = self.convolution().stacked()
         hidden = match @ weight.t()  # (X, Y, N, H)
         if self.propagation == "neighbors":
             X, Y, N, H = hidden.shape
@@ -261,12 +242,8 @@ class VisualGraph(StructureMatching):
     """The image's graph: regions as nodes, fully connected, edges from the boxes alone."""
 
     def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
-        super().__init__(propagation)
-        self.graph_convolution_1 = SpatialConvolution(feat_dim, hid_dim)
-        self.add_scoring(hid_dim, out_dim)
-
-    def kernels(self):
-        return self.graph_convolution_1
+        convolution = SpatialConvolution(feat_dim, hid_dim)
+        super().__init__("graph_convolution_1", convolution, hid_dim, out_dim, propagation)
 
     def edges(self, boxes):
         """Normalised boxes (I, R, 4) -> edges as StructureMatching takes them."""
@@ -278,12 +255,8 @@ class TextualGraph(StructureMatching):
     """The caption's graph: words as nodes, joined all with all or, sparse, along dependencies."""
 
     def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
-        super().__init__(propagation)
-        self.graph_convolution_3 = SemanticConvolution(feat_dim, hid_dim)
-        self.add_scoring(hid_dim, out_dim)
-
-    def kernels(self):
-        return self.graph_convolution_3
+        convolution = SemanticConvolution(feat_dim, hid_dim)
+        super().__init__("graph_convolution_3", convolution, hid_dim, out_dim, propagation)
 
     def edges(self, words, adjacency, smooth, mask=None):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them.
@@ -298,27 +271,20 @@ class TextualGraph(StructureMatching):
         return weight.sum(-1, keepdim=True).expand(-1, -1, KERNELS)
 
 
-def dependency_edges(depends, lengths):
-    """Dependency pairs of captions and their lengths -> numbers of caption, governor and dependent, (edges,) each.
-
-    A caption's first pair, ROOT, is left out, and so are pairs that point outside the caption.
-    """
-    counts = [max(len(pairs) - 1, 0) for pairs in depends]
-    numbers = chain.from_iterable(chain.from_iterable(pairs[1:] for pairs in depends))
-    pairs = np.fromiter(numbers, np.int64, 2 * sum(counts)).reshape(-1, 2)
-    caption = np.repeat(np.arange(len(counts)), counts)
-    inside = ((pairs >= 0) & (pairs < np.asarray(lengths)[caption, None])).all(1)
-    return tuple(torch.from_numpy(x[inside]) for x in (caption, pairs[:, 0], pairs[:, 1]))
-
-
 def adjacency(depends, lengths):
     """Dependency pairs of captions -> (C, n, n), n the longest: symmetric, plus the identity, 0 for padding.
 
-    A pair of a word with itself gives 2 on the diagonal (docs/method.md, section 2.4).
+    A caption's first pair, ROOT, is left out, and so are pairs that point outside the caption.  A pair of a word with
+    itself gives 2 on the diagonal (docs/method.md, section 2.4).
     """
-    matrix = torch.zeros(len(depends), max(lengths), max(lengths))
-    caption, governor, dependent = dependency_edges(depends, lengths)
+    counts, lengths = [max(len(pairs) - 1, 0) for pairs in depends], torch.as_tensor(lengths)
+    numbers = chain.from_iterable(chain.from_iterable(pairs[1:] for pairs in depends))
+    pairs = torch.from_numpy(np.fromiter(numbers, np.int64, 2 * sum(counts))).view(-1, 2)
+    caption = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    inside = ((pairs >= 0) & (pairs < lengths[caption, None])).all(1)
+    caption, (governor, dependent) = caption[inside], pairs[inside].t()
+    n = int(lengths.max())
+    matrix = torch.zeros(len(depends), n, n)
     matrix[caption, governor, dependent] = matrix[caption, dependent, governor] = 1
-    real = torch.arange(max(lengths)) < torch.as_tensor(lengths).unsqueeze(1)  # (C, n)
-    matrix.diagonal(dim1=1, dim2=2).add_(real)
+    matrix.diagonal(dim1=1, dim2=2).add_(torch.arange(n) < lengths.unsqueeze(1))
     return matrix

@@ -4,16 +4,17 @@ This module uses no file, no optimiser and no device number.  Each system is a f
 for shapes as in graph.py, and B images or captions of a batch.
 """
 
+import functools
 from importlib import import_module
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.utils.rnn import pad_packed_sequence, pad_sequence
 
-from files.errors import InputError
-from modules.compiling import compiled
-from modules.layers import finish, l2norm, linear
-from modules.packing import last_states, read_words, unpacked
+from files.errors import InputError, warn
+from modules.layers import finish, l2norm, linear, read_words
 from modules.sides import CaptionSide, ImageSide
 from runtime.transfer import send
 from systems.table import LOSSES, system_of
@@ -23,12 +24,12 @@ from vocab import encode
 
 
 class EncoderImage(nn.Module):
-    """Region features (B, R, img_dim) -> unit vectors (B, R, D)  (docs/method.md, section 2.1)."""
+    """Region features (B, R, img_dim) -> unit vectors (B, R, D) by a linear layer  (docs/method.md, section 2.1)."""
 
-    def __init__(self, img_dim, embed_size, no_imgnorm=False):
+    def __init__(self, img_dim, embed_size, no_imgnorm=False, layer=linear):
         super().__init__()
         self.no_imgnorm = no_imgnorm
-        self.fc = linear(img_dim, embed_size)
+        self.fc = layer(img_dim, embed_size)
 
     def forward(self, images):
         features = self.fc(images)
@@ -47,29 +48,43 @@ class EncoderText(nn.Module):
 
     def forward(self, captions, lengths):
         """Positions from a caption's length on come out as zeros."""
-        words, *places = read_words(self.embed, self.rnn, captions, lengths)  # (sum of lengths, D or 2·D)
+        packed, _, rows = read_words(self.embed, self.rnn, captions, lengths)
+        words = pad_packed_sequence(packed, batch_first=True)[0].index_select(0, rows)  # (B, n, D or 2·D)
         if self.rnn.bidirectional:
             forwards, backwards = words.chunk(2, dim=-1)
             words = (forwards + backwards) / 2
-        return unpacked(words if self.no_txtnorm else l2norm(words), *places)
+        return words if self.no_txtnorm else l2norm(words)
 
 
-class EncoderCaption(nn.Module):
+class EncoderCaption(EncoderText):
     """Word ids -> one vector: embedding, GRU, its state at <end>."""
 
     def __init__(self, vocab_size, word_dim, embed_size, num_layers=1, use_abs=False):
-        super().__init__()
+        super().__init__(vocab_size, word_dim, embed_size, num_layers)
         self.use_abs = use_abs
-        self.embed = nn.Embedding(vocab_size, word_dim)
-        self.rnn = nn.GRU(word_dim, embed_size, num_layers)
-        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
 
     def forward(self, captions, lengths):
         """Ids (B, n) padded, lengths -> (B, D)."""
-        return finish(last_states(self.embed, self.rnn, captions, lengths), self.use_abs)
+        _, state, rows = read_words(self.embed, self.rnn, captions, lengths)
+        return finish(state[-1].index_select(0, rows), self.use_abs)
 
 
 # ---- the interface of a system
+
+
+class Explanation(NamedTuple):
+    """The parts of one pair's score for R regions and n words; None for what a system does not have.
+
+    `alpha` or `beta` has to be there, and `regions` or `words`.
+    """
+
+    score: float
+    regions: np.ndarray | None  # (R,) a number for each region
+    words: np.ndarray | None  # (n,) a number for each word
+    alpha: np.ndarray | None  # (R, n) attention of each region to the words
+    beta: np.ndarray | None  # (n, R) attention of each word to the regions
+    edges: np.ndarray | None = None  # (n, n) weight of neighbour j (last) for word i, in a graph of the words
+    adds: bool = True  # the numbers add up to the score; else they are cosines, and the system says how it gathers them
 
 
 class MatchingModel(nn.Module):
@@ -110,7 +125,7 @@ class MatchingModel(nn.Module):
         raise NotImplementedError
 
     def explain(self, image, caption):
-        """ImageSide of one image, CaptionSide of one caption -> modules.explanation.Explanation of their score.
+        """ImageSide of one image, CaptionSide of one caption -> Explanation of their score.
 
         None for a system that cannot say which word matched which region.
         """
@@ -221,3 +236,25 @@ def in_bfloat16(module, forward):
         return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
     return wrapped
+
+
+def compiled(function, **how):
+    """The function through torch.compile, one program for all sizes; how: more arguments of torch.compile.
+
+    If the compiler fails, a warning says so once, and the function itself computes from then on.
+    """
+    fast, failed = torch.compile(function, dynamic=True, **how), False
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        nonlocal failed
+        if not failed:
+            try:
+                return fast(*args, **kwargs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                failed = True
+                reason = str(error).strip().split("\n")[0]
+                warn(f"--compile: {reason[:200]}; torch computes the same without, slower")
+        return function(*args, **kwargs)
+
+    return call

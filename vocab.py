@@ -182,17 +182,12 @@ def deserialize_vocab(path):
         content = read_json(path)
     if isinstance(content, dict) and content.get(SPECIAL[1]) == START and "word2idx" not in content:
         content = {"word2idx": content, "idx2word": {n: word for word, n in content.items()}, "idx": len(content)}
-    if not isinstance(content, dict) or not {"word2idx", "idx2word", "idx"} <= content.keys():
-        raise InputError(f"{path}: not a vocabulary; it needs word2idx, idx2word and idx")
-    return Vocabulary(_checked_words(content["word2idx"], content["idx2word"], content["idx"], path))
-
-
-def _checked_words(word2idx, idx2word, idx, path):
-    """The words in the order of their ids, after checking that the tables agree."""
-    if not isinstance(word2idx, dict) or not isinstance(idx2word, dict):
-        raise InputError(f"{path}: word2idx and idx2word must be tables")
-    words = {number: word for word, number in word2idx.items() if isinstance(word, str) and type(number) is int}
-    back = {str(number): word for number, word in idx2word.items()}
+    try:
+        word2idx, idx2word, idx = content["word2idx"], content["idx2word"], content["idx"]
+        words = {number: word for word, number in word2idx.items() if isinstance(word, str) and type(number) is int}
+        back = {str(number): word for number, word in idx2word.items()}
+    except (AttributeError, LookupError, TypeError):
+        raise InputError(f"{path}: not a vocabulary; it needs the tables word2idx and idx2word, and idx") from None
     for number in range(max(len(word2idx), len(idx2word), len(SPECIAL))):
         word = words.get(number)
         expected = SPECIAL[number] if number < len(SPECIAL) else word
@@ -203,7 +198,7 @@ def _checked_words(word2idx, idx2word, idx, path):
             )
     if idx != len(words):
         raise InputError(f"{path}: idx must be {len(words)}, the number of words")
-    return [words[number] for number in range(len(words))]
+    return Vocabulary(words[number] for number in range(len(words)))
 
 
 def load_vocab(vocab_path, data_name, size=None, trained_on=None):

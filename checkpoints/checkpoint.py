@@ -31,8 +31,9 @@ BEST = "model_best.pth.tar"
 def find_checkpoint(path, resume=False, say=warn):
     """The checkpoint file that a path means: a file, or one of a run's folder (or of the folder `checkpoint` in it).
 
-    There it is model_best.pth.tar or, without one and to resume, the newest complete file; `say` as in `newest`.
-    InputError for a folder without checkpoints.
+    There it is model_best.pth.tar or, without one and to resume, the newest complete file.  The newest has the latest
+    time of writing inside the file, so copying a folder changes nothing; `say` gets a message for each file that is
+    passed over.  InputError for a folder without checkpoints.
     """
     path = Path(path)
     if not os.path.isdir(path):
@@ -40,9 +41,13 @@ def find_checkpoint(path, resume=False, say=warn):
     for folder in (path, path / "checkpoint"):
         if not resume and os.path.isfile(folder / BEST):
             return folder / BEST
-        if any(folder.glob("checkpoint_*.pth.tar")) or os.path.isfile(folder / BEST):
-            return newest(folder, say)
-    raise InputError(f"{path}: no {BEST} and no checkpoint_*.pth.tar in this folder; give a file")
+        for file in ordered(folder, ["checkpoint_*.pth.tar", BEST], say):
+            try:
+                read_checkpoint(file)
+                return file
+            except InputError as error:
+                say(f"{error} (passed over)")
+    raise InputError(f"{path}: no {BEST} and no complete checkpoint_*.pth.tar in this folder; give a file")
 
 
 def load_checkpoint(path):
@@ -262,21 +267,6 @@ class Keeper:
         """InputError when the newest checkpoint, or the best, is not on the disk."""
         for error in self.failed.values():
             raise InputError(f"{error}: this checkpoint is lost, those written before are good")
-
-
-def newest(folder, say=warn):
-    """Path of the newest complete checkpoint of a folder, to resume from; `say` gets a message for each skipped file.
-
-    The newest has the latest time of writing inside the file, so copying a folder changes nothing.  InputError
-    when there is none.
-    """
-    for path in ordered(folder, ["checkpoint_*.pth.tar", BEST], say):
-        try:
-            load_checkpoint(path)
-            return path
-        except InputError as error:
-            say(f"{error} (passed over)")
-    raise InputError(f"{folder}: no complete checkpoint in this folder; give another, or a file")
 
 
 def prune(folder, keep, say=warn):

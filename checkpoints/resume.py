@@ -139,8 +139,6 @@ def resume_options(opt, given, saved, path, say):
 
     InputError for another flag that determines the weights; `say` gets a message for every other contradiction.
     """
-    if "model" in given and opt.model != saved.model:
-        raise InputError(f"{path}: holds {saved.model}, but --model is {opt.model}; give --model {saved.model}")
     strange = sorted(f"--{name}" for name in given - set(vars(saved)))
     if strange:
         raise InputError(f"{path}: holds {saved.model}, which has no {', '.join(strange)}; give --model {saved.model}")

@@ -33,23 +33,15 @@ def create_array(path, shape, dtype):
 def check_five_rows(rows, path, images=None):
     """InputError unless the five rows of each image are equal, where there is a row for each caption.
 
-    rows: (5 N, ...); images: the numbers of those to compare (default: all). The message says what the rows look
-    like: one image for each caption, or the list of all images five times.
+    rows: (5 N, ...); images: the numbers of those to compare (default: all).
     """
-    five, again = CAPTIONS_PER_IMAGE, len(rows) // CAPTIONS_PER_IMAGE
-    images = range(again) if images is None else images
-    different = [i for i in images if len({rows[k].tobytes() for k in range(five * i, five * i + five)}) > 1]
-    if not different:
-        return
-    if rows[0].tobytes() == rows[again].tobytes() != rows[1].tobytes():
-        looks = f"row {again} repeats row 0: the file lists all images five times; repeat each row instead (np.repeat)"
-    elif len(different) == len(images):
-        looks = f"this looks like {len(rows)} images with one caption each, but every image needs five captions"
-    else:
-        looks = "make the file again"
-    first = five * different[0]
-    unequal = f"rows {first} to {first + five - 1}, which are of one image, differ"
-    raise InputError(f"{path}: {len(rows)} rows for {len(rows)} captions, but {unequal}; {looks}")
+    for i in range(len(rows) // CAPTIONS_PER_IMAGE) if images is None else images:
+        first, end = CAPTIONS_PER_IMAGE * i, CAPTIONS_PER_IMAGE * (i + 1)
+        if len({row.tobytes() for row in rows[first:end]}) > 1:
+            raise InputError(
+                f"{path}: {len(rows)} rows for {len(rows)} captions, but rows {first} to {end - 1}, which are of one "
+                "image, differ; every image needs five captions, and its row as often, one after the other (np.repeat)"
+            )
 
 
 def read_sizes(path):

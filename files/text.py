@@ -1,7 +1,6 @@
 """Reads text and JSON: captions, word ids, dependencies."""
 
 import codecs
-import difflib
 import json
 import re
 from array import array
@@ -25,11 +24,8 @@ def data_folder(data_path, data_name):
     if not Path(data_path).is_dir():
         raise InputError(f"{data_path}: no such folder; --data_path names the folder that holds the data sets")
     there = sorted(p.name for p in Path(data_path).glob("*") if p.is_dir())
-    near = difflib.get_close_matches(str(data_name), there, 1, cutoff=0.8)
-    raise InputError(
-        f"{folder}: no such folder; {data_path} has: {', '.join(there) or 'nothing'}; "
-        f"{f'did you mean {near[0]}?' if near else 'check --data_path and --data_name'}"
-    )
+    names = ", ".join(there) or "nothing"
+    raise InputError(f"{folder}: no such folder; {data_path} has: {names}; check --data_path and --data_name")
 
 
 def read_bytes(path):

@@ -50,9 +50,9 @@ def is_stream(path):
     return str(path).startswith(("/dev/fd/", "/dev/std")) or (os.path.exists(path) and not os.path.isfile(path))
 
 
-def text_as_name(text, longest=60):
+def text_as_name(text):
     """A sentence -> a part of a file's name; two different sentences have different ones."""
-    name = re.sub(r"\W+", "-", text.lower()).strip("-")[:longest]
+    name = re.sub(r"\W+", "-", text.lower()).strip("-")[:60]
     if name == text.replace(" ", "-"):
         return name
     return f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}".lstrip("-")

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modules.packing import time_order
 from runtime.transfer import send
 from vocab import END, PAD, START
 
@@ -42,34 +41,15 @@ class Attention(nn.Module):
         """The encoder outputs' share of linear1, the same at every step: its weight is [W_enc W_hid]."""
         return F.linear(memory, self.linear1.weight[:, : memory.size(-1)], self.linear1.bias)  # (B, R, H)
 
-    def forward(self, query, memory, keys):
-        """The state's share of linear1 (B, H), the encoder's outputs and their `keys` (B, R, H) -> context (B, H)."""
+    def forward(self, hidden, memory, keys):
+        """A state (B, H), the encoder's outputs and their `keys` (B, R, H) -> context (B, H)."""
+        query = F.linear(hidden, self.linear1.weight[:, hidden.size(-1) :])
         weights = self.linear2(torch.tanh(keys + query.unsqueeze(1))).softmax(1)  # (B, R, 1)
         return (weights.transpose(1, 2) @ memory).squeeze(1)
 
 
-def gru_cell(inputs, hidden, state):
-    """Both products (n, 3 H) and the state (n, H) -> the state after, a tuple of one."""
-    of_gates = [2 * state.size(1), state.size(1)]
-    (gates, new), (own_gates, own_new) = inputs.split(of_gates, 1), hidden.split(of_gates, 1)
-    reset, update = torch.sigmoid(gates + own_gates).chunk(2, 1)
-    new = torch.tanh(torch.addcmul(new, reset, own_new))
-    return (torch.lerp(new, state, update),)
-
-
-def lstm_cell(inputs, hidden, state, cell):
-    """Both products (n, 4 H), the state and the cell (n, H) -> the state and the cell after."""
-    enter, forget, new, leave = (inputs + hidden).chunk(4, 1)
-    cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
-    return torch.sigmoid(leave) * torch.tanh(cell), cell
-
-
 class Decoder(nn.Module):
-    """One recurrent layer that reads [word, context]; state: (h,) of a GRU, (h, c) of an LSTM.
-
-    What does not depend on the step is computed once: the words' part of the input's product and, by `constants`, the
-    encoder's part of the attention and the weights that act on a state, in one matrix.
-    """
+    """One recurrent layer that reads [word, context]; state: (h,) of a GRU, (h, c) of an LSTM."""
 
     def __init__(self, vocab_size, dim_word, dim, rnn_type, dropout):
         super().__init__()
@@ -81,24 +61,16 @@ class Decoder(nn.Module):
         nn.init.xavier_normal_(self.out.weight)
 
     def read(self, words):
-        """Ids (n,) -> their part of the input's product (n, gates)."""
-        weight, _, bias, _ = self.rnn.all_weights[0]
-        return F.linear(self.dropout(self.embedding(words)), weight[:, : self.embedding.embedding_dim], bias)
+        """Ids (n,) -> their vectors (n, dim_word)."""
+        return self.dropout(self.embedding(words))
 
-    def constants(self, memory):
-        """The encoder's outputs (B, R, H) -> their keys, and the weights that `advance` takes."""
-        inputs, hidden, _, bias = self.rnn.all_weights[0]
-        dim = memory.size(-1)
-        on_state = torch.cat([hidden, self.attention.linear1.weight[:, dim:]])
-        return self.attention.keys(memory), (on_state, F.pad(bias, (0, dim)), inputs[:, -dim:].t())
-
-    def advance(self, words, state, memory, keys, weights):
-        """One step: what `read` gives (n, gates), the state before -> the state after."""
-        on_state, bias, on_context = weights
-        hidden, query = F.linear(state[0], on_state, bias).split([words.size(1), memory.size(-1)], 1)
-        context = self.dropout(self.attention(query, memory, keys))
-        cell = lstm_cell if self.rnn.mode == "LSTM" else gru_cell
-        return cell(torch.addmm(words, context, on_context), hidden, *state)
+    def advance(self, words, state, memory, keys):
+        """One step: what `read` gives, the state before, the encoder's outputs and their keys -> the state after."""
+        context = self.dropout(self.attention(state[0], memory, keys))
+        inputs, weights = torch.cat([words, context], 1), self.rnn.all_weights[0]
+        if self.rnn.mode == "LSTM":
+            return torch.lstm_cell(inputs, state, *weights)
+        return (torch.gru_cell(inputs, *state, *weights),)
 
     def word_log_probs(self, hidden, words):
         """log p of words (N,) after hidden states (N, H).  In parts: a CPU is slower with N x vocabulary at once."""
@@ -112,11 +84,11 @@ class Decoder(nn.Module):
 
         words (sum(sizes),): those of step 0, of step 1, and so on -> hidden states (sum(sizes), H) in this order.
         """
-        (keys, weights), hidden = self.constants(memory), []
+        keys, hidden = self.attention.keys(memory), []
         for read in self.read(words).split(sizes):
             if len(read) < len(memory):  # captions have ended
                 memory, keys, *state = (x[: len(read)] for x in (memory, keys, *state))
-            state = self.advance(read, state, memory, keys, weights)
+            state = self.advance(read, state, memory, keys)
             hidden.append(state[0])
         return torch.cat(hidden)
 
@@ -128,17 +100,7 @@ class CaptionModel(nn.Module):
     after the linear layer of the encoder and on [word, context].
     """
 
-    def __init__(
-        self,
-        vocab_size,
-        dim_vid=2048,
-        dim_hidden=512,
-        dim_word=300,
-        max_len=60,
-        rnn_type="gru",
-        bidirectional=False,
-        dropout=0.2,
-    ):
+    def __init__(self, vocab_size, dim_vid, dim_hidden, dim_word, max_len, rnn_type, bidirectional, dropout):
         super().__init__()
         if rnn_type not in RNNS:
             raise ValueError(f"--rnn_type {rnn_type}: it can be gru or lstm")
@@ -157,11 +119,6 @@ class CaptionModel(nn.Module):
         weights = send(masks[:, 1:-1][where].to(log_probs.dtype), log_probs.device)
         return -(log_probs * weights).sum() / len(labels)
 
-    def label_log_probs(self, regions, labels, needed):
-        """log p of labels[:, 1:-1] where `needed` (B, max_len - 1) is true, 0 elsewhere."""
-        log_probs, where = self.needed_log_probs(regions, labels.cpu(), needed.cpu())
-        return log_probs.new_zeros(needed.shape).index_put(tuple(send(x, log_probs.device) for x in where), log_probs)
-
     def needed_log_probs(self, regions, labels, needed):
         """log p (N,) of the labels[:, 1:-1] that `needed` (B, max_len - 1) marks, and their (rows, columns).
 
@@ -170,17 +127,18 @@ class CaptionModel(nn.Module):
         """
         steps = torch.arange(1, needed.size(1) + 1)
         length = (needed * steps).amax(1).clamp(min=1)  # (B,): steps to take
-        order, caption, step, sizes = time_order(length)
+        order = length.argsort(descending=True, stable=True)
+        running = length[order] >= steps[: length.max()].unsqueeze(1)  # (steps, B), the longest captions first
+        step, position = running.nonzero(as_tuple=True)
+        caption, sizes = order[position], running.sum(1)
         keep = needed[caption, step]
         where = caption[keep], step[keep]
         parts = [order, labels[caption, step], keep.nonzero().flatten(), labels[where[0], where[1] + 1]]
         sent = send(torch.cat(parts), regions.device)  # all indices in one copy
-        order_there, words, kept, targets = sent.split([len(part) for part in parts])
+        order, words, kept, targets = sent.split([len(part) for part in parts])
         memory, state = self.encoder(regions)
-        if not order.equal(torch.arange(len(order))):
-            memory, *state = (x.index_select(0, order_there) for x in (memory, *state))
-        hidden = self.decoder.unroll(words, sizes.tolist(), tuple(state), memory)
-        hidden = hidden if keep.all() else hidden.index_select(0, kept)
+        memory, *state = (x.index_select(0, order) for x in (memory, *state))
+        hidden = self.decoder.unroll(words, sizes.tolist(), tuple(state), memory).index_select(0, kept)
         return self.decoder.word_log_probs(hidden, targets), where
 
     @torch.no_grad()
@@ -192,7 +150,7 @@ class CaptionModel(nn.Module):
         """
         images, vocab = len(regions), self.decoder.out.out_features
         memory, state = self.encoder(regions.repeat_interleave(beam, 0))
-        keys, weights = self.decoder.constants(memory)
+        keys = self.decoder.attention.keys(memory)
         row = torch.arange(images, device=regions.device).unsqueeze(1) * beam  # first row of each image
         scores = regions.new_full((images, beam), -torch.inf)
         scores[:, 0] = 0  # all beams begin alike: only one may count
@@ -200,7 +158,7 @@ class CaptionModel(nn.Module):
         ended = torch.zeros_like(scores, dtype=torch.bool)
         for _ in range(self.max_len - 1):
             read = self.decoder.read(words[..., -1].flatten())
-            state = self.decoder.advance(read, state, memory, keys, weights)
+            state = self.decoder.advance(read, state, memory, keys)
             log_probs = next_log_probs(self.decoder.out(state[0]).view(images, beam, vocab), ended)
             scores, best = (scores.unsqueeze(2) + log_probs).flatten(1).topk(beam)  # (images, beam)
             parent, word = best // vocab, best % vocab
@@ -209,8 +167,8 @@ class CaptionModel(nn.Module):
             ended = ended.gather(1, parent) | (word == END)
             if ended[:, 0].all():  # scores only fall, so nothing overtakes a best caption that has ended
                 break
-        best = words[:, 0, 1:].tolist(), scores[:, 0].tolist()
-        return [(until_end(ids), score) for ids, score in zip(*best)]
+        captions = (ids[: ids.index(END) + 1] if END in ids else ids for ids in words[:, 0, 1:].tolist())
+        return list(zip(captions, scores[:, 0].tolist()))
 
 
 def next_log_probs(logits, ended):
@@ -220,8 +178,3 @@ def next_log_probs(logits, ended):
     log_probs[ended] = -torch.inf
     log_probs[..., END][ended] = 0
     return log_probs
-
-
-def until_end(ids):
-    """The ids up to the first <end>, inclusive."""
-    return ids[: ids.index(END) + 1] if END in ids else ids

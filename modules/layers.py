@@ -1,23 +1,26 @@
-"""Small layers that the encoders of both systems share: norms, the linear layer, initial values, the end."""
+"""What encoders share: norms, the linear layer, the recurrent layer over captions, the last step."""
 
 import math
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
-import graph
+from runtime.transfer import send
+
+TINY = 1e-30  # squared norms below count as 0
 
 
 def l2norm(x, dim=-1, eps=1e-8):
     """x / (‖x‖₂ + eps) along `dim`, at least in float32.  Zero stays zero, with a finite gradient."""
     x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    return x / (graph.safe_norm(x, dim) + eps)
+    return x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) + eps)
 
 
 def unit(x, dim=-1):
     """x / ‖x‖₂ along `dim`, without an epsilon.  Zero stays zero, with a finite gradient."""
     square = x.square().sum(dim, keepdim=True)
-    return x / torch.where(square > graph.TINY, square, 1).sqrt()
+    return x / torch.where(square > TINY, square, 1).sqrt()
 
 
 def finish(features, use_abs, no_norm=False):
@@ -35,15 +38,21 @@ def linear(width, embed_size):
     return layer
 
 
-@torch.no_grad()
-def chrono_init(rnn, steps):
-    """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
+def in_float32(rnn, packed):
+    """rnn(packed) without autocast, which runs cuDNN's recurrent layers in float16 even where it is set to bfloat16."""
+    with torch.autocast(rnn.weight_ih_l0.device.type, enabled=False):
+        return rnn(packed.to(rnn.weight_ih_l0.dtype))
 
-    With torch's initial values a unit keeps about half of its state at each step.  Here the bias of the update
-    gate starts at log u, u uniform in [1, steps - 1], so that a unit keeps u / (u + 1).  The reset gate's bias
-    is left as it is.
-    Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
+
+def read_words(embed, rnn, captions, lengths):
+    """Ids (B, n) padded, lengths -> the recurrent layer's outputs, packed, and its last state (layers, B, H), both with
+    the longest captions first; rows (B,) that restore the order.
+
+    torch's way without sorting would make the host wait for a GPU.
     """
-    gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order of gates: reset, update, new
-    rnn.bias_ih_l0[gate] = torch.empty(rnn.hidden_size).uniform_(1, max(1, steps - 1)).log_()
-    rnn.bias_hh_l0[gate] = 0
+    lengths = torch.as_tensor(lengths, device="cpu")
+    order = lengths.argsort(descending=True, stable=True)
+    there, back = send(torch.stack([order, order.argsort()]), captions.device)  # one copy
+    words = embed(captions.index_select(0, there))
+    outputs, state = in_float32(rnn, pack_padded_sequence(words, lengths[order], batch_first=True))
+    return outputs, state, back

@@ -20,6 +20,11 @@ from files.text import CAPTIONS_PER_IMAGE, read_lines
 PUBLISHED = "ef2c967434bc87b11033a879cd0b81eae5d8a39329a1c46a6f604087eeeb00d4"
 PLAUSIBLE = ("pm_image_to_caption.json", "pm_caption_to_image.json")  # PMRP's answers, which the package lacks
 PROJECT = "https://github.com/naver-ai/eccv-caption"
+FAMILIES = {  # printed in a line each, in percent
+    "ECCV Caption mAP@R, R-Precision, R@1": ("eccv_map_at_r", "eccv_rprecision", "eccv_r1"),
+    "CxC R@1, R@5, R@10": ("cxc_r1", "cxc_r5", "cxc_r10"),
+    "PMRP": ("pmrp",),
+}
 
 
 class Eccv:
@@ -59,8 +64,11 @@ class Eccv:
 
     def add(self, result, sims):
         """Print the scores of sims["full"][0], images down and captions across, and keep them in result["eccv"]."""
-        result["eccv"] = self.scores(self.retrieved(sims["full"][0]))
-        show_scores(result["eccv"])
+        result["eccv"] = scores = self.scores(self.retrieved(sims["full"][0]))
+        for title, names in FAMILIES.items():
+            if names[0] in scores:
+                ways = (" ".join(f"{100 * scores[name][way]:.1f}" for name in names) for way in ("i2t", "t2i"))
+                print("{}: image to text {}, text to image {}".format(title, *ways))
 
     def retrieved(self, sims):
         """{"i2t": {image: captions, best first}, "t2i": ...} by COCO's numbers, as far as any score looks.
@@ -125,36 +133,17 @@ def image_ids(captions, owner, source):
     """The image of each five captions; InputError unless they are all of COCO's test captions, five by five."""
     if len(captions) != len(owner):
         raise InputError(f"{source}: {len(captions)} captions; need all {len(owner)} of COCO's test images")
-    seen = {}
+    unseen = set(owner)
     for i, caption in enumerate(captions):
-        if caption not in owner:
-            fault = "which is not among its test captions"
-        elif seen.setdefault(caption, i) != i:
-            fault = f"as caption {seen[caption]} is; name a caption once"
-        elif owner[caption] != owner[captions[i - i % CAPTIONS_PER_IMAGE]]:
-            fault = "of another image than the one before it; five in a row must be of one image"
-        else:
-            continue
-        raise InputError(f"{source}: caption {i}, from 0, is COCO's {caption}, {fault}")
+        if caption not in unseen or owner[caption] != owner[captions[i - i % CAPTIONS_PER_IMAGE]]:
+            raise InputError(
+                f"{source}: caption {i}, from 0, is COCO's {caption}; need each of its test captions once, and five in "
+                "a row of one image"
+            )
+        unseen.remove(caption)
     return [owner[caption] for caption in captions[::CAPTIONS_PER_IMAGE]]
 
 
 def letters(text):
     """The letters and digits of a text, which tokenizers and spellings of punctuation do not change."""
     return re.sub("[^a-z0-9]", "", text.lower())
-
-
-# ---- printing
-
-
-def show_scores(scores):
-    """Both directions in percent, a line for each family of scores."""
-    families = {
-        "ECCV Caption mAP@R, R-Precision, R@1": ("eccv_map_at_r", "eccv_rprecision", "eccv_r1"),
-        "CxC R@1, R@5, R@10": ("cxc_r1", "cxc_r5", "cxc_r10"),
-        "PMRP": ("pmrp",),
-    }
-    for title, names in families.items():
-        if names[0] in scores:
-            ways = (" ".join(f"{100 * scores[name][way]:.1f}" for name in names) for way in ("i2t", "t2i"))
-            print("{}: image to text {}, text to image {}".format(title, *ways))

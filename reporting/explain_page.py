@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modules.explanation import Explanation
+from model import Explanation
 from reporting.explanation import Sentence
 from reporting.image_view import ImageView
 from reporting.rendering import template
@@ -29,11 +29,10 @@ class ExplainedPair(NamedTuple):
     explanation: Explanation
 
 
-def explain_page(title, lead, pairs, about="", note="", links=()):
+def explain_page(title, lead, pairs, about="", links=()):
     """A page about one ExplainedPair, or two side by side -> its HTML.
 
-    title, lead: texts above the pairs; about: model, data and split; note: a restriction; links: (text, address) of
-    other pages.
+    title, lead: texts above the pairs; about: model, data and split; links: (text, address) of other pages.
     """
     words = numbered_words([pair.sentence for pair in pairs])
     rows = table_rows(pairs, words)
@@ -41,7 +40,6 @@ def explain_page(title, lead, pairs, about="", note="", links=()):
         title=title,
         lead=lead,
         about=about,
-        note=note,
         links=links,
         pairs=pairs,
         data=[script_data(pair) for pair in pairs],

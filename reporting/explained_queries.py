@@ -47,7 +47,7 @@ class Comparison(NamedTuple):
 def worst_queries(found, kind, count, per):
     """The `count` queries with the largest ranks -> Comparisons, worst first.
 
-    found: reporting.candidates.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
+    found: reporting.pages.Found of one direction; kind: 'images' or 'captions'; per: captions of an image.
     """
     worst = np.argsort(-found.ranks, kind="stable")[:count].tolist()
     return [compare(found, kind, query, per) for query in worst]
@@ -110,25 +110,23 @@ class Explanations(NamedTuple):
         for found in models:
             if "checkpoint" not in found["result"]:
                 continue
-            path, name = found["result"]["model"], found["name"]
+            path, place = found["result"]["model"], text_as_name(found["name"])
             model, opt, vocab = load_model(path, **self.overrides)
             dataset = data.open_split(split, opt.data_name, vocab, opt)
             if explain_pair(model, dataset, 0, caption_sentence(dataset, 0)) is None:
                 continue
             about = about_model(path, opt, dataset)
-            note = BOXES_NOTE if inputs_of(opt).boxes == "released" else ""
-            place = text_as_name(name)
-            explained[name] = place, self.write_pages(folder / place, model, dataset, found, folds, about, note)
-            print(f"Explanations of {name}: {len(explained[name][1])} pages")
+            if inputs_of(opt).boxes == "released":
+                about = f"{about} {BOXES_NOTE}"
+            pages = self.write_pages(folder / place, model, dataset, found, folds, about)
+            explained[found["name"]] = place, pages
+            print(f"Explanations of {found['name']}: {len(pages)} pages")
         if not explained:
             warn("--explain: no checkpoint here matches words and regions; nothing to explain")
         return explained
 
-    def write_pages(self, folder, model, dataset, found, folds, about, note):
-        """A page for each query and index.html -> for each page its Comparison, its query and the other candidate.
-
-        found: the report's model; about: model, data and split; note: a restriction that each page states, or "".
-        """
+    def write_pages(self, folder, model, dataset, found, folds, about):
+        """A page for each query and index.html -> for each page its Comparison, its query and the other candidate."""
         comparisons = [named_comparison(text, dataset, found) for text in self.named]
         for kind in ("captions", "images"):
             comparisons += worst_queries(found[kind], kind, self.count, len(dataset) // dataset.n_images)
@@ -141,7 +139,7 @@ class Explanations(NamedTuple):
                 ("This query in the report", f"../../{comparison.kind}.html#query={comparison.query}"),
                 ("All explanations", "index.html"),
             ]
-            page = explain_page(query + LOOKS[comparison.kind], lead, pairs, about, note, links)
+            page = explain_page(query + LOOKS[comparison.kind], lead, pairs, about, links)
             (folder / comparison.file).write_text(page, encoding="utf-8")
             pages.append((comparison, query, pairs[1].heading))
         index = template("explanations.html").render(title=found["name"], about=about, pages=pages)

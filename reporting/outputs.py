@@ -1,18 +1,20 @@
-"""The files that an evaluation writes: ranks, metrics and the report."""
+"""The files that an evaluation writes: ranks, metrics and the report; what was measured, with what and when."""
 
 import json
 import os
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import torch
 
+from checkpoints.checkpoint import versions
 from checkpoints.evaluation_options import RANKS
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, is_stream
 from reporting.explained_queries import Explanations
 from reporting.pages import Report
-from reporting.provenance import provenance
 
 
 class Outputs:
@@ -21,7 +23,8 @@ class Outputs:
     ranks, json, sims: files, None or '' for none; report: folder of pages, or None; images: folder of image files for
     the pages; command: what asked for them; explain: worst queries each way to explain in the report; explain_pairs:
     pairs to explain, as IMAGE:CAPTION; overrides: the evaluation's, with which --explain loads its models again.
-    InputError where one cannot be written, a warning where that is the default file of ranks.
+    InputError where one cannot be written; a warning at the start where that is the default file of ranks, which the
+    released evaluation leaves wherever it runs.
     """
 
     def __init__(self, ranks, json, sims, report, images, explain, explain_pairs, command, overrides):
@@ -34,7 +37,14 @@ class Outputs:
             raise InputError("--images and --explain are for --report; say with --report DIR where to write it")
         self.sims = sims and os.path.realpath(sims)  # a link stays one
         self.json, self.command = json, command
-        self.ranks = ranks if try_ranks(ranks, check_writable) else None
+        self.ranks = ranks
+        try:
+            check_writable(ranks or os.devnull)
+        except InputError as error:
+            if str(ranks) != RANKS:
+                raise
+            warn(f"the ranks are not kept: {error}, with --ranks")
+            self.ranks = None
         explanations = Explanations(explain, explain_pairs, images, overrides) if asked else None
         self.report = Report(report, images, explanations) if report else None
 
@@ -55,27 +65,11 @@ class Outputs:
         if self.json:
             text = json.dumps([without_ranks(result) for result in results], indent=1, default=str)
             atomic_write(self.json, lambda f: f.write(text.encode()))
-        if try_ranks(self.ranks, lambda path: save_ranks(results[-1]["full" if full else "fold5"], path)):
-            print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
         if self.report:
             self.report.write()
-
-
-def try_ranks(path, act):
-    """act(the file of ranks), if there is one -> whether it succeeded.
-
-    The released evaluation leaves this file wherever it runs, so an evaluation does not fail for want of it
-    unless the user gave its name.
-    """
-    try:
-        if path:
-            act(path)
-        return bool(path)
-    except InputError as error:
-        if str(path) != RANKS:
-            raise
-        warn(f"the ranks are not kept: {error}, with --ranks")
-        return False
+        if self.ranks:
+            save_ranks(results[-1]["full" if full else "fold5"], self.ranks)
+            print(f"Ranks: {Path(self.ranks).resolve()} (--ranks '' writes none)", file=sys.stderr)
 
 
 def save_ranks(metrics, path):
@@ -91,3 +85,21 @@ def without_ranks(value):
     if isinstance(value, dict):
         return {k: without_ranks(v) for k, v in value.items() if k != "ranks"}
     return [without_ranks(v) for v in value] if isinstance(value, list) else value
+
+
+def provenance(dataset, checkpoint=None, command=None):
+    """The record: data folder, split and its counts, command, date, versions (git's commit among them).
+
+    dataset: the split; checkpoint: facts about a model, as checkpoints.loading.describe_checkpoint gives them; command:
+    default the command line.
+    """
+    record = {
+        "data": str(dataset.folder.resolve()),
+        "split": dataset.split,
+        "images": dataset.n_images,
+        "captions": len(dataset),
+        "command": command or shlex.join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": versions(),
+    }
+    return record if checkpoint is None else {**record, "checkpoint": checkpoint}

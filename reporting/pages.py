@@ -9,19 +9,19 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
-from tqdm import tqdm
+import numpy as np
 
 from files.errors import InputError, reason, warn
 from files.pictures import other_proportions
 from files.writing import temporary_name
-from reporting.candidates import both_ways
 from reporting.explanation import caption_text
 from reporting.image_view import ImageViewer
 from reporting.rendering import TEMPLATES, template
 from reporting.summary import KINDS, short_names, summary
 
-CHUNK = 200  # queries in one file of data
+SHOWN = 10  # candidates shown for a query
 GENERATOR = "gsmn-vsrn retrieval report"
 CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs", "explain"}
 
@@ -82,7 +82,6 @@ class Report:
             "models": [model["name"] for model in self.models],
             "thumbs": self.viewer.write_thumbnails(folder / "thumbs", texts[::per]),
             "names": self.viewer.names,
-            "chunk": CHUNK,
             "per": per,
             "explained": [
                 (page.kind, page.query, name, f"explain/{place}/{page.file}")
@@ -94,10 +93,7 @@ class Report:
         }
         write_script(folder, "site", site)
         for kind in KINDS:
-            n_queries = len(site["ranks"][kind][0])
-            for k in tqdm(range(0, n_queries, CHUNK), desc="report", disable=None, leave=False):
-                values = [[as_lists(values[k : k + CHUNK]) for values in model[kind]] for model in self.models]
-                write_script(folder, f"{kind}-{k // CHUNK}", values)
+            write_script(folder, kind, [list(map(as_lists, model[kind])) for model in self.models])
 
     def write_pages(self, folder, explained):
         common = {
@@ -117,6 +113,59 @@ class Report:
             (folder / name).write_text(text, encoding="utf-8")
         for name in ("report.css", "report.js"):
             shutil.copyfile(TEMPLATES / name, folder / name)
+
+
+# ---- the best candidates of every query, and the positions of its own ones ----
+
+
+class Found(NamedTuple):
+    """The best candidates of Q queries.  Candidates are numbered through the whole split."""
+
+    ids: np.ndarray  # (Q, SHOWN) candidates, best first
+    scores: np.ndarray  # (Q, SHOWN)
+    own_positions: np.ndarray  # (Q, own) positions from 1 of the query's own candidates among all
+    own_scores: np.ndarray  # (Q, own)
+
+    @property
+    def ranks(self):
+        """(Q,) from 1, as evaluation counts them."""
+        return self.own_positions.min(1)
+
+
+def find_best(sims, captions_ask, offset=0, ties="worst"):
+    """One block of similarities -> Found, for its images or its captions.  sims (N, per · N).
+
+    offset: of the candidates' numbers.  ties: the order of equal scores, as in reporting/ranks.py.
+    """
+    per, parts = sims.shape[1] // len(sims), []
+    every = np.arange(sims.shape[not captions_ask])
+    shown, places = min(SHOWN, len(every)), np.empty_like(every)  # places: of each candidate, from 0
+    for q, row in enumerate(transposed_rows(sims) if captions_ask else sims):
+        own = slice(q // per, q // per + 1) if captions_ask else slice(q * per, (q + 1) * per)
+        others = np.concatenate([every[: own.start], every[own.stop :]])
+        before = every[::-1] if ties == "released" else np.concatenate([others, every[own]])
+        lowest = min(np.partition(row, -shown)[-shown], row[own].min())  # what scores less is not shown
+        some = before[row[before] >= lowest]
+        order = some[np.argsort(-row[some], kind="stable")]
+        places[order] = every[: len(order)]
+        parts.append((order[:shown] + offset, row[order[:shown]], places[own] + 1, row[own]))
+    return Found(*map(np.stack, zip(*parts)))
+
+
+def transposed_rows(sims, block=512):
+    """The columns of sims one by one, without a second whole matrix."""
+    for start in range(0, sims.shape[1], block):
+        yield from np.ascontiguousarray(sims[:, start : start + block].T)
+
+
+def both_ways(blocks, ties="worst"):
+    """Blocks of a diagonal (one, or five folds) -> {'images': Found, 'captions': Found}."""
+    n, m = blocks[0].shape
+    images = [find_best(sims, False, k * m, ties) for k, sims in enumerate(blocks)]
+    captions = [find_best(sims, True, k * n, ties) for k, sims in enumerate(blocks)]
+    return {
+        kind: Found(*map(np.concatenate, zip(*parts))) for kind, parts in (("images", images), ("captions", captions))
+    }
 
 
 # ---- files ----

@@ -6,19 +6,15 @@ from pathlib import Path
 import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGES = jinja2.Environment(
+PAGES = jinja2.Environment(  # a value that is not given is an error
     loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
+template = PAGES.get_template
 LEFT, TOP, WIDTH, HEIGHT = 66, 14, 318, 190  # of a chart's axes within 400 x 250
-
-
-def template(name):
-    """One of templates/, to be rendered; a value that is not given is an error."""
-    return PAGES.get_template(name)
 
 
 def chart(title, lines, ticks, unit, top=None):

@@ -1,21 +1,53 @@
 """The page of a training, summary.html in --logger_name, or of several beside each other: curves and validations.
 
-A page is made from log.jsonl and config.json alone, and loads nothing else.
+A page is made from log.jsonl and config.json alone, which training/logger.py writes, and loads nothing else.
 """
 
+import json
 import math
 import shlex
 import time
+from itertools import chain
 from pathlib import Path
 
 from files.errors import InputError
+from files.text import read_bytes, read_json
 from files.writing import atomic_write
 from reporting.metrics import METRICS, columns
 from reporting.rendering import chart, template
-from reporting.run_log import CONFIG, LOG, read_config, read_log
 
-PAGE = "summary.html"
+LOG, CONFIG, PAGE = "log.jsonl", "config.json", "summary.html"
 POINTS = 300  # of a line; more are averaged, step after step
+
+
+def read_log(path):
+    """log.jsonl -> (steps, validations), a list of dicts each; damaged lines are left out.
+
+    InputError where there is neither.
+    """
+    rows = [row for row in map(row_of, read_bytes(path).splitlines()) if row]
+    if not rows:
+        raise InputError(f"{path}: no step and no validation as train.py writes them")
+    return [row for row in rows if isinstance(row.get("losses"), dict)], [row for row in rows if "rsum" in row]
+
+
+def row_of(line):
+    """A line of log.jsonl as a dict; None for one that is damaged or was cut off."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("Eiters"), int) else None
+
+
+def read_config(path):
+    """config.json -> a dict; None where it is damaged or missing."""
+    try:
+        config = read_json(path)
+    except InputError:
+        return None
+    whole = isinstance(config, dict) and isinstance(config.get("opt"), dict)
+    return config if whole and isinstance(config.get("resumed", []), list) else None
 
 
 def write_run_page(folder, kind, best, select, usual):
@@ -53,6 +85,7 @@ def runs_page(logs, title, select="rsum", about=None):
     Of several runs each line is a chart, with a line for each run, and the table has each run's best validation.
     """
     several, charts, rows = len(logs) > 1, {}, []
+    last = max((row["Eiters"] for log in logs.values() for row in chain(*log)), default=0)
     for run, (steps, validations) in logs.items():
         validations = [row for row in validations if is_whole(row)]
         for heading, lines in curves(steps, validations).items():
@@ -67,7 +100,10 @@ def runs_page(logs, title, select="rsum", about=None):
         title=title,
         about=about,
         best=best,
-        charts=[run_chart(heading, lines) for heading, lines in charts.items()],
+        charts=[
+            chart(heading, lines, {0: "0", last: f"{last:,}"}, "step", 100 if "percent" in heading else None)
+            for heading, lines in charts.items()
+        ],
         heads=["Run", "Step", "Epoch"] if several else ["Step", "Epoch"],
         rows=[
             {
@@ -84,9 +120,6 @@ def runs_page(logs, title, select="rsum", about=None):
 def is_whole(row):
     """Whether a validation has what every page says of it; metrics may be missing, as newer ones are in old logs."""
     return all(isinstance(row.get(name), (int, float)) for name in ("epoch", "rsum", "r1r5"))
-
-
-# ---- curves
 
 
 def curves(steps, validations):
@@ -113,11 +146,6 @@ def points(rows, value):
     part = math.ceil(len(pairs) / POINTS) or 1
     parts = [pairs[start : start + part] for start in range(0, len(pairs), part)]
     return [tuple(sum(column) / len(column) for column in zip(*part)) for part in parts]
-
-
-def run_chart(title, lines):
-    last = max(step for line in lines.values() for step, _ in line)
-    return chart(title, lines, {0: "0", last: f"{last:,.0f}"}, "step", 100 if "percent" in title else None)
 
 
 def flag(name, value):

@@ -90,12 +90,8 @@ def table_rows(models, metrics, ending=""):
 def gains(models):
     """For an ensemble, against each single model: how many queries are better, equal and worse in each direction."""
     *singles, last = models
-    return [[counts_of(last[kind].ranks - model[kind].ranks) for kind in KINDS] for model in singles]
-
-
-def counts_of(changes):
-    """How many changes of ranks are below 0, 0, and above."""
-    return [int(np.count_nonzero(np.sign(changes) == sign)) for sign in (-1, 0, 1)]
+    changes = [[np.sign(last[kind].ranks - model[kind].ranks) for kind in KINDS] for model in singles]
+    return [[[np.count_nonzero(signs == sign) for sign in (-1, 0, 1)] for signs in ways] for ways in changes]
 
 
 def short_names(paths):

@@ -1,6 +1,8 @@
 """GSMN, the Graph Structured Network for image-text matching (arXiv 2004.00277).
 
-docs/method.md describes it in section 2.  graph.py has its equations, modules/similarity.py scores all pairs with them.
+docs/method.md describes it in section 2; graph.py has its equations.  On a CPU the C kernel (modules/kernel/) scores
+all pairs; without a C compiler, and on a GPU, graph.py does, block by block.  Both compute section 7.  Letters for
+shapes as in graph.py.
 """
 
 from dataclasses import replace
@@ -10,11 +12,11 @@ import torch.fx.experimental._config
 import torch.nn.functional as F
 
 import graph
-from model import EncoderImage, EncoderText, MatchingModel
-from modules.compiling import compiled
-from modules.explanation import Explanation
+from model import EncoderImage, EncoderText, Explanation, MatchingModel, compiled
+from modules.blocks import all_pairs, for_computing, joined, padded
+from modules.kernel import scores as kernel_scores
 from modules.sides import CaptionSide, ImageSide
-from modules.similarity import Graphs, pair_scores
+from runtime.transfer import send
 
 
 class GSMN(MatchingModel):
@@ -27,7 +29,8 @@ class GSMN(MatchingModel):
         check_widths(opt)
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth, self.sim_memory = opt.num_block, opt.lambda_softmax, opt.sim_memory
-        self.node_matching, self.kernel = graph.node_matching, opt.kernel
+        self.node_matching = graph.node_matching  # or the same compiled
+        self.kernel = opt.kernel  # auto: C on a CPU, graph.py elsewhere; torch: graph.py only
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
         self.txt_enc = EncoderText(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
@@ -48,14 +51,55 @@ class GSMN(MatchingModel):
         """The two graphs' scores of all pairs: visual (I, C) and textual (I, C).
 
         Without boxes there is no geometry.  Padding takes no part, so a score does not depend on the other pairs.
+        InputError if one image and one caption exceed the memory.
         """
-        parts = self.i2t_match_G, self.t2i_match_G, self.blocks, self.smooth
-        graphs = Graphs(*parts, self.sim_memory, self.node_matching, self.kernel)
         if not self.is_sparse:
             captions = replace(captions, depends=None)
         elif captions.depends is None:
             raise ValueError("a sparse GSMN scores captions by their dependencies, and there are none")
-        return pair_scores(graphs, images, captions)
+        regions, dtype, device = images.emb, self.i2t_match_G.out_1.bias.dtype, images.emb.device
+        if not regions.numel() or not len(captions):
+            return regions.new_zeros(2, len(images), len(captions), dtype=dtype).unbind()
+        boxes = torch.zeros(*regions.shape[:2], 4) if images.boxes is None else images.boxes
+        images = ImageSide(regions.to(dtype), send(boxes, device).to(dtype))
+        limit, kernel = for_computing(self.sim_memory, device), None
+        if self.kernel == "auto" and device.type == "cpu" and dtype == torch.float32:
+            kernel = kernel_scores.load(self.blocks, self.i2t_match_G.out_1.weight_v.shape[0])
+        if kernel:
+            return kernel_scores.all_pairs(kernel, self, images, captions, limit).unbind()
+        return all_pairs(self.block_scores, self.sizes, images, captions, limit).unbind()
+
+    def block_scores(self, images, words, depends, lengths, parts):
+        """Both scores (I, C) of a block, as modules/blocks.py asks for them."""
+        words, mask, share = padded(words, lengths)
+        regions, nodes = graph.nodes(images.emb, self.blocks), graph.nodes(words, self.blocks)
+        adjacency = None
+        if depends is not None:
+            adjacency = send(graph.adjacency(depends, lengths).to(words.dtype), words.device)
+        text_edges = self.t2i_match_G.edges(words, adjacency, self.smooth, mask)
+        visual, textual, n = [], [], mask.shape[1]
+        for part in parts:
+            longest = int(lengths[part.stop - 1])
+            own = mask[part, :longest].contiguous()
+            match = self.node_matching(regions, nodes.part(part, longest), self.smooth, own)
+            visual.append(match[0])
+            textual.append(F.pad(match[1].transpose(0, 1), (0, 0, 0, n - longest)))  # (C, I, n, K)
+        visual = self.i2t_match_G(joined(visual, 1), self.i2t_match_G.edges(images.boxes))
+        return visual, self.t2i_match_G(joined(textual, 0), text_edges, share).t()
+
+    def sizes(self, R, lengths, D, gradients):
+        """Bytes, at their peak: as modules/blocks.py asks for them; counted."""
+        K, H, n = self.blocks, self.i2t_match_G.out_1.weight_v.shape[0], lengths.max()  # all are padded to the longest
+        block, table, hidden = K * R * lengths, R * lengths, H * (R + lengths)
+        if gradients:
+            image = 2 * R * D + (2 * K + 50) * R * R
+            caption = 4 * n * D + (3 * K + 12) * n * n
+            pair = 4.5 * block + 9 * table + 7 * hidden
+        else:
+            image = R * D + (K + 30) * R * R
+            caption = 3 * n * D + (2 * K + 6) * n * n
+            pair = 3 * block + 4 * table + 2 * hidden
+        return 0, 4 * image, 4 * caption, 4 * pair
 
     def similarity(self, images, captions):
         """Visual plus textual score of all pairs (I, C)."""

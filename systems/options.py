@@ -10,20 +10,11 @@ from types import MappingProxyType
 
 from files.errors import InputError
 from runtime.commandline import Parser, Switch, folder_name, number, positive, whole
-from systems.table import LOSSES, SYSTEMS, system_of
+from systems.table import LOSSES, SYSTEMS, flag_adder, system_of
 
 DEFAULT_SYSTEM = "gsmn"  # of a command line without --model
 # Shared flags that determine the weights' shape and meaning: a resumed run takes them from its checkpoint.
-SHARED_OF_WEIGHTS = {
-    "model",
-    "data_name",
-    "img_dim",
-    "word_dim",
-    "embed_size",
-    "num_layers",
-    "no_imgnorm",
-    "vocab_size",
-}
+SHARED_OF_WEIGHTS = frozenset("model data_name img_dim word_dim embed_size num_layers no_imgnorm vocab_size".split())
 
 
 def train_options(argv=None):
@@ -105,105 +96,88 @@ def train_parser(model=DEFAULT_SYSTEM):
         epilog=system.example,
     )
     parser.add_argument("--model", default=model, choices=[*SYSTEMS], help="which system to train")
-    add_data_flags(parser)
-    add_encoder_flags(parser)
+    add_input_flags(parser)
     system.add_flags(parser)
-    add_loss_flags(parser)
-    add_optimiser_flags(parser)
+    add_training_flags(parser)
     add_output_flags(parser)
     add_computing_flags(parser)
     parser.set_defaults(**system.defaults)
     return parser
 
 
-def add_data_flags(parser):
-    add = parser.add_argument_group("data").add_argument
-    add("--data_path", default="./data/", help="folder that holds the data sets")
-    add(
-        "--data_name",
-        type=folder_name,
-        default="precomp",
-        help="data set: the folder's name under --data_path, as f30k_precomp",
-    )
-    add("--vocab_path", default="./vocab/", help="folder of {data_name}_vocab.json or .pkl")
-    add(
-        "--img_dim",
-        default=2048,
-        type=whole(),
-        help="width of a region's feature vector (default: as in the features' file)",
-    )
+def add_input_flags(parser):
+    add = flag_adder(parser.add_argument_group("data"))
+    add("--data_path", "./data/", "folder that holds the data sets")
+    add("--data_name", "precomp", "data set: the folder's name under --data_path, as f30k_precomp", folder_name)
+    add("--vocab_path", "./vocab/", "folder of {data_name}_vocab.json or .pkl")
+    add("--img_dim", 2048, "width of a region's feature vector (default: as in the features' file)", whole())
+    add = flag_adder(parser.add_argument_group("encoders"))
+    add("--word_dim", 300, "width of the word embedding", whole())
+    add("--embed_size", 1024, "width of the joint embedding", whole())
+    add("--num_layers", 1, "layers of the text GRU", whole())
+    add("--no_imgnorm", False, "do not normalise the image embeddings")
 
 
-def add_loss_flags(parser):
-    add = parser.add_argument_group("loss").add_argument
-    add("--loss", default="triplet", choices=[*LOSSES], help="loss of a batch's score matrix")
-    add("--margin", default=0.2, type=number(), help="margin of the triplet loss")
-    add("--max_violation", action="store_true", help="count the hardest negative only, not the sum of all")
-    add("--warmup_sum", default=0, type=whole(0), metavar="N", help="with --max_violation: epochs of summed loss first")
-    add(
-        "--skip_twins",
-        action="store_true",
-        help="do not use pairs of the same image and the same word ids as negatives (published training: does)",
-    )
-
-
-def add_optimiser_flags(parser):
-    add = parser.add_argument_group("optimiser").add_argument
-    add("--num_epochs", default=30, type=whole(), help="epochs to train")
-    add("--batch_size", default=128, type=whole(), help="pairs in a batch, over all processes")
+def add_training_flags(parser):
+    add = flag_adder(parser.add_argument_group("loss"))
+    add("--loss", "triplet", "loss of a batch's score matrix", [*LOSSES])
+    add("--margin", 0.2, "margin of the triplet loss", number())
+    add("--max_violation", False, "count the hardest negative only, not the sum of all")
+    add("--warmup_sum", 0, "with --max_violation: epochs of summed loss first", whole(0), metavar="N")
+    add("--skip_twins", False, "pairs of the same image and word ids are no negatives (published training: they are)")
+    add = flag_adder(parser.add_argument_group("optimiser"))
+    add("--num_epochs", 30, "epochs to train", whole())
+    add("--batch_size", 128, "pairs in a batch, over all processes", whole())
     add(
         "--accumulate",
-        default=1,
-        type=whole(),
+        1,
+        "encode a batch in N parts, to save memory; the loss compares all pairs",
+        whole(),
         metavar="N",
-        help="encode the batch in N parts to save memory; the loss still compares all its pairs",
     )
-    add("--learning_rate", default=0.0002, type=positive, help="initial learning rate of Adam")
-    add("--lr_update", default=15, type=whole(), help="epochs after which the learning rate is divided by 10")
-    add("--grad_clip", default=2.0, type=number(), help="clip the gradient's norm at this; 0 for no clipping")
-    add("--seed", default=0, type=whole(0), help="fixes weights, order and dropout of the run")
+    add("--learning_rate", 0.0002, "initial learning rate of Adam", positive)
+    add("--lr_update", 15, "epochs after which the learning rate is divided by 10", whole())
+    add("--grad_clip", 2.0, "clip the gradient's norm at this; 0 for no clipping", number())
+    add("--seed", 0, "fixes weights, order and dropout of the run", whole(0))
 
 
 def add_output_flags(parser):
-    add = parser.add_argument_group("log and checkpoints").add_argument
-    add("--logger_name", default="./runs/runX/log", help="folder for TensorBoard's files")
+    add = flag_adder(parser.add_argument_group("log and checkpoints"))
+    add("--logger_name", "./runs/runX/log", "folder for TensorBoard's files")
+    add("--model_name", "./runs/runX/checkpoint", "folder for checkpoints ('': that of --logger_name)")
+    add("--resume", "", "checkpoint, or folder of checkpoints, to go on from", metavar="PATH")
+    add("--log_step", 100, "steps between two lines of log", whole())
+    add("--val_step", 15000, "steps between two validations", whole())
     add(
-        "--model_name",
-        default="./runs/runX/checkpoint",
-        help="folder for checkpoints ('': that of --logger_name)",
+        "--save_every", 0, "steps between checkpoints, beside those after each epoch; 0 for none", whole(0), metavar="N"
     )
-    add("--resume", default="", metavar="PATH", help="checkpoint, or folder of checkpoints, to go on from")
-    add("--log_step", default=100, type=whole(), help="steps between two lines of log")
-    add("--val_step", default=15000, type=whole(), help="steps between two validations")
-    add(
-        "--save_every",
-        default=0,
-        type=whole(0),
-        metavar="N",
-        help="steps between two checkpoints, beside those after each epoch; 0 for none",
-    )
-    add("--keep", default=0, type=whole(0), metavar="N", help="keep the newest N checkpoints and the best; 0 keeps all")
+    add("--keep", 0, "keep the newest N checkpoints and the best; 0 keeps all", whole(0), metavar="N")
     add(
         "--select",
-        default="rsum",
-        choices=["rsum", "r1r5"],
-        help="dev score that selects the best model: sum of all six recalls, or of R@1 and R@5 of both directions",
+        "rsum",
+        "dev score that selects the best model: sum of all six recalls, or of R@1 and R@5 of both directions",
+        ["rsum", "r1r5"],
     )
 
 
 def add_computing_flags(parser):
     group = parser.add_argument_group("computing")
-    add = group.add_argument
     add_device_flag(group)
-    add("--workers", default=10, type=whole(0), help="processes that read data; results do not depend on it")
+    add = flag_adder(group)
+    add("--workers", 10, "processes that read data; results do not depend on it", whole(0))
     add_precision_flags(group)
-    add_compile_flag(add)
-    add("--deterministic", action="store_true", help="CUDA: deterministic algorithms, where torch has them")
+    add_compile_flag(group.add_argument)
+    add("--deterministic", False, "CUDA: deterministic algorithms, where torch has them")
+
+
+# ---- flags that the commands that load a checkpoint have too
 
 
 def add_device_flag(parser):
-    where = "where to compute: cpu, cuda, cuda:1, ... (default: cuda where it works, else cpu)"
-    parser.add_argument("--device", help=where)  # runtime.devices checks it: flags are read without torch
+    # runtime.devices checks it: flags are read without torch
+    parser.add_argument(
+        "--device", help="where to compute: cpu, cuda, cuda:1, ... (default: cuda where it works, else cpu)"
+    )
 
 
 def add_compile_flag(add):
@@ -215,19 +189,10 @@ def add_compile_flag(add):
 
 
 def add_precision_flags(parser, amp="off", tf32=False):
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--amp",
         default=amp,
         choices=["off", "bf16"],
         help="bf16: encoders (but for their GRUs) in bfloat16, all else in float32; for GPUs",
     )
-    add("--tf32", action=Switch, default=tf32, help="CUDA: products of float32 matrices in TF32")
-
-
-def add_encoder_flags(parser):
-    add = parser.add_argument_group("encoders").add_argument
-    add("--word_dim", default=300, type=whole(), help="width of the word embedding")
-    add("--embed_size", default=1024, type=whole(), help="width of the joint embedding")
-    add("--num_layers", default=1, type=whole(), help="layers of the text GRU")
-    add("--no_imgnorm", action="store_true", help="do not normalise the image embeddings")
+    parser.add_argument("--tf32", action=Switch, default=tf32, help="CUDA: products of float32 matrices in TF32")

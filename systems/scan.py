@@ -4,41 +4,15 @@ Its attention is GSMN's node-level matching with one block, so graph.py computes
 Letters for shapes as in graph.py.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import graph
-from model import EncoderImage, EncoderText, MatchingModel
-from modules.blocks import all_pairs, padded
-from modules.explanation import Explanation
-from modules.layers import l2norm
-from modules.memory import for_computing, joined
-
-
-class EncoderImageWeightNorm(nn.Module):
-    """Region features (B, R, img_dim) -> unit vectors (B, R, D); the weight is g · v / ‖v‖, one g for all of it."""
-
-    def __init__(self, img_dim, embed_size, no_imgnorm):
-        super().__init__()
-        self.no_imgnorm = no_imgnorm
-        self.fc = WholeWeightNormLinear(img_dim, embed_size)
-
-    forward = EncoderImage.forward
-
-
-class WholeWeightNormLinear(nn.Module):
-    """Linear layer with the weight g · v / ‖v‖, ‖v‖ of the whole matrix; torch's initial values."""
-
-    def __init__(self, in_features, out_features):
-        super().__init__()
-        start = nn.Linear(in_features, out_features)
-        self.bias = nn.Parameter(start.bias.detach())
-        self.weight_g = nn.Parameter(graph.initial_norm(start.weight.detach(), ()))
-        self.weight_v = nn.Parameter(start.weight.detach())
-
-    def forward(self, x):
-        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm()), self.bias)
+from model import EncoderImage, EncoderText, Explanation, MatchingModel
+from modules.blocks import all_pairs, for_computing, joined, padded
+from modules.layers import l2norm, linear
 
 
 class SCAN(MatchingModel):
@@ -48,8 +22,8 @@ class SCAN(MatchingModel):
         super().__init__(opt)
         self.words_ask, self.norm, self.gather = opt.cross_attn == "t2i", opt.raw_feature_norm, opt.agg_func
         self.smooth, self.lse, self.sim_memory = opt.lambda_softmax, opt.lambda_lse, opt.sim_memory
-        encoder = EncoderImageWeightNorm if opt.precomp_enc_type == "weight_norm" else EncoderImage
-        self.img_enc = encoder(opt.img_dim, opt.embed_size, opt.no_imgnorm)
+        layer = partial(graph.WeightNormLinear, dim=-1) if opt.precomp_enc_type == "weight_norm" else linear
+        self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm, layer)
         self.txt_enc = EncoderText(
             opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
         )
@@ -63,20 +37,21 @@ class SCAN(MatchingModel):
 
     def block_scores(self, images, words, depends, lengths, parts):
         """Scores (I, C) of a block, as modules/blocks.py asks for them."""
-        texts, regions, scores = padded(words, lengths), graph.nodes(images.emb, 1), []
+        words, masks, _ = padded(words, lengths)
+        regions, scores = graph.nodes(images.emb, 1), []
         for part in parts:
             longest = int(lengths[part.stop - 1])
-            mask = texts.mask[part, :longest]
-            _, cosines = self.matching(regions, graph.nodes(texts.words[part, :longest], 1), mask)
+            mask = masks[part, :longest]
+            _, cosines = self.matching(regions, graph.nodes(words[part, :longest], 1), mask)
             scores.append(self.aggregate(cosines, mask if self.words_ask else cosines.new_zeros(cosines.shape[1:])))
         return (joined(scores, 1),)
 
-    def sizes(self, R, n, D, gradients):
-        """Bytes, at their peak, of one image, one caption and one of their pairs; counted."""
-        table = R * n
+    def sizes(self, R, lengths, D, gradients):
+        """Bytes, at their peak: as modules/blocks.py asks for them; counted."""
+        n, table = lengths.max(), R * lengths  # all are padded to the longest
         if gradients:
-            return 4 * (2 * R * D + 2 * R * R), 4 * (4 * n * D + 2 * n * n), 4 * (9 * table + 8 * (R + n))
-        return 4 * (R * D + R * R), 4 * (3 * n * D + n * n), 4 * (5 * table + 4 * (R + n))
+            return 0, 4 * (2 * R * D + 2 * R * R), 4 * (4 * n * D + 2 * n * n), 4 * (9 * table + 8 * (R + lengths))
+        return 0, 4 * (R * D + R * R), 4 * (3 * n * D + n * n), 4 * (5 * table + 4 * (R + lengths))
 
     def matching(self, regions, words, mask):
         """Nodes of images and of padded captions, mask (C, n): 0 for words, -inf for padding -> attention (I, R, C, n),

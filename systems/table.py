@@ -56,58 +56,72 @@ def system_of(opt):
     return SYSTEMS[opt.model]
 
 
+def flag_adder(group):
+    """A function that adds a flag to a group of a parser.  kind: a type, or a list of choices; False makes a switch."""
+
+    def add(name, default, help, kind=str, **more):
+        if default is False:
+            how = {"action": "store_true"}
+        else:
+            how = {"choices": kind} if isinstance(kind, list) else {"type": kind}
+        group.add_argument(name, default=default, help=help, **{**how, **more})
+
+    return add
+
+
 def inputs_of(opt):
     """The Inputs of the system and flags that complete options name."""
     return system_of(opt).inputs(opt)
 
 
-def titles(*chosen):
-    """The titles of systems, for messages: 'GSMN or VSRN'."""
-    return " or ".join(system.title for system in chosen or SYSTEMS.values())
+def titles():
+    """The titles of all systems, for messages."""
+    return " or ".join(system.title for system in SYSTEMS.values())
 
 
 # ---- GSMN
 
 
 def add_gsmn_flags(parser):
-    add = parser.add_argument_group("GSMN").add_argument
+    group = parser.add_argument_group("GSMN")
+    add = flag_adder(group)
     add_word_vector_flags(add)
-    add("--lambda_softmax", default=9.0, type=positive, help="sharpness of attention")
-    add("--feat_dim", default=16, type=whole(), help="width of a matching vector; equals --num_block")
-    add("--num_block", default=16, type=whole(), help="blocks an embedding is split into")
-    add("--hid_dim", default=32, type=whole(), help="hidden width of the graph convolutions, divisible by 8")
-    add("--out_dim", default=1, type=whole(), help="scores of a node; only 1 is defined")
-    add("--is_sparse", action="store_true", help="word graph along dependencies instead of all pairs")
+    add("--lambda_softmax", 9.0, "sharpness of attention", positive)
+    add("--feat_dim", 16, "width of a matching vector; equals --num_block", whole())
+    add("--num_block", 16, "blocks an embedding is split into", whole())
+    add("--hid_dim", 32, "hidden width of the graph convolutions, divisible by 8", whole())
+    add("--out_dim", 1, "scores of a node; only 1 is defined", whole())
+    add("--is_sparse", False, "word graph along dependencies instead of all pairs")
     add(
         "--propagation",
-        default="self",
-        choices=["self", "neighbors"],
-        help="what a node receives: its own vector, as released, or its neighbours', as in the paper",
+        "self",
+        "what a node receives: its own vector, as released, or its neighbours', as in the paper",
+        ["self", "neighbors"],
     )
     add(
         "--boxes",
-        default="normalized",
-        choices=["normalized", "none"],
-        help="box coordinates divided by the image size, or no geometry (needs no box files)",
+        "normalized",
+        "boxes divided by the image size, or none: no geometry, no files",
+        ["normalized", "none"],
     )
     add_memory_flag(add)
-    add_kernel_flag(add)
+    add_kernel_flag(group.add_argument)
 
 
 def add_word_vector_flags(add):
     """Flags of the text encoder that gives a vector for each word."""
-    add("--bi_gru", action="store_true", help="read captions in both directions, averaged")
-    add("--no_txtnorm", action="store_true", help="do not normalise the word embeddings")
+    add("--bi_gru", False, "read captions in both directions, averaged")
+    add("--no_txtnorm", False, "do not normalise the word embeddings")
 
 
 def add_memory_flag(add):
     add(
         "--sim_memory",
-        default=0,
-        type=number(),
-        metavar="MB",
-        help="memory for the similarity of image-caption pairs, which works in tiles that fit; "
+        0,
+        "memory for the similarity of image-caption pairs, which works in tiles that fit; "
         "0 for 256 MB on a CPU and half of a GPU's free memory",
+        number(),
+        metavar="MB",
     )
 
 
@@ -149,51 +163,46 @@ GSMN = System(
 
 
 def add_vsrn_flags(parser):
-    add = parser.add_argument_group("VSRN").add_argument
+    add = flag_adder(parser.add_argument_group("VSRN"))
     add_vector_flags(add)
     add(
         "--vsrn_variant",
-        default="auto",
-        choices=["auto", "f30k", "coco"],
-        help="image encoder of the released Flickr30K or COCO model: BatchNorm at its end, or a norm over the regions "
+        "auto",
+        "image encoder of the released Flickr30K or COCO model: BatchNorm at its end, or a norm over the regions "
         "at its start; auto: f30k for --data_name f30k_precomp, else coco",
+        ["auto", "f30k", "coco"],
     )
-    add(
-        "--chrono_init",
-        default=0,
-        type=whole(0),
-        metavar="T",
-        help="start the GRU over regions with memories of 1 to T regions; 0 starts it as released",
-    )
-    add = parser.add_argument_group("caption model (region features only)").add_argument
-    add("--dim_hidden", default=512, type=whole(), help="width of the recurrent state")
-    add("--bidirectional", default=0, type=whole(0), choices=[0, 1], help="1 for an encoder in both directions")
-    add("--input_dropout_p", default=0.2, type=number(1), help="dropout of the inputs")
-    add("--rnn_type", default="gru", choices=["gru", "lstm"], help="recurrent unit")
-    add("--dim_word", default=300, type=whole(), help="width of the word embedding")
-    add("--max_len", default=60, type=whole(2, MOST_WORDS), help="longest caption")
+    add("--chrono_init", 0, "start the GRU with memories of 1 to T regions; 0: as released", whole(0), metavar="T")
+    add = flag_adder(parser.add_argument_group("caption model (region features only)"))
+    add("--dim_hidden", 512, "width of the recurrent state", whole())
+    add("--bidirectional", 0, "1 for an encoder in both directions", whole(0), choices=[0, 1])
+    add("--input_dropout_p", 0.2, "dropout of the inputs", number(1))
+    add("--rnn_type", "gru", "recurrent unit", ["gru", "lstm"])
+    add("--dim_word", 300, "width of the word embedding", whole())
+    add("--max_len", 60, "longest caption", whole(2, MOST_WORDS))
     add_picture_flags(parser)
-    add = parser.add_argument_group("VSRN's flags without effect, accepted for old command lines").add_argument
-    add("--dim_vid", default=2048, type=whole(), help="no effect: a region of the caption model has --embed_size")
-    add("--rnn_dropout_p", default=0.5, type=number(1), help="no effect: recurrent layers are not stacked")
+    add = flag_adder(parser.add_argument_group("VSRN's flags without effect, accepted for old command lines"))
+    add("--dim_vid", 2048, "no effect: a region of the caption model has --embed_size", whole())
+    add("--rnn_dropout_p", 0.5, "no effect: recurrent layers are not stacked", number(1))
 
 
 def add_vector_flags(add):
     """Flags of systems whose image and caption are one vector each."""
-    add("--measure", default="cosine", choices=["cosine", "order"], help="similarity of two embeddings")
-    add("--use_abs", action="store_true", help="take the absolute value of embeddings")
+    add("--measure", "cosine", "similarity of two embeddings", ["cosine", "order"])
+    add("--use_abs", False, "take the absolute value of embeddings")
 
 
 def add_picture_flags(parser):
-    add = parser.add_argument_group("pictures (--data_name coco, f8k or f30k)").add_argument
-    add("--crop_size", default=224, type=whole(1, LARGEST_CROP), help="size of the crop")
-    add("--cnn_type", default="vgg19", help="torchvision classifier, as vgg19 or resnet152")
-    add("--finetune", action="store_true", help="train the CNN too")
-    add("--use_restval", action="store_true", help="COCO: train on restval too")
-    add("--no_pretrained", action="store_true", help="start the CNN from random weights")
-    add("--reset_train", action="store_true", help="no effect: training mode is always restored")
+    add = flag_adder(parser.add_argument_group("pictures (--data_name coco, f8k or f30k)"))
+    add("--crop_size", 224, "size of the crop", whole(1, LARGEST_CROP))
+    add("--cnn_type", "vgg19", "torchvision classifier, as vgg19 or resnet152")
+    add("--finetune", False, "train the CNN too")
+    add("--use_restval", False, "COCO: train on restval too")
+    add("--no_pretrained", False, "start the CNN from random weights")
+    add("--reset_train", False, "no effect: training mode is always restored")
 
 
+VECTOR_RUNS = {"log_step": 10, "val_step": 500, "logger_name": "runs/runX", "model_name": ""}
 OF_VECTORS = "measure use_abs cnn_type finetune".split()  # flags of the weights of systems that read pictures
 
 
@@ -226,14 +235,7 @@ VSRN = System(
     of_weights=frozenset(
         [*OF_VECTORS, *"dim_vid dim_hidden bidirectional rnn_type vsrn_variant dim_word max_len".split()]
     ),
-    defaults={
-        "embed_size": 2048,
-        "log_step": 10,
-        "val_step": 500,
-        "select": "r1r5",
-        "logger_name": "runs/runX",
-        "model_name": "",
-    },
+    defaults={**VECTOR_RUNS, "embed_size": 2048, "select": "r1r5"},
     settle=settle_vsrn,
     inputs=lambda opt: Inputs(label_length=opt.max_len),
     describe=describe_vsrn,
@@ -250,28 +252,24 @@ def has(state, *beginnings):
 
 
 def add_scan_flags(parser):
-    add = parser.add_argument_group("SCAN").add_argument
+    add = flag_adder(parser.add_argument_group("SCAN"))
     add_word_vector_flags(add)
-    add("--cross_attn", default="t2i", choices=["t2i", "i2t"], help="words attend to regions, or the reverse")
-    add(
-        "--raw_feature_norm",
-        default="clipped_l2norm",
-        choices=["clipped_l2norm", "l2norm", "clipped_l1norm", "l1norm", "clipped", "no_norm", "softmax"],
-        help="norm of the affinities before attention",
-    )
+    add("--cross_attn", "t2i", "words attend to regions, or the reverse", ["t2i", "i2t"])
+    norms = ["clipped_l2norm", "l2norm", "clipped_l1norm", "l1norm", "clipped", "no_norm", "softmax"]
+    add("--raw_feature_norm", "clipped_l2norm", "norm of the affinities before attention", norms)
     add(
         "--agg_func",
-        default="LogSumExp",
-        choices=["LogSumExp", "Mean", "Max", "Sum"],
-        help="how the cosines of words (t2i) or regions (i2t) become one score",
+        "LogSumExp",
+        "how the cosines of words (t2i) or regions (i2t) become one score",
+        ["LogSumExp", "Mean", "Max", "Sum"],
     )
-    add("--lambda_softmax", default=9.0, type=positive, help="sharpness of attention")
-    add("--lambda_lse", default=6.0, type=positive, help="sharpness of LogSumExp")
+    add("--lambda_softmax", 9.0, "sharpness of attention", positive)
+    add("--lambda_lse", 6.0, "sharpness of LogSumExp", positive)
     add(
         "--precomp_enc_type",
-        default="basic",
-        choices=["basic", "weight_norm"],
-        help="linear layer of the image encoder: plain, or weight-normalised",
+        "basic",
+        "linear layer of the image encoder: plain, or weight-normalised",
+        ["basic", "weight_norm"],
     )
     add_memory_flag(add)
 
@@ -297,7 +295,7 @@ SCAN = System(
 
 
 def add_vsepp_flags(parser):
-    add_vector_flags(parser.add_argument_group("VSE++").add_argument)
+    add_vector_flags(flag_adder(parser.add_argument_group("VSE++")))
     add_picture_flags(parser)
 
 
@@ -310,7 +308,7 @@ VSEPP = System(
     add_flags=add_vsepp_flags,
     pictures=True,
     of_weights=frozenset(OF_VECTORS),
-    defaults={"log_step": 10, "val_step": 500, "logger_name": "runs/runX", "model_name": ""},
+    defaults=VECTOR_RUNS,
     inputs=lambda opt: Inputs(vectors=True),
     describe=lambda opt: f"on pictures, {opt.cnn_type}" if reads_pictures(opt) else "",
     holds=lambda states, opt: len(states) == 2 and hasattr(opt, "measure") and not has(states[0], "Rs_GCN"),

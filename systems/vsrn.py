@@ -4,15 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import EncoderCaption, MatchingModel
-from modules.backbone import EncoderImageFull
 from modules.caption_model import CaptionModel
-from modules.layers import chrono_init, finish, linear, unit
-from modules.order_similarity import vector_similarity
-from modules.packing import in_float32
+from modules.layers import finish, in_float32, linear, unit
 from modules.sides import CaptionSide, ImageSide
 from runtime.transfer import send
 from systems.table import reads_pictures
+from systems.vsepp import VSEpp
 
 RELATION_LAYERS = 4
 
@@ -21,7 +18,7 @@ class EncoderRegions(nn.Module):
     """Region features -> one vector: relations among regions, then a GRU reads them in file order.
 
     The two released models differ (docs/method.md, section 3.1): variant 'f30k' ends with a BatchNorm, variant
-    'coco' starts with a norm over the regions.  memory: the longest memory of `layers.chrono_init`, 0 for torch's
+    'coco' starts with a norm over the regions.  memory: the longest memory of `chrono_init`, 0 for torch's
     initial values.
     """
 
@@ -53,6 +50,20 @@ class EncoderRegions(nn.Module):
         if self.flickr:
             features = batch_norm(self.bn, features)
         return finish(features, self.use_abs, self.no_imgnorm), regions
+
+
+@torch.no_grad()
+def chrono_init(rnn, steps):
+    """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
+
+    With torch's initial values a unit keeps about half of its state at each step.  Here the bias of the update
+    gate starts at log u, u uniform in [1, steps - 1], so that a unit keeps u / (u + 1).  The reset gate's bias
+    is left as it is.
+    Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
+    """
+    gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order of gates: reset, update, new
+    rnn.bias_ih_l0[gate] = torch.empty(rnn.hidden_size).uniform_(1, max(1, steps - 1)).log_()
+    rnn.bias_hh_l0[gate] = 0
 
 
 class RegionRelations(nn.Module):
@@ -91,70 +102,46 @@ def batch_norm(layer, x):
     return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
 
 
-class VSRN(MatchingModel):
-    """VSRN.  ValueError for an unknown measure.
+class VSRN(VSEpp):
+    """VSRN: VSE++ with an image encoder that relates regions, and with a caption loss.
 
     Enhanced regions are embed_size wide, so dim_vid is not read.  Pictures (data_name coco, f8k, f30k) have no
     regions to caption: caption_model is then None.
     """
 
     retrieval_loss = "Le_retrieval"
-    one_vector = True
 
     def __init__(self, opt):
         super().__init__(opt)
-        if opt.measure not in ("cosine", "order"):
-            raise ValueError(f"--measure {opt.measure}: it can be cosine or order")
-        self.measure, self.inner_product, self.caption_model = opt.measure, opt.measure == "cosine", None
         if reads_pictures(opt):
-            self.img_enc = EncoderImageFull(
-                opt.cnn_type, opt.embed_size, not opt.no_pretrained, opt.finetune, opt.use_abs, opt.no_imgnorm
-            )
-        else:
-            self.img_enc = EncoderRegions(
-                opt.img_dim, opt.embed_size, opt.vsrn_variant, opt.use_abs, opt.no_imgnorm, opt.chrono_init
-            )
-            self.caption_model = CaptionModel(
-                opt.vocab_size,
-                opt.embed_size,
-                opt.dim_hidden,
-                opt.dim_word,
-                opt.max_len,
-                opt.rnn_type,
-                opt.bidirectional,
-                opt.input_dropout_p,
-            )
-            self.extra_losses = ("Le_caption",)
-        self.txt_enc = EncoderCaption(opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.use_abs)
+            self.caption_model = None
+
+    def add_region_encoder(self, opt):
+        self.img_enc = EncoderRegions(
+            opt.img_dim, opt.embed_size, opt.vsrn_variant, opt.use_abs, opt.no_imgnorm, opt.chrono_init
+        )
+        sizes = opt.vocab_size, opt.embed_size, opt.dim_hidden, opt.dim_word, opt.max_len
+        self.caption_model = CaptionModel(*sizes, opt.rnn_type, opt.bidirectional, opt.input_dropout_p)
+        self.extra_losses = ("Le_caption",)
 
     def forward_emb(self, images, captions, lengths):
         """Features or pictures, ids (B, n) padded with 0, lengths -> image and caption embeddings (B, D) each, and
         enhanced regions (B, R, D), None for pictures.
         """
-        img_emb, regions = self.images_and_regions(images)
+        encoded = self.img_enc(send(images, self.device))
+        img_emb, regions = (encoded, None) if self.caption_model is None else encoded
         return img_emb, self.encode_captions(captions, lengths), regions
 
-    def images_and_regions(self, images):
-        encoded = self.img_enc(send(images, self.device))
-        return encoded if self.caption_model is not None else (encoded, None)
-
     def encode_images(self, images):
-        return self.images_and_regions(images)[0]
+        encoded = super().encode_images(images)
+        return encoded if self.caption_model is None else encoded[0]
 
     def encode(self, batch):
         """As MatchingModel; the caption loss's gradient reaches the image encoder."""
         img_emb, cap_emb, regions = self.forward_emb(batch.images, batch.captions, batch.lengths)
-        sides = ImageSide(img_emb), CaptionSide(cap_emb, batch.lengths)
-        if self.caption_model is None:
-            return *sides, {}
-        return *sides, {"Le_caption": self.caption_loss(regions, batch.labels, batch.masks)}
-
-    def similarity(self, images, captions):
-        """Scores of all pairs by --measure (I, C)."""
-        return vector_similarity(images.emb, captions.emb, self.measure)
+        extra = {} if regions is None else {"Le_caption": self.caption_loss(regions, batch.labels, batch.masks)}
+        return ImageSide(img_emb), CaptionSide(cap_emb, batch.lengths), extra
 
     def caption_loss(self, regions, labels, masks):
-        """Regions (B, R, D), labels and masks (B, max_len + 1) -> the caption loss; 0 for pictures."""
-        if self.caption_model is None:
-            return torch.zeros((), device=self.device)
+        """Regions (B, R, D), labels and masks (B, max_len + 1) -> the caption loss."""
         return self.caption_model(regions, labels, masks)

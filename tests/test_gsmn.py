@@ -174,14 +174,13 @@ def test_without_boxes_all_centres_are_one():
     assert torch.equal(none, zero) and not torch.equal(none, some)
 
 
-def test_weight_norm_of_a_gpu_is_that_of_a_cpu():
-    v, g = torch.randn(5, 7, dtype=torch.float64, requires_grad=True), torch.rand(5, 1, dtype=torch.float64)
-    g.requires_grad_()
-    expected = graph.weight_norm(v, g)
-    torch.testing.assert_close(expected.norm(dim=1, keepdim=True), g.abs(), rtol=1e-13, atol=0)
-    found = torch._weight_norm(v, g, 0)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    gradients = [torch.autograd.grad((x * v.detach().sin()).sum(), (v, g)) for x in (found, expected)]
+@pytest.mark.parametrize("dim", [0, -1])
+def test_weight_norm_of_a_gpu_is_that_of_a_cpu(dim):
+    layer = graph.WeightNormLinear(7, 5, dim).double()
+    both = layer.weight(), torch._weight_norm(layer.weight_v, layer.weight_g, dim)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-13)
+    weights = layer.weight_v, layer.weight_g
+    gradients = [torch.autograd.grad((x * layer.weight_v.detach().sin()).sum(), weights) for x in both]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-13)
 
 

@@ -14,7 +14,7 @@ from tiny import SIZES, flags, make_tiny, names, run, small_opt
 import train
 from checkpoints.checkpoint import load_checkpoint
 from model import build_model
-from reporting.run_log import read_log
+from reporting.run_page import read_log
 from systems.options import defaults, train_options
 
 # ---- initial values

@@ -43,10 +43,6 @@ def ended(tmp_path, function, *arguments, processes=1):
     return said
 
 
-def test_the_file_of_a_system_is_short():
-    assert len(Path(toy.__file__).read_text().splitlines()) <= 40
-
-
 def test_a_toy_trains_resumes_and_is_evaluated(tiny_data, tmp_path):
     for name, epochs in (("whole", 2), ("parts", 1)):
         ended(tmp_path, with_toy.train_with, *with_toy.flags(tiny_data, tmp_path / name), "--num_epochs", epochs)

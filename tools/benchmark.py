@@ -69,7 +69,7 @@ from files.text import read_lines
 from modules import literal
 from modules.layers import l2norm
 from modules.sides import CaptionSide, ImageSide
-from reporting.run_log import read_log
+from reporting.run_page import read_log
 from runtime.batches import Item, collate
 from runtime.devices import choose
 from runtime.transfer import send_batch

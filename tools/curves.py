@@ -14,8 +14,7 @@ from runtime.start import run
 
 from files.errors import InputError
 from files.writing import atomic_write, check_writable
-from reporting.run_log import LOG, read_log
-from reporting.run_page import runs_page
+from reporting.run_page import LOG, read_log, runs_page
 from reporting.summary import short_names
 from runtime.commandline import Parser
 

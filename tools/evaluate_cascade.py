@@ -52,7 +52,7 @@ import evaluation
 from checkpoints.loading import open_members
 from reporting.explanation import Sentence
 from reporting.metrics import recall
-from reporting.provenance import provenance
+from reporting.outputs import provenance
 from tools.searching.collection import best_images
 
 SHORTLISTS = [5, 10, 20, 50, 100, 200, 500, 1000]

@@ -58,7 +58,7 @@ import torch
 from checkpoints.loading import describe_checkpoint, open_checkpoint, trained_model
 from files.identity import data_identity, difference
 from reporting.image_view import THUMBNAIL, ImageViewer
-from reporting.provenance import provenance
+from reporting.outputs import provenance
 from reporting.rendering import template
 from systems.table import inputs_of
 from tools.searching.collection import Reader, best_images, embed_images, labels, open_collection

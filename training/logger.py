@@ -13,7 +13,7 @@ from pathlib import Path
 
 from files.errors import InputError, reason
 from files.writing import atomic_write, make_folder
-from reporting.run_log import CONFIG, LOG, read_config, row_of
+from reporting.run_page import CONFIG, LOG, read_config, row_of
 
 
 def tensorboard():

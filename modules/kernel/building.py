@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import shlex
-import signal
 import stat
 import subprocess
 import tempfile
@@ -45,17 +44,9 @@ def digest(*parts):
 
 
 def run(command):
-    """What a command prints; it and its children are ended after SECONDS."""
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, start_new_session=True) as process:
-        try:
-            out, errors = process.communicate(timeout=SECONDS)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, out, errors)
-    return out
+    """What a command prints; it is ended after SECONDS."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=SECONDS)
+    return done.stdout
 
 
 def compiled(blocks, hidden):

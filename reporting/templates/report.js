@@ -4,21 +4,9 @@
 
 const PAGE = 20; // queries on a page
 const report = { data: {}, put(name, value) { this.data[name] = value; } };
-const loading = {};
 const number = new Intl.NumberFormat("en");
 const kind = document.body.dataset.kind, form = document.forms[0], count = document.getElementById("count");
-let site, drawing = 0;
-
-// The value of data/name.js, loaded when first needed.
-function load(name) {
-  loading[name] ??= new Promise(resolve => {
-    const script = make("script", { src: `data/${name}.js` });
-    script.onload = () => resolve(report.data[name]);
-    script.onerror = () => { count.textContent = `${script.src} cannot be read`; };
-    document.head.append(script);
-  });
-  return loading[name];
-}
+let site, lists; // data/site.js, and data/images.js or data/captions.js: the candidates of each model
 
 // An element; texts are texts, never markup.
 function make(tag, attributes, ...children) {
@@ -91,11 +79,10 @@ function candidates(query, [ids, scores, ownPlaces, ownScores]) {
   return make("ol", { class: kind === "images" ? "found texts" : "found pictures" }, ...best, ...further);
 }
 
-async function drawQuery(query, models) {
-  const chunk = await load(`${kind}-${Math.floor(query / site.chunk)}`);
+function drawQuery(query, models) {
   const answers = models.map(model => make("section", { "aria-label": site.models[model] },
     make("h3", {}, site.models[model], rankMark(site.ranks[kind][model][query])),
-    candidates(query, chunk[model].map(values => values[query % site.chunk]))));
+    candidates(query, lists[model].map(values => values[query]))));
   const [title, name] = kind === "images" ? [`Image ${query}`, site.names[query]]
     : [site.texts[query], `caption ${query}, image ${Math.floor(query / site.per)}`];
   const pages = site.explained.filter(([side, asked]) => side === kind && asked === query);
@@ -107,15 +94,14 @@ async function drawQuery(query, models) {
 
 // ---- the page
 
-async function show() {
-  const turn = ++drawing, asked = new URLSearchParams(location.hash.slice(1));
+function show() {
+  const asked = new URLSearchParams(location.hash.slice(1));
   if (form.elements.change) form.elements.change.disabled = !form.elements.beside.value;
   const filters = Object.fromEntries(new FormData(form)), total = site.ranks[kind][0].length;
   const queries = asked.has("query") ? [Number(asked.get("query"))].filter(query => query in site.ranks[kind][0]) : choose(filters);
   const last = Math.ceil(queries.length / PAGE) || 1, page = Math.min(Math.max(Number(asked.get("page")) || 1, 1), last);
   const models = [filters.model || site.models.length - 1, ...(filters.beside ? [filters.beside] : [])];
-  const cards = await Promise.all(queries.slice((page - 1) * PAGE, page * PAGE).map(query => drawQuery(query, models)));
-  if (turn !== drawing) return; // something newer is being drawn
+  const cards = queries.slice((page - 1) * PAGE, page * PAGE).map(query => drawQuery(query, models));
   document.getElementById("queries").replaceChildren(...cards);
   count.textContent = `${number.format(queries.length)} of ${number.format(total)} ${kind}`;
   document.getElementById("page").textContent = `Page ${number.format(page)} of ${number.format(last)}`;
@@ -125,7 +111,7 @@ async function show() {
     link.href = `#${asked}`;
     link.hidden = next < 1 || next > last;
   }
-  document.body.dataset.ready = turn;
+  document.body.dataset.ready = (Number(document.body.dataset.ready) || 0) + 1; // how often it was drawn
 }
 
 // Fill in the form as the address says.
@@ -141,6 +127,7 @@ function follow() {
 
 document.addEventListener("DOMContentLoaded", () => {
   site = report.data.site;
+  lists = report.data[kind];
   form.addEventListener("input", () => {
     const asked = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
     history.replaceState(null, "", `#${asked}`);

@@ -21,7 +21,7 @@ from data import PrecompDataset
 from files.errors import InputError
 from model import build_model
 from reporting import pages
-from reporting.provenance import provenance
+from reporting.outputs import provenance
 from systems.options import completed, train_options
 from tools.make_demo import write_split
 from training.logger import tensorboard
@@ -184,6 +184,12 @@ def write_model(tiny, path, **changes):
     net = build_model(opt).eval()
     checkpoint.save_checkpoint(state(net.state_list(), opt=opt, vocab=list(words.word2idx)), path)
     return net, opt, words
+
+
+def similarities(net, dataset):
+    """Those of an evaluation: (images, captions)."""
+    loader = torch.utils.data.DataLoader(dataset)
+    return evaluation.score_all(net, *evaluation.encode_split(net, loader))
 
 
 # ---- checkpoints

@@ -77,7 +77,7 @@ def test_a_folder_of_another_user_is_not_used(own_cache):
 
 def test_a_compiler_that_hangs_is_ended(tmp_path, monkeypatch, caplog):
     compiler = tmp_path / "slow"
-    compiler.write_text("#!/bin/sh\nsleep 60\n")
+    compiler.write_text("#!/bin/sh\nexec sleep 60\n")
     compiler.chmod(0o700)
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setattr(building, "SECONDS", 0.2)

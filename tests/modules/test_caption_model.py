@@ -131,15 +131,3 @@ def test_wide_beam_finds_the_best_of_all_captions(rnn_type, bidirectional):
             best = max(range(len(scores)), key=scores.__getitem__)
             assert ids == everything[best]
             assert score == pytest.approx(scores[best], rel=1e-12)
-
-
-def test_beam_score_is_the_sum_and_does_not_depend_on_the_batch():
-    model = make(seed=5)
-    regions = batch([2] * B)[0]
-    for beam in (2, 3, 5):
-        together = model.decode(regions, beam)
-        for b, (ids, score) in enumerate(together):
-            assert score == pytest.approx(score_of(model, regions[b : b + 1], ids), rel=1e-12)
-            assert END not in ids[:-1] and PAD not in ids and START not in ids
-            alone = model.decode(regions[b : b + 1], beam)[0]
-            assert alone[0] == ids and alone[1] == pytest.approx(score, rel=1e-12)

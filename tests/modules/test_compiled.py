@@ -8,8 +8,8 @@ from tiny import random_case, small_opt
 from torch._dynamo.utils import counters
 from torch._inductor import pattern_matcher
 
+import model
 from files import errors
-from modules.compiling import compiled
 from modules.kernel import scores as kernel
 from systems.gsmn import GSMN
 
@@ -87,7 +87,7 @@ def test_a_failing_compiler_falls_back_with_one_warning(capsys, monkeypatch):
     def no_compiler(graph, inputs):
         raise RuntimeError("no compiler here")
 
-    double, triple = (compiled(f, backend=no_compiler) for f in (lambda x: 2 * x, lambda x: 3 * x))
+    double, triple = (model.compiled(f, backend=no_compiler) for f in (lambda x: 2 * x, lambda x: 3 * x))
     x = torch.ones(3)
     assert double(x).sum() == double(x).sum() == 6 and triple(x).sum() == 9
     assert capsys.readouterr().err.count("--compile") == 1

@@ -7,7 +7,7 @@ from tiny import random_case, small_opt
 
 import evaluation
 from files.errors import InputError
-from modules import memory
+from modules import blocks
 from modules.kernel import scores
 from modules.sides import CaptionSide, ImageSide
 from systems.gsmn import GSMN
@@ -70,8 +70,8 @@ def test_one_item_that_is_too_large_is_refused(way, regions, words, gradients):
 
 @pytest.mark.parametrize("limit, shape", [(100, (1, 1)), (1e9, (7, 9))])
 def test_blocks_are_as_large_as_they_may_be(limit, shape):
-    assert memory.block_shape(7, 9, 30, 40, 20, limit) == shape
+    assert blocks.block_shape(7, 9, 30, 40, 20, limit) == shape
     for limit in range(100, 3000, 97):
-        rows, columns = memory.block_shape(70, 90, 30, 40, 20, limit)
+        rows, columns = blocks.block_shape(70, 90, 30, 40, 20, limit)
         used = lambda r, c: 30 * r + 40 * c + 20 * r * c  # noqa: E731
         assert rows >= 1 and columns >= 1 and used(rows, columns) <= limit < used(rows + 1, columns + 1)

@@ -115,13 +115,10 @@ def test_numbers_that_do_not_fit_are_told(answers):
         assert eccv.PLAUSIBLE[1] in message(checked, split(answers))
 
 
-def test_other_splits_are_refused_at_once(answers):
+def test_other_splits_and_a_missing_package_are_told_at_once(answers, monkeypatch):
     """Not after COCO's numbers have been asked for, which would lead nowhere."""
     assert "--split testall" in message(checked, split(answers, "test", n=10))
     assert "--split" in message(testall.main, ["--eccv", "--split", "dev", "--model_path", "."])
-
-
-def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
     assert "pip install eccv_caption" in message(testall.main, ["--eccv", "--model_path", __file__])
 

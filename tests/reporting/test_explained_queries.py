@@ -5,15 +5,15 @@ import re
 
 import pytest
 from browser import open_browser
-from tiny import VSRN, make_tiny, message, picture_folder, write_model
+from tiny import VSRN, make_tiny, message, picture_folder, similarities, write_model
 
 import data
 import evaluation
 from reporting import explain_page
-from reporting.candidates import both_ways
 from reporting.explained_queries import Comparison, named_comparison, worst_queries
 from reporting.explanation import caption_sentence, explain_pair
 from reporting.image_view import ImageViewer
+from reporting.pages import both_ways
 
 IMAGES = 12
 
@@ -23,9 +23,9 @@ def scored(tmp_path_factory):
     """A model, its split, the similarities of all pairs, and what they find."""
     tiny = make_tiny(tmp_path_factory.mktemp("explained"), regions=5, splits={"test": IMAGES})
     net, opt, words = write_model(tiny, tiny.folder / "m.pth.tar", is_sparse=True, propagation="neighbors")
-    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
-    sims = evaluation.score_all(net, *evaluation.encode_split(net, loader))
-    return tiny, net, loader.dataset, sims, both_ways([sims])
+    dataset = data.open_split("test", opt.data_name, words, opt)
+    sims = similarities(net, dataset)
+    return tiny, net, dataset, sims, both_ways([sims])
 
 
 def literal(sims, own):

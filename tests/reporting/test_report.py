@@ -14,7 +14,7 @@ from tiny import dataset_of, make_tiny, message, random_sims, run, write_model, 
 import evaluation
 from checkpoints.evaluation_options import eval_parser
 from files.errors import InputError
-from reporting import candidates, pages, summary
+from reporting import pages, summary
 from reporting.metrics import columns
 
 
@@ -40,7 +40,7 @@ def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
     sims = random_sims(n, per=per)
     sims = sims if levels is None else np.round(sims).clip(0, levels - 1)
     ranks = evaluation.metrics(sims, ties)["ranks"]
-    found = candidates.both_ways([sims], ties)
+    found = pages.both_ways([sims], ties)
     for kind, rows, (asked, _) in zip(found, (sims, sims.T), ranks):
         for query, row in enumerate(rows):
             own = {query * per + k for k in range(per)} if kind == "images" else {query // per}
@@ -57,7 +57,7 @@ def test_lists_are_the_sorted_scores_and_places_the_ranks(levels, n, per, ties):
 def test_folds_are_numbered_through_the_split():
     sims = random_sims(20)
     blocks = evaluation.five_folds(sims)
-    found = candidates.both_ways(blocks)
+    found = pages.both_ways(blocks)
     assert found["images"].ids.shape == (20, 10) and found["captions"].ids.shape == (100, 4)
     for q, ids in enumerate(found["images"].ids):
         assert set(ids // 20) == {q // 4}  # captions of the query's own fold
@@ -115,18 +115,16 @@ def test_page_and_json_have_the_figures_and_say_what_they_are_of(tmp_path, capsy
     assert str(tiny.folder) in (site / "index.html").read_text()
 
 
-def test_data_of_the_pages_are_the_similarities(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(pages, "CHUNK", 7)
+def test_data_of_the_pages_are_the_similarities(tmp_path, tiny_data):
     sims = write_report(tiny_data, tmp_path / "site", n_models=2)
     site = read_data(tmp_path / "site", "site")
     assert site["models"] == ["a", "b", "ensemble"] and site["per"] == 5
     assert site["texts"] == (tiny_data.folder / "test_caps.txt").read_text().splitlines()
-    assert len(list((tmp_path / "site" / "data").glob("captions-*.js"))) == 8
-    for way, (kind, chunks) in enumerate({"images": 2, "captions": 8}.items()):
-        parts = [read_data(tmp_path / "site", f"{kind}-{k}") for k in range(chunks)]
+    for way, kind in enumerate(("images", "captions")):
+        found = read_data(tmp_path / "site", kind)
         for m, one in enumerate(sims):
             rows, ranks = (one, one.T)[way], evaluation.metrics(one)["ranks"][way][0] + 1
-            ids, scores, places, _ = ([q for part in parts for q in part[m][k]] for k in range(4))
+            ids, scores, places, _ = found[m]
             assert [q[0] for q in ids] == rows.argmax(1).tolist()
             assert site["ranks"][kind][m] == [min(q) for q in places] == ranks.tolist()
             assert [q[0] for q in scores] == pytest.approx(rows.max(1).tolist(), abs=5e-5)

@@ -8,8 +8,7 @@ from tiny import message
 
 from reporting.metrics import METRICS
 from reporting.rendering import round_above
-from reporting.run_log import read_log
-from reporting.run_page import curves, write_run_page
+from reporting.run_page import curves, read_log, write_run_page
 from tools import curves as tool
 
 

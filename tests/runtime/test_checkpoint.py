@@ -109,14 +109,10 @@ def saved(content, legacy=False):
     return file.getvalue()
 
 
-def archive_of_a_checkpoint(kind):
+def zip_of(name, compression):
     file = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("model/checkpoint.pth.tar", saved(state()))
-    else:
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            archive.addfile(tarfile.TarInfo("checkpoint.pth.tar"))
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr(name, bytes(1 << 20))
     return file.getvalue()
 
 
@@ -129,10 +125,11 @@ def flipped():
 BAD = {
     "empty": (b"", "empty"),
     "gzip": (b"\x1f\x8b\x08\x00", "unpack"),
-    "tar": (archive_of_a_checkpoint("tar"), "unpack"),
+    "tar": (tarfile.TarInfo("checkpoint.pth.tar").tobuf(), "unpack"),
     "npy": (b"\x93NUMPY\1\0", "NUMPY"),
     "text": (b"hello world", "not a checkpoint"),
-    "zip": (archive_of_a_checkpoint("zip"), "unpack"),
+    "zip": (zip_of("model/checkpoint.pth.tar", zipfile.ZIP_STORED), "unpack"),
+    "zip that unpacks to far more": (zip_of("x/data.pkl", zipfile.ZIP_DEFLATED), "data.pkl is compressed"),
     "zip cut off": (saved(state())[:-50], "damaged"),
     "old cut off": (saved(state(), legacy=True)[:-50], "damaged"),
     "flipped bit": (flipped(), "checksum"),

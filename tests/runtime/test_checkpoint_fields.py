@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import pathlib
 import tracemalloc
-import zipfile
 from functools import partial
 
 import numpy as np
@@ -146,13 +145,6 @@ def test_shapes_that_fit_and_others(net):
     assert "1 state dicts" in refusal([first])
     assert "caption_model.fc.weight" in refusal([first, second], {"caption_model": {**captions, **gsmn()[0]}})
     assert "8 x 16, but by its opt 9 x 16" in refusal([first, second], {"caption_model": captions}, dim_hidden=9)
-
-
-def test_a_pickle_that_unpacks_to_gigabytes(tmp_path):
-    """What a zip's compression blows up is refused by its own account of the sizes."""
-    with zipfile.ZipFile(tmp_path / "x.pth.tar", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/data.pkl", bytes(1 << 20))
-    assert "data.pkl is compressed" in message(load_checkpoint, tmp_path / "x.pth.tar")
 
 
 # ---- an optimiser's state

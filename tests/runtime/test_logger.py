@@ -8,7 +8,7 @@ import torch
 from tiny import all_points, run, validations
 
 from modules.losses import observed
-from reporting.run_log import read_log
+from reporting.run_page import read_log
 from training.logger import RunLog
 
 STEP = {"Eit": 1, "epoch": 0, "step": 0, "lr": 0.1, "pairs_per_second": 5.0, "data_time": 0.0}

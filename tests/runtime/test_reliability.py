@@ -77,7 +77,7 @@ def test_killed_is_uninterrupted(tiny_data, tmp_path, monkeypatch, caplog):
         run(tiny_data, "parts", *more, "--resume", folder)
     process.process.kill()
     assert process.ended()[0] == -signal.SIGKILL
-    newest = checkpoint.newest(folder)
+    newest = checkpoint.find_checkpoint(folder, resume=True)
     os.truncate(newest, newest.stat().st_size // 2)
     with caplog.at_level(logging.WARNING):
         run(tiny_data, "parts", *more, "--resume", folder)

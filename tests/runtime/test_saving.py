@@ -13,7 +13,7 @@ import torch
 from tiny import gsmn, message, names, same, state
 
 from checkpoints import checkpoint
-from checkpoints.checkpoint import load_checkpoint, newest, prune, save_checkpoint
+from checkpoints.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint
 from checkpoints.resume import capture_rng, restore_rng
 from vocab import SPECIAL, Vocabulary
 
@@ -125,7 +125,7 @@ def test_newest_is_the_one_saved_last(tmp_path):
     """Neither numbers (a run taken up again at epoch 3) nor the times of copied files decide."""
     fill(tmp_path, [9, 10, 3])
     os.utime(tmp_path / "checkpoint_3.pth.tar", (0, 0))
-    assert newest(tmp_path).name == "checkpoint_3.pth.tar"
+    assert find_checkpoint(tmp_path, resume=True).name == "checkpoint_3.pth.tar"
 
 
 def test_newest_passes_over_damage(tmp_path):
@@ -136,7 +136,7 @@ def test_newest_passes_over_damage(tmp_path):
     (tmp_path / "checkpoint_2.pth.tar").write_bytes(data)
     (tmp_path / ".unfinished-0123456789abcdef.tmp").write_bytes(b"PK")
     said = []
-    assert newest(tmp_path, said.append).name == "checkpoint_1.pth.tar"
+    assert find_checkpoint(tmp_path, True, said.append).name == "checkpoint_1.pth.tar"
     assert len(said) == 2 and "checkpoint_3" in said[0] and "checkpoint_2" in said[1]
     assert all("passed over" in line for line in said)
 
@@ -174,7 +174,7 @@ def test_killed_writer(tmp_path):
         writer.kill()
         writer.join()
         said = []
-        step = load_checkpoint(newest(tmp_path, said.append))["Eiters"]
+        step = load_checkpoint(find_checkpoint(tmp_path, True, said.append))["Eiters"]
         best = load_checkpoint(tmp_path)["Eiters"]
         assert not said and min(step, best) >= returned.value, (said, step, best, returned.value)
     assert list(tmp_path.glob(".unfinished-*"))

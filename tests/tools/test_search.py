@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tiny import VSRN, make_tiny, message, picture_folder, write_model
+from tiny import VSRN, make_tiny, message, picture_folder, similarities, write_model
 
 import data
 import evaluation
@@ -36,13 +36,6 @@ def find(path, capsys, *more):
     return [int(g) for _, g in found], [float(score) for score, _ in found], said
 
 
-def similarities(tiny, net, opt, words, caption=8):
-    """A caption's text, and its similarities with all images by an evaluation."""
-    loader = data.get_test_loader("test", opt.data_name, words, 16, 0, opt)
-    sims = evaluation.score_all(net, *evaluation.encode_split(net, loader))
-    return loader.dataset, sims[:, caption]
-
-
 @pytest.mark.parametrize("rows", [1, 5], ids=["row-an-image", "row-a-caption"])
 @pytest.mark.parametrize(
     "changes",
@@ -52,7 +45,9 @@ def similarities(tiny, net, opt, words, caption=8):
 def test_finds_what_the_similarities_say_even_without_captions(tiny, capsys, changes, rows):
     for path in tiny.folder.glob("test_ims*.npy"):
         np.save(path, np.repeat(np.load(path), rows, axis=0))
-    dataset, sims = similarities(tiny, *write_model(tiny, tiny.model, **changes))
+    net, opt, words = write_model(tiny, tiny.model, **changes)
+    dataset = data.open_split("test", opt.data_name, words, opt)
+    sims = similarities(net, dataset)[:, 8]
     asked = ["--query", dataset.captions[8].upper(), "--top", 4]
     best, scores, said = find(tiny.model, capsys, *asked)
     assert best == np.argsort(-sims)[:4].tolist() and "dog" in said.out
@@ -65,7 +60,8 @@ def test_finds_what_the_similarities_say_even_without_captions(tiny, capsys, cha
 def test_a_sparse_model_reads_the_parsed_sentence(tiny):
     """A parse like the file's gives the file's similarity."""
     net, opt, words = write_model(tiny, tiny.model, is_sparse=True, propagation="neighbors")
-    dataset, sims = similarities(tiny, net, opt, words)
+    dataset = data.open_split("test", opt.data_name, words, opt)
+    sims = similarities(net, dataset)[:, 8]
     reader = Reader(words)
     reader.parser = lambda captions: iter([[*range(sum(map(len, sentences)))] for sentences in captions])  # a chain
     sentence = reader(dataset.captions[8])

@@ -231,7 +231,7 @@ def test_real_runs_and_their_ensemble(tiny_data, tmp_path, monkeypatch):
 def test_boxes_let_either_propagation_see_an_exchange(propagation):
     """The example of docs/study.md: things A and B match with +1 and -1, four kernels look left and four right."""
     graph = VisualGraph(1, 8, 1, propagation)
-    kernels, side = graph.kernels(), torch.tensor([[1.0]] * 4 + [[-1.0]] * 4)
+    kernels, side = graph.convolution(), torch.tensor([[1.0]] * 4 + [[-1.0]] * 4)
     with torch.no_grad():
         kernels.mean_theta.copy_(-side * math.pi / 2)  # i left of j: the angle is -pi/2
         kernels.mean_rho.fill_(0.0), kernels.precision_rho.fill_(10.0), kernels.precision_theta.fill_(1.0)

@@ -4,65 +4,6 @@
 
 #include "pairs.h"
 
-/* One side of one pair.  raw, a, da: answers x nodes, rows of `stride` floats */
-typedef struct {
-    const Side *side;
-    int item, nodes, answers, stride;
-    int node, answer;               /* vectors of S from one node or answer to the next */
-    const vec *gram, *norm;         /* the answers' Gram matrices, the nodes' norms */
-    vec *d_gram, *d_self;           /* gradients of the answers' and of the nodes' Gram matrices */
-    float *raw, *a, *da, *norms;    /* affinities, attention, gradient of the affinities, their norms */
-    vec *y;                         /* y[answer][node]: the answer's row of G times a */
-    vec *inverse, *over;            /* 1 / (product of the norms); 1 / (quadratic form), 0 where clamped */
-    vec *dq;                        /* twice the gradient of the quadratic forms */
-    Layers layers;
-} Half;
-typedef struct { Half half[2]; vec *S, *work; float *transposed[2][2]; } Memory;
-
-/* ---- the forward pass again, keeping what the backward pass needs ---- */
-
-INLINE void match_some(const int nodes, const Half *f, int i0, const vec *S) {
-    int answers = f->answers, stride = f->stride;
-    const float *a = f->a + i0;
-    FOR(k, NV) {
-        vec sum[NODES], square[NODES];
-        EACH(i, nodes) square[i] = (vec){0};
-        FOR(s, answers) {
-            const vec *g = f->gram + s * NV + k;   /* G_us for u < s, then G_ss, then G_su for u > s */
-            EACH(i, nodes) sum[i] = (vec){0};
-            for (int u = 0; u < s; u++, g += (answers - u) * NV) EACH(i, nodes) sum[i] += *g * a[u * stride + i];
-            vec own = *g;
-            for (int u = s + 1; u < answers; u++) { g += NV; EACH(i, nodes) sum[i] += *g * a[u * stride + i]; }
-            EACH(i, nodes) {
-                sum[i] = .5f * sum[i] + own * a[s * stride + i];
-                square[i] += sum[i] * a[s * stride + i];
-                f->y[(s * f->nodes + i0 + i) * NV + k] = sum[i];
-            }
-        }
-        EACH(i, nodes) sum[i] = (vec){0};
-        FOR(s, answers) EACH(i, nodes) sum[i] += S[s * f->answer + (i0 + i) * f->node + k] * a[s * stride + i];
-        EACH(i, nodes) {
-            int at = (i0 + i) * NV + k;
-            vec size = f->norm[at] * root(pick(square[i] < 0, (vec){0}, square[i]));
-            ivec small = size < 1e-8f;
-            f->inverse[at] = 1 / pick(small, splat(1e-8f), size);
-            f->over[at] = only(~small, 1 / square[i]);
-            f->layers.m[at] = sum[i] * f->inverse[at];
-        }
-    }
-}
-static void match(const Half *f, const vec *S) {
-    int count = parts(f->nodes, NODES);
-    for (int p = 0, i = 0, size; p < count; p++, i += size) {
-        size = part(f->nodes, count, p);
-        switch (size) {
-#define CASE(N) case N: match_some(N, f, i, S); break;
-            EACH_NODES(CASE)
-#undef CASE
-        }
-    }
-}
-
 /* ---- node level ---- */
 
 /* out[j] += sum over the nodes of x[node] a[j][node] */
@@ -80,9 +21,9 @@ static void match_back(const Half *f, vec *x) {
     vec *out = f->d_gram;
     FOR(i, nodes) FOR(k, NV) {
         int at = i * NV + k;
-        vec pull = f->layers.dm[at] * f->layers.m[at], own = -.5f * pull / (f->norm[at] * f->norm[at]);
+        vec pull = f->dm[at] * f->m[at], own = -.5f * pull / (f->norm[at] * f->norm[at]);
         f->dq[at] = -pull * f->over[at];
-        f->layers.dm[at] *= f->inverse[at];
+        f->dm[at] *= f->inverse[at];
         f->d_self[(i * nodes - i * (i - 1) / 2) * NV + k] += only(f->over[at] != 0, own);
     }
     FOR(s, answers) {
@@ -103,7 +44,7 @@ static void attend_back(const Half *f, const vec *S, float smooth, vec *dot) {
         vec t[W * NV], *a = (vec *)(f->a + s * f->stride) + c;
         EACH(i, W) EACH(k, NV) {
             int n = c * W + i;
-            t[i * NV + k] = f->layers.dm[n * NV + k] * S[s * f->answer + n * f->node + k]
+            t[i * NV + k] = f->dm[n * NV + k] * S[s * f->answer + n * f->node + k]
                           + f->dq[n * NV + k] * f->y[(s * f->nodes + n) * NV + k];
         }
         vec da = lane_sums(t);
@@ -122,7 +63,7 @@ static void attend_back(const Half *f, const vec *S, float smooth, vec *dot) {
 }
 /* gradients of the affinities and of p -> of the block products, which replaces S */
 static void products_back(const Half *visual, const Half *textual, vec *S, int stride) {
-    const vec *dv = visual->layers.dm, *dt = textual->layers.dm;
+    const vec *dv = visual->dm, *dt = textual->dm;
     FOR(w, textual->nodes) {
         FOR(r, visual->nodes) {
             int at = w * visual->stride + r, other = r * textual->stride + w;
@@ -189,116 +130,46 @@ static void spread(int R, int n, int dim, const vec *S, int stride, const vec *r
 
 /* ---- all pairs ---- */
 
-static void half(Arena *arena, Half *f, int nodes, int answers) {
-    size_t rows = nodes + W, table = (size_t)answers * padded(nodes, W);
-    f->stride = padded(nodes, W);
-    f->raw = take(arena, table);
-    f->a = take(arena, table);
-    f->da = take(arena, table);
-    f->norms = take(arena, answers);
-    f->y = take(arena, (size_t)(answers * nodes + W) * KP);
-    f->inverse = take(arena, rows * KP);
-    f->over = take(arena, rows * KP);
-    f->dq = take(arena, rows * KP);
-    f->layers = (Layers){
-        .m = take(arena, rows * KP), .z = take(arena, rows * HP), .h = take(arena, rows * HP),
-        .u = take(arena, rows * HP), .dh = take(arena, rows * HP), .dm = take(arena, rows * KP),
-    };
-}
-static Memory memory(const Job *j, Arena *arena) {
-    int R = longest(&j->images), n = longest(&j->captions);
-    Memory k;
-    k.S = take(arena, (size_t)(n + W) * (padded(R, ROWS) + W) * KP);   /* attend_back reads past the last word */
-    k.work = take(arena, ((R > n ? R : n) + 2 * W) * KP);
-    half(arena, &k.half[0], R, n);
-    half(arena, &k.half[1], n, R);
-    FOR(s, 2) { k.transposed[s][0] = take(arena, KP * HP); k.transposed[s][1] = take(arena, HP * HP); }
-    return k;
-}
-static void aim(Half *f, const Side *own, const Side *other, const Grad *d_own, const Grad *d_other, int item,
-                int with) {
-    f->side = own;
-    f->item = item;
-    f->nodes = own->length[item];
-    f->answers = other->length[with];
-    f->gram = (const vec *)(other->grams + other->gram[with] * KP);
-    f->norm = (const vec *)(own->norms + own->packed[item] * KP);
-    f->d_gram = (vec *)(d_other->grams + other->gram[with] * KP);
-    f->d_self = (vec *)(d_own->grams + own->gram[item] * KP);
-}
-static void pair(const Job *j, Memory *k, int image, int caption, int slot, float g_visual, float g_textual) {
-    const Side *im = &j->images, *ca = &j->captions;
-    const Grad *di = &j->d_images, *dc = &j->d_captions;
-    Half *f = &k->half[0], *t = &k->half[1];
-    int R = im->length[image], n = ca->length[caption], dim = j->dim, word = padded(R, ROWS) * NV;
-    int64_t x = im->packed[image] * KP * dim, y = ca->packed[caption] * KP * dim;
-    aim(f, im, ca, di, dc, image, caption);
-    aim(t, ca, im, dc, di, caption, image);
-    f->node = t->answer = NV;
-    f->answer = t->node = word;
-    const vec *regions = (const vec *)(im->data + x), *words = (const vec *)(ca->data + y);
-    products(R, n, dim, regions, words, k->S, word);
-    affinities(R, n, k->S, word, f->raw, f->stride, t->raw, t->stride);
+static void pair(const Job *j, Pair *p, int image, int caption, int slot) {
+    const Side *images = &j->sides[0], *captions = &j->sides[1];
+    int64_t x = images->packed[image] * KP * j->dim, y = captions->packed[caption] * KP * j->dim;
+    int64_t at = image * captions->count + caption;
+    match_pair(j, p, image, caption, 1);
     FOR(s, 2) {
-        Half *h = &k->half[s];
-        memcpy(h->a, h->raw, sizeof(float) * h->answers * h->stride);
-        attend(h->a, h->answers, h->nodes, h->stride, j->smooth, h->norms, k->work);
-        match(h, k->S);
-        score_back(h->side, h->item, j->neighbors, s ? g_textual : g_visual, &h->layers, k->transposed[s],
-                   (s ? dc : di)->edges, (s ? dc : di)->params + (int64_t)slot * PARAMS);
-        match_back(h, k->work);
-        attend_back(h, k->S, j->smooth, k->work);
+        Half *f = &p->half[s];
+        score_back(f, j->neighbors, j->d_scores[s][at], j->grads[s].edges, j->grads[s].params + (int64_t)slot * PARAMS);
+        match_back(f, p->work);
+        attend_back(f, p->S, j->smooth, p->work);
     }
-    products_back(f, t, k->S, word);
-    spread(R, n, dim, k->S, word, regions, words, (vec *)(di->data + x), (vec *)(dc->data + y));
+    products_back(&p->half[0], &p->half[1], p->S, p->word);
+    spread(p->R, p->n, j->dim, p->S, p->word, (const vec *)(images->data + x), (const vec *)(captions->data + y),
+           (vec *)(j->grads[0].data + x), (vec *)(j->grads[1].data + y));
 }
 static void transpose(const float *w, int rows, int columns, float *out) {
     FOR(i, rows) FOR(c, columns) out[c * rows + i] = w[i * columns + c];
 }
-/* Images and captions are cut into `slots` parts; in phase p, part b of the images meets part b + p of the
-   captions.  So no two threads add to the same gradient, and the order of additions is always the same. */
-int backward(Job *j) {
-    Arena arena = {0};
-    memory(j, &arena);
-    if (!reserve(&arena)) return 1;
-    Memory k = memory(j, &arena);
+/* Images and captions are divided among `slots`, captions in turn; in phase p, slot b of the images meets slot b + p of
+   the captions.  So no two threads add to the same gradient, and the order of additions is always the same. */
+void backward(Job *j) {
+    Pair p;
+    lay_out(j, &p, own_memory(j), 1);
     FOR(s, 2) {
-        const float *params = (s ? j->captions : j->images).params;
-        transpose(params, KP, HP, k.transposed[s][0]);
-        transpose(params + OUT1_W, HP, HP, k.transposed[s][1]);
+        transpose(j->sides[s].params, KP, HP, p.half[s].transposed[0]);
+        transpose(j->sides[s].params + OUT1_W, HP, HP, p.half[s].transposed[1]);
     }
-    unsigned mode = flush();
-    int64_t I = j->images.count, C = j->captions.count, slots = j->slots;
+    flush();
+    int64_t I = j->sides[0].count, C = j->sides[1].count, slots = j->slots, tile = slots * TILE_C;
     for (int64_t t; (t = claim(&j->next)) < slots * slots;) {
-        int64_t b = t % slots, other = (b + t / slots) % slots;
+        int64_t b = t % slots;
         while (__atomic_load_n(&j->done, __ATOMIC_ACQUIRE) < t - b) sched_yield();   /* the phase before */
-        int64_t last = C * (other + 1) / slots, tile = j->tile_captions;
-        for (int64_t c0 = C * other / slots; c0 < last; c0 += tile)
+        for (int64_t c0 = (b + t / slots) % slots; c0 < C; c0 += tile)
             for (int64_t i = I * b / slots; i < I * (b + 1) / slots; i++)
-                for (int64_t c = c0; c < c0 + tile && c < last; c++) {
-                    float visual = j->d_visual[i * C + c], textual = j->d_textual[i * C + c];
-                    if (visual != 0 || textual != 0) pair(j, &k, i, c, b, visual, textual);
-                }
+                for (int64_t c = c0; c < c0 + tile && c < C; c += slots)
+                    if (j->d_scores[0][i * C + c] != 0 || j->d_scores[1][i * C + c] != 0) pair(j, &p, i, c, b);
         __atomic_fetch_add(&j->done, 1, __ATOMIC_RELEASE);
     }
-    restore(mode);
-    free(arena.base);
-    return 0;
 }
 
-/* gradients that are summed start at 0 */
-int clear(Job *j) {
-    for (int64_t i; (i = claim(&j->next)) < j->images.count + j->captions.count;) {
-        int ragged = i >= j->images.count, item = ragged ? i - j->images.count : i;
-        const Side *s = ragged ? &j->captions : &j->images;
-        const Grad *d = ragged ? &j->d_captions : &j->d_images;
-        int64_t n = s->length[item], rows = padded(n, ragged ? 1 : ROWS), edges = j->neighbors ? n * n : n;
-        memset(d->data + s->packed[item] * KP * j->dim, 0, sizeof(float) * rows * KP * j->dim);
-        memset(d->grams + s->gram[item] * KP, 0, sizeof(float) * n * (n + 1) / 2 * KP);
-        memset(d->edges + s->edge[item] * EW, 0, sizeof(float) * edges * EW);
-    }
-    return 0;
-}
 /* gradient of the panels -> of the rows; the Gram matrices add to it: d x_i += 2 sum over j of dG_ij x_j */
 static void finish_side(const Side *s, const Grad *d, int item, int dim, int ragged) {
     int n = s->length[item], count = parts(n, ragged ? WORDS : ROWS);
@@ -317,19 +188,12 @@ static void finish_side(const Side *s, const Grad *d, int item, int dim, int rag
         if (j > i) FOR(t, dim) oj[t] += 2 * dg[k] * xi[t];
     }
 }
-int finish(Job *j) {
-    float *work = grab(3 * longest(&j->captions));
-    if (!work) return 1;
-    unsigned mode = flush();
-    for (int64_t i; (i = claim(&j->next)) < j->images.count + j->captions.count;) {
-        int ragged = i >= j->images.count, item = ragged ? i - j->images.count : i;
-        const Side *s = ragged ? &j->captions : &j->images;
-        const Grad *d = ragged ? &j->d_captions : &j->d_images;
-        if (ragged) textual_edges_back(s, d, item, j->neighbors, j->smooth, work);
-        else visual_edges_back(s, d, item, j->neighbors);
-        finish_side(s, d, item, j->dim, ragged);
+void finish(Job *j) {
+    float *work = (float *)own_memory(j);
+    flush();
+    for (int64_t i, images = j->sides[0].count; (i = claim(&j->next)) < images + j->sides[1].count;) {
+        int side = i >= images, item = side ? i - images : i;
+        edges_back(j, side, item, work);
+        finish_side(&j->sides[side], &j->grads[side], item, j->dim, side);
     }
-    restore(mode);
-    free(work);
-    return 0;
 }

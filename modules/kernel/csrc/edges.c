@@ -1,91 +1,47 @@
 /* Edge weights, once per image and per caption, and their gradients (docs/method.md, section 2.4). */
 #include "pairs.h"
 
-/* ---- visual graphs: Gaussian kernels over polar coordinates; lanes: the 8 kernels, repeated ---- */
+/* ---- visual graphs: Gaussian kernels over polar coordinates ---- */
 
-static const float TURN = 6.28318531f;
+typedef struct {
+    float w[TW] __attribute__((aligned(64)));   /* the weights of one pair of regions, and padding */
+    float near[EW];   /* the regions' distance minus a kernel's mean distance */
+    float turn[EW];   /* the angle from a kernel's mean angle, the shorter way round */
+    float way[EW];    /* its derivative by the mean angle, 1 or -1 */
+} Place;
 
-/* For one vector of kernels: a pair's distance minus the mean distance, the angle between theirs (0 to pi), and the
-   derivative of this angle by the mean angle, 1 or -1 */
-typedef struct { vec near, turn, way; } Place;
-
-static inline void polar(const float *a, const float *b, float *rho, float *theta) {
-    float dx = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2, dy = (a[1] + a[3]) / 2 - (b[1] + b[3]) / 2;
-    *rho = sqrtf(dx * dx + dy * dy);
-    *theta = atan2f(dx, dy);
-}
-INLINE Place place(const vec *kernels, int c, float rho, float theta) {
-    vec delta = theta - kernels[2 * EV + c], one = splat(1);
-    Place p = {.near = rho - kernels[c], .turn = pick(delta < 0, -delta, delta)};
-    p.way = pick(delta < 0, one, -one);                                /* d turn / d mean */
-    vec other = TURN - p.turn, far = pick(other < 0, -other, other);   /* the other way round, where it is shorter */
-    ivec round = far < p.turn;
-    p.way = pick(round, pick(other < 0, p.way, -p.way), p.way);
-    p.turn = pick(round, far, p.turn);
-    return p;
-}
-INLINE float all_kernels(const vec *x) {
-    vec sum = x[0];
-    for (int c = 1; c < EV; c++) sum += x[c];
-    return total(sum) * EW / TW;
-}
-/* The 8 weights of one pair of regions.  They add up to 1, or are all 0 where every kernel underflows. */
-INLINE void weigh(const vec *kernels, const Place *p, vec *w) {
-    EACH(c, EV) {
-        vec q = kernels[EV + c] * p[c].near * p[c].near + kernels[3 * EV + c] * p[c].turn * p[c].turn, scale;
-        ivec alive = q > -103.97f;                     /* e^q is 0 in float32 below this; a NaN counts as 0 too */
-        vec e = exp_parts(only(alive, q) + 40.f, &scale);
-        w[c] = only(alive, scale * e + scale);         /* times e^40, against denormal numbers; the sum cancels it */
+/* The weights add up to 1, or are all 0 where every kernel underflows. */
+static void weigh(const Side *s, int item, int from, int to, Place *p) {
+    const float PI = M_PI, *a = s->boxes + (item * s->length[item] + from) * 4, *b = a + (to - from) * 4;
+    float dx = (a[0] + a[2]) / 2 - (b[0] + b[2]) / 2, dy = (a[1] + a[3]) / 2 - (b[1] + b[3]) / 2, sum = 0;
+    float rho = sqrtf(dx * dx + dy * dy), theta = atan2f(dx, dy);
+    FOR(k, EW) {
+        float delta = theta - s->kernels[2 * EW + k], around = PI - fabsf(delta);
+        p->near[k] = rho - s->kernels[k];
+        p->turn[k] = PI - fabsf(around);
+        p->way[k] = (delta < 0) == (around < 0) ? -1 : 1;
+        p->w[k] = s->kernels[EW + k] * p->near[k] * p->near[k] + s->kernels[3 * EW + k] * p->turn[k] * p->turn[k];
     }
-    float sum = all_kernels(w);
-    EACH(c, EV) w[c] = sum > 0 ? w[c] / sum : splat(0);
-}
-/* a row for every pair of regions or, with propagation "self", the sum of a region's rows */
-void visual_edges(const Side *s, int item, int neighbors) {
-    int R = s->length[item];
-    const vec *kernels = (const vec *)s->kernels;
-    const float *boxes = s->boxes + (int64_t)item * R * 4;
-    float *out = s->edges + s->edge[item] * EW;
-    FOR(a, R) {
-        vec sum[EV] = {{0}}, w[EV];
-        FOR(b, R) {
-            float rho, theta;
-            Place p[EV];
-            polar(boxes + 4 * a, boxes + 4 * b, &rho, &theta);
-            EACH(c, EV) p[c] = place(kernels, c, rho, theta);
-            weigh(kernels, p, w);
-            EACH(c, EV) sum[c] += w[c];
-            if (neighbors) memcpy(out, w, 4 * EW), out += EW;
-        }
-        if (!neighbors) memcpy(out, sum, 4 * EW), out += EW;
+    FOR(c, EV) {
+        vec *w = (vec *)p->w + c, scale;
+        ivec alive = *w > -103.97f;                    /* e^w is 0 in float32 below this; a NaN counts as 0 too */
+        vec e = exp_parts(only(alive, *w) + 40.f, &scale);
+        *w = only(alive, scale * e + scale);           /* times e^40, against denormal numbers; the sum cancels it */
     }
+    FOR(k, EW) sum += p->w[k];
+    if (sum > 0) FOR(k, EW) p->w[k] /= sum;
 }
-/* gradient of the rows -> of the kernels, into d->kernels */
-void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors) {
-    int R = s->length[item];
-    const vec *kernels = (const vec *)s->kernels;
-    const float *in = d->edges + s->edge[item] * EW;
-    const float *boxes = s->boxes + (int64_t)item * R * 4;
-    vec sum[4][EV] = {{{0}}};
-    FOR(a, R) FOR(b, R) {
-        float rho, theta;
-        Place p[EV];
-        vec w[EV], g[EV], gw[EV];
-        polar(boxes + 4 * a, boxes + 4 * b, &rho, &theta);
-        EACH(c, EV) p[c] = place(kernels, c, rho, theta);
-        weigh(kernels, p, w);
-        EACH(c, EV) g[c] = edge(in + (neighbors ? a * R + b : a) * EW, c);
-        EACH(c, EV) gw[c] = g[c] * w[c];
-        float along = all_kernels(gw);
-        EACH(c, EV) {
-            vec dq = w[c] * (g[c] - along);
-            sum[0][c] -= 2 * dq * kernels[EV + c] * p[c].near;
-            sum[1][c] += dq * p[c].near * p[c].near;
-            sum[2][c] += 2 * dq * kernels[3 * EV + c] * p[c].turn * p[c].way;
-            sum[3][c] += dq * p[c].turn * p[c].turn;
-        }
+/* gradient g of a pair's weights -> added to that of the kernels */
+static void weigh_back(const Side *s, const Place *p, const float *g, float *d) {
+    float along = 0;
+    FOR(k, EW) along += g[k] * p->w[k];
+    FOR(k, EW) {
+        float dq = p->w[k] * (g[k] - along);
+        d[k] -= 2 * dq * s->kernels[EW + k] * p->near[k];
+        d[EW + k] += dq * p->near[k] * p->near[k];
+        d[2 * EW + k] += 2 * dq * s->kernels[3 * EW + k] * p->turn[k] * p->way[k];
+        d[3 * EW + k] += dq * p->turn[k] * p->turn[k];
     }
-    memcpy(d->kernels + (int64_t)item * 4 * TW, sum, sizeof sum);
 }
 
 /* ---- textual graphs: softmax of the words' affinities, dense or along dependencies; all kernels alike ---- */
@@ -95,68 +51,87 @@ static inline int entry(int n, int i, int j) {
     int a = i < j ? i : j, b = i < j ? j : i;
     return a * n - a * (a - 1) / 2 + b - a;
 }
-static inline float linked(const Side *s, int item, int i, int j) {
-    return s->links ? s->links[s->gram[item] + entry(s->length[item], i, j)] : 1;
+static inline float linked(const Job *j, int item, int from, int to) {
+    const float *links = j->sides[1].links;
+    return links ? links[(item * j->n + from) * j->n + to] : 1;
 }
-/* Edge weights of word i.  soft: softmax over j of smooth T_i T_j.  weight: soft times the adjacency, divided by its
+/* Edge weights of word i.  soft: softmax of smooth T_i T_k over k.  weight: soft times the adjacency, divided by its
    sum, and times the adjacency again (docs/method.md, section 2.4.2).  Returns the sum. */
-static float relate(const Side *s, int item, int i, float smooth, float *soft, float *weight) {
+static float relate(const Job *j, int item, int i, float *soft, float *weight) {
+    const Side *s = &j->sides[1];
     int n = s->length[item];
-    const float *grams = s->grams + s->gram[item] * KP;
-    float most = -INFINITY, sum = 0, total_weight = 0;
-    FOR(j, n) {
-        const vec *g = (const vec *)(grams + entry(n, i, j) * KP);   /* twice T_i T_j where i and j differ */
+    float most = -INFINITY, sum = 0, all = 0;
+    FOR(k, n) {
+        const vec *g = (const vec *)(s->grams + (s->gram[item] + entry(n, i, k)) * KP);   /* twice T_i T_k for k != i */
         vec x = g[0];
-        for (int k = 1; k < NV; k++) x += g[k];
-        soft[j] = smooth * total(x) * (i == j ? 1 : .5f);
-        if (soft[j] > most) most = soft[j];
+        for (int v = 1; v < NV; v++) x += g[v];
+        soft[k] = j->smooth * total(x) * (i == k ? 1 : .5f);
+        if (soft[k] > most) most = soft[k];
     }
-    FOR(j, n) sum += soft[j] = expf(soft[j] - most);
-    FOR(j, n) { soft[j] /= sum; total_weight += weight[j] = linked(s, item, i, j) * soft[j]; }
-    if (total_weight == 0) total_weight = 1;
-    FOR(j, n) weight[j] *= linked(s, item, i, j) / total_weight;
-    return total_weight;
+    FOR(k, n) sum += soft[k] = expf(soft[k] - most);
+    FOR(k, n) { soft[k] /= sum; all += weight[k] = linked(j, item, i, k) * soft[k]; }
+    if (all == 0) all = 1;
+    FOR(k, n) weight[k] *= linked(j, item, i, k) / all;
+    return all;
 }
-/* a row for every pair of words or, with propagation "self", the sum of a word's rows; work: 2 n floats */
-void textual_edges(const Side *s, int item, int neighbors, float smooth, float *work) {
+/* gradients dw of the weights of word i -> added to that of the Gram matrices */
+static void relate_back(const Job *j, int item, int i, float *soft, float *weight, float *dw) {
+    const Side *s = &j->sides[1];
     int n = s->length[item];
-    float *weight = work + n;
-    float *out = s->edges + s->edge[item] * EW;
-    if (!neighbors && !s->links) {
+    float sum = relate(j, item, i, soft, weight), along = 0, dot = 0;
+    FOR(k, n) along += weight[k] * dw[k];
+    FOR(k, n) {
+        float a = linked(j, item, i, k);
+        dot += soft[k] * (dw[k] = a * (a * dw[k] - along) / sum);
+    }
+    FOR(k, n) {
+        vec *dg = (vec *)(j->grads[1].grams + (s->gram[item] + entry(n, i, k)) * KP);
+        EACH(v, NV) dg[v] += (i == k ? 1 : .5f) * (float)j->smooth * soft[k] * (dw[k] - dot);
+    }
+}
+
+/* ---- both ---- */
+
+/* "self" in a dense graph of words: the weights of a word add up to 1, whatever they are */
+static int constant(const Job *j, int side) { return side && !j->neighbors && !j->sides[1].links; }
+
+/* a row for every pair of nodes or, with propagation "self", the sum of a node's rows; work: 3 n floats */
+void edges(const Job *j, int side, int item, float *work) {
+    const Side *s = &j->sides[side];
+    int n = s->length[item];
+    float *out = s->edges + s->edge[item] * EW, *weight = work + n;
+    if (constant(j, side)) {
         FOR(i, n * EW) out[i] = 1;
         return;
     }
     FOR(i, n) {
-        float sum = 0;
-        relate(s, item, i, smooth, work, weight);
-        FOR(j, n) {
-            sum += weight[j];
-            if (neighbors) FOR(k, EW) *out++ = weight[j];
+        float sum[EW] = {0};
+        if (side) relate(j, item, i, work, weight);
+        FOR(k, n) {
+            Place p;
+            if (side) FOR(e, EW) p.w[e] = weight[k];
+            else weigh(s, item, i, k, &p);
+            FOR(e, EW) sum[e] += p.w[e];
+            if (j->neighbors) { memcpy(out, p.w, sizeof sum); out += EW; }
         }
-        if (!neighbors) FOR(k, EW) *out++ = sum;
+        if (!j->neighbors) { memcpy(out, sum, sizeof sum); out += EW; }
     }
 }
-/* gradient of the rows -> added to that of the Gram matrices; work: 3 n floats */
-void textual_edges_back(const Side *s, const Grad *d, int item, int neighbors, float smooth, float *work) {
+void edges_back(const Job *j, int side, int item, float *work) {
+    const Side *s = &j->sides[side];
     int n = s->length[item];
-    float *weight = work + n, *dw = weight + n;
-    const float *in = d->edges + s->edge[item] * EW;
-    if (!neighbors && !s->links) return;
+    const float *in = j->grads[side].edges + s->edge[item] * EW;
+    float *dw = work + 2 * n, d[4 * EW] = {0};
+    if (constant(j, side)) return;
     FOR(i, n) {
-        float sum = relate(s, item, i, smooth, work, weight), along = 0, dot = 0;
-        FOR(j, n) {
-            const float *g = in + (neighbors ? i * n + j : i) * EW;
-            dw[j] = 0;
-            FOR(k, EW) dw[j] += g[k];
-            along += weight[j] * dw[j];
+        FOR(k, n) {
+            const float *g = in + (j->neighbors ? i * n + k : i) * EW;
+            Place p;
+            dw[k] = 0;
+            if (side) FOR(e, EW) dw[k] += g[e];
+            else { weigh(s, item, i, k, &p); weigh_back(s, &p, g, d); }
         }
-        FOR(j, n) {
-            float a = linked(s, item, i, j);
-            dot += work[j] * (dw[j] = a * (a * dw[j] - along) / sum);
-        }
-        FOR(j, n) {
-            vec *dg = (vec *)(d->grams + (s->gram[item] + entry(n, i, j)) * KP);
-            EACH(k, NV) dg[k] += (i == j ? 1 : .5f) * smooth * work[j] * (dw[j] - dot);
-        }
+        if (side) relate_back(j, item, i, work, work + n, dw);
     }
+    if (!side) memcpy(j->grads[0].kernels + item * sizeof d / 4, d, sizeof d);
 }

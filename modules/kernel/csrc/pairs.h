@@ -38,7 +38,8 @@ enum {
     EW = 8, EV = W > 8 ? 1 : EW / W, TW = EV * W, /* an edge's 8 kernels, in EV vectors; repeated where W is 16 */
     HP = (H + TW - 1) / TW * TW, HV = HP / W,     /* hidden units, padded */
     CONV_B = KP * HP, OUT1_W = CONV_B + HP, OUT1_B = OUT1_W + HP * HP, OUT2_W = OUT1_B + HP,
-    PARAMS = OUT2_W + HP                          /* one side's parameters, one after the other */
+    PARAMS = OUT2_W + HP,                         /* one side's parameters, one after the other */
+    TILE_I = 4, TILE_C = 8                        /* images and captions a thread takes at once: they fit its cache */
 };
 
 typedef float vec __attribute__((vector_size(W * 4)));
@@ -67,90 +68,69 @@ typedef struct {
     float *edges;            /* rows of EW: one a node ("self"), or one a pair of nodes ("neighbors") */
     const float *params;
     const float *boxes;      /* images: (count, R, 4), x1 y1 x2 y2 */
-    const float *kernels;    /* images: (4, TW), mean and -1 / (2 variance) of rho, then of theta */
-    const float *links;      /* captions: adjacency, rows like those of `grams`; NULL for the dense graph */
+    const float *kernels;    /* images: (4, EW), mean and -1 / (2 variance) of rho, then of theta */
+    const float *links;      /* captions: adjacency (count, n, n); NULL for the dense graph */
 } Side;
 
-/* The gradient of one side.  The caller clears `params` and the rows of `features` that belong to no node. */
+/* The gradient of one side.  The caller clears data, grams, edges and params. */
 typedef struct {
     float *data, *grams, *edges;   /* laid out like Side's */
     float *params;                 /* slots rows of PARAMS, to be added up */
     float *features;
-    float *kernels;                /* images: (count, 4, TW), to be added up */
+    float *kernels;                /* images: (count, 4, EW), to be added up */
 } Grad;
 
 typedef struct {
-    Side images, captions;
-    Grad d_images, d_captions;
-    int64_t dim, neighbors;        /* d; 1 for propagation "neighbors" */
+    Side sides[2];                 /* images, captions */
+    Grad grads[2];
+    int64_t R, n, dim, neighbors;  /* the most regions and words; d; 1 for propagation "neighbors" */
     double smooth;                 /* lambda */
-    float *visual, *textual;       /* scores, images x captions */
-    const float *d_visual, *d_textual;
-    int64_t tile_images, tile_captions, slots;
-    int64_t next, done;            /* counters the threads share */
+    float *scores[2];              /* visual and textual, images x captions */
+    const float *d_scores[2];
+    int64_t slots;                 /* parts of the images and of the captions, for the gradient */
+    char *memory;                  /* `room` bytes for each thread */
+    int64_t room;
+    int64_t threads, next, done;   /* counters the threads share, 0 at first */
 } Job;
 
-/* What the structure level holds of one side of one pair, node by node: matching vectors m, z = W m, the
-   convolution's output h.  For the gradient: u, that of out_1's output and then of z; dh and dm, those of h and m. */
-typedef struct { vec *m, *z, *h, *u, *dh, *dm; } Layers;
+/* One side of one pair: its nodes attend to the answers, the nodes of the other side.  raw, a, da: answers x nodes, in
+   rows of `stride` floats */
+typedef struct {
+    const Side *side;
+    int item, nodes, answers, stride;
+    int node, answer;               /* vectors of S from one node or answer to the next */
+    const vec *gram, *norm;         /* the answers' Gram matrices, the nodes' norms */
+    float *raw, *a, *norms;         /* affinities, attention, norms of an answer's affinities */
+    vec *m, *z, *h;                 /* node by node: matching vectors, z = W m, the convolution's output */
+    /* for the gradient only */
+    vec *y;                         /* y[answer][node]: the answer's row of G times a */
+    vec *inverse, *over;            /* 1 / (product of the norms); 1 / (quadratic form), 0 where clamped */
+    float *da;                      /* gradient of the affinities */
+    vec *u, *dh, *dm;               /* of out_1's output and then of z; of h; of m and then of the attended products */
+    vec *dq;                        /* of the quadratic forms, twice */
+    vec *d_gram, *d_self;           /* of the answers' and of the nodes' Gram matrices */
+    float *transposed[2];           /* weights of the convolution and of out_1 */
+} Half;
+typedef struct { Half half[2]; vec *S, *work; int R, n, word; } Pair;   /* word: vectors of S from word to word */
 
-void products(int R, int n, int dim, const vec *regions, const vec *words, vec *S, int stride);
-void affinities(int R, int n, const vec *S, int stride, float *visual, int vs, float *textual, int ts);
-void attend(float *a, int answers, int nodes, int stride, float smooth, float *norms, vec *work);
-void visual_edges(const Side *s, int item, int neighbors);
-void visual_edges_back(const Side *s, const Grad *d, int item, int neighbors);
-void textual_edges(const Side *s, int item, int neighbors, float smooth, float *work);
-void textual_edges_back(const Side *s, const Grad *d, int item, int neighbors, float smooth, float *work);
-float score(const Side *s, int item, int neighbors, const Layers *l);
-void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
-                float *d_edges, float *d);
+char *lay_out(const Job *j, Pair *p, char *memory, int gradients);
+void match_pair(const Job *j, Pair *p, int image, int caption, int gradients);
+void edges(const Job *j, int side, int item, float *work);
+void edges_back(const Job *j, int side, int item, float *work);
+float score(const Half *f, int neighbors);
+void score_back(const Half *f, int neighbors, float g, float *d_edges, float *d);
 
 static inline int parts(int n, int most) { return (n + most - 1) / most; }
 static inline int part(int n, int count, int i) { return n / count + (i < n % count); }   /* even parts */
 static inline int padded(int n, int unit) { return parts(n, unit) * unit; }
 static inline int64_t claim(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
-
-/* zeroed memory, aligned; NULL when there is none */
-static inline void *grab(size_t floats) {
-    size_t bytes = (floats * 4 + 63) / 64 * 64;
-    void *p = aligned_alloc(64, bytes);
-    return p ? memset(p, 0, bytes) : p;
-}
-/* one thread's memory: measured by a first pass with base NULL, then handed out piece by piece */
-typedef struct { char *base; size_t used; } Arena;
-static inline void *take(Arena *a, size_t floats) {
-    size_t at = a->used;
-    a->used += (floats * 4 + 63) / 64 * 64;
-    return a->base ? a->base + at : NULL;
-}
-/* memory for all pieces that a first pass has taken; false where there is none */
-static inline int reserve(Arena *a) {
-    a->base = grab(a->used / 4);
-    a->used = 0;
-    return a->base != NULL;
-}
-static inline int64_t longest(const Side *s) {
-    int64_t most = 0;
-    FOR(i, s->count) if (s->length[i] > most) most = s->length[i];
-    return most;
-}
+static inline char *own_memory(Job *j) { return j->memory + claim(&j->threads) * j->room; }
 
 /* Makes numbers below 1e-38 count as 0 in this thread: a processor is many times slower with them, and Gaussian edge
-   weights are full of them.  Returns what `restore` takes. */
-static inline unsigned flush(void) {
+   weights are full of them. */
+static inline void flush(void) {
 #if defined(__SSE__)
-    unsigned before = __builtin_ia32_stmxcsr();
-    __builtin_ia32_ldmxcsr(before | 0x8040);
-    return before;
-#else
-    return 0;
-#endif
-}
-static inline void restore(unsigned before) {
-#if defined(__SSE__)
-    __builtin_ia32_ldmxcsr(before);
-#else
-    (void)before;
+    __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040);
 #endif
 }
 

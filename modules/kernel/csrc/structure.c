@@ -1,55 +1,21 @@
 /* The structure level: a pair's scores and their gradients (docs/method.md, section 2.4). */
 #include "pairs.h"
 
-/* ---- scores ---- */
+/* ---- products of (nodes, width) with (width, vectors), nodes and other rows taken LINES at once ---- */
 
-INLINE void linear_some(const int nodes, int width, const float *x, const vec *w, vec *out) {
-    vec sum[LINES][HV];
-    EACH(i, nodes) EACH(h, HV) sum[i][h] = (vec){0};
-    for (int k = 0; k < width; k++, w += HV) EACH(i, nodes) EACH(h, HV) sum[i][h] += w[h] * x[i * width + k];
-    EACH(i, nodes) EACH(h, HV) out[i * HV + h] = sum[i][h];
+INLINE void linear_some(const int nodes, const int vectors, int width, const float *x, const vec *w, vec *out) {
+    vec sum[LINES][HV > NV ? HV : NV];
+    EACH(i, nodes) EACH(c, vectors) sum[i][c] = (vec){0};
+    for (int k = 0; k < width; k++, w += vectors) EACH(i, nodes) EACH(c, vectors) sum[i][c] += w[c] * x[i * width + k];
+    EACH(i, nodes) EACH(c, vectors) out[i * vectors + c] = sum[i][c];
 }
-/* (nodes, width) (width, HP) -> (nodes, HP) */
-static void linear(int nodes, int width, const float *x, const float *w, vec *out) {
+INLINE void linear(const int vectors, int nodes, int width, const vec *x, const float *w, vec *out) {
+    const float *rows = (const float *)x;
     int i = 0;
-    for (; i + LINES <= nodes; i += LINES) linear_some(LINES, width, x + i * width, (const vec *)w, out + i * HV);
-    for (; i < nodes; i++) linear_some(1, width, x + i * width, (const vec *)w, out + i * HV);
+    for (; i + LINES <= nodes; i += LINES)
+        linear_some(LINES, vectors, width, rows + i * width, (const vec *)w, out + i * vectors);
+    for (; i < nodes; i++) linear_some(1, vectors, width, rows + i * width, (const vec *)w, out + i * vectors);
 }
-INLINE void gather_some(const int some, int nodes, const float *e, const vec *z, vec *out) {
-    vec sum[LINES][HV];
-    EACH(i, some) EACH(h, HV) sum[i][h] = (vec){0};
-    for (int j = 0; j < nodes; j++, z += HV)
-        EACH(i, some) EACH(h, HV) sum[i][h] += edge(e + (i * nodes + j) * EW, h % EV) * z[h];
-    EACH(i, some) EACH(h, HV) out[i * HV + h] = sum[i][h];
-}
-/* matching vectors m -> z = W m and the convolution's output h */
-static void convolve(const Side *s, int item, int neighbors, const vec *m, vec *z, vec *h) {
-    int nodes = s->length[item], i = 0;
-    const float *e = s->edges + s->edge[item] * EW;
-    const vec *bias = (const vec *)(s->params + CONV_B);
-    linear(nodes, KP, (const float *)m, s->params, z);
-    if (!neighbors) {
-        FOR(i, nodes) EACH(c, HV) h[i * HV + c] = z[i * HV + c] * edge(e + i * EW, c % EV) + bias[c];
-        return;
-    }
-    for (; i + LINES <= nodes; i += LINES) gather_some(LINES, nodes, e + i * nodes * EW, z, h + i * HV);
-    for (; i < nodes; i++) gather_some(1, nodes, e + i * nodes * EW, z, h + i * HV);
-    FOR(i, nodes) EACH(c, HV) h[i * HV + c] = tangent(h[i * HV + c] + bias[c]);
-}
-/* matching vectors -> the side's score of the pair, without out_2's bias */
-float score(const Side *s, int item, int neighbors, const Layers *l) {
-    int nodes = s->length[item];
-    vec *z = l->z;
-    const vec *bias = (const vec *)(s->params + OUT1_B), *last = (const vec *)(s->params + OUT2_W);
-    vec sum = {0};
-    convolve(s, item, neighbors, l->m, z, l->h);
-    linear(nodes, HP, (const float *)l->h, s->params + OUT1_W, z);
-    FOR(i, nodes) EACH(c, HV) sum += tangent(z[i * HV + c] + bias[c]) * last[c];
-    return total(sum) / nodes;
-}
-
-/* ---- their gradients ---- */
-
 /* out (width, HP) += x^T y, x (nodes, width), y (nodes, HP) */
 INLINE void outer_some(const int some, int nodes, int width, const float *x, const vec *y, vec *out) {
     vec sum[LINES][HV];
@@ -57,42 +23,63 @@ INLINE void outer_some(const int some, int nodes, int width, const float *x, con
     for (int n = 0; n < nodes; n++, x += width, y += HV) EACH(i, some) EACH(h, HV) sum[i][h] += y[h] * x[i];
     EACH(i, some) EACH(h, HV) out[i * HV + h] = sum[i][h];
 }
-static void outer(int nodes, int width, const float *x, const vec *y, vec *out) {
+static void outer(int nodes, int width, const vec *x, const vec *y, float *out) {
+    const float *rows = (const float *)x;
     int i = 0;
-    for (; i + LINES <= width; i += LINES) outer_some(LINES, nodes, width, x + i, y, out + i * HV);
-    for (; i < width; i++) outer_some(1, nodes, width, x + i, y, out + i * HV);
+    for (; i + LINES <= width; i += LINES) outer_some(LINES, nodes, width, rows + i, y, (vec *)out + i * HV);
+    for (; i < width; i++) outer_some(1, nodes, width, rows + i, y, (vec *)out + i * HV);
 }
-/* (nodes, HP) (HP, vectors) -> (nodes, vectors); four nodes at once, the last one repeated to fill up */
-INLINE void back(const int vectors, int nodes, const float *x, const vec *w, vec *out) {
-    for (int n = 0; n < nodes; n += 4) {
-        vec sum[4][HV > NV ? HV : NV];
-        const float *row[4];
-        EACH(i, 4) row[i] = x + (n + i < nodes ? n + i : nodes - 1) * HP;
-        EACH(i, 4) EACH(c, vectors) sum[i][c] = (vec){0};
-        FOR(h, HP) EACH(i, 4) EACH(c, vectors) sum[i][c] += w[h * vectors + c] * row[i][h];
-        FOR(i, 4) if (n + i < nodes) EACH(c, vectors) out[(n + i) * vectors + c] = sum[i][c];
-    }
-}
-/* u = transposed edges times dh, some rows of it */
-INLINE void scatter_some(const int some, int nodes, const float *e, const vec *dh, vec *u) {
+/* out[i] = the sum over k of the edge from i to k times x[k]; down, across: rows of e from one i and from one k to the
+   next */
+INLINE void mix_some(const int some, int nodes, const float *e, int down, int across, const vec *x, vec *out) {
     vec sum[LINES][HV];
-    EACH(j, some) EACH(c, HV) sum[j][c] = (vec){0};
-    for (int i = 0; i < nodes; i++, e += nodes * EW, dh += HV)
-        EACH(j, some) EACH(c, HV) sum[j][c] += edge(e + j * EW, c % EV) * dh[c];
-    EACH(j, some) EACH(c, HV) u[j * HV + c] = sum[j][c];
+    EACH(i, some) EACH(h, HV) sum[i][h] = (vec){0};
+    for (int k = 0; k < nodes; k++, e += across * EW, x += HV)
+        EACH(i, some) EACH(h, HV) sum[i][h] += edge(e + i * down * EW, h % EV) * x[h];
+    EACH(i, some) EACH(h, HV) out[i * HV + h] = sum[i][h];
 }
+static void mix(int nodes, const float *e, int down, int across, const vec *x, vec *out) {
+    int i = 0;
+    for (; i + LINES <= nodes; i += LINES) mix_some(LINES, nodes, e + i * down * EW, down, across, x, out + i * HV);
+    for (; i < nodes; i++) mix_some(1, nodes, e + i * down * EW, down, across, x, out + i * HV);
+}
+
+/* ---- scores ---- */
+
+/* matching vectors m -> z = W m and the convolution's output h; out_1's output without bias, into out */
+static void layers(const Half *f, int neighbors, vec *out) {
+    const float *e = f->side->edges + f->side->edge[f->item] * EW, *params = f->side->params;
+    const vec *bias = (const vec *)(params + CONV_B);
+    linear(HV, f->nodes, KP, f->m, params, f->z);
+    if (neighbors) {
+        mix(f->nodes, e, f->nodes, 1, f->z, f->h);
+        FOR(i, f->nodes) EACH(c, HV) f->h[i * HV + c] = tangent(f->h[i * HV + c] + bias[c]);
+    } else FOR(i, f->nodes) EACH(c, HV) f->h[i * HV + c] = f->z[i * HV + c] * edge(e + i * EW, c % EV) + bias[c];
+    linear(HV, f->nodes, HP, f->h, params + OUT1_W, out);
+}
+/* matching vectors -> the side's score of the pair, without out_2's bias */
+float score(const Half *f, int neighbors) {
+    const vec *bias = (const vec *)(f->side->params + OUT1_B), *last = (const vec *)(f->side->params + OUT2_W);
+    vec sum = {0};
+    layers(f, neighbors, f->z);
+    FOR(i, f->nodes) EACH(c, HV) sum += tangent(f->z[i * HV + c] + bias[c]) * last[c];
+    return total(sum) / f->nodes;
+}
+
+/* ---- their gradients ---- */
+
 /* gradient dh of the convolution's output -> of z = W m, into u, and added to the edges and the bias */
-static void convolve_back(const Side *s, int item, int neighbors, const Layers *l, float *d_edges, vec *d_bias) {
-    int nodes = s->length[item], j = 0;
-    const float *e = s->edges + s->edge[item] * EW;
-    const vec *z = l->z, *h = l->h;
-    float *de = d_edges + s->edge[item] * EW;
-    vec *dh = l->dh, *u = l->u;
+static void convolve_back(const Half *f, int neighbors, float *d_edges, vec *d_bias) {
+    int nodes = f->nodes;
+    const float *e = f->side->edges + f->side->edge[f->item] * EW;
+    float *de = d_edges + f->side->edge[f->item] * EW;
+    const vec *z = f->z, *h = f->h;
+    vec *dh = f->dh;
     if (neighbors) FOR(i, nodes * HV) dh[i] *= 1 - h[i] * h[i];
     FOR(i, nodes) EACH(c, HV) d_bias[c] += dh[i * HV + c];
     if (!neighbors) {
         FOR(i, nodes) EACH(c, HV) add_edge(de + i * EW, c % EV, dh[i * HV + c] * z[i * HV + c]);
-        FOR(i, nodes) EACH(c, HV) u[i * HV + c] = dh[i * HV + c] * edge(e + i * EW, c % EV);
+        FOR(i, nodes) EACH(c, HV) f->u[i * HV + c] = dh[i * HV + c] * edge(e + i * EW, c % EV);
         return;
     }
     FOR(i, nodes) {
@@ -104,28 +91,23 @@ static void convolve_back(const Side *s, int item, int neighbors, const Layers *
             EACH(c, EV) add_edge(de + (i * nodes + j) * EW, c, sum[c]);
         }
     }
-    for (; j + LINES <= nodes; j += LINES) scatter_some(LINES, nodes, e + j * EW, dh, u + j * HV);
-    for (; j < nodes; j++) scatter_some(1, nodes, e + j * EW, dh, u + j * HV);
+    mix(nodes, e, 1, nodes, dh, f->u);
 }
-/* gradient g of the side's score -> of m, into dm, and added to d (of the parameters) and d_edges.
-   transposed: the weights of the convolution and of out_1 */
-void score_back(const Side *s, int item, int neighbors, float g, const Layers *l, float *const *transposed,
-                float *d_edges, float *d) {
-    int nodes = s->length[item];
-    const vec *bias = (const vec *)(s->params + OUT1_B), *last = (const vec *)(s->params + OUT2_W);
-    vec *d_bias = (vec *)(d + OUT1_B), *d_last = (vec *)(d + OUT2_W), *u = l->u;
-    convolve(s, item, neighbors, l->m, l->z, l->h);
-    linear(nodes, HP, (const float *)l->h, s->params + OUT1_W, u);
-    g /= nodes;
-    FOR(i, nodes) EACH(c, HV) {
+/* gradient g of the side's score -> of m, into dm, and added to d (of the parameters) and d_edges */
+void score_back(const Half *f, int neighbors, float g, float *d_edges, float *d) {
+    const vec *bias = (const vec *)(f->side->params + OUT1_B), *last = (const vec *)(f->side->params + OUT2_W);
+    vec *d_bias = (vec *)(d + OUT1_B), *d_last = (vec *)(d + OUT2_W), *u = f->u;
+    layers(f, neighbors, u);
+    g /= f->nodes;
+    FOR(i, f->nodes) EACH(c, HV) {
         vec t = tangent(u[i * HV + c] + bias[c]), du = g * last[c] * (1 - t * t);
         d_last[c] += g * t;
         d_bias[c] += du;
         u[i * HV + c] = du;
     }
-    outer(nodes, HP, (const float *)l->h, u, (vec *)(d + OUT1_W));
-    back(HV, nodes, (const float *)u, (const vec *)transposed[1], l->dh);
-    convolve_back(s, item, neighbors, l, d_edges, (vec *)(d + CONV_B));
-    outer(nodes, KP, (const float *)l->m, u, (vec *)d);
-    back(NV, nodes, (const float *)u, (const vec *)transposed[0], l->dm);
+    outer(f->nodes, HP, f->h, u, d + OUT1_W);
+    linear(HV, f->nodes, HP, u, f->transposed[1], f->dh);
+    convolve_back(f, neighbors, d_edges, (vec *)(d + CONV_B));
+    outer(f->nodes, KP, f->m, u, d);
+    linear(NV, f->nodes, HP, u, f->transposed[0], f->dm);
 }
