@@ -157,14 +157,18 @@ def proportions_differ(size, other):
     return abs(np.log(w * g / (h * v))) > max(0.02, 1.5 / min(w, h, v, g))
 
 
+def are_stretched(sizes):
+    """Whether every size (N, 2) is one square: the extractor has stretched the pictures, and all boxes fit."""
+    return len(sizes) > 1 and bool((sizes == sizes[0, 0]).all())
+
+
 def other_proportions(sizes, files):
     """In a line, how many pictures have other proportions than the sizes that the boxes belong to; None for none.
 
     sizes: (N, 2) width, height, as in {split}_ims_size.npy; files: N paths, None where an image has no picture.
-    Where every size is the same square, the extractor has stretched the pictures, and all boxes fit.
     """
     sizes, found = np.asarray(sizes), []
-    if len(sizes) > 1 and (sizes == sizes[0, 0]).all():
+    if are_stretched(sizes):
         return None
     for (w, h), path in zip(sizes, tqdm(files, "sizes of pictures", disable=None, leave=False)):
         size = picture_size(path) if path else None

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from files.arrays import read_boxes, read_sizes
 from files.errors import InputError, warn
-from files.pictures import open_picture, picture_size, proportions_differ
+from files.pictures import are_stretched, open_picture, picture_size, proportions_differ
 from files.text import CAPTIONS_PER_IMAGE
 from reporting.rendering import template
 
@@ -62,7 +62,7 @@ class ImageViewer:
 
     def __call__(self, number):
         picture, note = self.picture(number, self.side), ""
-        if picture and self.sizes is not None:
+        if picture and self.sizes is not None and not are_stretched(self.sizes):
             (w, h), (w2, h2) = picture_size(self.files[number]), (round(float(x)) for x in self.sizes[number])
             if proportions_differ((w, h), self.sizes[number]):
                 note = f"The picture is {w} × {h}, but the data's size is {w2} × {h2}: the boxes may not fit it."

@@ -15,7 +15,7 @@ import graph
 from model import EncoderImage, EncoderText, Explanation, MatchingModel, compiled
 from modules.blocks import all_pairs, for_computing, joined, padded
 from modules.kernel import scores as kernel_scores
-from modules.sides import CaptionSide, ImageSide
+from modules.sides import ImageSide
 from runtime.transfer import send
 
 
@@ -105,10 +105,6 @@ class GSMN(MatchingModel):
         """Visual plus textual score of all pairs (I, C)."""
         visual, textual = self.pair_scores(images, captions)
         return visual + textual
-
-    def forward_scores(self, img_emb, cap_emb, bboxes, depends, cap_lens):
-        """pair_scores of two sides, given part by part."""
-        return self.pair_scores(ImageSide(img_emb, bboxes), CaptionSide(cap_emb, cap_lens, depends))
 
     @torch.no_grad()
     def explain(self, image, caption):

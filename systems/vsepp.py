@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model import EncoderCaption, MatchingModel
 from modules.backbone import EncoderImageFull
@@ -22,31 +23,17 @@ class EncoderVector(nn.Module):
         return finish(self.fc(images.mean(1)), self.use_abs, self.no_imgnorm)
 
 
-class OrderSimilarity(torch.autograd.Function):
+def order_similarity(images, captions):
     """−‖max(0, s − i)‖₂ of images i (I, D) and captions s (C, D) -> (I, C)  (docs/method.md, section 3.3).
 
-    Image by image, forward and backward: no (I, C, D) tensor.  Its gradient at 0 is 0.
+    Image by image, also in the backward pass, which computes the violations again: no (I, C, D) tensor.
     """
+    rows = [checkpoint(of_one_image, image, captions, use_reentrant=False) for image in images]
+    return torch.stack(rows) if rows else captions.new_zeros(0, len(captions))
 
-    @staticmethod
-    def forward(ctx, images, captions):
-        sims = images.new_empty(len(images), len(captions))
-        for i, image in enumerate(images):
-            sims[i] = -torch.linalg.vector_norm((captions - image).clamp_(min=0), dim=1)
-        ctx.save_for_backward(images, captions, sims)
-        return sims
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        images, captions, sims = ctx.saved_tensors
-        grad = torch.where(sims < 0, grad / sims, 0)  # d sims / d captions = violation / sims
-        to_images, to_captions = torch.zeros_like(images), torch.zeros_like(captions)
-        for i, image in enumerate(images):
-            part = (captions - image).clamp_(min=0).mul_(grad[i].unsqueeze(1))  # (C, D)
-            to_images[i] = -part.sum(0)
-            to_captions += part
-        return to_images, to_captions
+def of_one_image(image, captions):
+    return -torch.linalg.vector_norm((captions - image).clamp(min=0), dim=1)
 
 
 class VSEpp(MatchingModel):
@@ -74,4 +61,4 @@ class VSEpp(MatchingModel):
         """Scores of all pairs (I, C): inner products, or the order similarity (--measure order)."""
         if self.inner_product:
             return images.emb @ captions.emb.t()
-        return OrderSimilarity.apply(images.emb, captions.emb)
+        return order_similarity(images.emb, captions.emb)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import dataset, golden, golden_or_skip, random_case, shared, small_opt
+from tiny import dataset, golden, golden_or_skip, pair_scores, random_case, shared, small_opt
 
 import data
 import graph
@@ -54,7 +54,7 @@ def test_similarities_with_right_boxes(tested):
     net, e, expected, _ = tested
     np.testing.assert_array_equal(e.boxes, expected["boxes_correct"])
     with torch.no_grad():
-        visual, textual = net.forward_scores(e.images, e.captions, e.boxes, e.depends, e.lengths)
+        visual, textual = pair_scores(net, e.images, e.captions, e.boxes, e.depends, e.lengths)
     np.testing.assert_allclose(visual, expected["correct_i2t_sims"], atol=2e-6)
     np.testing.assert_allclose(textual, expected["correct_t2i_sims"], atol=2e-6)
     np.testing.assert_allclose(visual + textual, expected["correct_sims"], atol=2e-6)
@@ -148,9 +148,9 @@ def test_fast_is_literal(propagation, is_sparse, case):
     inputs = [images, *words]
     for x in inputs:
         x.requires_grad_()
-    fast = net.forward_scores(images, words, boxes, depends, lengths)
+    fast = pair_scores(net, images, words, boxes, depends, lengths)
     padded = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=7.0)
-    again = net.forward_scores(images, padded, boxes, depends, lengths)
+    again = pair_scores(net, images, padded, boxes, depends, lengths)
     torch.testing.assert_close(again, fast, rtol=0, atol=1e-13)
     plain = literal.literal_scores(net, images, words, boxes, depends)
     weight = torch.randn(fast[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

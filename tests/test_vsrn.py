@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 import model
 from files.errors import InputError
 from modules.layers import unit
-from systems.vsepp import OrderSimilarity
+from systems.vsepp import order_similarity
 from systems.vsrn import VSRN
 
 
@@ -74,20 +74,20 @@ def test_order_similarity_and_its_gradient():
     torch.manual_seed(1)
     images = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
     captions = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
-    found = OrderSimilarity.apply(images, captions)
+    found = order_similarity(images, captions)
     torch.testing.assert_close(found, -(captions - images.unsqueeze(1)).clamp(min=0).norm(dim=2), rtol=0, atol=1e-14)
-    assert torch.autograd.gradcheck(OrderSimilarity.apply, (images, captions))
+    assert torch.autograd.gradcheck(order_similarity, (images, captions))
     captions = images.detach().clone().requires_grad_()  # on the diagonal the violation is 0
-    OrderSimilarity.apply(images, captions).diagonal().sum().backward()
+    order_similarity(images, captions).diagonal().sum().backward()
     assert not captions.grad.any()
-    assert OrderSimilarity.apply(images, captions[:0]).shape == (3, 0)
+    assert order_similarity(images, captions[:0]).shape == (3, 0)
 
 
 def test_order_similarity_makes_no_large_tensor():
     """1,000 x 1,000 pairs of width 64 would be 256 MB; the largest tensor made is the result, 4 MB."""
     images, captions = torch.rand(1000, 64), torch.rand(1000, 64)
     with torch.profiler.profile(profile_memory=True) as profile:
-        OrderSimilarity.apply(images, captions)
+        order_similarity(images, captions)
     assert max(event.cpu_memory_usage for event in profile.events()) < 10 << 20
 
 

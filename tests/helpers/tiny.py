@@ -20,6 +20,7 @@ from checkpoints import checkpoint
 from data import PrecompDataset
 from files.errors import InputError
 from model import build_model
+from modules.sides import CaptionSide, ImageSide
 from reporting import pages
 from reporting.outputs import provenance
 from systems.options import completed, train_options
@@ -157,6 +158,11 @@ def small_opt(model="gsmn", **changes):
     opt, _ = train_options([*SIZES[model].split(), "--img_dim", "8", "--data_name", NAME])
     vars(opt).update({"vocab_size": 20, **changes})
     return opt
+
+
+def pair_scores(net, regions, words, boxes, depends, lengths):
+    """GSMN's visual and textual scores of all pairs."""
+    return net.pair_scores(ImageSide(regions, boxes), CaptionSide(words, lengths, depends))
 
 
 def random_case(regions=5, lengths=(3, 1, 7, 3, 2), images=4, width=16, seed=0):

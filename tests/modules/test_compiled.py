@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from tiny import random_case, small_opt
+from tiny import pair_scores, random_case, small_opt
 from torch._dynamo.utils import counters
 from torch._inductor import pattern_matcher
 
@@ -32,7 +32,7 @@ def scores_and_gradients(net, lengths, images, seed):
     regions, words, boxes, depends, lengths = random_case(5, lengths, images, 64, seed)
     words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True).requires_grad_()
     regions.requires_grad_()
-    scores = net.forward_scores(regions, words, boxes, depends, lengths)
+    scores = pair_scores(net, regions, words, boxes, depends, lengths)
     wanted = [regions, words, *net.i2t_match_G.parameters(), net.t2i_match_G.out_1.weight_v]
     return [*scores, *torch.autograd.grad(scores[0].square().sum() + scores[1].sum(), wanted)]
 

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from tiny import random_case, small_opt
+from tiny import pair_scores, random_case, small_opt
 
 import evaluation
 import model
@@ -37,7 +37,7 @@ def scores_and_gradients(net, images, words, boxes, depends, lengths):
     """Both scores, and gradients of a mixture of them in everything they depend on."""
     words = torch.nn.utils.rnn.pad_sequence(words, batch_first=True)
     inputs = {"images": images.clone().requires_grad_(), "words": words.requires_grad_()}
-    scores = net.forward_scores(inputs["images"], inputs["words"], boxes, depends, lengths)
+    scores = pair_scores(net, inputs["images"], inputs["words"], boxes, depends, lengths)
     weight = torch.randn(scores[0].shape, generator=torch.Generator().manual_seed(2)).to(images)
     wanted = inputs | {n: p for n, p in net.named_parameters() if "match_G" in n and "params" not in n}
     loss = (scores[0] * weight + scores[1] * weight.sin()).sum()
@@ -142,7 +142,7 @@ def test_calls_alive_at_once_do_not_share_memory():
     cases = [random_case(width=64, seed=seed) for seed in (0, 1)]
     alone = [scores_and_gradients(net, *case)["images"] for case in cases]
     images = [case[0].clone().requires_grad_() for case in cases]
-    scores = [net.forward_scores(x, *case[1:]) for x, case in zip(images, cases)]
+    scores = [pair_scores(net, x, *case[1:]) for x, case in zip(images, cases)]
     weight = torch.randn(scores[0][0].shape, generator=torch.Generator().manual_seed(2))
     for x, (visual, textual), expected in zip(images, scores, alone):
         (visual * weight + textual * weight.sin()).sum().backward()

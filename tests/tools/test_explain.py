@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from browser import open_browser
-from tiny import VSRN, make_tiny, message, picture_folder, similarities, write_model
+from tiny import VSRN, make_tiny, message, pair_scores, picture_folder, similarities, write_model
 
 import data
 import evaluation
@@ -65,7 +65,7 @@ def test_parts_add_up_to_the_score(tiny, tmp_path, propagation, is_sparse, boxes
     batch = data.collate([dataset[i] for i in range(30)])
     with torch.no_grad():
         images, captions = (side.emb for side in net.encode_sides(batch))
-        visual, textual = net.forward_scores(images, captions, batch.bboxes, batch.depends, batch.lengths)
+        visual, textual = pair_scores(net, images, captions, batch.bboxes, batch.depends, batch.lengths)
     for b, c in ((0, 0), (3, 7), (29, 1)):
         pair = batch.depends and batch.depends[c : c + 1]
         box = None if batch.bboxes is None else batch.bboxes[b : b + 1]

@@ -95,6 +95,9 @@ def test_a_page_names_what_was_searched_escapes_it_and_has_a_largest_size(tiny, 
     assert "<script>boom" not in page and "&lt;script&gt;boom" in page and "<b> dog" not in page
     for fact in (str(tiny.model), str(tiny.folder), "split test", "epoch 0", "torch"):
         assert fact in page, fact
+    sizes = tiny.folder / "test_ims_size.npy"
+    np.save(sizes, np.full_like(np.load(sizes), 224))  # the extractor has stretched all: their boxes fit
+    assert "image 2" not in find(tiny.model, capsys, "--query", "a dog", "--images", folder, "--top", 6)[2].err
 
 
 def test_complaints(tiny, tmp_path, capsys, monkeypatch):
