@@ -20,8 +20,8 @@ from vocab import END, PAD, check_ids, encode_all, warn_unfit
 
 DEV_CAPTIONS = 5000  # a longer dev split is cut to these
 NO_FEATURES = "check --data_path, --data_name and the split, or make it with tools/extract_features.py"
+CHECKED_BYTES = 1 << 30  # features up to this size are read once before a run begins, which takes seconds
 COMPARED_IMAGES = 64  # images, at least, whose five rows of features are compared when a split is opened
-CHECKED_BYTES = 1 << 30  # features up to this size are checked before a run begins, which takes seconds
 
 
 def label_and_mask(ids, max_len):
@@ -181,44 +181,19 @@ class PrecompDataset(Dataset):
 
     def image(self, g):
         """Features of image g: (R, F) float32."""
-        return self._features(self.row_of(g * CAPTIONS_PER_IMAGE))
+        return self.features_of(g * CAPTIONS_PER_IMAGE).float()
 
-    def _features(self, row):
-        features = torch.empty(1, *self.images.shape[1:])
-        self.read_rows([row], features)
-        return features[0]
-
-    def row_of(self, i):
-        """Number of the row of features that caption i's image has."""
-        return i // self.im_div
-
-    @property
-    def features_like(self):
-        """An empty tensor of the type in which features travel, (0, R, F): the file's float16, else float32."""
-        kind = torch.float16 if self.images.dtype == np.float16 else torch.float32
-        return torch.empty(0, *self.images.shape[1:], dtype=kind)
-
-    def read_rows(self, rows, out):
-        """Copy these rows of features into the tensor out (len(rows), R, F). InputError for NaN or infinity."""
-        target = out.numpy()
+    def features_of(self, i):
+        """Features of caption i's image: (R, F), float16 as in the file, else float32. InputError for NaN, infinity."""
+        row, kind = i // self.im_div, np.float16 if self.images.dtype == np.float16 else np.float32
         with np.errstate(over="ignore"):  # float64 beyond float32: infinity, which is refused
-            for place, row in enumerate(rows):
-                target[place] = self.images[row]
-        if len(out) and not torch.stack(torch.aminmax(out)).isfinite().all():  # one pass; NaN is passed on
-            row = next(row for row, features in zip(rows, out) if not torch.isfinite(features).all())
+            features = torch.from_numpy(self.images[row].astype(kind))
+        if not torch.stack(features.aminmax()).isfinite().all():  # one pass; NaN is passed on
             raise InputError(f"{self.features_file}, row {row}: NaN or infinity; extract this image again")
-
-    def check_features(self):
-        """InputError for the first row that holds NaN or infinity."""
-        for row in range(len(self.images)):
-            self._features(row)
+        return features
 
     def __getitem__(self, i):
-        return self.item(i, self._features(self.row_of(i)))
-
-    def __getitems__(self, captions):
-        """Items without images: a loader reads those of a whole batch into one tensor (batches.read_features)."""
-        return [self.item(i) for i in captions]
+        return self.item(i, self.features_of(i))
 
     def item(self, i, image=None):
         """Caption i with an image or without."""
@@ -328,7 +303,8 @@ def get_loaders(data_name, vocab, batch_size, workers, opt, replicas=1, rank=0):
     dev = get_test_loader("dev", data_name, vocab, batch_size, workers, opt)
     for dataset in (train, dev.dataset):
         if isinstance(dataset, PrecompDataset) and dataset.images.nbytes <= CHECKED_BYTES:
-            dataset.check_features()
+            for i in range(0, len(dataset), dataset.im_div):
+                dataset.features_of(i)  # NaN is said now
     return make_loader(train, sampler, workers, pin=(opt.device or "cpu").startswith("cuda")), dev
 
 

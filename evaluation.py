@@ -4,7 +4,6 @@ docs/method.md, section 4.  In this order: embeddings, similarities, one checkpo
 scripts' entry points.  Ranks and recalls are counted in reporting/ranks.py and printed in reporting/printing.py.
 """
 
-import contextlib
 import math
 import os
 import shlex
@@ -17,16 +16,17 @@ import torch
 from tqdm import tqdm
 
 import data
-from checkpoints.evaluation_options import RANKS, overrides_of
+from checkpoints.evaluation_options import eval_parser, overrides_of
 from checkpoints.loading import load_model, open_members
 from files.errors import InputError
+from files.writing import atomic_write
 from modules import blocks
 from modules.sides import CaptionSide, ImageSide
 from reporting.metrics import recalls
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
 from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, t2i
-from runtime import distributed, shared_arrays
+from runtime import distributed
 
 # what other programs call, some of it defined elsewhere
 __all__ = ["Encoded", "encode_data", "evalrank", "evaluate", "five_folds", "i2t", "load_model", "recalls", "t2i"]
@@ -113,21 +113,21 @@ def finite(embeddings, what, numbers):
 # ---- similarities
 
 
-def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128, sims=None):
+def shard_xattn(model, img_embs, cap_embs, bboxes, depends, cap_lens, shard_size=128):
     """score_all as the published code names it, the sides given part by part; shard_size has no effect."""
-    return score_all(model, ImageSide(img_embs, bboxes), CaptionSide(cap_embs, cap_lens, depends), sims)
+    return score_all(model, ImageSide(img_embs, bboxes), CaptionSide(cap_embs, cap_lens, depends))
 
 
 @torch.no_grad()
-def score_all(model, images, captions, sims=None):
-    """Similarity of all images with all captions, in blocks -> float32 (N, M), written into `sims` where given.
+def score_all(model, images, captions):
+    """Similarity of all images with all captions, in blocks -> float32 (N, M).
 
     images, captions: the sides as encode_split gives them.  The model's memory budget decides how large the blocks are.
     Several processes each score a share of the images, then all have the whole matrix.  InputError where a similarity
     is not finite.
     """
     share = distributed.local_slice(len(images))
-    sims = np.empty((len(images), len(captions)), np.float32) if sims is None else sims
+    sims = np.empty((len(images), len(captions)), np.float32)
     width, budget = images.emb.shape[-1], blocks.budget(model.sim_memory, model.device) / 8
     rows = np.full(len(images), images.emb[0].numel() // width)[share]
     order = np.argsort(np.asarray(captions.lengths), kind="stable")  # captions of one length form large groups
@@ -142,8 +142,7 @@ def score_all(model, images, captions, sims=None):
                 sims[part, block] = scores.float().cpu().numpy()
                 bar.update(len(some) * len(block))
     check_finite(sims[share], share.start)
-    shared_arrays.exchange(sims)
-    return sims
+    return distributed.exchange_slices(sims)
 
 
 def pieces(rows, width, budget):
@@ -162,27 +161,23 @@ def pieces(rows, width, budget):
     return [*cut, slice(start, len(rows))] if len(rows) else []
 
 
-def score_member(member, fold5, full, store):
+def score_member(member, fold5, full):
     """The similarities of one checkpoint -> {'full': [(N, M)], 'fold5': five of (N/5, M/5)} as requested.
 
-    store: shared_arrays.ArrayStore for the array that may be saved: the full matrix or, without it, the folds.
     Folds that are parts of the full matrix are left out; with_folds adds them.
     """
     model, dataset = member.model, member.loader.dataset
     print("Computing results...")
     images, captions = encode_split(model, member.loader)
     print(f"Images: {len(images)}, Captions: {len(captions)}")
-    n, m, sims = len(images), len(captions), {}
-    released = dataset.inputs.boxes == "released"
+    sims, released = {}, dataset.inputs.boxes == "released"
     if full:
-        sims["full"] = [store.new((n, m))]
-        score_all(model, with_released_boxes(images, member, False) if released else images, captions, sims["full"][0])
+        sims["full"] = [score_all(model, with_released_boxes(images, member, False) if released else images, captions)]
     if fold5 and (not full or released):
         images = with_released_boxes(images, member, True) if released else images
-        sims["fold5"] = (shared_arrays.ArrayStore() if full else store).new((5, n // 5, m // 5))
-        for k in range(5):
-            rows, columns = (slice(k * (size // 5), (k + 1) * (size // 5)) for size in (n, m))
-            score_all(model, images.take(rows), captions.take(columns), sims["fold5"][k])
+        n, m = len(images) // 5, len(captions) // 5
+        folds = [(slice(k * n, (k + 1) * n), slice(k * m, (k + 1) * m)) for k in range(5)]
+        sims["fold5"] = [score_all(model, images.take(rows), captions.take(columns)) for rows, columns in folds]
     return sims
 
 
@@ -209,7 +204,6 @@ def evaluate(
     weights=None,
     normalize=False,
     observers=(),
-    store=None,
     **overrides,
 ):
     """Evaluate checkpoints one by one and, when there are several, their ensemble; print each block.
@@ -217,16 +211,18 @@ def evaluate(
     The ensemble is the mean of the similarities, weighted by `weights` where given; `normalize` first gives each
     model's similarities mean 0 and standard deviation 1 (docs/method.md, section 4.4).
     Returns (results, sims).  results has, for each checkpoint and then for the ensemble, its path as 'model' and
-    the requested metrics of 'full' and 'fold5'; sims are the last one's.
-    ties: the order of equal scores.  store: shared_arrays.ArrayStore for the similarities (default: memory).
-    observers: each has check(dataset), called before the work, and add(result, sims), called with every result.
+    the requested metrics of 'full' and 'fold5'; of several processes the main one has them.  sims are the last one's.
+    ties: the order of equal scores.  observers: each has check(dataset), called before the work, and
+    add(result, sims), called with every result.
     """
-    several = len(model_paths) > 1
-    check_weights(weights, len(model_paths))
+    several, factors = len(model_paths) > 1, weights or [1] * len(model_paths)
+    if len(factors) != len(model_paths) or sum(factors) <= 0:
+        given = " ".join(f"{weight:g}" for weight in factors)
+        raise InputError(f"--weights {given}: need one for each of {len(model_paths)} checkpoints, and one above 0")
     members = open_members(model_paths, split, fold5, overrides)
     for observer in observers:
         observer.check(members[0].loader.dataset)
-    store, results, total = store or shared_arrays.ArrayStore(), [], None
+    results, total = [], None
 
     def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
@@ -235,26 +231,25 @@ def evaluate(
         for observer in observers:
             observer.add(results[-1], sims)
 
-    factors = weights or [1] * len(members)
     for member, factor in zip(members, factors):
         if several:
             print(f"Model {member.path}")
         try:
-            sims = score_member(member, fold5, full, store)
+            sims = score_member(member, fold5, full)
         except NotFiniteError as error:
             raise InputError(f"{member.path}: {error}; its weights are broken, evaluate another checkpoint") from None
-        conclude({"model": member.path, "checkpoint": member.about}, sims)
-        if several:
-            weigh(sims, factor, normalize, member.path)
-            for kind in total or ():  # the first one's similarities become the sum
-                for rows, others in zip(shared_arrays.own_rows(total[kind]), shared_arrays.own_rows(sims[kind])):
-                    rows += others
-            total = total or sims
-    if several:
+        if distributed.is_main():
+            conclude({"model": member.path, "checkpoint": member.about}, sims)
+            if several:
+                weigh(sims, factor, normalize, member.path)
+                for kind in total or ():  # the first one's similarities become the sum
+                    for matrix, other in zip(total[kind], sims[kind]):
+                        matrix += other
+                total = total or sims
+    if several and distributed.is_main():
         print(f"Ensemble of {len(members)} models")
-        for rows in shared_arrays.own_rows(chain.from_iterable(total.values())):
-            rows /= sum(factors)
-        distributed.barrier()
+        for matrix in chain.from_iterable(total.values()):
+            matrix /= sum(factors)
         sims = total
         conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, sims)
     return results, with_folds(sims, fold5)
@@ -272,64 +267,41 @@ def rank_and_print(sims, ties):
     return result
 
 
-def check_weights(weights, n_models):
-    """InputError unless there are no weights, or one for each model with a positive sum."""
-    if weights is not None and (len(weights) != n_models or sum(weights) <= 0):
-        given = " ".join(f"{weight:g}" for weight in weights)
-        raise InputError(f"--weights {given}: need one for each of {n_models} checkpoints, and one above 0")
-
-
 def weigh(sims, weight, normalize, path):
     """Multiply a checkpoint's similarities by its weight, in place; normalize: first to mean 0 and deviation 1."""
     for matrices in sims.values():
-        mean, deviation = shared_arrays.mean_and_deviation(matrices) if normalize else (0, 1)
+        mean, deviation = 0.0, 1.0
+        if normalize:
+            rows = list(chain.from_iterable(matrices))
+            mean = np.mean([row.mean(dtype=np.float64) for row in rows])
+            deviation = float(np.sqrt(np.mean([np.square(row - mean).mean() for row in rows])))
         if deviation == 0:
             raise InputError(f"{path}: gives all pairs one score, which cannot be normalised; leave it out")
-        distributed.barrier()  # no process may change a shared file before all have read it
-        for rows in shared_arrays.own_rows(matrices):
-            rows -= mean
-            rows *= weight / deviation
+        for matrix in matrices:
+            matrix -= float(mean)
+            matrix *= weight / deviation
 
 
 # ---- what the scripts call
 
 
-def evalrank(
-    model_path,
-    data_path=None,
-    split="dev",
-    fold5=False,
-    ranks=RANKS,
-    ties="worst",
-    weights=None,
-    normalize=False,
-    json=None,
-    report=None,
-    images=None,
-    explain=0,
-    explain_pairs=(),
-    **overrides,
-):
+def evalrank(model_path, data_path=None, split="dev", fold5=False, **flags):
     """Evaluate one checkpoint, or the ensemble of a list of them, print the block of metrics and return the metrics.
 
-    fold5: evaluate five folds of the split, and print each and their mean.  ties, weights, normalize: as evaluate.
-    Files: ranks (None for no file), json (the metrics of every model), report (a folder of pages) with images (the
-    folder of image files for the pages) and with explanations of the `explain` worst queries each way and of
-    explain_pairs, texts such as '3:17' (image, caption).  overrides: options of the checkpoint, as boxes='released',
-    device='cuda'.
+    fold5: evaluate five folds of the split, and print each and their mean.  flags: others of test_stack.py by their
+    names, as boxes="released", device="cuda", json="metrics.json", report="folder", ranks=None for no file of ranks.
 
     The result (of the ensemble, for a list) is the dict of reporting.ranks.metrics: figures in percent by name, as
     'r1' (image to text), 'r1i' (text to image) and 'rsum'; 'ranks'; 'ties'.  With fold5 the figures are means,
     'ranks' is a list, and 'folds' holds each fold's dict.
     """
-    paths = [model_path] if isinstance(model_path, (str, os.PathLike)) else list(model_path)
-    overrides = {"workers": 0, "data_path": data_path, **overrides}
-    how = {"ties": ties, "weights": weights, "normalize": normalize}
-    asked = {"split": split, "fold5": fold5, **how, **overrides}
+    opt = eval_parser("", split, stack=True, fold5=fold5).parse_args([])
+    if strange := flags.keys() - vars(opt).keys():
+        raise TypeError(f"evalrank has no {min(strange)}")
+    vars(opt).update(model_path=model_path, data_path=data_path, **flags)
+    asked = {"split": split, "fold5": fold5, "data_path": data_path, **flags}
     asked = "".join(f", {name}={value!r}" for name, value in asked.items() if value not in (None, False))
-    command = f"evaluation.evalrank({[str(path) for path in paths]}{asked})"
-    outputs = Outputs(ranks, json, None, report, images, explain, explain_pairs, command, overrides)
-    results = evaluate_and_write(paths, split, fold5, not fold5, outputs, how, overrides)
+    results = evaluate_and_write(opt, not fold5, f"evaluation.evalrank({model_path!r}{asked})")
     return results[-1]["fold5" if fold5 else "full"]
 
 
@@ -339,20 +311,23 @@ def main(opt, full, extra=None):
     full: score the whole split, beside its folds or without them.
     """
     with distributed.process_group():
-        paths = [opt.model_path] if isinstance(opt.model_path, str) else opt.model_path
-        how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize}
-        command = shlex.join(["python", *sys.argv])
-        files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
-        outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
-        return evaluate_and_write(paths, opt.split, opt.fold5, full, outputs, how, overrides_of(opt), extra)
+        return evaluate_and_write(opt, full, shlex.join(["python", *sys.argv]), extra)
 
 
-def evaluate_and_write(paths, split, fold5, full, outputs, how, overrides, extra=None):
-    """The results of evaluate, and every file that `outputs` asks for; extra: one more observer."""
+def evaluate_and_write(opt, full, command, extra=None):
+    """The results of evaluate for the flags of eval_parser, and every file that they ask for; extra: one more observer.
+
+    command: what asked for them, for the report.
+    """
+    paths = [opt.model_path] if isinstance(opt.model_path, (str, os.PathLike)) else list(opt.model_path)
+    how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize, **overrides_of(opt)}
+    files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
+    outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
     observers = [one for one in (extra, outputs) if one and distributed.is_main()]
-    with contextlib.closing(shared_arrays.ArrayStore(outputs.sims)) as store:
-        results, _ = evaluate(paths, split, fold5, full, observers=observers, store=store, **how, **overrides)
-        store.keep()
+    results, sims = evaluate(paths, opt.split, opt.fold5, full, observers=observers, **how)
     if distributed.is_main():
+        if outputs.sims:
+            array = sims["full"][0] if full else np.stack(sims["fold5"])
+            atomic_write(outputs.sims, lambda file: np.save(file, array))
         outputs.write(results, full)
     return results

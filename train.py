@@ -51,11 +51,11 @@ from reporting.metrics import RECALLS
 from reporting.ranks import metrics
 from runtime import devices, distributed
 from runtime.batches import seed_of, with_shares
-from runtime.transfer import on_device, send
+from runtime.transfer import send, send_batch
 from training import global_batch
 from training.announce import Step, announce_best, announce_end, announce_start, log_line, read, start_logging
 from training.health import CollapseWatch, GuardedAdam, check_step
-from training.interrupts import Interrupted, Stop
+from training.interrupts import Stop
 from training.logger import RunLog
 from vocab import Vocabulary, load_vocab
 
@@ -174,11 +174,12 @@ def train(training):
         leave_if_asked(training)
     while progress.epoch < opt.num_epochs:
         start_epoch(training)
-        batches = on_device(with_shares(training.loader), device)
+        batches = with_shares(training.loader)
         bar = tqdm(batches, f"epoch {progress.epoch}", initial=progress.step, total=steps, disable=None)
         start = time.time()
         for batch in bar:
             data_time = time.time() - start
+            batch = send_batch(batch, device)
 
             if distributed.size() > 1:  # a resumed run repeats its dropout
                 torch.manual_seed(seed_of(opt.seed, progress.Eiters, distributed.rank()))
@@ -306,7 +307,7 @@ def validate(val_loader, model, stop):
     try:
         stop.immediate = distributed.size() == 1
         result = metrics(score_all(model, *encode_split(model, val_loader)))
-    except Interrupted:
+    except KeyboardInterrupt:  # of stop.immediate
         return None
     finally:
         stop.immediate = False

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import default_collate
 
 from runtime.workers import Loader
 from vocab import PAD
@@ -59,8 +59,8 @@ def collate(items):
 
 
 def stack(parts):
-    """One tensor of all parts, or None where they are None."""
-    return None if parts[0] is None else torch.stack([torch.as_tensor(part) for part in parts])
+    """One tensor of all parts, in shared memory where a worker made it; None where they are None."""
+    return None if parts[0] is None else default_collate(parts)
 
 
 # ---- which captions a batch has ----
@@ -146,25 +146,11 @@ def seeded(*key):
 
 def make_batch(dataset, items):
     """Items of a data set -> Batch; no items are an empty share of a batch."""
-    if not items:
-        return Batch(*(None if part is None else part[:0] for part in collate([dataset[0]])))
-    batch = collate(items)
-    return batch if batch.images is not None else batch._replace(images=read_features(dataset, batch.ids))
+    if items:
+        return collate(items)
+    return Batch(*(None if part is None else part[:0] for part in collate([dataset[0]])))
 
 
 def make_loader(dataset, batches, workers, pin=False):
     """A workers.Loader of Batch over batches (lists of numbers) of a data set's captions."""
     return Loader(dataset, batches, workers, functools.partial(make_batch, dataset), pin)
-
-
-def read_features(dataset, captions):
-    """The features (B, R, F) of captions, in the file's type; in a worker they lie in shared memory."""
-    like = dataset.features_like
-    size = len(captions), *like.shape[1:]
-    if get_worker_info() is None:
-        features = like.new_empty(size)
-    else:  # read where the main process finds them: a copy of a batch costs more than reading it
-        storage = torch.UntypedStorage._new_shared(max(1, like.new_empty(size, device="meta").nbytes))
-        features = like.set_(storage, 0, size)
-    dataset.read_rows([dataset.row_of(i) for i in captions], features)
-    return features

@@ -208,14 +208,6 @@ def largest(number):
     return type(number)(tensor)
 
 
-def gather_objects(thing):
-    """[the thing of every process], on all of them.  It pickles, which is too slow for a training step."""
-    things = [thing] * size()
-    if size() > 1:
-        dist.all_gather_object(things, thing)
-    return things
-
-
 def exchange_slices(array, counts=None):
     """Completes an array or CPU tensor (rows, ...) of which every process has filled its slice; in place.
 

@@ -1,4 +1,4 @@
-"""Processes that read data: as many as the shared memory has room for, with a time limit on waiting for them."""
+"""Processes that read data, where the shared memory has room for them, with a time limit on waiting for them."""
 
 import atexit
 import multiprocessing
@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -15,6 +14,7 @@ from files.errors import InputError, warn
 from runtime import distributed
 
 SHARED_MEMORY = "/dev/shm"
+LEAST = 10**9  # bytes of it that must be free; ten workers with SCAN's features take half of it
 PREFETCHED = 2  # batches that each worker reads ahead
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # signals that end a training
 PATIENCE = 600  # seconds to wait for one batch
@@ -22,14 +22,14 @@ CURE = "use --workers 0, or give the container more shared memory (docker run --
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers fit into the shared memory, and which never waits for them without limit.
+    """A DataLoader that has workers if there is shared memory for them, and never waits for them without limit.
 
     batches: lists of indices.  pin: batches go to a GPU next, so they come in pinned memory.
     InputError when a worker dies or no batch arrives for PATIENCE seconds.
     """
 
     def __init__(self, dataset, batches, workers, collate_fn, pin=False):
-        workers = fitting_workers(dataset, batches, workers, collate_fn)
+        workers = fitting_workers(workers)
         super().__init__(
             dataset,
             batch_sampler=batches,
@@ -53,33 +53,17 @@ class Loader(DataLoader):
             raise InputError(f"--workers {self.num_workers}: {fault}; {CURE}") from None
 
 
-def fitting_workers(dataset, batches, workers, collate_fn):
-    """At most `workers`: as many as there are cores, and as the shared memory holds batches for.
-
-    Training and validation may read at once, hence each takes half of what is free, shared by the processes of this
-    machine. Warns once where the memory is the limit.
-    """
+def fitting_workers(workers):
+    """At most as many as there are cores; none, with a warning, where the shared memory is too small for batches."""
     workers = min(workers, os.cpu_count() or 1)  # more only wait for each other
-    if not workers or not os.path.exists(SHARED_MEMORY):  # as on other systems
-        return workers
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    batch = batch_bytes(dataset, batches, collate_fn)
-    room = free / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    fitting = int(max(0, room - batch) // max(1, PREFETCHED * batch))  # one more batch is in use
-    if fitting < workers and distributed.is_main():
-        warn(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, which is little for batches of {batch / 1e6:.0f} MB: "
-             f"{fitting} processes read data instead of {workers}; "
-             "docker run --shm-size=8g (or --ipc=host) gives a container more")  # fmt: skip
-    return min(workers, fitting)
-
-
-def batch_bytes(dataset, batches, collate_fn):
-    """Bytes of the first batch's arrays, by those of the data set's first item."""
-    size = len(next(iter(batches), ()))
-    items = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
-    batch = collate_fn(items)
-    parts = batch[0] if isinstance(batch, list) else batch
-    return size * sum(part.nbytes for part in parts if isinstance(part, (torch.Tensor, np.ndarray)))
+    if workers and os.path.exists(SHARED_MEMORY) and shutil.disk_usage(SHARED_MEMORY).free < LEAST:
+        if distributed.is_main():
+            warn(
+                f"{SHARED_MEMORY} has less than {LEAST / 1e6:.0f} MB free: the main process reads the data, more "
+                "slowly; docker run --shm-size=8g (or --ipc=host) gives a container more"
+            )
+        return 0
+    return workers
 
 
 def start_worker(worker):

@@ -69,22 +69,22 @@ def test_evalrank_repeats_released_metrics(released, kind, boxes, capsys):
 
 
 def test_a_misspelt_override_is_named(released):
-    with pytest.raises(TypeError, match="save_sims"):
-        evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sims="sims.npy")
+    with pytest.raises(TypeError, match="save_sim"):
+        evaluation.evalrank("model_dense/model_best.pth.tar", split="test", save_sim="sims.npy")
 
 
 def test_embeddings_lie_in_one_buffer_each(released):
     """In the captions' order, without padding and without a second copy."""
     net, opt, vocab = evaluation.load_model("model_dense/model_best.pth.tar", data_path=".", vocab_path=".")
     loader = evaluation.data.get_test_loader("test", opt.data_name, vocab, 16, 0, opt)
-    encoded = evaluation.encode_data(net, loader)
-    assert encoded.img_embs.untyped_storage().nbytes() == encoded.img_embs.numel() * 4
-    first = encoded.cap_embs[0]
-    assert first.untyped_storage().nbytes() == sum(encoded.cap_lens) * opt.embed_size * 4
-    starts = np.cumsum([0, *encoded.cap_lens[:-1]]) * opt.embed_size * 4
-    assert [words.data_ptr() - first.data_ptr() for words in encoded.cap_embs] == starts.tolist()
-    alone = net.encode_captions(torch.tensor([loader.dataset.tokens[7]]), [encoded.cap_lens[7]])[0]
-    torch.testing.assert_close(encoded.cap_embs[7], alone.detach(), rtol=0, atol=2e-7)
+    images, captions = evaluation.encode_split(net, loader)
+    assert images.emb.untyped_storage().nbytes() == images.emb.numel() * 4
+    first = captions.emb[0]
+    assert first.untyped_storage().nbytes() == sum(captions.lengths) * opt.embed_size * 4
+    starts = np.cumsum([0, *captions.lengths[:-1]]) * opt.embed_size * 4
+    assert [words.data_ptr() - first.data_ptr() for words in captions.emb] == starts.tolist()
+    alone = net.encode_captions(torch.tensor([loader.dataset.tokens[7]]), [captions.lengths[7]])[0]
+    torch.testing.assert_close(captions.emb[7], alone.detach(), rtol=0, atol=2e-7)
 
 
 def test_five_folds(released, capsys):
@@ -177,7 +177,7 @@ def test_weights_and_normalisation(two_models):
 
 
 def test_normalisation_of_folds_is_over_the_pairs_of_all_five(two_models):
-    sims = evaluation.evaluate(two_models[:1], "test", True, False, device="cpu")[1]["fold5"]
+    sims = np.array(evaluation.evaluate(two_models[:1], "test", True, False, device="cpu")[1]["fold5"])
     unit = evaluation.evaluate(two_models[:1] * 2, "test", True, False, normalize=True, device="cpu")[1]["fold5"]
     np.testing.assert_allclose(unit, (sims - sims.mean()) / sims.std(), atol=1e-4)
 
@@ -190,7 +190,7 @@ def test_weights_that_do_not_fit(weights):
 
 
 def test_a_model_that_scores_all_pairs_alike_cannot_be_normalised(two_models, monkeypatch):
-    monkeypatch.setattr(evaluation, "score_all", lambda model, images, captions, sims: sims.fill(0.25))
+    monkeypatch.setattr(evaluation, "score_all", constant_scores)
     with pytest.raises(InputError, match=r"gsmn\.pth\.tar: .* normalised"):
         sims_of(two_models, normalize=True)
 
@@ -215,6 +215,10 @@ def test_the_score_of_a_sentence_is_that_of_the_split(two_models):
         np.testing.assert_allclose(found, sims_of([path])[3, 10:20], atol=1e-6)
 
 
+def constant_scores(model, images, captions):
+    return np.full((len(images), len(captions)), 0.25, np.float32)
+
+
 def test_a_missing_checkpoint_is_found_before_the_first_is_evaluated(two_models, tmp_path, capsys):
     with pytest.raises(InputError, match=r"nowhere\.pth\.tar"):
         evaluation.evaluate([*two_models, tmp_path / "nowhere.pth.tar"], "test", device="cpu")
@@ -222,7 +226,7 @@ def test_a_missing_checkpoint_is_found_before_the_first_is_evaluated(two_models,
 
 
 def test_equal_scores_in_block_and_json(two_models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "score_all", lambda model, images, captions, sims: sims.fill(0.25))
+    monkeypatch.setattr(evaluation, "score_all", constant_scores)
     how = {"split": "test", "device": "cpu", "ranks": None}
     worst = evaluation.evalrank(two_models[0], json=tmp_path / "m.json", **how)
     assert (worst["r10"], worst["r5i"]) == (0, 0)

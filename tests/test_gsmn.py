@@ -11,11 +11,11 @@ from tiny import dataset, golden, golden_or_skip, pair_scores, random_case, shar
 
 import data
 import graph
-import model
 import train
 from checkpoints.checkpoint import load_checkpoint
 from files.arrays import released_boxes
 from modules import literal
+from systems.gsmn import GSMN
 from systems.options import completed
 from training.health import GuardedAdam
 
@@ -24,16 +24,16 @@ from training.health import GuardedAdam
 def tested(request):
     """A trained model, its test split encoded, and what the released code computed from it."""
     saved = load_checkpoint(golden(f"model_{request.param}/model_best.pth.tar"))
-    net = model.GSMN(completed(saved["opt"]))
+    net = GSMN(completed(saved["opt"]))
     net.load_state_dict(saved["model"])
     batch = data.collate([dataset("test")[i] for i in range(100)])
     with torch.no_grad():
-        images, captions, lengths = net.forward_emb(batch.images, batch.captions, batch.lengths)
+        images, captions = (side.emb for side in net.encode_sides(batch))
     order = np.argsort(batch.ids)
     embedded = SimpleNamespace(
         images=images[order[::5]],
         captions=captions[order],
-        lengths=np.array(lengths)[order].tolist(),
+        lengths=np.array(batch.lengths)[order].tolist(),
         depends=[batch.depends[i] for i in order],
         boxes=batch.bboxes[order[::5]],
     )
@@ -74,7 +74,7 @@ def test_similarities_with_released_boxes(tested):
 
 def trained_from_golden(kind, loss):
     options = json.loads(golden("opt_train.json").read_text())[kind][loss]
-    net = model.GSMN(completed(argparse.Namespace(**options)))
+    net = GSMN(completed(argparse.Namespace(**options)))
     net.load_state_dict(torch.load(golden_or_skip(f"init_{kind}.pth"), weights_only=True))
     return net, options, np.load(golden_or_skip(f"train_{kind}.npz"))
 
@@ -100,8 +100,8 @@ def test_first_batch(kind, loss):
     batch = data.collate([split[int(i)] for i in expected["order"][0]])
     np.testing.assert_array_equal(batch.captions, expected["batch0_targets"])
     np.testing.assert_array_equal(batch.bboxes, expected["batch0_bboxes"])
-    images, captions, lengths = net.forward_emb(batch.images, batch.captions, batch.lengths)
-    scores = net.forward_sim(images, captions, batch.bboxes, batch.depends, lengths)
+    images, captions = (side.emb for side in net.encode_sides(batch))
+    scores = net.forward_sim(images, captions, batch.bboxes, batch.depends, batch.lengths)
     np.testing.assert_allclose(scores.detach(), expected["batch0_scores"], atol=2e-6)
     value = net.forward_loss(scores)
     np.testing.assert_allclose(value.item(), expected[f"loss_{loss}"], rtol=1e-5)
@@ -141,7 +141,7 @@ MANY = {"regions": 36, "lengths": (3, 1, 18, 3, 2, 7, 12, 1)}  # lengths that ar
 @pytest.mark.parametrize("case", [MANY, {"regions": 1}, {"images": 1}, {"lengths": (1,)}, {"lengths": (40, 1)}])
 def test_fast_is_literal(propagation, is_sparse, case):
     torch.manual_seed(1)
-    net = model.GSMN(small_opt(propagation=propagation, is_sparse=is_sparse)).double()
+    net = GSMN(small_opt(propagation=propagation, is_sparse=is_sparse)).double()
     images, words, boxes, depends, lengths = random_case(**case)
     images, words, boxes = images.double(), [w.double() for w in words], boxes.double()
     words[-1][-1] *= 1e-9  # products of norms below the epsilon
@@ -163,10 +163,10 @@ def test_fast_is_literal(propagation, is_sparse, case):
 
 
 def test_without_boxes_all_centres_are_one():
-    net = model.GSMN(small_opt())
+    net = GSMN(small_opt())
     images, words, boxes, depends, lengths = random_case()
     with pytest.raises(ValueError, match="dependencies"):
-        model.GSMN(small_opt(is_sparse=True)).forward_sim(images, words, boxes, None, lengths)
+        GSMN(small_opt(is_sparse=True)).forward_sim(images, words, boxes, None, lengths)
     with torch.no_grad():
         none = net.forward_sim(images, words, None, depends, lengths)
         zero = net.forward_sim(images, words, torch.zeros_like(boxes), depends, lengths)
@@ -186,7 +186,7 @@ def test_weight_norm_of_a_gpu_is_that_of_a_cpu(dim):
 
 def test_the_shorter_way_round():
     """Angles between a pair's direction and a kernel's mean, over more than one turn."""
-    conv = model.GSMN(small_opt()).double().i2t_match_G.graph_convolution_1
+    conv = GSMN(small_opt()).double().i2t_match_G.graph_convolution_1
     with torch.no_grad():
         conv.mean_theta.copy_(torch.linspace(-9, 9, 8).unsqueeze(1))
     boxes = torch.rand(1, 5, 4, dtype=torch.float64)

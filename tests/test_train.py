@@ -18,9 +18,9 @@ import train
 from checkpoints.checkpoint import load_checkpoint
 from checkpoints.resume import Progress
 from files.errors import InputError
-from model import VSRN, ContrastiveLoss
-from modules.losses import observed
+from modules.losses import ContrastiveLoss, observed
 from runtime.batches import with_shares
+from systems.vsrn import VSRN
 from training import announce
 from training.health import CollapseWatch
 from training.logger import RunLog

@@ -9,6 +9,7 @@ import model
 from files.errors import InputError
 from modules.layers import unit
 from systems.vsepp import order_similarity
+from systems.vsrn import VSRN
 
 
 def make(system="vsrn", **changed):
@@ -91,7 +92,7 @@ def test_order_similarity_makes_no_large_tensor():
 
 
 def test_released_list_leaves_the_caption_model_alone():
-    net, other = make(), model.VSRN(small_opt("vsrn"))
+    net, other = make(), VSRN(small_opt("vsrn"))
     before = net.caption_model.decoder.out.weight.clone()
     net.load_state_dict(other.state_list())
     assert torch.equal(net.img_enc.fc.weight, other.img_enc.fc.weight)
@@ -115,11 +116,11 @@ def test_any_classifier_without_its_last_layer(system, name, width):
     assert net.img_enc.fc.in_features == width
     pictures = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        img_emb, cap_emb, regions = net.forward_emb(pictures, *inputs(2)[1:3])
+        img_emb, cap_emb = net.encode_images(pictures), net.encode_captions(*inputs(2)[1:3])
         x = net.img_enc.fc(torch.nn.functional.normalize(net.img_enc.cnn(pictures)))
     torch.testing.assert_close(img_emb, torch.nn.functional.normalize(x))
     assert img_emb.shape == cap_emb.shape == (2, 16)
-    assert system == "vsepp" or (regions is None and net.caption_model is None)
+    assert system == "vsepp" or net.caption_model is None
 
 
 @pytest.mark.parametrize("system", ["vsrn", "vsepp"])

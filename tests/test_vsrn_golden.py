@@ -11,8 +11,8 @@ import torch
 from tiny import shared
 from torch.nn.utils.rnn import pad_sequence
 
-import model
 from systems.options import completed
+from systems.vsrn import VSRN
 
 DATA_SETS = ("f30k_precomp", "coco_precomp")
 LOSSES = [(mode, loss) for mode in ("eval_all", "bn_train") for loss in ("sum", "max")]
@@ -43,7 +43,7 @@ def released(data_set, number, **changed):
     path = shared(f"golden/vsrn/{data_set}/checkpoint{number}.pth.tar")
     with torch.serialization.safe_globals([argparse.Namespace]):
         checkpoint = torch.load(path, weights_only=True)
-    net = model.VSRN(completed(checkpoint["opt"], model="vsrn", **changed))
+    net = VSRN(completed(checkpoint["opt"], model="vsrn", **changed))
     net.load_state_dict(checkpoint["model"])
     return net.eval()
 
@@ -59,7 +59,7 @@ def start(data_set, mode, max_violation, dtype=torch.float32):
     """The model of the training golden before its first step."""
     opt = argparse.Namespace(**{**golden(data_set, "init_opt.json"), "max_violation": max_violation})
     opt = completed(opt, model="vsrn")
-    net = model.VSRN(opt)
+    net = VSRN(opt)
     state = golden(data_set, "init_state.npz")
     net.load_state_dict({k.replace("/", "."): torch.from_numpy(v) for k, v in state.items()})
     return net.to(dtype).train(mode == "bn_train")
@@ -183,7 +183,7 @@ def test_released_numbers_without_the_shared_data():
     """Four captions of the same reference data travel with the tests (Flickr30K variant)."""
     kept = dict(np.load(SMALL))
     opt = json.loads(str(kept["opt"]))
-    net = model.VSRN(completed(argparse.Namespace(**opt), model="vsrn")).eval()
+    net = VSRN(completed(argparse.Namespace(**opt), model="vsrn")).eval()
     state = {k.removeprefix("state/"): torch.from_numpy(v) for k, v in kept.items() if k.startswith("state/")}
     net.load_state_dict({k.replace("/", "."): v for k, v in state.items()})
     ids, labels = torch.from_numpy(kept["targets"]).long(), torch.from_numpy(kept["labels"]).long()

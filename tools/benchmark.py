@@ -72,7 +72,7 @@ from modules.sides import CaptionSide, ImageSide
 from reporting.run_page import read_log
 from runtime.batches import Item, collate
 from runtime.devices import choose
-from runtime.transfer import on_device
+from runtime.transfer import send_batch
 from systems.options import train_options
 from systems.table import inputs_of
 from training.health import GuardedAdam
@@ -255,14 +255,14 @@ def step(opt, batch, flags):
     return timed(opt, task, bare_product(*case))
 
 
-def whole_step(opt, batch, flags):
+def whole_step(opt, pairs, flags):
     """A training step: encoders, similarity, loss, backward pass, optimiser."""
     net, model_opt = network(opt, flags)
     optimizer = GuardedAdam(net.parameters(), 1e-4)
-    given = random_batch(model_opt, caption_lengths(batch, opt.lengths), opt.regions)
-    there = next(on_device([given], opt.device))
-    found = timed(opt, lambda: train.train_step(net, optimizer, there, model_opt.grad_clip))
-    return found | {"pairs/s": batch / found["s"]}
+    batch = random_batch(model_opt, caption_lengths(pairs, opt.lengths), opt.regions)
+    batch = send_batch(batch, opt.device)
+    found = timed(opt, lambda: train.train_step(net, optimizer, batch, model_opt.grad_clip))
+    return found | {"pairs/s": pairs / found["s"]}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from importlib.metadata import version
 import numpy as np
 from tqdm import tqdm
 
-from files.arrays import open_array
+from files.arrays import create_array, open_array
 from files.errors import InputError, reason, warn
 from files.text import read_lines
 from files.writing import atomic_write
@@ -75,12 +75,10 @@ class Output:
         self.sizes[found.index] = tuple(found.size)
 
     def make(self, regions, width):
-        from runtime.shared_arrays import create  # and torch, which --help does not need
-
         n = len(self.sizes)
         for path, shape, dtype in zip(self.paths[1:], ((n, regions, 4), (n, regions, width)), (np.float32, self.dtype)):
             path.unlink(missing_ok=True)
-            create(path, shape, dtype)
+            create_array(path, shape, dtype)
         self.open()
 
     def save(self):

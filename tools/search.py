@@ -174,26 +174,20 @@ def queries():
         raise InputError(f"the sentence is not {sys.stdin.encoding}; PYTHONIOENCODING=utf-8 reads UTF-8") from None
 
 
-def search_page(text, finder, viewer, best, scores):
-    """A sentence and the images found for it, best first -> HTML; viewer: an ImageViewer."""
-    return template("search.html").render(
-        text=text,
-        found=list(zip(map(viewer, best.tolist()), scores.tolist())),
-        names=finder.names,
-        captions=finder.captions,
-        provenance=finder.provenance,
-    )
-
-
 def answer(finder, text, flags, viewer, number):
-    """Print the images found for a sentence, and write its page if there is a viewer; number: of the page, from 1."""
+    """Print the images found for a sentence, best first, and write its page if there is a viewer, an ImageViewer.
+
+    number: of the page, from 1.
+    """
     best, scores = finder(text, flags.top)
     for place, (g, score) in enumerate(zip(best, scores), start=1):
         print(f"{place:4}  {score:8.4f}  image {g}  {finder.names[g]}  {finder.captions[g]}")
     if viewer:
         path = Path(flags.out or f"search-{text_as_name(text)}.html")
         path = path.with_name(f"{path.stem}-{number}{path.suffix}") if flags.out and number > 1 else path
-        content = search_page(text, finder, viewer, best, scores).encode()
+        shown = {"text": text, "found": list(zip(map(viewer, best.tolist()), scores.tolist()))}
+        about = {name: getattr(finder, name) for name in ("names", "captions", "provenance")}
+        content = template("search.html").render(**shown, **about).encode()
         atomic_write(path, lambda file: file.write(content))
         print(f"{path}: {len(content) / 1000:.0f} kB")
 

@@ -24,7 +24,6 @@ import json
 import math
 import os
 import shlex
-import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,9 +65,6 @@ import evaluation
 SECTIONS = {"study", "flags", "rows", "ensembles", "differences"}
 OF_THE_TOOL = {"--seed", "--logger_name", "--model_name", "--resume"}  # the study chooses these for each run
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# A process group of its own: Ctrl-C reaches a run through this program, once.  Not a session: where Linux groups
-# sessions for its scheduler, `nice` on the study would have no effect on the runs.
-GROUP = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 
 
 # ---- the table of configurations
@@ -154,70 +150,39 @@ class Run:
         return [*self.flags["train"], "--seed", str(self.seed), *folders, *resume]
 
 
-class Worker:
-    """worker(run) trains and tests one run; several threads may call it -> what failed, or None.
-
-    stop, a handler of signals: the first lets train.py write its checkpoints, a second one ends all at once.
-    """
-
-    def __init__(self, threads):
-        self.processes, self.stopped = set(), False
-        self.environment = {**os.environ, **dict.fromkeys(THREADS, str(threads))}
-
-    def __call__(self, run):
-        if self.stopped:
-            return None
-        lock = lock_folder(run.folder)
-        if lock is None:
-            return None  # another study works on it
-        with lock:
-            text = json.dumps(run.flags, indent=1) + "\n"
-            atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
-            for program, end in run.ends.items():
-                if end.exists():
-                    continue
-                print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
-                command = [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)]
-                streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": self.environment, **GROUP}
-                log = run.folder / f"{program}.txt"
-                with open(log, "ab") as output:
-                    process = subprocess.Popen(command, stdout=output, **streams)
-                self.processes.add(process)
-                if self.stopped:  # while it started
-                    process.terminate()
-                code = process.wait()
-                self.processes.discard(process)
-                if self.stopped:
-                    return None
-                if code:
-                    why = log.read_text(errors="replace").strip().rpartition("\n")[2]
-                    return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
-                end.touch()
+def train_and_test(run, threads):
+    """Train and test one run -> what failed, or None.  A run that another study works on is left to it."""
+    lock = lock_folder(run.folder)
+    if lock is None:
         return None
-
-    def stop(self, number, frame):
-        again, self.stopped = self.stopped, True
-        for process in list(self.processes):
-            process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
-        if not again:
-            print("\nStopping after runs have written checkpoints; Ctrl-C again leaves at once", file=sys.stderr)
+    with lock:
+        text = json.dumps(run.flags, indent=1) + "\n"
+        atomic_write(run.folder / "run.json", lambda file: file.write(text.encode()))
+        for program, end in run.ends.items():
+            if end.exists():
+                continue
+            print(f"{time.strftime('%H:%M:%S')}  {run.name}: {program}.py", flush=True)
+            command = [sys.executable, str(ROOT / f"{program}.py"), *run.arguments(program)]
+            environment, log = {**os.environ, **dict.fromkeys(THREADS, str(threads))}, run.folder / f"{program}.txt"
+            with open(log, "ab") as output:
+                streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+                code = subprocess.run(command, env=environment, **streams).returncode
+            if code:
+                why = log.read_text(errors="replace").strip().rpartition("\n")[2]
+                return f"{run.name}: {program}.py ended with exit code {code}: {why}; all of it is in {log}"
+            end.touch()
+    return None
 
 
 def work(runs, jobs, threads):
-    """Run what is not finished, `jobs` at a time, in the order of `runs`; returns a sentence for each failed run.
-
-    Raises KeyboardInterrupt when stopped by a signal, after every process has ended.
-    """
-    worker = Worker(threads)
-    before = {number: signal.signal(number, worker.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            failed = list(pool.map(worker, [run for run in runs if not run.finished]))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if worker.stopped:
-        raise KeyboardInterrupt
+    """Run what is not finished, `jobs` at a time, in the order of `runs`; returns a sentence for each failed run."""
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            unfinished = [run for run in runs if not run.finished]
+            failed = list(pool.map(functools.partial(train_and_test, threads=threads), unfinished))
+        except KeyboardInterrupt:  # a terminal sends it to the runs, too
+            print("\nStopping after runs have written checkpoints; Ctrl-C again leaves at once", file=sys.stderr)
+            raise
     return list(filter(None, failed))
 
 

@@ -87,22 +87,20 @@ def read(steps):
 
 
 def log_line(training, step):
-    """A Step in the log: the sum of its losses, those beside the retrieval loss, norm, and times."""
+    """A Step in the log: the sum of its losses, those beside the retrieval loss, norm, time, and the time that the rest
+    takes at the run's pace so far, validations and checkpoints included.
+    """
+    progress, steps, (start, first) = training.progress, len(training.loader), training.began
     facts, losses = step.facts, step.losses()
     del losses[training.model.retrieval_loss]
     parts = [f"{name.removeprefix('Le_')} {value:.4g}" for name, value in losses.items()]
     grad = step.figures["grad_norm"]
     parts += [f"grad {grad:.0f}" if grad >= 10 else f"grad {grad:.2g}"]
-    parts += [f"{facts['batch_time']:.2g}s/it", f"ETA {time_left(training)}"]
-    logging.info("Epoch %d %d/%d %s", facts["epoch"], facts["step"] + 1, len(training.loader), " ".join(parts))
-
-
-def time_left(training):
-    """The time that the rest of the run takes at its pace so far, validations and checkpoints included."""
-    progress, steps, (start, first) = training.progress, len(training.loader), training.began
     left = training.opt.num_epochs * steps - progress.epoch * steps - progress.step
     seconds = (time.time() - start) / max(1, progress.Eiters - first) * left
-    return f"{seconds:.0f}s" if seconds < 1000 else f"{seconds / 3600:.1f}h"
+    eta = f"{seconds:.0f}s" if seconds < 1000 else f"{seconds / 3600:.1f}h"
+    parts += [f"{facts['batch_time']:.2g}s/it", f"ETA {eta}"]
+    logging.info("Epoch %d %d/%d %s", facts["epoch"], facts["step"] + 1, steps, " ".join(parts))
 
 
 # ---- at the end

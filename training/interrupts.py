@@ -9,13 +9,6 @@ from runtime import distributed
 from runtime.workers import STOPPING
 
 
-class Interrupted(BaseException):
-    """A signal arrived during work that may be dropped at once, because nothing is lost.
-
-    Not a subclass of Exception, so that code that handles errors does not catch it.
-    """
-
-
 class Stop:
     """Handles the signals that end a training: the first one waits until the step is done, the second leaves at once.
 
@@ -25,7 +18,7 @@ class Stop:
 
     def __init__(self):
         self.signal = 0
-        self.immediate = False  # while it is True, the first signal raises Interrupted
+        self.immediate = False  # while it is True, the first signal raises KeyboardInterrupt: nothing is lost
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPPING:
@@ -38,7 +31,7 @@ class Stop:
         self.signal = number
         logging.warning("Stopping after a checkpoint is written; press Ctrl-C again to leave at once")
         if self.immediate:
-            raise Interrupted
+            raise KeyboardInterrupt
 
     def requested(self):
         """The signal that arrived in any process, the same answer in all; 0 for none.  Waits for the others."""

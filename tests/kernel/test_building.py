@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny import random_case, small_opt
 
-import model
 from files.errors import InputError
 from modules.kernel import building, scores
+from systems.gsmn import GSMN
 
 pytestmark = pytest.mark.skipif(
     building.library(16, 32) is None, reason="the C kernel is switched off (GSMN_NATIVE=0) or cannot be compiled (CC)"
@@ -97,7 +97,7 @@ def test_the_compiler_is_split_like_a_shell_does(monkeypatch, tiny_source):
 def test_without_a_compiler_torch_computes_the_same(monkeypatch, caplog):
     monkeypatch.delenv("GSMN_CACHE")  # which other tests have filled
     torch.manual_seed(1)
-    net, case = model.GSMN(small_opt()), random_case()
+    net, case = GSMN(small_opt()), random_case()
     with torch.no_grad():
         compiled = net.forward_sim(*case)
         for name, value, warnings in (("CC", "no-such-compiler", 1), ("CC", "false", 1), ("GSMN_NATIVE", "0", 0)):

@@ -11,6 +11,7 @@ from torch._inductor import pattern_matcher
 import model
 from files import errors
 from modules.kernel import scores as kernel
+from systems.gsmn import GSMN
 
 # torch 2.6's inductor compiles again where two of its sizes are equal by chance
 BY_CHANCE = "guard_size_oblivious(v != a)" in inspect.getsource(pattern_matcher)
@@ -42,7 +43,7 @@ def two_nets(propagation, is_sparse, backend):
     for _ in range(2):
         torch.manual_seed(1)
         sizes = {"num_block": 8, "feat_dim": 8, "hid_dim": 16, "embed_size": 64, "sim_memory": 1000}
-        nets.append(model.GSMN(small_opt(propagation=propagation, is_sparse=is_sparse, **sizes)))
+        nets.append(GSMN(small_opt(propagation=propagation, is_sparse=is_sparse, **sizes)))
     nets[1].compile_parts(backend=backend)
     return nets
 

@@ -1,16 +1,16 @@
 """--sim_memory bounds the memory of the similarity, counted tensor by tensor; what cannot fit is one line."""
 
-import numpy as np
 import pytest
 import torch
 from tensor_memory import TensorMemory
 from tiny import random_case, small_opt
 
 import evaluation
-import model
 from files.errors import InputError
 from modules import blocks
 from modules.kernel import scores
+from modules.sides import CaptionSide, ImageSide
+from systems.gsmn import GSMN
 
 WAYS = [pytest.param("torch", id="torch"), pytest.param("auto", id="kernel")]
 CASES = [(36, (12, 4, 13, 5) * 8, 24), (60, (50, 60), 6)]  # regions, words, images
@@ -19,7 +19,7 @@ CASES = [(36, (12, 4, 13, 5) * 8, 24), (60, (50, 60), 6)]  # regions, words, ima
 def network(way, budget, **changes):
     torch.manual_seed(1)
     sizes = {"num_block": 16, "feat_dim": 16, "hid_dim": 32, "embed_size": 256, "lambda_softmax": 5.0}
-    return model.GSMN(small_opt(**sizes | changes, kernel=way, sim_memory=budget, is_sparse=True))
+    return GSMN(small_opt(**sizes | changes, kernel=way, sim_memory=budget, is_sparse=True))
 
 
 def peak(compute):
@@ -49,9 +49,8 @@ def test_training_fits_the_memory(way, propagation, case):
 def test_evaluation_fits_the_memory(way, case):
     regions, lengths, images = case
     x, words, boxes, depends, lengths = random_case(regions, lengths, images, 256)
-    sims = np.empty((images, len(lengths)), np.float32)
-    net = network(way, 16)
-    assert peak(lambda: evaluation.shard_xattn(net, x, words, boxes, depends, lengths, sims=sims)) < 16
+    net, sides = network(way, 16), (ImageSide(x, boxes), CaptionSide(words, lengths, depends))
+    assert peak(lambda: evaluation.score_all(net, *sides)) < 16
 
 
 @pytest.mark.parametrize("way", WAYS)

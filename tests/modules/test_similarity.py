@@ -6,6 +6,7 @@ import os
 import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from tiny import pair_scores, random_case, small_opt
@@ -14,6 +15,8 @@ import evaluation
 import model
 from modules import blocks
 from modules.kernel import scores as compiled
+from modules.sides import CaptionSide, ImageSide
+from systems.gsmn import GSMN
 
 SIZES = [(4, 8, 16), (16, 32, 64), (19, 24, 57)]  # blocks, hidden width, embedding; the first is that of tiny.py
 LENGTHS = (3, 1, 18, 3, 2, 7, 12, 1)  # more than blocks.BUCKETS different ones
@@ -27,7 +30,7 @@ needs_kernel = pytest.mark.skipif(
 def network(blocks=16, hidden=32, width=64, **changes):
     torch.manual_seed(1)
     sizes = {"num_block": blocks, "feat_dim": blocks, "hid_dim": hidden, "embed_size": width}
-    return model.GSMN(small_opt(**sizes, **changes))
+    return GSMN(small_opt(**sizes, **changes))
 
 
 def scores_and_gradients(net, images, words, boxes, depends, lengths):
@@ -112,7 +115,7 @@ def test_tiles_change_rounding_only(propagation):
 
 @pytest.mark.parametrize("budget", [1, 1000, 8000, 10**7])
 def test_blocks_of_an_evaluation_fit_the_budget(budget):
-    rows = [1, 3, 3, 5, 30, 7] * 5
+    rows = np.array([1, 3, 3, 5, 30, 7] * 5)
     cut = evaluation.pieces(rows, 16, budget)
     assert [i for part in cut for i in range(30)[part]] == list(range(30))
     for items in (rows[part] for part in cut):
@@ -129,7 +132,7 @@ def test_evaluation_does_not_depend_on_memory(monkeypatch):
     similarity = net.similarity
     monkeypatch.setattr(net, "similarity", lambda some, texts: blocks.append(len(some)) or similarity(some, texts))
     for net.sim_memory in (256, 12, 8):
-        found = evaluation.shard_xattn(net, images, words, boxes, None, lengths)
+        found = evaluation.score_all(net, ImageSide(images, boxes), CaptionSide(words, lengths))
         assert torch.equal(torch.from_numpy(found), whole)
     assert blocks[0] == 5
 
@@ -176,7 +179,7 @@ def test_gradients_at_degenerate_values_are_finite(propagation, kernel, precisio
 @needs_kernel  # without it the child waits for torch's threads, which a fork does not copy
 def test_a_forked_process_computes_too():
     """Its parent's threads do not exist in it."""
-    net, case, threads = model.GSMN(small_opt()), random_case(), torch.get_num_threads()
+    net, case, threads = GSMN(small_opt()), random_case(), torch.get_num_threads()
     torch.set_num_threads(2)
     with torch.no_grad():
         before = net.forward_sim(*case)
@@ -198,7 +201,7 @@ def test_bfloat16_ranks_alike():
         torch.manual_seed(1)
         sizes = {"num_block": 16, "feat_dim": 16, "hid_dim": 32, "embed_size": 64}
         net = model.build_model(small_opt(model="gsmn", amp=amp, lambda_softmax=20.0, kernel="torch", **sizes))
-        images, words, lengths = net.forward_emb(features, ids, [6] * 40)
+        images, words, lengths = net.encode_images(features), net.encode_captions(ids, [6] * 40), [6] * 40
         sims.append(net.forward_sim(images, words, boxes, None, lengths))
         assert {images.dtype, words.dtype, sims[-1].dtype} == {torch.float32}
     sims[1].sum().backward()

@@ -90,7 +90,7 @@ def report(paths, folder, **how):
 def test_a_word_is_chosen_in_both_pairs(scored, tmp_path, capsys):
     tiny, dataset = scored[0], scored[2]
     folder = picture_folder(tiny, tmp_path / "images", lambda i: (200 + i, 150 if i == 9 else 100 + i), IMAGES)
-    (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pairs=["9:17"])
+    (page,) = report(tiny.folder / "m.pth.tar", tmp_path / "report", images=folder, explain_pair=["9:17"])
     with open_browser() as browser:
         browser.open(page, "document.body.dataset.ready")
         browser.run("document.querySelectorAll('section[data-pair=\"0\"] .words button')[2].focus()")
@@ -109,7 +109,7 @@ def test_a_report_explains(scored, tmp_path, capsys):
     paths = [tiny.folder / "m.pth.tar", tiny.folder / "vsrn<i>" / "v.pth.tar"]
     paths[1].parent.mkdir()
     write_model(tiny, paths[1], **VSRN)
-    pages = report(paths, site, explain=2, explain_pairs=["9:17"])
+    pages = report(paths, site, explain=2, explain_pair=["9:17"])
     assert sorted(page.name.split("-")[0] for page in pages) == ["captions"] * 3 + ["images"] * 2
     assert "captions-17-9.html" in [page.name for page in pages]
     for page in pages:
@@ -140,7 +140,7 @@ def test_a_report_explains(scored, tmp_path, capsys):
 
 def test_what_a_page_says_and_what_cannot_be_explained(scored, tmp_path):
     path, site = scored[0].folder / "m.pth.tar", tmp_path / "report"
-    assert "has images 0 to 11" in message(lambda: report(path, site, explain_pairs=["12:0"]))
+    assert "has images 0 to 11" in message(lambda: report(path, site, explain_pair=["12:0"]))
     assert not site.exists()  # it is told before the evaluation
     pages = report(path, site, boxes="released", explain=1)
     assert len(pages) == 2 and all("--boxes released" in page.read_text() for page in pages)

@@ -17,7 +17,7 @@ from checkpoints import checkpoint
 from files.errors import InputError
 from model import build_model
 from modules.losses import observed
-from runtime.transfer import on_device, send_batch
+from runtime.transfer import send_batch
 from systems.options import train_options
 from systems.vsrn import EncoderRegions
 from tools.benchmark import VOCABULARY, random_batch
@@ -108,7 +108,8 @@ def test_a_training_step_waits_for_nothing(tiny_data, kind):
     net = build_model(opt).to("cuda")
     optimizer, replica = GuardedAdam(net.parameters(), 1e-3), global_batch.training_module(net, opt.accumulate)
     try:
-        for number, batch in zip(range(2), on_device(loader, "cuda")):
+        for number, batch in zip(range(2), loader):
+            batch = send_batch(batch, "cuda")
             torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step loads libraries
             train.train_step(replica, optimizer, batch, 2.0)
             observed(net.last_scores)
@@ -123,7 +124,7 @@ def test_an_evaluation_is_that_of_the_cpu(tiny_data, kind):
     net = build_model(opt).eval()
     loader = data.get_test_loader("dev", opt.data_name, words, 8, 0, opt)
     expected, found = (
-        torch.as_tensor(evaluation.shard_xattn(net.to(device), *evaluation.encode_data(net.to(device), loader)))
+        torch.as_tensor(evaluation.score_all(net.to(device), *evaluation.encode_split(net, loader)))
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -23,7 +23,7 @@ import train
 from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
 from model import build_model
-from runtime import distributed, shared_arrays
+from runtime import distributed
 from runtime.batches import with_shares
 from training import global_batch
 from training.health import GuardedAdam
@@ -87,25 +87,29 @@ def main(folder):
             for run in ("dense", "vsrn"):
                 save(f"{run} accumulated", *trained(run, folder, accumulate=2), folder)
         for run in ("sparse", "vsrn"):
-            similarities(run, folder, f"{folder}/sims {run}-{distributed.size()}.npy")
+            sims = similarities(run, folder)
+            if distributed.is_main():
+                np.save(f"{folder}/sims {run}-{distributed.size()}.npy", sims)
         lose_one()
 
 
-def similarities(run, folder, path=None):
-    """The matrix of the dev split and an untrained model; of several processes it goes to a file."""
+def similarities(run, folder):
+    """The matrix of the dev split and an untrained model."""
     opt, vocab = prepared(run, folder)
     train.seed_everything(4)
     model = build_model(opt)
     loader = data.get_test_loader("dev", opt.data_name, vocab, BATCH, 0, opt)
-    store = shared_arrays.ArrayStore(path)
-    encoded = evaluation.encode_data(model, loader)
-    sims = store.new((loader.dataset.n_images, len(loader.dataset)))
-    evaluation.shard_xattn(model, *encoded, shard_size=3, sims=sims)
-    in_memory = evaluation.shard_xattn(model, *encoded, shard_size=3)
-    assert np.array_equal(in_memory, sims)  # on every process
-    store.keep()
-    store.close()
-    return in_memory
+    sims = evaluation.score_all(model, *evaluation.encode_split(model, loader))
+    assert all(np.array_equal(sims, other) for other in gathered(sims))
+    return sims
+
+
+def gathered(thing):
+    """[the thing of every process], on all of them."""
+    things = [thing] * distributed.size()
+    if distributed.size() > 1:
+        dist.all_gather_object(things, thing)
+    return things
 
 
 def lose_one():
@@ -116,7 +120,7 @@ def lose_one():
 
 
 def save(run, losses, weights, folder):
-    for other, _ in distributed.gather_objects((weights, None)):
+    for other, _ in gathered((weights, None)):
         for name in weights:  # every process has the same, to the last bit
             assert np.array_equal(other[name], weights[name]), name
     if distributed.is_main():

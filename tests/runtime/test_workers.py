@@ -1,4 +1,4 @@
-"""Processes that read data: as many as the shared memory holds batches for, and an end to every wait for them."""
+"""Processes that read data: none without shared memory, and an end to every wait for them."""
 
 import os
 import time
@@ -13,10 +13,7 @@ from torch.utils.data import Dataset
 import data
 from files.errors import InputError
 from runtime import workers
-from runtime.batches import EpochSampler
-from runtime.transfer import on_device
-
-MB = 10**6
+from runtime.transfer import send_batch
 
 
 class Rows(Dataset):
@@ -29,27 +26,13 @@ class Rows(Dataset):
         return 8
 
 
-@pytest.fixture
-def room(monkeypatch):
-    """Sets the free shared memory in MB, on a machine of 16 cores."""
+@pytest.mark.parametrize("free, fitting", [(64 * 10**6, 0), (10**10, 10)])
+def test_workers_need_shared_memory(free, fitting, monkeypatch, capsys):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    return lambda size: monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Namespace(free=size * MB))
-
-
-@pytest.mark.parametrize("free, fitting", [(0, 0), (11, 0), (12, 1), (64, 7), (1000, 10)])
-def test_workers_fit_into_the_shared_memory(free, fitting, room, capsys):
-    """A batch of 2 MB in use and two that each worker reads ahead, in half of the room."""
-    room(free)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: Namespace(free=free))
     for _ in range(3):
-        assert workers.fitting_workers(Rows(), data.in_order(8, 2), 10, list) == fitting
-    said = capsys.readouterr().err
-    assert said.count("warning") == said.count(f"{fitting} processes") == (fitting < 10)
-
-
-def test_processes_of_a_machine_share_the_memory(room, monkeypatch):
-    room(64)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert workers.fitting_workers(Rows(), EpochSampler(8, 4, replicas=2), 10, list) == 3
+        assert workers.fitting_workers(10) == fitting
+    assert capsys.readouterr().err.count("warning") == (fitting < 10)
 
 
 class Dying(Rows):
@@ -72,7 +55,6 @@ class Endless(Rows):
 @pytest.mark.parametrize("rows, message", [(Dying, "died"), (Unsent, "died"), (Endless, "no batch.* 1 seconds")])
 def test_a_wait_for_data_ends(rows, message, monkeypatch, workers_end, capfd):
     monkeypatch.setattr(workers, "PATIENCE", 1 if rows is Endless else 100)
-    monkeypatch.setattr(workers, "batch_bytes", lambda *_: 1)
     loader = workers.Loader(rows(), data.in_order(8, 2), 1, list)
     with pytest.raises(InputError, match=f"--workers 1.*{message}.*--workers 0"):
         next(iter(loader))
@@ -86,9 +68,8 @@ def test_batches_are_the_items_however_they_are_read(tiny_data, kind, workers_en
     expected = np.load(path).astype(np.float32)
     opt, words = prepared(tiny_data)
     for count in (0, 2):
-        found = [
-            *on_device(data.get_loaders(opt.data_name, words, 24, count, opt)[0], "cpu")
-        ]  # as a training gets them
+        loader = data.get_loaders(opt.data_name, words, 24, count, opt)[0]
+        found = [send_batch(batch, "cpu") for batch in loader]  # as a training gets them
         assert sum(len(batch.ids) for batch in found) == 200
         for batch in found:
             assert batch.images.dtype == torch.float32

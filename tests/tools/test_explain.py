@@ -64,19 +64,19 @@ def test_parts_add_up_to_the_score(tiny, tmp_path, propagation, is_sparse, boxes
     dataset = data.open_split("test", "tiny_precomp", words, opt)
     batch = data.collate([dataset[i] for i in range(30)])
     with torch.no_grad():
-        images, captions, lengths = net.forward_emb(batch.images, batch.captions, batch.lengths)
-        visual, textual = pair_scores(net, images, captions, batch.bboxes, batch.depends, lengths)
+        images, captions = (side.emb for side in net.encode_sides(batch))
+        visual, textual = pair_scores(net, images, captions, batch.bboxes, batch.depends, batch.lengths)
     for b, c in ((0, 0), (3, 7), (29, 1)):
         pair = batch.depends and batch.depends[c : c + 1]
         box = None if batch.bboxes is None else batch.bboxes[b : b + 1]
-        parts = explain(net, images[b : b + 1], captions[c : c + 1, : lengths[c]], box, pair)
+        parts = explain(net, images[b : b + 1], captions[c : c + 1, : batch.lengths[c]], box, pair)
         assert parts.score == pytest.approx((visual[b, c] + textual[b, c]).item(), abs=1e-6)
         assert parts.regions.sum() == pytest.approx(visual[b, c].item(), abs=1e-6)
         assert parts.words.sum() == pytest.approx(textual[b, c].item(), abs=1e-6)
         assert np.ptp(parts.words) > 1e-5
         same = (propagation, boxes) == ("neighbors", "none")  # all regions then have all as equal neighbours
         assert same or np.ptp(parts.regions) > 1e-5
-        assert parts.beta.shape == parts.alpha.T.shape == (lengths[c], 5)
+        assert parts.beta.shape == parts.alpha.T.shape == (batch.lengths[c], 5)
         np.testing.assert_allclose(parts.edges.sum(1), 1, atol=1e-6)
         assert (np.count_nonzero(parts.edges) < parts.edges.size) == is_sparse
 

@@ -57,18 +57,6 @@ def test_finds_what_the_similarities_say_even_without_captions(tiny, capsys, cha
     assert find(tiny.model, capsys, *asked)[:2] == (best, scores)
 
 
-def test_pictures_without_annotations(tiny, tmp_path, capsys):
-    pytest.importorskip("torchvision")
-    images = tmp_path / "data" / "f8k" / "images"
-    images.parent.mkdir()
-    picture_folder(tiny, images)
-    write_model(tiny, tiny.model, **VSRN, crop_size=32, cnn_type="resnet18", no_pretrained=True, data_name="f8k")
-    best, scores, said = find(tiny.model, capsys, "--query", "a red dog", "--top", 6)
-    assert sorted(best) == list(range(6)) and scores == sorted(scores, reverse=True) and "5.png" in said.out
-    (tmp_path / "data" / "f8k" / "dataset_flickr8k.json").write_text("{}")  # annotations, but none to use
-    assert "dataset_flickr8k" in message(lambda: find(tiny.model, capsys, "--query", "a red dog"))
-
-
 def test_a_sparse_model_reads_the_parsed_sentence(tiny):
     """A parse like the file's gives the file's similarity."""
     net, opt, words = write_model(tiny, tiny.model, is_sparse=True, propagation="neighbors")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ with open(here / "calls", "a") as calls:
 """
 # Stands for train.py: an epoch is a checkpoint; the second one waits while there is a file `wait`.
 TRAIN = f"""{HEAD}
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 models = Path(flags["--model_name"])
 models.mkdir(exist_ok=True)
 if (here / "fail").exists() and "neighbors" in sys.argv:
@@ -135,12 +136,14 @@ def test_a_stopped_study_goes_on_where_it_was(scripts):
     start = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path; from tools import study; from runtime.start import run
 study.ROOT = Path({str(scripts)!r}); run(lambda: study.main(["table.ini", "--out", "out", "--seeds", "0"]))"""
-    process = subprocess.Popen([sys.executable, "-c", start], cwd=scripts, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", start], cwd=scripts, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     firsts = [scripts / f"out/{name}.seed0/checkpoint/checkpoint_0.pth.tar" for name in "ab"]
     while not all(path.exists() for path in firsts):  # then both runs wait in their second epoch
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert "Stopping" in process.communicate(timeout=60)[1] and process.returncode == 130
     assert not list(scripts.rglob("test.json"))
     (scripts / "wait").unlink()

@@ -10,9 +10,7 @@ import data
 import evaluation
 from files.arrays import check_five_rows
 from files.errors import InputError, warn
-from files.names import pictures_in
-from files.pictures import KARPATHY, make_transforms
-from files.text import CAPTIONS_PER_IMAGE, PICTURES, Ragged, data_folder
+from files.text import CAPTIONS_PER_IMAGE, PICTURES, Ragged
 from modules.sides import CaptionSide, ImageSide
 from reporting.explanation import Sentence
 from tools.own_data.parsers import Spacy, dependencies
@@ -48,28 +46,10 @@ class FeatureCollection(data.PrecompDataset):
             return None
 
 
-class PictureCollection(data.PictureDataset):
-    """All pictures of a folder without annotations."""
-
-    captions, tokens, owner, files = None, Ragged([]), (), ()
-
-    def __init__(self, split, folder, crop_size):
-        self.folder, self.split, images = folder, split, folder / "images"
-        self.pictures = sorted(pictures_in(images)) if images.is_dir() else []
-        if not self.pictures:
-            raise InputError(f"{images}: no pictures; this data set is searched in the folder images")
-        self.n_images = len(self.pictures)
-        self.transform, _ = make_transforms(crop_size)
-
-
 def open_collection(split, opt, vocab):
-    """The images of a split, with or without captions."""
-    if opt.data_name not in PICTURES:
-        return FeatureCollection(split, opt.data_name, vocab, opt)
-    folder = data_folder(opt.data_path, opt.data_name)
-    if (folder / KARPATHY.get(opt.data_name, "annotations")).exists():
-        return data.open_split(split, opt.data_name, vocab, opt)
-    return PictureCollection(split, folder, opt.crop_size)
+    """The images of a split: region features with captions or without, or pictures."""
+    kind = data.open_split if opt.data_name in PICTURES else FeatureCollection
+    return kind(split, opt.data_name, vocab, opt)
 
 
 def labels(dataset):
