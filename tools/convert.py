@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import guarded, run
+from runtime.start import run
 
 import argparse
 import functools
@@ -18,27 +18,12 @@ import json
 
 import numpy as np
 
-from runtime.commandline import Parser
-
-
-def convert_options(arguments=None):
-    parser = Parser(description=__doc__)
-    parser.add_argument("source", type=Path, help="file to read: .pth.tar, .safetensors or .npy")
-    parser.add_argument("target", type=Path, help="file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    guarded(convert_options)  # before torch is loaded
-
-import torch
-
 from files.arrays import open_array
 from files.errors import InputError, optional_package
 from files.pickles import one_line, read_torch_file
 from files.text import read_bytes
 from files.writing import atomic_write
+from runtime.commandline import Parser
 
 # Names of the state dicts in `model`, by their number; others are called model.0, model.1 ...
 PARTS = {4: ["img_enc", "txt_enc", "i2t_match_G", "t2i_match_G"], 2: ["img_enc", "txt_enc"]}
@@ -59,6 +44,8 @@ def to_safetensors(source, target):
 
 def from_safetensors(source, target):
     """Write the checkpoint that to_safetensors was given."""
+    import torch
+
     load, beside = optional_package("safetensors.torch", "this", "safetensors").load, source.with_suffix(".json")
     with one_line(source, "damaged or no safetensors file; copy or download it again"):
         tensors = load(read_bytes(source))
@@ -72,6 +59,8 @@ def outline(value, name, tensors):
 
     What JSON does not have becomes a table with a key that begins with '$'.  TypeError for what no table stands for.
     """
+    import torch  # which --help does not need
+
     if torch.is_tensor(value):
         name = f"{name}#{len(tensors)}" if name in tensors else name
         tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
@@ -127,7 +116,11 @@ WAYS = {("", ".safetensors"): to_safetensors, (".safetensors", ""): from_safeten
 
 
 def main(arguments=None):
-    opt = convert_options(arguments)
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", type=Path, help="file to read: .pth.tar, .safetensors or .npy")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    opt = parser.parse_args(arguments)
     source, target = opt.source, opt.target
     way = WAYS.get(tuple(path.suffix if path.suffix in (".npy", ".safetensors") else "" for path in (source, target)))
     if not way:

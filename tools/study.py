@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from runtime.start import guarded, run
+from runtime.start import run
 
 import configparser
 import functools
@@ -40,27 +40,6 @@ from files.writing import atomic_write, lock_folder
 from reporting.metrics import METRICS
 from runtime.commandline import Parser, whole
 from systems.options import train_options
-
-
-def parse(arguments=None):
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("table", metavar="TABLE", help="ini file of the rows, ensembles and differences")
-    add("--rows", nargs="+", metavar="ROW", help="only these rows of the table (default: all)")
-    add("--seeds", nargs="+", type=whole(0), default=[0, 1, 2], metavar="N", help="seeds of each row")
-    add("--jobs", type=whole(), default=2, metavar="N", help="runs at a time")
-    add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each run")
-    add("--out", metavar="DIR", help="folder for runs and results (default: runs/study/ and the table's name)")
-    add("--summary", action="store_true", help="run nothing: tables of the finished runs")
-    opt = parser.parse_args(arguments)
-    opt.out = Path(opt.out or Path("runs/study") / Path(opt.table).stem)
-    return opt
-
-
-if __name__ == "__main__":
-    guarded(parse)  # before torch is loaded
-
-import evaluation
 
 SECTIONS = {"study", "flags", "rows", "ensembles", "differences"}
 OF_THE_TOOL = {"--seed", "--logger_name", "--model_name", "--resume"}  # the study chooses these for each run
@@ -236,6 +215,8 @@ def collect(study, runs):
 
 def figures_of(paths, scenes):
     """Metrics, in percent, of the mean of saved similarity matrices, which is test_stack.py's ensemble."""
+    import evaluation  # and torch, which --help does not need
+
     matrices = [open_array(path) for path in paths]
     if matrices[0].ndim != 2:
         raise InputError(f"{paths[0]}: similarities of folds; remove --fold5 from the test's flags")
@@ -302,23 +283,33 @@ def table(kind, seeds, items, with_interval=False):
 
 
 def main(arguments=None):
-    opt = parse(arguments)
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("table", metavar="TABLE", help="ini file of the rows, ensembles and differences")
+    add("--rows", nargs="+", metavar="ROW", help="only these rows of the table (default: all)")
+    add("--seeds", nargs="+", type=whole(0), default=[0, 1, 2], metavar="N", help="seeds of each row")
+    add("--jobs", type=whole(), default=2, metavar="N", help="runs at a time")
+    add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each run")
+    add("--out", metavar="DIR", help="folder for runs and results (default: runs/study/ and the table's name)")
+    add("--summary", action="store_true", help="run nothing: tables of the finished runs")
+    opt = parser.parse_args(arguments)
+    out = Path(opt.out or Path("runs/study") / Path(opt.table).stem)
     study = read_table(opt.table)
     names, seeds = dict.fromkeys(opt.rows or study.rows), dict.fromkeys(opt.seeds)
     for name in names.keys() - study.rows.keys():
         raise InputError(f"--rows {name}: not in {opt.table}, which has {', '.join(study.rows)}")
-    runs = [Run(opt.out, name, seed, study.rows[name], study.test) for seed in seeds for name in names]
+    runs = [Run(out, name, seed, study.rows[name], study.test) for seed in seeds for name in names]
     if study.twins:
         read_json(study.twins)  # a missing file is an error before the work starts
     failed = [] if opt.summary else work(runs, opt.jobs, opt.threads)
     if not any(one.finished for one in runs):
-        raise InputError(f"{opt.out}: no finished run to summarise" + "".join(f"; {why}" for why in failed))
+        raise InputError(f"{out}: no finished run to summarise" + "".join(f"; {why}" for why in failed))
     results = collect(study, runs)
     text = markdown(results)
     print(text)
     for name, content in (("md", text), ("json", json.dumps(results, indent=1) + "\n")):
-        atomic_write(opt.out / f"results.{name}", lambda file, content=content: file.write(content.encode()))
-        print(opt.out / f"results.{name}")
+        atomic_write(out / f"results.{name}", lambda file, content=content: file.write(content.encode()))
+        print(out / f"results.{name}")
     print("".join(f"failed: {why}\n" for why in failed), end="", file=sys.stderr)
     return 1 if failed else 0
 
