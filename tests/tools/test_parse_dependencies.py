@@ -16,7 +16,7 @@ from files.errors import InputError
 from files.text import read_captions, read_dependencies
 from tools import parse_dependencies
 from tools.own_data import parsers
-from tools.own_data.stanford_scheme import BE, is_tree, join_sentences, pairs_of, to_stanford
+from tools.own_data.parsers import BE, is_tree, join_sentences, pairs_of, to_stanford
 from vocab import tokenize
 
 # Each word as word/label/head in spaCy's scheme/head in Stanford's.

@@ -1,7 +1,7 @@
-"""Parsers of captions: spaCy, and a server of Stanford CoreNLP.
+"""Parsers of captions: spaCy, whose scheme is rewritten to Stanford's, and a server of Stanford CoreNLP.
 
 A parser is called with captions (lists of sentences, which are lists of words). It yields the heads of each
-caption: for word 1, 2, ... the number of the word it depends on, 0 for the root.
+caption: for word 1, 2, ... the number of the word it depends on, 0 for the root. docs/data.md has examples.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import urllib.parse
 import urllib.request
 
 from files.errors import InputError, optional_package
-from tools.own_data.stanford_scheme import is_tree, join_sentences, pairs_of, to_stanford
 from vocab import split_words
 
 BATCH = 100  # captions handed to a parser at once
@@ -22,6 +21,13 @@ CORENLP_PROPERTIES = {  # what a CoreNLP server is asked to do
     "ssplit.eolonly": "true",
     "outputFormat": "json",
 }
+BE = {"be", "is", "are", "was", "were", "am", "been", "being", "'s", "'re", "'m"}
+PREPOSITIONS = {"prep", "agent", "dative"}  # spaCy's labels of 'in', of the passive's 'by', of 'to' somebody
+OBJECTS = {"pobj", "pcomp"}
+PREDICATES = {"attr", "acomp"}
+
+
+# ---- captions to pairs
 
 
 def dependencies(parser, captions, places):
@@ -42,6 +48,35 @@ def sentences_of(caption):
     spelt, lower = split_words(caption), split_words(caption.lower())
     same = [word.lower() for words in spelt for word in words] == [word for words in lower for word in words]
     return spelt if same else lower
+
+
+def join_sentences(sentences):
+    """One tree of several sentences' heads: numbers continue, and the later roots depend on the first one."""
+    joined, start = [], 0
+    for heads in sentences:
+        joined += [head + start if head else 0 for head in heads]
+        start += len(heads)
+    roots = [i for i, head in enumerate(joined, start=1) if head == 0]
+    return [roots[0] if head == 0 and i != roots[0] else head for i, head in enumerate(joined, start=1)]
+
+
+def is_tree(heads):
+    """Whether there is exactly one root, to which every word leads."""
+    if heads.count(0) != 1 or not all(0 <= head <= len(heads) for head in heads):
+        return False
+    above, reached = [0, *heads], range(len(heads) + 1)
+    for _ in heads:
+        reached = [above[word] for word in reached]
+    return not any(reached)
+
+
+def pairs_of(heads):
+    """[governor, dependent] of every word: ROOT's, which is [0, root], first, then in the words' order."""
+    pairs = [[head, word] for word, head in enumerate(heads, start=1)]
+    return sorted(pairs, key=lambda pair: pair[0] != 0)
+
+
+# ---- parsers
 
 
 class Spacy:
@@ -115,3 +150,65 @@ class CoreNLP:
             if len(answer["tokens"]) == len(words):
                 return [head_of.get(word, root) for word in range(1, len(words) + 1)]
         raise InputError(f"{self.url}: no parse of the {len(words)} words {' '.join(words)[:60]!r} came back")
+
+
+# ---- spaCy's scheme to Stanford's
+
+
+def to_stanford(words, heads, labels):
+    """n words with spaCy's heads and labels (English models, ClearNLP) -> n heads in Stanford's basic dependencies.
+
+    Prepositions come to depend on their objects (case), then forms of 'be' on their predicates (cop), then all parts
+    of a conjunction on its first.
+    """
+    tree = Tree(heads, labels)
+    for word in tree.deepest_first():  # in -> hat becomes hat -> in
+        if tree.labels[word] in PREPOSITIONS or tree.below(word, OBJECTS):
+            tree.lower(word, OBJECTS, "case")
+    for word in tree.deepest_first():  # is -> happy becomes happy -> is; 'there is a dog' stays
+        is_copula = words[word - 1].lower() in BE and tree.labels[word] not in ("aux", "auxpass")
+        if is_copula and not tree.below(word, {"expl"}):
+            tree.lower(word, PREDICATES, "cop")
+    tree.flatten_conjunctions()
+    return tree.heads[1:]
+
+
+class Tree:
+    """heads[i] and labels[i] belong to word i, from 1; place 0 is not a word."""
+
+    def __init__(self, heads, labels):
+        self.heads, self.labels = [0, *heads], ["", *labels]
+
+    def below(self, word, labels):
+        """The words directly below a word that have one of the labels, in the sentence's order."""
+        return [i for i, head in enumerate(self.heads) if i and head == word and self.labels[i] in labels]
+
+    def depth(self, word):
+        depth = 0
+        while word := self.heads[word]:
+            depth += 1
+        return depth
+
+    def deepest_first(self):
+        return sorted(range(1, len(self.heads)), key=self.depth, reverse=True)
+
+    def lower(self, word, labels, label):
+        """Put a word below the first one under it that has one of `labels`, or else is a preposition after it.
+
+        That one takes its place, with all else that hung there ('out of the house': 'of' has the object of 'out').
+        """
+        found = self.below(word, labels) or [i for i in self.below(word, PREPOSITIONS) if i > word]
+        if found:
+            self.heads = [found[0] if i and head == word else head for i, head in enumerate(self.heads)]
+            self.heads[found[0]], self.labels[found[0]] = self.heads[word], self.labels[word]
+            self.heads[word], self.labels[word] = found[0], label
+
+    def flatten_conjunctions(self):
+        """a -> b -> c becomes a -> b, a -> c; the comma or 'and' that stood between b and c follows."""
+        for word in range(1, len(self.heads)):
+            while self.labels[word] == self.labels[self.heads[word]] == "conj":
+                before = self.heads[word]
+                for i in self.below(before, {"cc", "punct"}):
+                    if before < i < word:
+                        self.heads[i] = self.heads[before]
+                self.heads[word] = self.heads[before]
