@@ -31,7 +31,7 @@ READERS = {
     "vocab.pkl": vocab.deserialize_vocab,
     "0.jpg": pictures.open_picture,
     "model.pth.tar": pickles.read_torch_file,
-    "regions.tsv": lambda path: list(region_files.lines_of(path)),
+    "regions.tsv": lambda path: list(region_files.tsv_lines([path], {})),
     "captions.csv": lambda path: prepare_captions.main([str(path), "--data_name", "x_precomp", "--dev", "1"]),
 }
 

@@ -7,9 +7,10 @@ import re
 import numpy as np
 
 from files.arrays import open_array
-from files.errors import InputError, reason
+from files.errors import InputError
 from files.names import Matcher, find_pictures
 from files.opening import open_regular
+from files.pickles import one_line
 from files.pictures import picture_size
 from tools.own_data.region_sources import Regions
 from tools.own_data.shared import DAMAGED
@@ -98,24 +99,16 @@ def tsv_lines(paths, notes):
     """(place, name of the image, {column: bytes}) of each line that has enough columns; others are passed over."""
     known = f"bottom-up attention's files have {len(BUTD)}, LXMERT's {len(LXMERT)}"
     for path in paths:
-        for number, line in enumerate(lines_of(path), start=1):
-            where, fields = f"{path}, line {number}", line.split(b"\t")
-            if len(BUTD) <= len(fields) <= len(LXMERT):
-                if len(BUTD) < len(fields) < len(LXMERT):
-                    notes[f"lines of which the columns after the first {len(BUTD)} are ignored"].append(where)
-                row = dict(zip(LXMERT if len(fields) == len(LXMERT) else BUTD, fields))
-                yield where, row["id"].decode(errors="replace").strip(), row
-            elif line.strip():
-                notes[DAMAGED].append(f"{where}: {len(fields)} columns; {known}; {AGAIN}")
-
-
-def lines_of(path):
-    """The lines of a file as bytes, without their ends."""
-    try:
-        with open_regular(path) as file:
-            yield from (line.rstrip(b"\r\n") for line in file)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+        with one_line(path, "cannot be read"), open_regular(path) as file:
+            for number, line in enumerate(file, start=1):
+                where, fields = f"{path}, line {number}", line.rstrip(b"\r\n").split(b"\t")
+                if len(BUTD) <= len(fields) <= len(LXMERT):
+                    if len(BUTD) < len(fields) < len(LXMERT):
+                        notes[f"lines of which the columns after the first {len(BUTD)} are ignored"].append(where)
+                    row = dict(zip(LXMERT if len(fields) == len(LXMERT) else BUTD, fields))
+                    yield where, row["id"].decode(errors="replace").strip(), row
+                elif line.strip():
+                    notes[DAMAGED].append(f"{where}: {len(fields)} columns; {known}; {AGAIN}")
 
 
 def read_line(where, row):
