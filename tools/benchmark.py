@@ -109,10 +109,8 @@ def measure(opt):
                     row = task(opt, *arguments)
                 except Exception as error:  # whatever fails on a new card is a result, too
                     row = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-            values = [
-                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-            ]
-            print(f"{part:12}{case:44}" + "  ".join(values), flush=True)
+            values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
+            print(f"{part:12}{case:44}" + "  ".join(f"{name} {value}" for name, value in values.items()), flush=True)
             yield {"part": part, **row}
             gc.collect()
             if on_cuda(opt):

@@ -54,20 +54,15 @@ def commands():
     return [*steps, ("Test each model and their ensemble, with a report and explanations to look at", test)]
 
 
-def run_step(title, command):
-    """Print a command and run it in the repository's folder; SystemExit if it fails."""
-    print(f"\n=== {title}\n$ python {command}", flush=True)
-    code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
-    if code:
-        raise SystemExit(code if code > 0 else 128 - code)
-
-
 def main():
     Parser(description=__doc__).parse_args()
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
     start, steps = time.time(), commands()
     for number, (title, command) in enumerate(steps, 1):
-        run_step(f"{number} of {len(steps)}: {title}", command)
+        print(f"\n=== {number} of {len(steps)}: {title}\n$ python {command}", flush=True)
+        code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
+        if code:
+            return code if code > 0 else 128 - code
     results = json.loads((ROOT / FOLDER / "test.json").read_text())
     print("\n=== Summary: recalls in percent, of 50 images; by chance R@1 is 2, R@5 10, R@10 20\n")
     print(f"{'':16}" + "".join(f"{name:>9}" for name in ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum")))

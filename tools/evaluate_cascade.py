@@ -30,12 +30,7 @@ from tools.searching import faiss_index
 def cascade_options(arguments=None):
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--model_path",
-        type=existing,
-        required=True,
-        help="checkpoint of one vector an image, such as VSRN, that searches",
-    )
+    add("--model_path", type=existing, required=True, help="checkpoint that searches: one vector an image, as VSRN")
     add("--rerank", type=existing, required=True, metavar="PATH", help="checkpoint that orders them, such as GSMN")
     add_override_flags(parser, boxes=True)
     add("--kind", default="exact", choices=faiss_index.INDEX_KINDS, help="kind of index (default: exact)")

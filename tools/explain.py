@@ -33,20 +33,12 @@ def explain_options(arguments=None):
     add("--model_path", type=existing, required=True, help="checkpoint of a system that matches words and regions")
     add_override_flags(parser, boxes=True)
     add("--image", type=whole(0), nargs="+", required=True, metavar="I", help="number of one or two images, from 0")
-    add(
-        "--caption",
-        nargs="+",
-        metavar="J|SENTENCE",
-        help="one or two captions: numbers, from 0, or sentences (default: the first image's first caption)",
-    )
+    captions = "one or two captions: numbers, from 0, or sentences (default: the first image's first caption)"
+    add("--caption", nargs="+", metavar="J|SENTENCE", help=captions)
     add_images_flag(parser)
     add("--out", metavar="NAME", help="page to write; .html is added where it is missing (default: explain-I-J)")
-    add(
-        "--no_rank",
-        dest="rank",
-        action="store_false",
-        help="leave out the image's rank for the sentence, for which all images of the split are encoded",
-    )
+    no_rank = "leave out the image's rank for the sentence, for which all images of the split are encoded"
+    add("--no_rank", dest="rank", action="store_false", help=no_rank)
     add_spacy_flag(parser)
     flags = parser.parse_args(arguments)
     flags.caption = flags.caption or [str(CAPTIONS_PER_IMAGE * flags.image[0])]

@@ -18,7 +18,7 @@ from systems.options import train_options
 from tools import demo as command
 from tools import make_demo as tool
 from tools.make_demo import ATTRIBUTES, COLOURS, OPPOSITE, Scene, Thing, region_features
-from tools.own_data.stanford_scheme import is_tree, pairs_of
+from tools.own_data.parsers import is_tree, pairs_of
 from vocab import build_vocab, deserialize_vocab, encode, tokenize
 
 NAME = tool.NAME
@@ -179,8 +179,8 @@ def test_the_scripts_take_its_commands(monkeypatch):
     assert opt.model_path == trained and opt.json and opt.report and opt.images.startswith(str(data.out))
 
 
-def test_a_failing_step_stops_the_demo(monkeypatch):
+def test_a_failing_step_stops_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["demo.py"])
+    monkeypatch.setattr(command, "ROOT", tmp_path)
     monkeypatch.setattr(command.subprocess, "run", lambda words, cwd: SimpleNamespace(returncode=2))
-    with pytest.raises(SystemExit) as stop:
-        command.run_step("train", "train.py")
-    assert stop.value.code == 2
+    assert command.main() == 2
