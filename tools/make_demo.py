@@ -60,7 +60,6 @@ MARGIN = 8  # pixels of background round the board
 CLEAR = 1.4  # captions name a relation only when one axis outweighs the other by this factor
 NOISE = 0.3  # deviation of the noise on features
 ZOOM = 4  # pictures are drawn so many times as large and reduced
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
 def corners(count, *radii):
@@ -130,10 +129,7 @@ def placed(kinds, sites, width, height):
 
 
 def sample_scenes(rng, twins):
-    """One scene, or with ``twins`` two: the same things on the same sites, two of them exchanged.
-
-    The exchanged two stand in a clear relation to each other in both scenes (the opposite one).
-    """
+    """One scene, or with ``twins`` two: two things are exchanged, whose clear relation is the opposite in the other."""
     while True:
         size, count = rng.integers((240, 200), (321, 261)).tolist(), rng.integers(3, 5)
         looks = rng.permutation([*product(OUTLINES, COLOURS)])[:count].tolist()  # no two things look alike
@@ -149,7 +145,7 @@ def sample_scenes(rng, twins):
             sites[[a, b]] = sites[[b, a]]
             scene = replace(scene, swapped=(a, b))
             other = replace(scene, things=placed(kinds, sites, *size))
-            if other.relation(a, b) == OPPOSITE[scene.relation(a, b)]:
+            if other.relation(a, b) == scene.relation(b, a):  # the opposite
                 return [scene, other]
 
 
@@ -165,10 +161,7 @@ def draw(scene):
 
 
 def region_boxes(scene, rng, count):
-    """Boxes as of a detector, (count, 4) float32 in pixels, inside the picture, in random order.
-
-    Four loose boxes of each thing and random places; when ``count`` is small the first of these are kept.
-    """
+    """(count, 4) float32 in pixels, in random order: four loose boxes of each thing, then random places."""
     loose = np.tile(scene.boxes(), (4, 1))
     loose += rng.normal(0, 0.08, loose.shape) * (loose[:, 2:3] - loose[:, :1])
     shares = rng.uniform(0.12, 0.6, (count, 2))  # of the picture's sides

@@ -17,11 +17,12 @@ from files.arrays import read_sizes
 from systems.options import train_options
 from tools import demo as command
 from tools import make_demo as tool
-from tools.make_demo import ATTRIBUTES, COLOURS, OPPOSITE, Scene, Thing, region_features
+from tools.make_demo import ATTRIBUTES, COLOURS, Scene, Thing, region_features
 from tools.own_data.parsers import is_tree, pairs_of
 from vocab import build_vocab, deserialize_vocab, encode, tokenize
 
 NAME = tool.NAME
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 SPLITS = {"train": 13, "dev": 6, "testall": 25, "test": 5}
 TWINS = {"train": 6, "dev": 4, "testall": 10, "test": 2}
 each_split = pytest.mark.parametrize("split", SPLITS)
