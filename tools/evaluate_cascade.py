@@ -55,10 +55,7 @@ TIMED_SENTENCES, SECONDS = 20, 5.0  # for each K: sentences timed at most, and s
 
 
 def shortlisted(scores, near):
-    """Scores (Q, C) with those of all candidates outside the shortlists below the rest.
-
-    near (Q, K): numbers of candidates, -1 for none.
-    """
+    """Scores (Q, C), those outside the shortlists below the rest; near (Q, K): numbers of candidates, -1 for none."""
     kept = np.full_like(scores, scores.min() - 1)
     queries, places = np.nonzero(near >= 0)
     kept[queries, near[queries, places]] = scores[queries, near[queries, places]]

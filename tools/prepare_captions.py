@@ -33,10 +33,7 @@ MADE_FROM = {"caps.txt": ["caps.json"], "imagename.txt": ["ims.npy", "ims_bbx.np
 
 
 def clean(pictures, notes, tidy):
-    """Every caption tidied, without the empty ones; notes on both.
-
-    InputError for a name with a line break, and for captions that are printed bytes.
-    """
+    """Captions tidied, without empty ones, with notes; InputError for a line break in a name, and for printed bytes."""
     for picture in pictures:
         if "\n" in picture.name or "\r" in picture.name:
             raise InputError(f"{picture.where}: {picture.name!r} has a line break; rename the image")

@@ -47,7 +47,20 @@ def search_options(arguments=None):
     add("--shortlist", default=100, type=whole(), metavar="K", help="with --rerank: images of the index to re-order")
     kinds = f"ivf's groups (default: {faiss_index.PROBES}) or hnsw's candidates (default: {faiss_index.EFFORT})"
     add("--breadth", type=whole(), metavar="N", help=f"with --index: {kinds} to look at; more find more, slower")
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if not flags.model_path and (flags.save_index or not flags.index):
+        raise InputError("need --model_path, a checkpoint, or --index, a file that --save_index wrote")
+    if flags.rerank and not flags.index:
+        raise InputError("--rerank: goes with --index, which gives the images to re-order")
+    if flags.rerank and flags.shortlist < flags.top:
+        raise InputError(f"--shortlist {flags.shortlist}: less than the --top {flags.top} images to show")
+    if flags.images and not Path(flags.images).is_dir():
+        raise InputError(f"--images {flags.images}: no such folder")
+    if flags.save_index:
+        check_writable(faiss_index.facts_file(flags.save_index))
+    for path in filter(None, (flags.out, flags.save_index)):
+        check_writable(path)
+    return flags
 
 
 if __name__ == "__main__":
@@ -126,6 +139,7 @@ class IndexedImages:
 
 def save_index(flags):
     """Write the index of a split's images (--save_index)."""
+    faiss_index.need_faiss()
     scorer = Scorer(flags.model_path, flags)
     faiss_index.need_vectors(scorer.model, flags.model_path)
     vectors = scorer.embeddings.numpy()
@@ -145,23 +159,6 @@ def save_index(flags):
 # ---- sentences and answers
 
 
-def check_flags(flags):
-    """InputError, before anything is read, for flags that do not go together or cannot be followed."""
-    if not flags.model_path and (flags.save_index or not flags.index):
-        raise InputError("need --model_path, a checkpoint, or --index, a file that --save_index wrote")
-    if flags.rerank and not flags.index:
-        raise InputError("--rerank: goes with --index, which gives the images to re-order")
-    if flags.rerank and flags.shortlist < flags.top:
-        raise InputError(f"--shortlist {flags.shortlist}: less than the --top {flags.top} images to show")
-    if flags.images and not Path(flags.images).is_dir():
-        raise InputError(f"--images {flags.images}: no such folder")
-    if flags.save_index:
-        faiss_index.need_faiss()
-        check_writable(faiss_index.facts_file(flags.save_index))
-    for path in filter(None, (flags.out, flags.save_index)):
-        check_writable(path)
-
-
 def queries():
     """Sentences from the keyboard, or the lines of a pipe."""
     prompt = "sentence: " if sys.stdin.isatty() else ""
@@ -175,10 +172,7 @@ def queries():
 
 
 def answer(finder, text, flags, viewer, number):
-    """Print the images found for a sentence, best first, and write its page if there is a viewer, an ImageViewer.
-
-    number: of the page, from 1.
-    """
+    """Print the images found for a sentence, best first; with an ImageViewer write its page, of this number from 1."""
     best, scores = finder(text, flags.top)
     for place, (g, score) in enumerate(zip(best, scores), start=1):
         print(f"{place:4}  {score:8.4f}  image {g}  {finder.names[g]}  {finder.captions[g]}")
@@ -194,7 +188,6 @@ def answer(finder, text, flags, viewer, number):
 
 def main(arguments=None):
     flags = search_options(arguments)
-    check_flags(flags)
     if flags.save_index:
         save_index(flags)
         return

@@ -226,10 +226,9 @@ def figures_of(paths, scenes):
 
 
 def told_apart(sims, scenes):
-    """Similarities (images, captions) of the scenes of a scenes.json -> percent.
+    """The percentage of captions, true of their scene and false of its twin, that score higher with their own scene.
 
-    The share of the captions that are true of their scene and false of its twin, and that score higher with their
-    own scene.
+    sims: (images, captions); scenes: of a scenes.json.
     """
     if sims.shape != (len(scenes), 5 * len(scenes)):
         raise InputError(f"similarities {sims.shape}, but {len(scenes)} scenes; give the tested split's scenes.json")
