@@ -1,7 +1,5 @@
-"""Reads and creates .npy files: memory-mapped arrays, image sizes, boxes (docs/method.md, sections 1 and 6)."""
+"""Reads .npy files: memory-mapped arrays, image sizes, boxes (docs/method.md, sections 1 and 6)."""
 
-import contextlib
-import os
 import warnings
 
 import numpy as np
@@ -21,13 +19,6 @@ def open_array(path):
             return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can fail anywhere in numpy's parser
         raise InputError(f"{path}: truncated or not a plain .npy file ({error}); make or copy it again") from None
-
-
-def create_array(path, shape, dtype):
-    """A .npy file with its whole size on the disk: a full disk is an error here, not a crash later."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
-        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
 
 
 def check_five_rows(rows, path, images=None):

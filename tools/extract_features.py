@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.start import run
 
+import contextlib
 import datetime
 import json
 import os
@@ -26,7 +27,7 @@ from importlib.metadata import version
 import numpy as np
 from tqdm import tqdm
 
-from files.arrays import create_array, open_array
+from files.arrays import open_array
 from files.errors import InputError, reason, warn
 from files.text import read_lines
 from files.writing import atomic_write
@@ -49,20 +50,17 @@ class Output:
         flags = [str(getattr(opt, name)) for name in FLAGS_OF_ROWS]
         self.parts = parts_folder(self.targets[-1], [flags, files, names])
         self.paths = [self.parts / target.name for target in self.targets]
-        self.dtype, self.sizes, self.arrays = np.dtype(opt.dtype), np.zeros(len(names), SIZE), None
+        self.dtype, self.sizes, self.arrays = np.dtype(opt.dtype), np.zeros(len(names), SIZE), []
         if self.paths[0].exists():
             self.sizes = np.array(open_array(self.paths[0]))
-            self.open()
+            self.arrays = [np.lib.format.open_memmap(path, "r+") for path in self.paths[1:]]
 
     def missing(self):
         return np.flatnonzero(self.sizes["image_w"] == 0)
 
-    def open(self):
-        self.arrays = [np.lib.format.open_memmap(path, "r+") for path in self.paths[1:]]
-
     def put(self, found, name):
         """Write the regions of one image; InputError where their shape is not that of the others."""
-        if self.arrays is None:
+        if not self.arrays:
             self.make(*found.features.shape)
         boxes, features = self.arrays
         if found.features.shape != features.shape[1:]:
@@ -75,11 +73,13 @@ class Output:
         self.sizes[found.index] = tuple(found.size)
 
     def make(self, regions, width):
-        n = len(self.sizes)
-        for path, shape, dtype in zip(self.paths[1:], ((n, regions, 4), (n, regions, width)), (np.float32, self.dtype)):
+        """The arrays with their whole size on the disk: a full disk is an error here, not a crash later."""
+        for path, last, dtype in zip(self.paths[1:], (4, width), (np.float32, self.dtype)):
             path.unlink(missing_ok=True)
-            create_array(path, shape, dtype)
-        self.open()
+            array = np.lib.format.open_memmap(path, "w+", dtype, (len(self.sizes), regions, last))
+            with open(path, "r+b") as file, contextlib.suppress(AttributeError):  # not on every system
+                os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+            self.arrays.append(array)
 
     def save(self):
         """Write the rows so far to the disk, then the sizes that tell which, so that a crash does not lose them."""
@@ -111,20 +111,15 @@ def extract_split(folder, split, source, opt, notes):
     for path, target in zip(output.paths, output.targets):
         os.replace(path, target)
     shutil.rmtree(output.parts, ignore_errors=True)
-    write_record(folder / f"{split}_ims.json", opt)
-    again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""
-    return f"{output.targets[-1]}: {opt.dtype} {output.arrays[-1].shape}, boxes and sizes beside it{again}"
-
-
-def write_record(path, opt):
-    """What made the features, as JSON: all flags, the date, the command, versions of packages."""
-    record = {
+    record = {  # what made the features
         "flags": {name: str(value) for name, value in vars(opt).items()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
     }
-    atomic_write(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+    atomic_write(folder / f"{split}_ims.json", lambda file: file.write(json.dumps(record, indent=1).encode()))
+    again = f", {len(names) - len(todo)} of them in an earlier run" if len(todo) < len(names) else ""
+    return f"{output.targets[-1]}: {opt.dtype} {output.arrays[-1].shape}, boxes and sizes beside it{again}"
 
 
 def read_names(path):
