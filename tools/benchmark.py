@@ -257,8 +257,7 @@ def whole_step(opt, pairs, flags):
     """A training step: encoders, similarity, loss, backward pass, optimiser."""
     net, model_opt = network(opt, flags)
     optimizer = GuardedAdam(net.parameters(), 1e-4)
-    batch = random_batch(model_opt, caption_lengths(pairs, opt.lengths), opt.regions)
-    batch = send_batch(batch, opt.device)
+    batch = send_batch(random_batch(model_opt, caption_lengths(pairs, opt.lengths), opt.regions), opt.device)
     found = timed(opt, lambda: train.train_step(net, optimizer, batch, model_opt.grad_clip))
     return found | {"pairs/s": pairs / found["s"]}
 

@@ -268,11 +268,10 @@ class Speaker:
 def describe(scene, pair_rng, rng):
     """Five different captions of a scene -> [(text, dependencies, facts)], in random order.
 
-    dependencies: [governor, dependent] pairs of word positions from 1, [0, root] first. facts: what the caption claims
-    about the scene, (relation, a, b) with numbers of things. Two captions tell one relation (in twin scenes: of the
-    exchanged things, so they are false of the twin), one tells two relations, two list the things. The
-    first two are worded by ``pair_rng``: given equal generators, twins get the same two sentences but for left and
-    right, above and below. ``rng`` words the rest and puts the five in order.
+    dependencies: pairs [governor, dependent] of word positions from 1, [0, root] first. facts: what a caption claims,
+    (relation, a, b) with numbers of things. Two captions tell one relation, which in twins is that of the exchanged
+    things and so false of the twin; one tells two relations, two list the things. ``pair_rng`` words the first two:
+    equal generators give twins the same sentences but for the relation. ``rng`` words and orders the rest.
     """
     same, free = Speaker(scene, pair_rng), Speaker(scene, rng)
     a, b = scene.swapped or same.pick(scene.clear_pairs())
