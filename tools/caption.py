@@ -10,35 +10,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.start import guarded, run
+from runtime.start import run
 
 from checkpoints.evaluation_options import add_override_flags, existing, overrides_of
 from files.errors import InputError
 from runtime.commandline import Parser, whole
+from vocab import END
 
 
-def caption_tool_options(arguments=None):
+def main(arguments=None):
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", type=existing, required=True, help="checkpoint of train.py --model vsrn")
     add_override_flags(parser)
     parser.add_argument("--image", type=whole(0), nargs="+", default=[0], help="numbers of the images, from 0")
     parser.add_argument("--beam", type=whole(), default=3, help="captions kept while searching; 1 is greedy")
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    import torch  # which --help does not need
 
+    from checkpoints.loading import open_checkpoint, trained_model
+    from tools.searching.collection import open_collection
 
-if __name__ == "__main__":
-    guarded(caption_tool_options)  # before torch is loaded
-
-import torch
-
-from checkpoints.loading import open_checkpoint, trained_model
-from tools.searching.collection import open_collection
-from vocab import END
-
-
-@torch.no_grad()
-def main(arguments=None):
-    flags = caption_tool_options(arguments)
     loaded, opt, vocab = open_checkpoint(flags.model_path, overrides_of(flags))
     model, dataset = trained_model(loaded, opt, flags.model_path), open_collection(flags.split, opt, vocab)
     if "caption_model" not in loaded["further"]:
@@ -49,7 +40,8 @@ def main(arguments=None):
     if max(flags.image) >= dataset.n_images:
         raise InputError(f"--image {max(flags.image)}: {dataset.split} has images 0 to {dataset.n_images - 1}")
     features = torch.stack([dataset.image(g) for g in flags.image]).to(model.device)
-    written = model.caption_model.decode(model.img_enc(features)[1], flags.beam)
+    with torch.no_grad():
+        written = model.caption_model.decode(model.img_enc(features)[1], flags.beam)
     for g, (ids, score) in zip(flags.image, written):
         caption = " ".join(vocab.idx2word[i] for i in ids if i != END)
         print(f"image {g}: {caption}   (log-probability {score:.2f})")

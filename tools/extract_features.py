@@ -135,10 +135,7 @@ def read_names(path):
     return list(lines)
 
 
-# ---- command line
-
-
-def feature_options(argv=None):
+def main(argv=None):
     parser = Parser(description=__doc__)
     add_data_flags(parser)
     add_split_flags(parser, "imagename.txt", "extract")
@@ -170,11 +167,6 @@ def feature_options(argv=None):
     for path in opt.sources:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder (--images, --tsv, --npz)")
-    return opt
-
-
-def main(argv=None):
-    opt = feature_options(argv)
     folder, todo = splits_to_make(opt, "imagename.txt", ENDINGS, read_names, open_array)
     if not todo:
         return
