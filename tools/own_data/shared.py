@@ -18,8 +18,7 @@ DAMAGED = "damaged parts of files passed over"  # the note that tells why an ima
 def add_data_flags(parser):
     """The flags that name a data set."""
     parser.add_argument("--data_path", default="./data/", help="folder that holds the data sets")
-    about = "data set: the folder's name under --data_path"
-    parser.add_argument("--data_name", type=folder_name, required=True, help=about)
+    parser.add_argument("--data_name", type=folder_name, required=True, help="data set, a folder under --data_path")
 
 
 def add_split_flags(parser, source, work):

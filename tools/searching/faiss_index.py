@@ -37,17 +37,15 @@ def need_faiss():
 def build_index(vectors, kind="exact"):
     """float32 (N, D) -> a FAISS index of inner products that numbers the vectors from 0."""
     faiss, (n, width) = need_faiss(), vectors.shape
-    if kind == "exact":
-        index = faiss.IndexFlatIP(width)
-    elif kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
+    groups = max(1, min(round(4 * math.sqrt(n)), n // LEAST))
+    form = {"exact": "Flat", "hnsw": f"HNSW{LINKS},Flat", "ivf": f"IVF{groups},Flat"}[kind]
+    index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
+    if kind == "hnsw":
         index.hnsw.efConstruction = index.hnsw.efSearch = EFFORT
-    else:
-        groups = max(1, min(round(4 * math.sqrt(n)), n // LEAST))
-        index = faiss.index_factory(width, f"IVF{groups},Flat", faiss.METRIC_INNER_PRODUCT)
+    if kind == "ivf":
         index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINING
         index.nprobe = min(PROBES, groups)
-        index.train(vectors)
+    index.train(vectors)
     index.add(vectors)
     return index
 
