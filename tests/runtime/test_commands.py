@@ -107,6 +107,7 @@ LOAD = """if True:
                 print(os.path.basename(script), os.environ.get("GOMP_SPINCOUNT"), flush=True)
                 signal.raise_signal(signal.SIGINT)
     sys.meta_path.insert(0, Finder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     for script in sys.argv[1:]:
         if not os.fork():
             runpy.run_path(script, run_name="loaded")
