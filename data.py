@@ -35,9 +35,6 @@ def label_and_mask(ids, max_len):
     return label, mask
 
 
-# ---- data set ----
-
-
 class PrecompDataset(Dataset):
     """Captions of one split with their images' precomputed region features; len is the number of captions.
 
