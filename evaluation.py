@@ -226,10 +226,16 @@ def evaluate(
 
     def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
-        sims = with_folds(sims, fold5)
-        results.append({**about, **rank_and_print(sims, ties)})
+        sims, result = with_folds(sims, fold5), {**about}
+        if full:
+            result["full"] = metrics(sims["full"][0], ties)
+            print_metrics(result["full"])
+        if fold5:
+            result["fold5"] = mean_of_folds([metrics(fold, ties) for fold in sims["fold5"]])
+            print_folds(result["fold5"])
+        results.append(result)
         for observer in observers:
-            observer.add(results[-1], sims)
+            observer.add(result, sims)
 
     for member, factor in zip(members, factors):
         if several:
@@ -253,18 +259,6 @@ def evaluate(
         sims = total
         conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, sims)
     return results, with_folds(sims, fold5)
-
-
-def rank_and_print(sims, ties):
-    """{'full': [(N, M)], 'fold5': five of (N/5, M/5)} -> the metrics of each, printed."""
-    result = {}
-    if "full" in sims:
-        result["full"] = metrics(sims["full"][0], ties)
-        print_metrics(result["full"])
-    if "fold5" in sims:
-        result["fold5"] = mean_of_folds([metrics(fold, ties) for fold in sims["fold5"]])
-        print_folds(result["fold5"])
-    return result
 
 
 def weigh(sims, weight, normalize, path):
@@ -321,8 +315,7 @@ def evaluate_and_write(opt, full, command, extra=None):
     """
     paths = [opt.model_path] if isinstance(opt.model_path, (str, os.PathLike)) else list(opt.model_path)
     how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize, **overrides_of(opt)}
-    files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
-    outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
+    outputs = Outputs(opt, command)
     observers = [one for one in (extra, outputs) if one and distributed.is_main()]
     results, sims = evaluate(paths, opt.split, opt.fold5, full, observers=observers, **how)
     if distributed.is_main():
