@@ -1,6 +1,7 @@
 """Errors of the user's input, warnings, exit codes."""
 
 import errno
+import functools
 import importlib
 import os
 import select
@@ -23,14 +24,10 @@ def reason(error):
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-warned = set()  # warnings of this process
-
-
+@functools.cache
 def warn(message):
     """Print a warning, the same text once in a process; the program continues."""
-    if message not in warned:
-        warned.add(message)
-        print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def optional_package(module, what, install=None):
