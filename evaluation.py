@@ -1,7 +1,6 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
-docs/method.md, section 4.  In this order: embeddings, similarities, one checkpoint, several checkpoints, the
-scripts' entry points.  Ranks and recalls are counted in reporting/ranks.py and printed in reporting/printing.py.
+docs/method.md, section 4.  Ranks and recalls are counted in reporting/ranks.py.
 """
 
 import math
@@ -18,6 +17,7 @@ from tqdm import tqdm
 import data
 from checkpoints.evaluation_options import eval_parser, overrides_of
 from checkpoints.loading import load_model, open_members
+from files.arrays import released_boxes
 from files.errors import InputError
 from files.writing import atomic_write
 from modules import blocks
@@ -188,7 +188,8 @@ def with_folds(sims, fold5):
 
 def with_released_boxes(images, member, fold5):
     """The images with the boxes that the released evaluation used (docs/method.md, section 6)."""
-    boxes = member.loader.dataset.released_boxes(member.opt.batch_size, fold5)
+    split = member.loader.dataset
+    boxes = released_boxes(split.raw_boxes, split.sizes, len(split), member.opt.batch_size, fold5)
     return ImageSide(images.emb, torch.from_numpy(boxes))
 
 

@@ -41,18 +41,15 @@ def optional_package(module, what, install=None):
         raise InputError(f"{what} needs the package {module}: pip install {install or module}") from None
 
 
-TOO_SMALL = (
-    "the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or a smaller "
-    "--batch_size, or end other programs on this GPU (nvidia-smi lists them)"
-)
-
-
 def ending(error):
     """(exit code, last line) of a program that this error ends; code 1 means a traceback instead."""
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
-        return 2, f"error: {TOO_SMALL}"
+        return 2, (
+            "error: the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or "
+            "a smaller --batch_size, or end other programs on this GPU (nvidia-smi lists them)"
+        )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
     if is_lost_output(error):

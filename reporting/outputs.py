@@ -83,13 +83,12 @@ def without_ranks(value):
     return [without_ranks(v) for v in value] if isinstance(value, list) else value
 
 
-def provenance(dataset, checkpoint=None, command=None):
+def provenance(dataset, command=None):
     """The record: data folder, split and its counts, command, date, versions (git's commit among them).
 
-    dataset: the split; checkpoint: facts about a model, as checkpoints.loading.describe_checkpoint gives them; command:
-    default the command line.
+    dataset: the split; command: by default the command line.
     """
-    record = {
+    return {
         "data": str(dataset.folder.resolve()),
         "split": dataset.split,
         "images": dataset.n_images,
@@ -98,4 +97,3 @@ def provenance(dataset, checkpoint=None, command=None):
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": versions(),
     }
-    return record if checkpoint is None else {**record, "checkpoint": checkpoint}
