@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from files.arrays import check_five_rows, open_array, read_boxes, read_sizes, released_boxes
+from files.arrays import check_five_rows, open_array, read_boxes, read_sizes
 from files.errors import InputError, warn
 from files.features import features_file, open_features
 from files.names import find_pictures, image_names
@@ -33,9 +33,6 @@ def label_and_mask(ids, max_len):
     label[: len(ids)] = ids
     mask[: len(ids) + 1] = 1  # the first pad after <end> counts
     return label, mask
-
-
-# ---- data set ----
 
 
 class PrecompDataset(Dataset):
@@ -134,10 +131,6 @@ class PrecompDataset(Dataset):
     def raw_boxes(self):
         """Boxes in pixels, (n_images, R, 4), as in the file."""
         return self._per_image(open_array(self._need("ims_bbx.npy")))
-
-    def released_boxes(self, batch_size, fold5=False):
-        """The boxes (n_images, R, 4) that the released evaluation would use: see files.arrays."""
-        return released_boxes(self.raw_boxes, self.sizes, len(self), batch_size, fold5)
 
     @cached_property
     def captions(self):

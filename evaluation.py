@@ -1,7 +1,6 @@
 """Evaluation of one model, or of the ensemble of several: encode a split, score all pairs, rank, print, write.
 
-docs/method.md, section 4.  In this order: embeddings, similarities, one checkpoint, several checkpoints, the
-scripts' entry points.  Ranks and recalls are counted in reporting/ranks.py and printed in reporting/printing.py.
+docs/method.md, section 4.  Ranks and recalls are counted in reporting/ranks.py.
 """
 
 import math
@@ -18,6 +17,7 @@ from tqdm import tqdm
 import data
 from checkpoints.evaluation_options import eval_parser, overrides_of
 from checkpoints.loading import load_model, open_members
+from files.arrays import released_boxes
 from files.errors import InputError
 from files.writing import atomic_write
 from modules import blocks
@@ -188,7 +188,8 @@ def with_folds(sims, fold5):
 
 def with_released_boxes(images, member, fold5):
     """The images with the boxes that the released evaluation used (docs/method.md, section 6)."""
-    boxes = member.loader.dataset.released_boxes(member.opt.batch_size, fold5)
+    split = member.loader.dataset
+    boxes = released_boxes(split.raw_boxes, split.sizes, len(split), member.opt.batch_size, fold5)
     return ImageSide(images.emb, torch.from_numpy(boxes))
 
 
@@ -226,10 +227,16 @@ def evaluate(
 
     def conclude(about, sims):
         """Rank and print one model's similarities, and show them to the observers."""
-        sims = with_folds(sims, fold5)
-        results.append({**about, **rank_and_print(sims, ties)})
+        sims, result = with_folds(sims, fold5), {**about}
+        if full:
+            result["full"] = metrics(sims["full"][0], ties)
+            print_metrics(result["full"])
+        if fold5:
+            result["fold5"] = mean_of_folds([metrics(fold, ties) for fold in sims["fold5"]])
+            print_folds(result["fold5"])
+        results.append(result)
         for observer in observers:
-            observer.add(results[-1], sims)
+            observer.add(result, sims)
 
     for member, factor in zip(members, factors):
         if several:
@@ -253,18 +260,6 @@ def evaluate(
         sims = total
         conclude({"model": "ensemble", "ensemble": {"weights": weights, "normalize": normalize}}, sims)
     return results, with_folds(sims, fold5)
-
-
-def rank_and_print(sims, ties):
-    """{'full': [(N, M)], 'fold5': five of (N/5, M/5)} -> the metrics of each, printed."""
-    result = {}
-    if "full" in sims:
-        result["full"] = metrics(sims["full"][0], ties)
-        print_metrics(result["full"])
-    if "fold5" in sims:
-        result["fold5"] = mean_of_folds([metrics(fold, ties) for fold in sims["fold5"]])
-        print_folds(result["fold5"])
-    return result
 
 
 def weigh(sims, weight, normalize, path):
@@ -321,8 +316,7 @@ def evaluate_and_write(opt, full, command, extra=None):
     """
     paths = [opt.model_path] if isinstance(opt.model_path, (str, os.PathLike)) else list(opt.model_path)
     how = {"ties": opt.ties, "weights": opt.weights, "normalize": opt.normalize, **overrides_of(opt)}
-    files = opt.ranks, opt.json, opt.save_sims, opt.report, opt.images
-    outputs = Outputs(*files, opt.explain, opt.explain_pair, command, overrides_of(opt))
+    outputs = Outputs(opt, command)
     observers = [one for one in (extra, outputs) if one and distributed.is_main()]
     results, sims = evaluate(paths, opt.split, opt.fold5, full, observers=observers, **how)
     if distributed.is_main():

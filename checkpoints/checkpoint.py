@@ -130,8 +130,7 @@ def check_vocab(checkpoint, vocab, path="checkpoint"):
         )
 
 
-# ---- fields: a file may be damaged or malicious, so each has the type that the programs rely on
-
+# A file may be damaged or malicious, so each of its fields has the type that the programs rely on.
 LARGEST = 2**53  # counters beyond it are no counters
 
 
@@ -193,9 +192,6 @@ def check_fields(checkpoint, path):
     flags.update({name: str(value) for name, value in flags.items() if isinstance(value, torch.device)})
 
 
-# ---- writing
-
-
 def save_checkpoint(state, path):
     """Write a checkpoint (the keys above), whole or not at all; adds `format`, `saved` and `versions`.
 
@@ -232,9 +228,6 @@ def versions():
             answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10)
             found["git"] = answer.stdout.strip()
     return found
-
-
-# ---- the checkpoints of a folder
 
 
 class Keeper:

@@ -31,7 +31,10 @@ def eval_parser(description, split="test", stack=False, fold5=False):
         + (" ".join(STACK_CHECKPOINTS) if stack else GSMN_CHECKPOINT),
     )
     if stack:
-        add_ensemble_flags(parser)
+        add = parser.add_argument_group("ensemble").add_argument
+        add("--model_path", nargs="+", type=existing, default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
+        add("--weights", nargs="+", type=number(), metavar="W", help="weights in the mean of scores (default: equal)")
+        add("--normalize", action="store_true", help="first give each one's scores mean 0 and standard deviation 1")
     else:
         parser.set_defaults(weights=None, normalize=False)
         parser.add_argument("--model_path", type=existing, default=GSMN_CHECKPOINT, help="checkpoint to evaluate")
@@ -39,13 +42,6 @@ def eval_parser(description, split="test", stack=False, fold5=False):
     add_evaluation_flags(parser, fold5)
     add_result_flags(parser)
     return parser
-
-
-def add_ensemble_flags(parser):
-    add = parser.add_argument_group("ensemble").add_argument
-    add("--model_path", nargs="+", type=existing, default=STACK_CHECKPOINTS, help="checkpoints to ensemble")
-    add("--weights", nargs="+", type=number(), metavar="W", help="weights in the mean of similarities (default: equal)")
-    add("--normalize", action="store_true", help="before the mean, give each one's scores mean 0, standard deviation 1")
 
 
 def add_evaluation_flags(parser, fold5):

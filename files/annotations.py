@@ -67,9 +67,6 @@ def each_once(pictures):
     return pictures
 
 
-# ---- Karpathy's
-
-
 def read_karpathy(path, restval="train", notes=None):
     """Pictures of a dataset_*.json, in its order, with their splits; restval: 'train', or 'drop' to leave it out.
 
@@ -92,9 +89,6 @@ def read_karpathy(path, restval="train", notes=None):
             captions.append(Caption(text_of(text, "raw", place), place))
         pictures.append(Picture(name, captions, where, split, f"{folder}/{name}" if folder else None))
     return each_once(pictures)
-
-
-# ---- COCO's
 
 
 def read_coco(path):

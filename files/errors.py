@@ -1,6 +1,7 @@
 """Errors of the user's input, warnings, exit codes."""
 
 import errno
+import functools
 import importlib
 import os
 import select
@@ -23,14 +24,10 @@ def reason(error):
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-warned = set()  # warnings of this process
-
-
+@functools.cache
 def warn(message):
     """Print a warning, the same text once in a process; the program continues."""
-    if message not in warned:
-        warned.add(message)
-        print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def optional_package(module, what, install=None):
@@ -44,18 +41,15 @@ def optional_package(module, what, install=None):
         raise InputError(f"{what} needs the package {module}: pip install {install or module}") from None
 
 
-TOO_SMALL = (
-    "the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or a smaller "
-    "--batch_size, or end other programs on this GPU (nvidia-smi lists them)"
-)
-
-
 def ending(error):
     """(exit code, last line) of a program that this error ends; code 1 means a traceback instead."""
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
-        return 2, f"error: {TOO_SMALL}"
+        return 2, (
+            "error: the GPU's memory is full; give a smaller --sim_memory (GSMN), a larger --accumulate (training) or "
+            "a smaller --batch_size, or end other programs on this GPU (nvidia-smi lists them)"
+        )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, f"error: {str(InputError(error.filename))[:80]}...: {reason(error)}; give a shorter name"
     if is_lost_output(error):

@@ -12,8 +12,6 @@ from files.text import CAPTIONS_PER_IMAGE, read_json, read_lines
 
 PICTURE_ENDINGS = {f".{form}" for form in "jpg jpeg png webp bmp gif tif tiff heic heif avif".split()}
 
-# ---- which file a name means ----
-
 
 def name_keys(name):
     """What a name is compared by, most particular first, as (kind, text).
@@ -75,9 +73,6 @@ def pictures_in(folder):
     for path in folder.iterdir():
         inside = path.iterdir() if path.is_dir() else [path]
         yield from (one for one in inside if one.suffix.lower() in PICTURE_ENDINGS)
-
-
-# ---- the names of a split ----
 
 
 def image_names(dataset):

@@ -26,9 +26,6 @@ with contextlib.suppress(ImportError):  # optional: pictures of telephones
     pillow_heif.register_heif_opener()
 
 
-# ---- which picture has which captions ----
-
-
 def captioned_pictures(folder, data_name, split, use_restval=False):
     """[(path of the picture, caption)] of a split, in the files' order. 'testall' is the test split."""
     split = "test" if split == "testall" else split
@@ -82,9 +79,6 @@ def first_five(pairs, folder, split):
     return [(path, text) for path, texts in groups.items() for text in texts[:five]]
 
 
-# ---- one picture ----
-
-
 def open_picture(path, side=None):
     """(picture, change): any picture as 8-bit RGB the right way up, and what had to be changed for it, or None.
 
@@ -133,9 +127,6 @@ def make_transforms(crop_size):
     centre = [transforms.Resize(round(crop_size * 256 / 224)), transforms.CenterCrop(crop_size)]
     chance = [transforms.RandomResizedCrop(crop_size), transforms.RandomHorizontalFlip()]
     return transforms.Compose([*centre, *end]), transforms.Compose([*chance, *end])
-
-
-# ---- sizes of pictures against the sizes that the boxes belong to ----
 
 
 def picture_size(path):

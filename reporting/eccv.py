@@ -96,9 +96,6 @@ class Eccv:
         return {name: {way: float(value) for way, value in one.items()} for name, one in scores.items()}
 
 
-# ---- COCO's numbers
-
-
 def caption_ids(dataset, owner, published):
     """COCO's numbers of a split's captions, and where they are from.
 

@@ -63,9 +63,6 @@ def number(value, form=".4f"):
     return (text if float(text) else format(0, form)).replace("-", "−")
 
 
-# ---- what the page draws
-
-
 def script_data(pair):
     """The numbers of a pair that explain.js shows."""
     parts = pair.explanation
@@ -100,9 +97,6 @@ def numbered_words(sentences):
         left, right = range(start, end), range(other_start, other_end)
         numbers += zip(left, right) if same == "equal" else [*((w, -1) for w in left), *((-1, w) for w in right)]
     return numbers
-
-
-# ---- the table of words and regions
 
 
 class Row(NamedTuple):

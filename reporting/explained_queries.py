@@ -41,9 +41,6 @@ class Comparison(NamedTuple):
         return f"{self.kind}-{self.query}-{self.other}.html"
 
 
-# ---- which pairs
-
-
 def worst_queries(found, kind, count, per):
     """The `count` queries with the largest ranks -> Comparisons, worst first.
 
@@ -80,9 +77,6 @@ def named_comparison(text, dataset, found):
     image, caption = named_pair(text, dataset)
     best = compare(found["captions"], "captions", caption, len(dataset) // dataset.n_images)
     return best if image == best.true else best._replace(other=image, role="Named")
-
-
-# ---- their pages
 
 
 class Explanations(NamedTuple):

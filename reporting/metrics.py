@@ -31,9 +31,6 @@ class Metric(NamedTuple):
         return {I2T: "i2t ", T2I: "t2i ", BOTH: ""}[self.direction] + self.title
 
 
-# ---- one direction
-
-
 def recall(ranks, k):
     """Percentage of the ranks below k."""
     return 100.0 * np.count_nonzero(ranks < k) / len(ranks)
@@ -60,9 +57,6 @@ def recalls(ranks):
 
 def sum_of_recalls(images, captions, ks=(1, 5, 10)):
     return sum(recall(images, k) for k in ks) + sum(recall(captions, k) for k in ks)
-
-
-# ---- the table
 
 
 def one_direction(direction, short, end, way):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.checkpoint import versions
-from checkpoints.evaluation_options import RANKS
+from checkpoints.evaluation_options import RANKS, overrides_of
 from files.errors import InputError, warn
 from files.writing import atomic_write, check_writable, is_stream
 from reporting.explained_queries import Explanations
@@ -20,33 +20,29 @@ from reporting.pages import Report
 class Outputs:
     """An observer of an evaluation (evaluation.evaluate) that writes what its user wants to keep.
 
-    ranks, json, sims: files, None or '' for none; report: folder of pages, or None; images: folder of image files for
-    the pages; command: what asked for them; explain: worst queries each way to explain in the report; explain_pairs:
-    pairs to explain, as IMAGE:CAPTION; overrides: the evaluation's, with which --explain loads its models again.
-    InputError where one cannot be written; a warning at the start where that is the default file of ranks, which the
-    released evaluation leaves wherever it runs.
+    opt: the flags of eval_parser; command: what asked for them.  InputError where a file cannot be written; a warning
+    at the start where that is the default file of ranks, which the released evaluation leaves wherever it runs.
     """
 
-    def __init__(self, ranks, json, sims, report, images, explain, explain_pairs, command, overrides):
-        for path in filter(None, (sims, json)):
+    def __init__(self, opt, command):
+        sims, asked = opt.save_sims, opt.explain or opt.explain_pair
+        for path in filter(None, (sims, opt.json)):
             check_writable(path)
         if sims and is_stream(sims):
             raise InputError(f"{sims}: a pipe or a device, but similarities need a file; give the name of one")
-        asked = explain or explain_pairs
-        if (images or asked) and not report:
+        if (opt.images or asked) and not opt.report:
             raise InputError("--images and --explain are for --report; say with --report DIR where to write it")
         self.sims = sims and os.path.realpath(sims)  # a link stays one
-        self.json, self.command = json, command
-        self.ranks = ranks
+        self.ranks, self.json, self.command = opt.ranks, opt.json, command
         try:
-            check_writable(ranks or os.devnull)
+            check_writable(opt.ranks or os.devnull)
         except InputError as error:
-            if str(ranks) != RANKS:
+            if str(opt.ranks) != RANKS:
                 raise
             warn(f"the ranks are not kept: {error}, with --ranks")
             self.ranks = None
-        explanations = Explanations(explain, explain_pairs, images, overrides) if asked else None
-        self.report = Report(report, images, explanations) if report else None
+        explanations = Explanations(opt.explain, opt.explain_pair, opt.images, overrides_of(opt)) if asked else None
+        self.report = Report(opt.report, opt.images, explanations) if opt.report else None
 
     def check(self, dataset):
         """Look at the split before the evaluation; InputError where the report cannot be made of it."""
@@ -87,13 +83,12 @@ def without_ranks(value):
     return [without_ranks(v) for v in value] if isinstance(value, list) else value
 
 
-def provenance(dataset, checkpoint=None, command=None):
+def provenance(dataset, command=None):
     """The record: data folder, split and its counts, command, date, versions (git's commit among them).
 
-    dataset: the split; checkpoint: facts about a model, as checkpoints.loading.describe_checkpoint gives them; command:
-    default the command line.
+    dataset: the split; command: by default the command line.
     """
-    record = {
+    return {
         "data": str(dataset.folder.resolve()),
         "split": dataset.split,
         "images": dataset.n_images,
@@ -102,4 +97,3 @@ def provenance(dataset, checkpoint=None, command=None):
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": versions(),
     }
-    return record if checkpoint is None else {**record, "checkpoint": checkpoint}

@@ -26,9 +26,6 @@ GENERATOR = "gsmn-vsrn retrieval report"
 CONTENTS = {"index.html", "images.html", "captions.html", "report.css", "report.js", "data", "thumbs", "explain"}
 
 
-# ---- the site ----
-
-
 class Report:
     """Collects an evaluation and writes it as a folder of pages.
 
@@ -115,9 +112,6 @@ class Report:
             shutil.copyfile(TEMPLATES / name, folder / name)
 
 
-# ---- the best candidates of every query, and the positions of its own ones ----
-
-
 class Found(NamedTuple):
     """The best candidates of Q queries.  Candidates are numbered through the whole split."""
 
@@ -166,9 +160,6 @@ def both_ways(blocks, ties="worst"):
     return {
         kind: Found(*map(np.concatenate, zip(*parts))) for kind, parts in (("images", images), ("captions", captions))
     }
-
-
-# ---- files ----
 
 
 def as_lists(values):

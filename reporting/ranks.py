@@ -33,9 +33,6 @@ class Ranks(NamedTuple):
         return (self.worst, self.lowest) if ties == "worst" else (self.released, self.highest)
 
 
-# ---- ranks
-
-
 def rank_captions(sims, per):
     """Image to text: each image's rank is the best rank among its own captions -> Ranks of the N images."""
     ranks = np.empty((5, len(sims)), np.int64)
@@ -94,9 +91,6 @@ def check_finite(sims, first=0):
             raise NotFiniteError(f"similarity of image {i} and caption {c} is {row[c]}, not a finite number")
 
 
-# ---- recalls
-
-
 def i2t(sims, npts=None, return_ranks=False, ties="worst"):
     """Image to text.  sims (N, 5N) -> (r1, r5, r10, medr, meanr): recalls in percent, ranks from 1.
 
@@ -134,9 +128,6 @@ def metrics(sims, ties="worst"):
         for order in ORDERS
     }
     return {**orders[ties], "ties": {"rule": ties, **orders}, "ranks": (images.of(ties), captions.of(ties))}
-
-
-# ---- folds
 
 
 def five_folds(sims):

@@ -16,7 +16,7 @@ from files import errors
 @pytest.fixture(autouse=True)
 def forget_warnings():
     """Each test hears a warning that an earlier one has heard."""
-    errors.warned.clear()
+    errors.warn.cache_clear()
 
 
 @pytest.fixture

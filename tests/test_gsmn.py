@@ -63,7 +63,7 @@ def test_similarities_with_right_boxes(tested):
 def test_similarities_with_released_boxes(tested):
     net, e, expected, _ = tested
     split = dataset("test")
-    quirk = split.released_boxes(16)
+    quirk = released_boxes(split.raw_boxes, split.sizes, 100, 16)
     np.testing.assert_array_equal(quirk, expected["quirk_bbox"][:20])
     with torch.no_grad():
         sims = net.forward_sim(e.images, e.captions, torch.from_numpy(quirk), e.depends, e.lengths)

@@ -88,7 +88,7 @@ class Scorer:
         self.model = trained_model(loaded, opt, path)
         self.dataset = open_collection(flags.split or "test", opt, vocab)
         self.names, self.captions = labels(self.dataset)
-        self.provenance = provenance(self.dataset, describe_checkpoint(path, loaded, opt))
+        self.provenance = {**provenance(self.dataset), "checkpoint": describe_checkpoint(path, loaded, opt)}
         self.reader = Reader(vocab, inputs_of(opt).dependencies, flags.spacy_model)
 
     @cached_property

@@ -16,8 +16,6 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-// ---- which queries, in which order
-
 // The captions that tell what a query is about: an image's own, or the caption itself.
 function captionsOf(asking, query) {
   return asking === "images" ? site.texts.slice(query * site.per, (query + 1) * site.per) : [site.texts[query]];
@@ -49,8 +47,6 @@ function choose(filters) {
   };
   return filters.sort ? queries.sort(orders[filters.sort]) : queries;
 }
-
-// ---- drawing
 
 function rankMark(rank) {
   const mark = rank === 1 ? "rank hit" : rank > 10 ? "rank missed" : "rank";
@@ -91,8 +87,6 @@ function drawQuery(query, models) {
   const body = make("div", { class: kind }, ...(kind === "images" ? [picture(query)] : []), make("div", { class: "models" }, ...answers));
   return make("article", { class: "query", tabindex: "0", "aria-label": title, "data-query": query }, heading, body);
 }
-
-// ---- the page
 
 function show() {
   const asked = new URLSearchParams(location.hash.slice(1));
