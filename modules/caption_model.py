@@ -159,7 +159,10 @@ class CaptionModel(nn.Module):
         for _ in range(self.max_len - 1):
             read = self.decoder.read(words[..., -1].flatten())
             state = self.decoder.advance(read, state, memory, keys)
-            log_probs = next_log_probs(self.decoder.out(state[0]).view(images, beam, vocab), ended)
+            log_probs = self.decoder.out(state[0]).log_softmax(-1).view(images, beam, vocab)
+            log_probs[..., [PAD, START]] = -torch.inf
+            log_probs[ended] = -torch.inf
+            log_probs[..., END][ended] = 0  # a caption that has ended only repeats <end>, at no cost
             scores, best = (scores.unsqueeze(2) + log_probs).flatten(1).topk(beam)  # (images, beam)
             parent, word = best // vocab, best % vocab
             state = tuple(x[(row + parent).flatten()] for x in state)
@@ -169,12 +172,3 @@ class CaptionModel(nn.Module):
                 break
         captions = (ids[: ids.index(END) + 1] if END in ids else ids for ids in words[:, 0, 1:].tolist())
         return list(zip(captions, scores[:, 0].tolist()))
-
-
-def next_log_probs(logits, ended):
-    """log p of every next word (images, beam, V); a caption that has ended only repeats <end>, at no cost."""
-    log_probs = logits.log_softmax(-1)
-    log_probs[..., [PAD, START]] = -torch.inf
-    log_probs[ended] = -torch.inf
-    log_probs[..., END][ended] = 0
-    return log_probs
