@@ -63,16 +63,11 @@ def stack(parts):
     return None if parts[0] is None else default_collate(parts)
 
 
-# ---- which captions a batch has ----
-
-
 class EpochSampler:
-    """Batches of caption numbers in an order that depends on seed and epoch alone.
+    """Batches of the numbers of n captions, in an order that depends on seed and epoch alone; len: steps of an epoch.
 
-    n: number of captions. With several processes (replicas) each gets a contiguous share of every global
-    batch, the shares differing by one caption at most; when the last batch has fewer captions than there are
-    processes, some shares are empty. The global batches are the same for every number of processes.
-    len is the number of steps of a whole epoch.
+    Each process (of `replicas`) gets a contiguous share of every batch.  Shares differ by one caption at most, and the
+    last batch's may be empty.  The whole batches are the same for every number of processes.
     """
 
     def __init__(self, n, batch_size, seed=0, replicas=1, rank=0):
@@ -139,9 +134,6 @@ def seeded(*key):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*key))
         yield
-
-
-# ---- reading ----
 
 
 def make_batch(dataset, items):

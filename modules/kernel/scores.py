@@ -23,14 +23,13 @@ SLOTS = 8  # parts that images and captions are cut into for the gradients; more
 LONG, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-# ---- csrc/pairs.h ----
-
-
 def fields(kind, names):
     return [(name, kind) for name in names.split()]
 
 
 class Side(ctypes.Structure):
+    """This struct and the next two are those of csrc/pairs.h."""
+
     _fields_ = fields(LONG, "count") + fields(
         POINTER, "length first packed gram edge features data grams norms edges params boxes kernels links"
     )
@@ -50,9 +49,6 @@ class Job(ctypes.Structure):
         + fields(POINTER, "memory")
         + fields(LONG, "room threads next done")
     )
-
-
-# ---- the library ----
 
 
 class Kernel:

@@ -4,8 +4,6 @@
 
 #include "pairs.h"
 
-/* ---- node level ---- */
-
 /* out[j] += sum over the nodes of x[node] a[j][node] */
 INLINE void join_some(const int some, int nodes, const vec *x, const float *a, int stride, vec *out) {
     vec sum[JOIN];
