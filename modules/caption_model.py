@@ -60,12 +60,8 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_normal_(self.out.weight)
 
-    def read(self, words):
-        """Ids (n,) -> their vectors (n, dim_word)."""
-        return self.dropout(self.embedding(words))
-
     def advance(self, words, state, memory, keys):
-        """One step: what `read` gives, the state before, the encoder's outputs and their keys -> the state after."""
+        """One step: words' vectors (n, dim_word), the state before, the encoder's outputs and their keys -> the state after."""
         context = self.dropout(self.attention(state[0], memory, keys))
         inputs, weights = torch.cat([words, context], 1), self.rnn.all_weights[0]
         if self.rnn.mode == "LSTM":
@@ -85,7 +81,7 @@ class Decoder(nn.Module):
         words (sum(sizes),): those of step 0, of step 1, and so on -> hidden states (sum(sizes), H) in this order.
         """
         keys, hidden = self.attention.keys(memory), []
-        for read in self.read(words).split(sizes):
+        for read in self.dropout(self.embedding(words)).split(sizes):
             if len(read) < len(memory):  # captions have ended
                 memory, keys, *state = (x[: len(read)] for x in (memory, keys, *state))
             state = self.advance(read, state, memory, keys)
@@ -122,8 +118,7 @@ class CaptionModel(nn.Module):
     def needed_log_probs(self, regions, labels, needed):
         """log p (N,) of the labels[:, 1:-1] that `needed` (B, max_len - 1) marks, and their (rows, columns).
 
-        labels and needed are on the host.  The decoder stops after a caption's last needed step, and the output
-        layer computes the needed steps only.
+        Both are on the host.  Nothing else is computed: no step after a caption's last needed one, no other output.
         """
         steps = torch.arange(1, needed.size(1) + 1)
         length = (needed * steps).amax(1).clamp(min=1)  # (B,): steps to take
@@ -157,7 +152,7 @@ class CaptionModel(nn.Module):
         words = torch.full((images, beam, 1), START, device=regions.device)
         ended = torch.zeros_like(scores, dtype=torch.bool)
         for _ in range(self.max_len - 1):
-            read = self.decoder.read(words[..., -1].flatten())
+            read = self.decoder.embedding(words[..., -1].flatten())
             state = self.decoder.advance(read, state, memory, keys)
             log_probs = self.decoder.out(state[0]).log_softmax(-1).view(images, beam, vocab)
             log_probs[..., [PAD, START]] = -torch.inf

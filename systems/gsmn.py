@@ -39,9 +39,8 @@ class GSMN(MatchingModel):
         self.node_matching = graph.node_matching  # or the same compiled
         self.kernel = opt.kernel  # auto: C on a CPU, graph.py elsewhere; torch: graph.py only
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
-        self.txt_enc = EncoderText(
-            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
-        )
+        sizes = opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers
+        self.txt_enc = EncoderText(*sizes, opt.bi_gru, opt.no_txtnorm)
         self.i2t_match_G = graph.VisualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
         self.t2i_match_G = graph.TextualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
 

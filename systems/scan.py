@@ -24,9 +24,8 @@ class SCAN(MatchingModel):
         self.smooth, self.lse, self.sim_memory = opt.lambda_softmax, opt.lambda_lse, opt.sim_memory
         layer = partial(graph.WeightNormLinear, dim=-1) if opt.precomp_enc_type == "weight_norm" else linear
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm, layer)
-        self.txt_enc = EncoderText(
-            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
-        )
+        sizes = opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers
+        self.txt_enc = EncoderText(*sizes, opt.bi_gru, opt.no_txtnorm)
 
     def similarity(self, images, captions):
         """Scores of all pairs (I, C)."""
