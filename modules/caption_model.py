@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         nn.init.xavier_normal_(self.out.weight)
 
     def advance(self, words, state, memory, keys):
-        """One step: words' vectors (n, dim_word), the state before, the encoder's outputs and their keys -> the state after."""
+        """Words' vectors (n, dim_word), the state before, the encoder's outputs and their keys -> the state after."""
         context = self.dropout(self.attention(state[0], memory, keys))
         inputs, weights = torch.cat([words, context], 1), self.rnn.all_weights[0]
         if self.rnn.mode == "LSTM":
@@ -92,8 +92,7 @@ class Decoder(nn.Module):
 class CaptionModel(nn.Module):
     """Writes a caption for enhanced regions (B, R, dim_vid); forward() is VSRN's caption loss.
 
-    rnn_type is "gru" or "lstm"; H is dim_hidden, twice that when bidirectional. Dropout acts in two places:
-    after the linear layer of the encoder and on [word, context].
+    rnn_type is "gru" or "lstm"; H is dim_hidden, twice that when bidirectional.
     """
 
     def __init__(self, vocab_size, dim_vid, dim_hidden, dim_word, max_len, rnn_type, bidirectional, dropout):

@@ -1,7 +1,6 @@
 """SCAN, Stacked Cross Attention (arXiv 1803.08024).  docs/method.md describes it in section 8.
 
-Its attention is GSMN's node-level matching with one block, so graph.py computes it without a tensor of contexts.
-Letters for shapes as in graph.py.
+Its attention is GSMN's node-level matching with one block, so graph.py computes it.  Letters for shapes as there.
 """
 
 from functools import partial
