@@ -96,10 +96,7 @@ class EpochSampler:
 
 
 def with_shares(loader):
-    """The loader's batches; with several processes each carries the Share of every process.
-
-    They follow from the sampler, which every process knows, so nothing is exchanged.
-    """
+    """The loader's batches; with several processes each carries all Shares, which the sampler tells every process."""
     sampler, dataset = loader.batch_sampler, loader.dataset
     if sampler.replicas == 1:
         yield from loader

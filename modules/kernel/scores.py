@@ -105,9 +105,6 @@ class Scratch(dict):
         super().__init__({name: piece[: math.prod(shape)].view(shape) for (name, shape), piece in pieces})
 
 
-# ---- parameters and both sides as the kernel takes them ----
-
-
 def stacked_params(match, k):
     """The structure-level parameters of one graph in a row, hidden unit c of kernel j at 8 c + j, padded."""
     weight, bias = match.convolution().stacked()  # (H, K), (H) or None
@@ -221,9 +218,6 @@ class PairScores(torch.autograd.Function):
         d_params = [grad["params"].sum(0) for grad in grads]
         features = d_images["features"].view_as(regions), None, d_captions["features"]
         return None, *features, d_images["kernels"].sum(0), *d_params
-
-
-# ---- all pairs, in the memory that is allowed ----
 
 
 def all_pairs(kernel, model, images, captions, limit):

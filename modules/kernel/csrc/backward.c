@@ -126,8 +126,6 @@ static void spread(int R, int n, int dim, const vec *S, int stride, const vec *r
     }
 }
 
-/* ---- all pairs ---- */
-
 static void pair(const Job *j, Pair *p, int image, int caption, int slot) {
     const Side *images = &j->sides[0], *captions = &j->sides[1];
     int64_t x = images->packed[image] * KP * j->dim, y = captions->packed[caption] * KP * j->dim;
