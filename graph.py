@@ -200,15 +200,15 @@ class StructureMatching(nn.Module):
     Source: docs/method.md, section 2.4.
     """
 
-    def __init__(self, name, convolution, hid_dim, out_dim, propagation):
+    def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
         super().__init__()
-        self.name, self.propagation = name, propagation
-        self.add_module(name, convolution)  # by its released name
+        self.propagation = propagation
+        self.add_module(self.released_name, self.convolution_class(feat_dim, hid_dim))
         self.out_1 = WeightNormLinear(hid_dim, hid_dim)
         self.out_2 = WeightNormLinear(hid_dim, out_dim)
 
     def convolution(self):
-        return getattr(self, self.name)
+        return getattr(self, self.released_name)
 
     def convolve(self, match, edges):
         """match (X, Y, N, K), edges of the X graphs -> (X, Y, N, H)."""
@@ -241,9 +241,7 @@ class StructureMatching(nn.Module):
 class VisualGraph(StructureMatching):
     """The image's graph: regions as nodes, fully connected, edges from the boxes alone."""
 
-    def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
-        convolution = SpatialConvolution(feat_dim, hid_dim)
-        super().__init__("graph_convolution_1", convolution, hid_dim, out_dim, propagation)
+    released_name, convolution_class = "graph_convolution_1", SpatialConvolution
 
     def edges(self, boxes):
         """Normalised boxes (I, R, 4) -> edges as StructureMatching takes them."""
@@ -254,9 +252,7 @@ class VisualGraph(StructureMatching):
 class TextualGraph(StructureMatching):
     """The caption's graph: words as nodes, joined all with all or, sparse, along dependencies."""
 
-    def __init__(self, feat_dim, hid_dim, out_dim, propagation="self"):
-        convolution = SemanticConvolution(feat_dim, hid_dim)
-        super().__init__("graph_convolution_3", convolution, hid_dim, out_dim, propagation)
+    released_name, convolution_class = "graph_convolution_3", SemanticConvolution
 
     def edges(self, words, adjacency, smooth, mask=None):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them.

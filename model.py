@@ -6,7 +6,7 @@ or captions of a batch.
 """
 
 import functools
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +109,7 @@ class MatchingModel(nn.Module):
 
     def __init__(self, opt):
         super().__init__()
-        self.criterion = class_named(LOSSES[opt.loss]).of(opt)
+        self.criterion = resolve_name(LOSSES[opt.loss]).of(opt)
 
     # what a system defines
 
@@ -219,7 +219,7 @@ def build_model(opt):
     InputError for flags that contradict one another.
     """
     try:
-        model = class_named(system_of(opt).built_by)(opt)
+        model = resolve_name(system_of(opt).built_by)(opt)
     except ValueError as error:
         raise InputError(str(error)) from None
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = opt.tf32
@@ -230,17 +230,11 @@ def build_model(opt):
     return model
 
 
-def class_named(text):
-    """The class that "module:class" names."""
-    module, name = text.split(":")
-    return getattr(import_module(module), name)
-
-
 def __getattr__(name):
     """The systems' classes as names of this module."""
     for system in SYSTEMS.values():
         if system.built_by.endswith(f":{name}"):
-            return class_named(system.built_by)
+            return resolve_name(system.built_by)
     raise AttributeError(f"module 'model' has no attribute '{name}'")
 
 

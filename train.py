@@ -54,8 +54,7 @@ from runtime.batches import seed_of, with_shares
 from runtime.transfer import send, send_batch
 from training import global_batch
 from training.announce import Step, announce_best, announce_end, announce_start, log_line, read, start_logging
-from training.health import CollapseWatch, GuardedAdam, check_step
-from training.interrupts import Stop
+from training.health import CollapseWatch, GuardedAdam, Stop, check_step
 from training.logger import RunLog
 from vocab import Vocabulary, load_vocab
 

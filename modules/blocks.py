@@ -77,19 +77,13 @@ def padded(words, lengths):
     return words, mask, length.to(words.dtype).reciprocal().masked_fill(padding, 0)
 
 
-# ---- the budget
-
-
-def budget(memory, device):
-    """Bytes for the similarity: `memory` MB or, if that is 0, the device's default."""
-    return memory * 2**20 if memory else default_budget(torch.device(device))
-
-
 @cache
-def default_budget(device):
-    """256 MB; on a GPU half of what is free when it is first asked for, so that all steps are cut alike."""
-    if device.type != "cuda":
-        return MEMORY * 2**20
+def budget(memory, device):
+    """Bytes for the similarity: `memory` MB; if that is 0, MEMORY, or half of what is free on a GPU when it is first
+    asked for, so that all steps are cut alike.
+    """
+    if memory or device.type != "cuda":
+        return (memory or MEMORY) * 2**20
     free = torch.cuda.mem_get_info(device)[0]
     return (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / 2
 
@@ -102,9 +96,6 @@ def share():
 def for_computing(memory, device):
     """The bytes of the budget that all_pairs may take."""
     return share() * budget(memory, device)
-
-
-# ---- which pairs are computed at once
 
 
 def buckets(lengths, most):

@@ -60,12 +60,8 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_normal_(self.out.weight)
 
-    def read(self, words):
-        """Ids (n,) -> their vectors (n, dim_word)."""
-        return self.dropout(self.embedding(words))
-
     def advance(self, words, state, memory, keys):
-        """One step: what `read` gives, the state before, the encoder's outputs and their keys -> the state after."""
+        """Words' vectors (n, dim_word), the state before, the encoder's outputs and their keys -> the state after."""
         context = self.dropout(self.attention(state[0], memory, keys))
         inputs, weights = torch.cat([words, context], 1), self.rnn.all_weights[0]
         if self.rnn.mode == "LSTM":
@@ -85,7 +81,7 @@ class Decoder(nn.Module):
         words (sum(sizes),): those of step 0, of step 1, and so on -> hidden states (sum(sizes), H) in this order.
         """
         keys, hidden = self.attention.keys(memory), []
-        for read in self.read(words).split(sizes):
+        for read in self.dropout(self.embedding(words)).split(sizes):
             if len(read) < len(memory):  # captions have ended
                 memory, keys, *state = (x[: len(read)] for x in (memory, keys, *state))
             state = self.advance(read, state, memory, keys)
@@ -96,8 +92,7 @@ class Decoder(nn.Module):
 class CaptionModel(nn.Module):
     """Writes a caption for enhanced regions (B, R, dim_vid); forward() is VSRN's caption loss.
 
-    rnn_type is "gru" or "lstm"; H is dim_hidden, twice that when bidirectional. Dropout acts in two places:
-    after the linear layer of the encoder and on [word, context].
+    rnn_type is "gru" or "lstm"; H is dim_hidden, twice that when bidirectional.
     """
 
     def __init__(self, vocab_size, dim_vid, dim_hidden, dim_word, max_len, rnn_type, bidirectional, dropout):
@@ -122,8 +117,7 @@ class CaptionModel(nn.Module):
     def needed_log_probs(self, regions, labels, needed):
         """log p (N,) of the labels[:, 1:-1] that `needed` (B, max_len - 1) marks, and their (rows, columns).
 
-        labels and needed are on the host.  The decoder stops after a caption's last needed step, and the output
-        layer computes the needed steps only.
+        Both are on the host.  Nothing else is computed: no step after a caption's last needed one, no other output.
         """
         steps = torch.arange(1, needed.size(1) + 1)
         length = (needed * steps).amax(1).clamp(min=1)  # (B,): steps to take
@@ -157,9 +151,12 @@ class CaptionModel(nn.Module):
         words = torch.full((images, beam, 1), START, device=regions.device)
         ended = torch.zeros_like(scores, dtype=torch.bool)
         for _ in range(self.max_len - 1):
-            read = self.decoder.read(words[..., -1].flatten())
+            read = self.decoder.embedding(words[..., -1].flatten())
             state = self.decoder.advance(read, state, memory, keys)
-            log_probs = next_log_probs(self.decoder.out(state[0]).view(images, beam, vocab), ended)
+            log_probs = self.decoder.out(state[0]).log_softmax(-1).view(images, beam, vocab)
+            log_probs[..., [PAD, START]] = -torch.inf
+            log_probs[ended] = -torch.inf
+            log_probs[..., END][ended] = 0  # a caption that has ended only repeats <end>, at no cost
             scores, best = (scores.unsqueeze(2) + log_probs).flatten(1).topk(beam)  # (images, beam)
             parent, word = best // vocab, best % vocab
             state = tuple(x[(row + parent).flatten()] for x in state)
@@ -169,12 +166,3 @@ class CaptionModel(nn.Module):
                 break
         captions = (ids[: ids.index(END) + 1] if END in ids else ids for ids in words[:, 0, 1:].tolist())
         return list(zip(captions, scores[:, 0].tolist()))
-
-
-def next_log_probs(logits, ended):
-    """log p of every next word (images, beam, V); a caption that has ended only repeats <end>, at no cost."""
-    log_probs = logits.log_softmax(-1)
-    log_probs[..., [PAD, START]] = -torch.inf
-    log_probs[ended] = -torch.inf
-    log_probs[..., END][ended] = 0
-    return log_probs

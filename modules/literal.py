@@ -19,40 +19,30 @@ def literal_scores(model, images, captions, boxes, depends):
     return visual, torch.stack(columns, 1)
 
 
-def affinity(images, words):
-    return F.leaky_relu(images @ words.t(), 0.1)  # (I, R, n)
+def matched(nodes, answers, smooth, blocks):
+    """Cosines (I, N, K) of each of the nodes (I, N, D) with what it attends to of the answers (I, M, D)."""
+    raw = F.leaky_relu(nodes @ answers.transpose(1, 2), 0.1)  # (I, N, M)
+    weights = torch.softmax(smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
+    nodes, context = (x.unflatten(2, (blocks, -1)) for x in (nodes, weights @ answers))  # (I, N, K, d)
+    norms = nodes.norm(dim=3) * context.norm(dim=3)
+    return (nodes * context).sum(3) / norms.clamp(min=EPSILON)
 
 
-def block_cosine(query, context, blocks):
-    query, context = (x.unflatten(-1, (blocks, -1)) for x in (query, context))  # (..., K, d)
-    dot = (query * context).sum(-1)
-    return dot / (query.norm(dim=-1) * context.norm(dim=-1)).clamp(min=EPSILON)  # (..., K)
+def scan_scores(images, words, smooth):
+    """SCAN's t-i AVG of images (I, R, D) with one caption (n, D) -> (I,)."""
+    return matched(words.expand(len(images), -1, -1), images, smooth, 1).mean((1, 2))
 
 
 def visual_scores(model, images, words, boxes):
-    raw = affinity(images, words)
-    weights = torch.softmax(model.smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
-    match = block_cosine(images, weights @ words, model.blocks)  # (I, R, K)
+    match = matched(images, words.expand(len(images), -1, -1), model.smooth, model.blocks)  # (I, R, K)
     graph = model.i2t_match_G
     conv = graph.graph_convolution_1
     edges = spatial_weights(conv, boxes)  # (I, R, R, 8): of neighbour j for node i
     return node_scores(graph, convolve(graph, conv, match, edges, edges.new_ones(edges.shape[1], edges.shape[1])))
 
 
-def matched_words(images, words, smooth, blocks):
-    """Cosines (I, n, K) of each word with the regions that it attends to."""
-    raw = affinity(images, words).transpose(1, 2)  # (I, n, R)
-    weights = torch.softmax(smooth * raw / (raw.norm(dim=1, keepdim=True) + EPSILON), 2)
-    return block_cosine(words.expand(len(images), *words.shape), weights @ images, blocks)
-
-
-def scan_scores(images, words, smooth):
-    """SCAN's t-i AVG of images (I, R, D) with one caption (n, D) -> (I,)."""
-    return matched_words(images, words, smooth, 1).mean((1, 2))
-
-
 def textual_scores(model, images, words, pairs):
-    match = matched_words(images, words, model.smooth, model.blocks)
+    match = matched(words.expand(len(images), -1, -1), images, model.smooth, model.blocks)  # (I, n, K)
     graph = model.t2i_match_G
     conv = graph.graph_convolution_3
     n = len(words)

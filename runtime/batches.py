@@ -63,16 +63,11 @@ def stack(parts):
     return None if parts[0] is None else default_collate(parts)
 
 
-# ---- which captions a batch has ----
-
-
 class EpochSampler:
-    """Batches of caption numbers in an order that depends on seed and epoch alone.
+    """Batches of the numbers of n captions, in an order that depends on seed and epoch alone; len: steps of an epoch.
 
-    n: number of captions. With several processes (replicas) each gets a contiguous share of every global
-    batch, the shares differing by one caption at most; when the last batch has fewer captions than there are
-    processes, some shares are empty. The global batches are the same for every number of processes.
-    len is the number of steps of a whole epoch.
+    Each process (of `replicas`) gets a contiguous share of every batch.  Shares differ by one caption at most, and the
+    last batch's may be empty.  The whole batches are the same for every number of processes.
     """
 
     def __init__(self, n, batch_size, seed=0, replicas=1, rank=0):
@@ -101,10 +96,7 @@ class EpochSampler:
 
 
 def with_shares(loader):
-    """The loader's batches; with several processes each carries the Share of every process.
-
-    They follow from the sampler, which every process knows, so nothing is exchanged.
-    """
+    """The loader's batches; with several processes each carries all Shares, which the sampler tells every process."""
     sampler, dataset = loader.batch_sampler, loader.dataset
     if sampler.replicas == 1:
         yield from loader
@@ -139,9 +131,6 @@ def seeded(*key):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*key))
         yield
-
-
-# ---- reading ----
 
 
 def make_batch(dataset, items):

@@ -1,10 +1,7 @@
 """How a command begins and ends; imported before torch.
 
-OpenMP's threads spin for some milliseconds while they wait.  Beside other work each step then waits for a thread that
-lost its core, while spinning threads keep theirs: it takes many times longer.  Threads that sleep at once cost small
-models a sixth of their speed.  A hundredth of a millisecond costs nothing and helps nearly as much as sleeping does
-(docs/performance.md has the figures).  GNU's OpenMP, which torch's wheels contain, reads the number when torch is
-loaded; processes that this one starts inherit it.
+OpenMP's waiting threads spin, which beside other work makes steps many times longer: they get fewer rounds
+(docs/performance.md).  OpenMP reads the number when torch is loaded; processes that this one starts inherit it.
 """
 
 import sys

@@ -26,15 +26,21 @@ class GSMN(MatchingModel):
 
     def __init__(self, opt):
         super().__init__(opt)
-        check_widths(opt)
+        if opt.embed_size % opt.num_block:
+            raise ValueError(f"--embed_size {opt.embed_size} is not divisible by --num_block {opt.num_block}")
+        if opt.feat_dim != opt.num_block:
+            raise ValueError(f"--feat_dim {opt.feat_dim} must equal --num_block {opt.num_block}")
+        if opt.hid_dim % graph.KERNELS:
+            raise ValueError(f"--hid_dim {opt.hid_dim} is not divisible by the {graph.KERNELS} kernels")
+        if opt.out_dim != 1:
+            raise ValueError(f"--out_dim {opt.out_dim}: a node has one score, only 1 is defined")
         self.is_sparse = opt.is_sparse
         self.blocks, self.smooth, self.sim_memory = opt.num_block, opt.lambda_softmax, opt.sim_memory
         self.node_matching = graph.node_matching  # or the same compiled
         self.kernel = opt.kernel  # auto: C on a CPU, graph.py elsewhere; torch: graph.py only
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm)
-        self.txt_enc = EncoderText(
-            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
-        )
+        sizes = opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers
+        self.txt_enc = EncoderText(*sizes, opt.bi_gru, opt.no_txtnorm)
         self.i2t_match_G = graph.VisualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
         self.t2i_match_G = graph.TextualGraph(opt.feat_dim, opt.hid_dim, opt.out_dim, opt.propagation)
 
@@ -127,15 +133,3 @@ class GSMN(MatchingModel):
             textual.graph_convolution_3.edge_weights(words, adjacency, self.smooth)[0],
         )
         return Explanation((in_regions.mean() + in_words.mean()).item(), *(part.cpu().numpy() for part in parts))
-
-
-def check_widths(opt):
-    """ValueError where block, feature and kernel widths of GSMN do not fit together."""
-    if opt.embed_size % opt.num_block:
-        raise ValueError(f"--embed_size {opt.embed_size} is not divisible by --num_block {opt.num_block}")
-    if opt.feat_dim != opt.num_block:
-        raise ValueError(f"--feat_dim {opt.feat_dim} must equal --num_block {opt.num_block}")
-    if opt.hid_dim % graph.KERNELS:
-        raise ValueError(f"--hid_dim {opt.hid_dim} is not divisible by the {graph.KERNELS} kernels")
-    if opt.out_dim != 1:
-        raise ValueError(f"--out_dim {opt.out_dim}: a node has one score, only 1 is defined")

@@ -1,7 +1,6 @@
 """SCAN, Stacked Cross Attention (arXiv 1803.08024).  docs/method.md describes it in section 8.
 
-Its attention is GSMN's node-level matching with one block, so graph.py computes it without a tensor of contexts.
-Letters for shapes as in graph.py.
+Its attention is GSMN's node-level matching with one block, so graph.py computes it.  Letters for shapes as there.
 """
 
 from functools import partial
@@ -24,9 +23,8 @@ class SCAN(MatchingModel):
         self.smooth, self.lse, self.sim_memory = opt.lambda_softmax, opt.lambda_lse, opt.sim_memory
         layer = partial(graph.WeightNormLinear, dim=-1) if opt.precomp_enc_type == "weight_norm" else linear
         self.img_enc = EncoderImage(opt.img_dim, opt.embed_size, opt.no_imgnorm, layer)
-        self.txt_enc = EncoderText(
-            opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers, opt.bi_gru, opt.no_txtnorm
-        )
+        sizes = opt.vocab_size, opt.word_dim, opt.embed_size, opt.num_layers
+        self.txt_enc = EncoderText(*sizes, opt.bi_gru, opt.no_txtnorm)
 
     def similarity(self, images, captions):
         """Scores of all pairs (I, C)."""

@@ -56,9 +56,8 @@ class EncoderRegions(nn.Module):
 def chrono_init(rnn, steps):
     """Start a GRU's units with memories of 1 to `steps` steps, half of them longer than steps / 2.
 
-    With torch's initial values a unit keeps about half of its state at each step.  Here the bias of the update
-    gate starts at log u, u uniform in [1, steps - 1], so that a unit keeps u / (u + 1).  The reset gate's bias
-    is left as it is.
+    The bias of the update gate starts at log u, u uniform in [1, steps - 1], so that a unit keeps u / (u + 1) of its
+    state at each step; torch's initial values keep about half.
     Tallec and Ollivier, Can recurrent neural networks warp time? (ICLR 2018), section 2.
     """
     gate = slice(rnn.hidden_size, 2 * rnn.hidden_size)  # torch's order of gates: reset, update, new
@@ -105,8 +104,7 @@ def batch_norm(layer, x):
 class VSRN(VSEpp):
     """VSRN: VSE++ with an image encoder that relates regions, and with a caption loss.
 
-    Enhanced regions are embed_size wide, so dim_vid is not read.  Pictures (data_name coco, f8k, f30k) have no
-    regions to caption: caption_model is then None.
+    Pictures (data_name coco, f8k, f30k) have no regions to caption: caption_model is then None.
     """
 
     retrieval_loss = "Le_retrieval"

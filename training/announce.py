@@ -63,9 +63,6 @@ def in_epochs(opt):
     return f"{opt.num_epochs} epoch{'' if opt.num_epochs == 1 else 's'}"
 
 
-# ---- on the way
-
-
 class Step(NamedTuple):
     """One step of training."""
 
@@ -101,9 +98,6 @@ def log_line(training, step):
     eta = f"{seconds:.0f}s" if seconds < 1000 else f"{seconds / 3600:.1f}h"
     parts += [f"{facts['batch_time']:.2g}s/it", f"ETA {eta}"]
     logging.info("Epoch %d %d/%d %s", facts["epoch"], facts["step"] + 1, steps, " ".join(parts))
-
-
-# ---- at the end
 
 
 def announce_end(training):

@@ -37,10 +37,9 @@ def tensorboard():
 class RunLog:
     """Scalars to TensorBoard, a JSON line for each logged step and each validation, under the run's --logger_name.
 
-    resume_at: the step a resumed run goes on from.  What log.jsonl says of later steps is removed; TensorBoard hides
-    such points itself, since the new event file says where it begins.  A new run moves the files of an earlier one to
-    a folder before-N.  Without a working tensorboard_logger there are no curves.  InputError where the folder cannot
-    be used at the start.  Later a failed write is logged, and training goes on.
+    resume_at: the step a resumed run goes on from; what log.jsonl says of later steps is removed.  A new run moves the
+    files of an earlier one to a folder before-N.  Without a working tensorboard_logger there are no curves.
+    InputError where the folder cannot be used at the start.  Later a failed write is logged, and training goes on.
     """
 
     def __init__(self, folder, resume_at=None):

@@ -1,9 +1,7 @@
-"""Compiles the C kernel when it is first needed and keeps it in a cache folder: $GSMN_CACHE, or gsmn/ in
-$XDG_CACHE_HOME or ~/.cache.
+"""Compiles the C kernel when it is first needed and keeps it in a cache folder (this folder's README.md says which).
 
-The file's name has two parts: what it was made from (source, sizes, compiler, processor), and the digest of its
-content. A file that does not fit its digest, as one that a power failure cut short, is made again. A cache folder that
-another user owns or may write is not used: what lies there would run with this user's rights.
+A file that does not fit the digest of its content in its name, as one that a power failure cut short, is made again.
+What lies in a folder that another user may write would run with this user's rights: it is not used.
 """
 
 import ctypes

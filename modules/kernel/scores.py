@@ -23,14 +23,13 @@ SLOTS = 8  # parts that images and captions are cut into for the gradients; more
 LONG, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-# ---- csrc/pairs.h ----
-
-
 def fields(kind, names):
     return [(name, kind) for name in names.split()]
 
 
 class Side(ctypes.Structure):
+    """This struct and the next two are those of csrc/pairs.h."""
+
     _fields_ = fields(LONG, "count") + fields(
         POINTER, "length first packed gram edge features data grams norms edges params boxes kernels links"
     )
@@ -50,9 +49,6 @@ class Job(ctypes.Structure):
         + fields(POINTER, "memory")
         + fields(LONG, "room threads next done")
     )
-
-
-# ---- the library ----
 
 
 class Kernel:
@@ -107,9 +103,6 @@ class Scratch(dict):
         weakref.finalize(self, SPARE_MEMORY.append, memory)
         pieces = zip(shapes.items(), memory[:total].split(list(sizes.values())))
         super().__init__({name: piece[: math.prod(shape)].view(shape) for (name, shape), piece in pieces})
-
-
-# ---- parameters and both sides as the kernel takes them ----
 
 
 def stacked_params(match, k):
@@ -225,9 +218,6 @@ class PairScores(torch.autograd.Function):
         d_params = [grad["params"].sum(0) for grad in grads]
         features = d_images["features"].view_as(regions), None, d_captions["features"]
         return None, *features, d_images["kernels"].sum(0), *d_params
-
-
-# ---- all pairs, in the memory that is allowed ----
 
 
 def all_pairs(kernel, model, images, captions, limit):

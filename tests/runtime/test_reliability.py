@@ -23,7 +23,7 @@ from checkpoints.checkpoint import load_checkpoint
 from files.errors import InputError
 from runtime.workers import STOPPING
 from training import logger
-from training.interrupts import Stop
+from training.health import Stop
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--batch_size", 128]  # two steps an epoch

@@ -4,8 +4,6 @@
 
 #include "pairs.h"
 
-/* ---- node level ---- */
-
 /* out[j] += sum over the nodes of x[node] a[j][node] */
 INLINE void join_some(const int some, int nodes, const vec *x, const float *a, int stride, vec *out) {
     vec sum[JOIN];
@@ -127,8 +125,6 @@ static void spread(int R, int n, int dim, const vec *S, int stride, const vec *r
         for (; t < dim; t++) spread_some(1, 1, R, n, dim, k, t, S, stride, regions, words, d_regions, d_words);
     }
 }
-
-/* ---- all pairs ---- */
 
 static void pair(const Job *j, Pair *p, int image, int caption, int slot) {
     const Side *images = &j->sides[0], *captions = &j->sides[1];

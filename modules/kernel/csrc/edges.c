@@ -1,8 +1,7 @@
 /* Edge weights, once per image and per caption, and their gradients (docs/method.md, section 2.4). */
 #include "pairs.h"
 
-/* ---- visual graphs: Gaussian kernels over polar coordinates ---- */
-
+/* Visual graphs: Gaussian kernels over polar coordinates */
 typedef struct {
     float w[TW] __attribute__((aligned(64)));   /* the weights of one pair of regions, and padding */
     float near[EW];   /* the regions' distance minus a kernel's mean distance */
@@ -44,7 +43,7 @@ static void weigh_back(const Side *s, const Place *p, const float *g, float *d) 
     }
 }
 
-/* ---- textual graphs: softmax of the words' affinities, dense or along dependencies; all kernels alike ---- */
+/* Textual graphs: softmax of the words' affinities, dense or along dependencies; all kernels alike */
 
 /* row of the entry (i, j) of a symmetric matrix, of which the upper triangle is stored */
 static inline int entry(int n, int i, int j) {
@@ -89,8 +88,6 @@ static void relate_back(const Job *j, int item, int i, float *soft, float *weigh
         EACH(v, NV) dg[v] += (i == k ? 1 : .5f) * (float)j->smooth * soft[k] * (dw[k] - dot);
     }
 }
-
-/* ---- both ---- */
 
 /* "self" in a dense graph of words: the weights of a word add up to 1, whatever they are */
 static int constant(const Job *j, int side) { return side && !j->neighbors && !j->sides[1].links; }

@@ -1,8 +1,7 @@
 /* The structure level: a pair's scores and their gradients (docs/method.md, section 2.4). */
 #include "pairs.h"
 
-/* ---- products of (nodes, width) with (width, vectors), nodes and other rows taken LINES at once ---- */
-
+/* out = x w, x (nodes, width), w (width, vectors); here and below LINES rows at once */
 INLINE void linear_some(const int nodes, const int vectors, int width, const float *x, const vec *w, vec *out) {
     vec sum[LINES][HV > NV ? HV : NV];
     EACH(i, nodes) EACH(c, vectors) sum[i][c] = (vec){0};
@@ -44,8 +43,6 @@ static void mix(int nodes, const float *e, int down, int across, const vec *x, v
     for (; i < nodes; i++) mix_some(1, nodes, e + i * down * EW, down, across, x, out + i * HV);
 }
 
-/* ---- scores ---- */
-
 /* matching vectors m -> z = W m and the convolution's output h; out_1's output without bias, into out */
 static void layers(const Half *f, int neighbors, vec *out) {
     const float *e = f->side->edges + f->side->edge[f->item] * EW, *params = f->side->params;
@@ -65,8 +62,6 @@ float score(const Half *f, int neighbors) {
     FOR(i, f->nodes) EACH(c, HV) sum += tangent(f->z[i * HV + c] + bias[c]) * last[c];
     return total(sum) / f->nodes;
 }
-
-/* ---- their gradients ---- */
 
 /* gradient dh of the convolution's output -> of z = W m, into u, and added to the edges and the bias */
 static void convolve_back(const Half *f, int neighbors, float *d_edges, vec *d_bias) {
