@@ -25,7 +25,7 @@ from modules.sides import CaptionSide, ImageSide
 from reporting.metrics import recalls
 from reporting.outputs import Outputs
 from reporting.printing import print_folds, print_metrics
-from reporting.ranks import NotFiniteError, check_finite, five_folds, i2t, mean_of_folds, metrics, t2i
+from reporting.ranks import NotFiniteError, check_finite, five_folds, fold_slices, i2t, mean_of_folds, metrics, t2i
 from runtime import distributed
 
 # what other programs call, some of it defined elsewhere
@@ -175,8 +175,7 @@ def score_member(member, fold5, full):
         sims["full"] = [score_all(model, with_released_boxes(images, member, False) if released else images, captions)]
     if fold5 and (not full or released):
         images = with_released_boxes(images, member, True) if released else images
-        n, m = len(images) // 5, len(captions) // 5
-        folds = [(slice(k * n, (k + 1) * n), slice(k * m, (k + 1) * m)) for k in range(5)]
+        folds = fold_slices(len(images), len(captions))
         sims["fold5"] = [score_all(model, images.take(rows), captions.take(columns)) for rows, columns in folds]
     return sims
 
@@ -248,7 +247,8 @@ def evaluate(
         if distributed.is_main():
             conclude({"model": member.path, "checkpoint": member.about}, sims)
             if several:
-                weigh(sims, factor, normalize, member.path)
+                if weights or normalize:  # else two passes over the matrix would change nothing
+                    weigh(sims, factor, normalize, member.path)
                 for kind in total or ():  # the first one's similarities become the sum
                     for matrix, other in zip(total[kind], sims[kind]):
                         matrix += other

@@ -132,8 +132,13 @@ def metrics(sims, ties="worst"):
 
 def five_folds(sims):
     """sims (N, M) -> the five blocks (N/5, M/5) of its diagonal."""
-    n, m = (size // 5 for size in sims.shape)
-    return [sims[k * n : (k + 1) * n, k * m : (k + 1) * m] for k in range(5)]
+    return [sims[rows, columns] for rows, columns in fold_slices(*sims.shape)]
+
+
+def fold_slices(images, captions):
+    """So many images and captions -> the slices (images, captions) of each of five folds."""
+    n, m = images // 5, captions // 5
+    return [(slice(k * n, (k + 1) * n), slice(k * m, (k + 1) * m)) for k in range(5)]
 
 
 def mean_of_folds(folds):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from runtime import distributed
 from runtime.workers import Loader
 from vocab import PAD
 
@@ -88,7 +89,7 @@ class EpochSampler:
         order, processes = torch.randperm(self.n, generator=generator).tolist(), range(self.replicas)
         for step in range(self.start_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [batch[len(batch) * r // self.replicas : len(batch) * (r + 1) // self.replicas] for r in processes]
+            yield [batch[distributed.nth_part(len(batch), r, self.replicas)] for r in processes]
 
     def __iter__(self):
         for shares in self.steps():

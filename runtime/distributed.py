@@ -52,10 +52,14 @@ class Silent:
         return lambda *arguments: True
 
 
+def nth_part(n, k, count):
+    """The slice of n items that part k of `count` has; sizes differ by one at most, and a part may be empty."""
+    return slice(n * k // count, n * (k + 1) // count)
+
+
 def local_slice(n, process=None):
-    """The slice of n items that this process (or process number `process`) works on; sizes differ by one at most."""
-    process = rank() if process is None else process
-    return slice(n * process // size(), n * (process + 1) // size())
+    """The slice of n items that this process (or process number `process`) works on."""
+    return nth_part(n, rank() if process is None else process, size())
 
 
 # ---- the environment that torchrun, Slurm, Kubeflow or mpirun sets ----

@@ -117,7 +117,7 @@ def split(batch, n):
     """A Batch in n parts, whose sizes differ by one pair at most; a part may be empty."""
     parts, batch = [], batch._replace(shares=None)
     for k in range(n):
-        rows = slice(len(batch.ids) * k // n, len(batch.ids) * (k + 1) // n)
+        rows = distributed.nth_part(len(batch.ids), k, n)
         part = batch._make(None if field is None else field[rows] for field in batch)
         parts.append(part._replace(captions=part.captions[:, : max(part.lengths, default=1)]))
     return parts
