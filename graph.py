@@ -241,7 +241,8 @@ class StructureMatching(nn.Module):
 class VisualGraph(StructureMatching):
     """The image's graph: regions as nodes, fully connected, edges from the boxes alone."""
 
-    released_name, convolution_class = "graph_convolution_1", SpatialConvolution
+    released_name = "graph_convolution_1"
+    convolution_class = SpatialConvolution
 
     def edges(self, boxes):
         """Normalised boxes (I, R, 4) -> edges as StructureMatching takes them."""
@@ -252,7 +253,8 @@ class VisualGraph(StructureMatching):
 class TextualGraph(StructureMatching):
     """The caption's graph: words as nodes, joined all with all or, sparse, along dependencies."""
 
-    released_name, convolution_class = "graph_convolution_3", SemanticConvolution
+    released_name = "graph_convolution_3"
+    convolution_class = SemanticConvolution
 
     def edges(self, words, adjacency, smooth, mask=None):
         """Words (C, n, D), adjacency (C, n, n) or None (dense) -> edges as StructureMatching takes them.

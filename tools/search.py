@@ -179,9 +179,14 @@ def answer(finder, text, flags, viewer, number):
     if viewer:
         path = Path(flags.out or f"search-{text_as_name(text)}.html")
         path = path.with_name(f"{path.stem}-{number}{path.suffix}") if flags.out and number > 1 else path
-        shown = {"text": text, "found": list(zip(map(viewer, best.tolist()), scores.tolist()))}
-        about = {name: getattr(finder, name) for name in ("names", "captions", "provenance")}
-        content = template("search.html").render(**shown, **about).encode()
+        page = template("search.html").render(
+            text=text,
+            found=list(zip(map(viewer, best.tolist()), scores.tolist())),
+            names=finder.names,
+            captions=finder.captions,
+            provenance=finder.provenance,
+        )
+        content = page.encode()
         atomic_write(path, lambda file: file.write(content))
         print(f"{path}: {len(content) / 1000:.0f} kB")
 
